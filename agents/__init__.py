@@ -1,0 +1,1 @@
+"""One file per method: a LightningModule that reads like its paper, and what runs it."""

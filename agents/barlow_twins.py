@@ -1,0 +1,176 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), with exact batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from agents.optimizers import configure
+from config.hparams import Hparams
+from config.validation import active_settings
+from datamodules.loading import Batch, Views
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from models.backbones.base import Backbone
+from models.chunking import forward_in_chunks
+from models.heads.projector import projector
+from models.losses.barlow_twins import (
+    barlow_twins_loss,
+    chance_level,
+    cross_correlation,
+    rank_bound,
+    summarise,
+)
+
+# λ(D-1)/(N-1) above which sampling noise, not redundancy, dominates the loss; the study's failed
+# batch of 32 at width 512 lies at 0.08.
+NOISE_LIMIT = 0.04
+
+
+class BarlowTwins(LightningModule):
+    """Two views of an image should have equal embeddings whose dimensions are not redundant.
+
+    loss = scale * ( Σ_i (1 - C_ii)² + λ Σ_{i≠j} C_ij² ), C the cross-correlation over the batch of
+    the projected views.
+
+    Args:
+        backbone: what is trained and kept.
+        hparams: groups `barlow_twins`, `optim`, and the batch size.
+    """
+
+    def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
+        super().__init__()
+        # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
+        self.save_hyperparameters(active_settings(hparams))
+        self.settings = hparams
+        self.backbone = backbone
+        method = hparams.barlow_twins
+        self.projector = projector(
+            backbone.embed_dim, method.projector_dim, method.projector_layers
+        )
+        self.lr = float(hparams.optim.lr)
+        self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
+
+    @staticmethod
+    def views(hparams: Hparams) -> Views:
+        """What the method asks of the data."""
+        return BarlowTwinsViews(hparams.data.image_size)
+
+    def _pool(self, images: Tensor) -> Tensor:
+        return self.backbone(images).pooled
+
+    def embed(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Embeds one view.
+
+        Args:
+            chunks: its micro-batches `(n, 3, H, W)` uint8, n summing to N; they may be on the host.
+
+        Returns:
+            `(N, projector_dim)`. The backbone sees one chunk at a time, the projector all N.
+        """
+        if self.backbone.frozen or not torch.is_grad_enabled():
+            with torch.no_grad():
+                features = torch.cat([self._pool(chunk.to(self.device)) for chunk in chunks])
+        elif len(chunks) == 1:
+            features = self._pooled(chunks[0].to(self.device))
+        else:
+            features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
+        return self.projector(features)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one batch, with the embeddings `z1`, `z2` `(N, D)` for callbacks."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The same on held-out images, whose views never change."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        method = self.settings.barlow_twins
+        # One view after the other, as in the official code: BatchNorm statistics are a view's own.
+        z1, z2 = (self.embed(chunks) for chunks in batch.views)
+        correlation = cross_correlation(z1, z2)
+        loss = method.scale * barlow_twins_loss(correlation, method.lambd)
+        self._report(split, loss, correlation.detach(), z1.detach())
+        return {"loss": loss, "z1": z1.detach(), "z2": z2.detach()}
+
+    def _report(self, split: str, loss: Tensor, correlation: Tensor, z: Tensor) -> None:
+        method, size = self.settings.barlow_twins, len(z)
+        summary = summarise(correlation, z, rank=split == "val")
+        scalars: dict[str, Any] = {
+            "loss": loss.detach(),
+            "diagonal_mean": summary.diagonal_mean,
+            "off_diagonal_rms": summary.off_diagonal_rms,
+            "embedding_std": summary.embedding_std,
+            "chance_level": method.scale * chance_level(z.shape[1], size, method.lambd),
+            "rank_bound": method.scale * rank_bound(z.shape[1], size, method.lambd),
+        }
+        if summary.effective_rank is not None:
+            scalars["effective_rank"] = summary.effective_rank
+        if split == "train" and self.trainer.optimizers:
+            scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        named = {f"{split}/{name}": value for name, value in scalars.items()}
+        shown = f"{split}/loss"
+        self.log(shown, named.pop(shown), prog_bar=True, batch_size=size)
+        self.log_dict(named, batch_size=size)
+
+    def on_fit_start(self) -> None:
+        """Warns of settings that are known to fail, before hours are spent on them."""
+        data, method = self.settings.data, self.settings.barlow_twins
+        noise = method.lambd * (method.projector_dim - 1) / (data.batch_size - 1)
+        if noise > NOISE_LIMIT:
+            rank_zero_warn(
+                f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
+                f"lambd*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
+                "and training is likely to fail. Raise --data.batch_size (memory stays the same with "
+                "--trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
+            )
+        if self.settings.trainer.accumulate > 1:
+            rank_zero_warn(
+                f"--trainer.accumulate {self.settings.trainer.accumulate} is not a larger batch for "
+                "Barlow Twins: each batch has its own correlation matrix. For a larger batch raise "
+                "--data.batch_size and set --trainer.chunk_size."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
+        return configure(self, [self.backbone, self.projector], self.settings.optim, self.lr)
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Leaves the images on the host: `embed` moves one micro-batch at a time."""
+        return batch
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        split = "val" if "val/loss" in summary else "train"
+        if f"{split}/loss" not in summary:
+            return ["No step was finished, so there is nothing to say about the loss."]
+        loss, diagonal, off, std, chance, bound = (
+            summary[f"{split}/{name}"]
+            for name in (
+                "loss",
+                "diagonal_mean",
+                "off_diagonal_rms",
+                "embedding_std",
+                "chance_level",
+                "rank_bound",
+            )
+        )
+        if std < 0.1:
+            return [
+                f"COLLAPSED: the embeddings hardly vary (spread {std:.3f} of 1). Lower optim.lr, "
+                "lengthen the warm-up, or raise the batch size."
+            ]
+        words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
+        return [
+            f"Held-out {split} loss {loss:.1f}; independent features would still cost {chance:.1f} "
+            f"at this batch size, and no features less than {bound:.1f}."
+            if split == "val"
+            else f"Training loss {loss:.1f} (chance level {chance:.1f}, rank bound {bound:.1f}).",
+            f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
+            f"Redundancy between dimensions: off-diagonal RMS {off:.3f} (goal 0).",
+        ]

@@ -1,0 +1,93 @@
+"""What `python main.py` can do besides training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from agents.compare import compare
+from agents.study import run_study
+from agents.trainer import Trainer, build_backbone, build_data, check_fits, quiet_libraries
+from config import names
+from config.convert import read_yaml, update
+from config.hparams import Hparams
+from config.parsing import Command, find_run
+from config.resolve import resolve
+from config.validation import check
+from utils.run_folder import RunFolder
+from utils.weights import network_state, read_checkpoint
+
+
+def execute(command: Command) -> int:
+    """Carries a command out and returns the exit code."""
+    runs_dir = command.hparams.run.dir
+    if command.study:
+        return run_study(command.study, command.seeds, command.print_commands, runs_dir)
+    if command.compare:
+        print(compare([RunFolder(find_run(run, runs_dir)) for run in command.compare]))
+        return 0
+    if command.export:
+        return export(RunFolder(find_run(command.export, runs_dir)))
+    if command.evaluate:
+        return evaluate(RunFolder(find_run(command.evaluate, runs_dir)))
+    return Trainer(command.hparams).run()
+
+
+def evaluate(folder: RunFolder) -> int:
+    """Validates the best checkpoint of a run and adds `evaluate/…` to its summary.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    checkpoint = folder.best if folder.best.exists() else folder.last
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{folder.path} has no checkpoint to evaluate.")
+    quiet_libraries()
+    hparams = resolve(check(update(Hparams(), read_yaml(folder.hparams), str(folder.hparams))))
+    data = build_data(hparams)
+    agent: pl.LightningModule = names.TASKS[hparams.task].load()(
+        build_backbone(hparams, load=False), hparams
+    )
+    check_fits(agent, checkpoint)
+    agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    trainer = pl.Trainer(
+        accelerator=hparams.trainer.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder.path,
+    )
+    (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
+    found = {name.replace("val/", "evaluate/"): value for name, value in metrics.items()}
+    folder.write_summary(folder.read_summary() | found)
+    for name, value in found.items():
+        print(f"{name:28s} {value:.4f}")
+    return 0
+
+
+def export(folder: RunFolder) -> int:
+    """Writes the last backbone of a run, finished or not, in its public layout.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    import torch
+
+    if not folder.last.exists():
+        raise FileNotFoundError(f"{folder.path} has no checkpoint to export.")
+    state = network_state(read_checkpoint(folder.last), str(folder.last))
+    torch.save(state, folder.backbone)
+    print(
+        f"{folder.backbone}: {len(state)} tensors.\n"
+        f"Use it here:      --backbone.weights run:{folder.name}\n"
+        "Use it elsewhere: model.load_state_dict(torch.load(FILE, weights_only=True)) "
+        "(timm and torchvision key names)"
+    )
+    return 0
+
+
+def main_script() -> list[str]:
+    """The command that starts this program."""
+    return [sys.executable, str(Path(__file__).parents[1] / "main.py")]

@@ -1,0 +1,102 @@
+"""Where a run reports: its own folder always, wandb and TensorBoard when they are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from config.hparams import LoggerHparams
+from utils.logging import RunFolderLogger
+from utils.run_folder import RunFolder, write_environment
+
+INIT_TIMEOUT = 15  # seconds to wait for the wandb service before going on without it
+FINISH_TIMEOUT = 60  # seconds to wait for the last upload
+
+_console = logging.getLogger("twinsight")
+
+
+def build_loggers(settings: LoggerHparams, folder: RunFolder) -> list[Logger]:
+    """Returns the active loggers, the run folder's first."""
+    loggers: list[Logger] = [RunFolderLogger(folder)]
+    if importlib.util.find_spec("tensorboard"):
+        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
+    run = _wandb_run(settings, folder)
+    if run is not None:
+        loggers.append(WandbLogger(experiment=run, log_model=False))
+        write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
+    return loggers
+
+
+def _wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
+    mode = os.environ.get("WANDB_MODE") or settings.mode
+    if mode == "disabled":
+        return None
+    # Chosen by us, below: the variable would overrule the fallback.
+    os.environ.pop("WANDB_MODE", None)
+    import wandb
+
+    if mode == "auto":
+        mode, reason = _reachable(wandb)
+        if reason:
+            _console.info("wandb: %s; logging offline.", reason)
+    common: dict[str, Any] = {
+        "project": settings.project,
+        "entity": settings.entity,
+        "name": folder.name,
+        "dir": str(folder.path),
+        "id": folder.read_environment().get("wandb_id"),
+        "resume": "allow",
+        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off"),
+    }
+    if mode == "online":
+        try:
+            return wandb.init(mode="online", **common)
+        except wandb.errors.Error as error:
+            if settings.mode == "online":
+                raise ValueError(
+                    f"--logger.mode online: wandb cannot be reached ({_one_line(error)}). Use auto "
+                    "or offline."
+                ) from error
+            _console.info("wandb: not reachable (%s); logging offline.", _one_line(error))
+    return wandb.init(mode="offline", **common)
+
+
+def _reachable(wandb: Any) -> tuple[str, str | None]:
+    try:
+        found = wandb.login(prompt=False, verify=False)
+    except wandb.errors.Error as error:
+        return "offline", f"the API key is not accepted ({_one_line(error)})"
+    return ("online", None) if found else ("offline", "no API key")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+
+
+def finish(loggers: list[Logger]) -> list[str]:
+    """Closes the loggers; a lost network does not hold the end of a run up.
+
+    Returns:
+        How to look at what they hold.
+    """
+    hints: list[str] = []
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            hints.append(f"tensorboard --logdir {logger.log_dir}")
+        if not isinstance(logger, WandbLogger):
+            continue
+        run = logger.experiment
+        folder = run.settings.sync_dir
+        closing = threading.Thread(target=run.finish, daemon=True)
+        closing.start()
+        closing.join(FINISH_TIMEOUT)
+        if run.settings.mode == "online" and not closing.is_alive():
+            hints.append(f"wandb: {run.url}")
+        else:
+            hints.append(f"wandb leet {folder}   (in the terminal), wandb sync {folder}   (upload)")
+    return hints

@@ -1,0 +1,45 @@
+"""From the `optim` settings to an optimizer and its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from config import names
+from config.hparams import OptimHparams
+from utils.optim import parameter_groups
+
+
+def configure(
+    agent: LightningModule, modules: Sequence[nn.Module], optim: OptimHparams, lr: float
+) -> dict[str, Any]:
+    """Builds what `configure_optimizers` returns.
+
+    Args:
+        agent: its trainer knows the length of the run.
+        modules: whose trainable parameters are optimised.
+        optim: settings.
+        lr: peak learning rate, which the tuner may have found.
+    """
+    part = names.OPTIMIZERS[optim.name]
+    groups = parameter_groups(modules, float(optim.weight_decay))
+    optimizer = part.load()(groups, lr, **{leaf: getattr(optim, leaf) for leaf in part.settings})
+    total = int(agent.trainer.estimated_stepping_batches)
+    epochs = agent.trainer.max_epochs or 0
+    per_epoch = total / epochs if epochs > 0 else agent.trainer.num_training_batches
+    warmup = min(math.ceil(optim.warmup_epochs * per_epoch), total)
+    schedule = names.SCHEDULES[optim.schedule]
+    settings: dict[str, Any] = {"total": total, "warmup": warmup}
+    if "final_lr_ratio" in schedule.settings:
+        settings["final"] = optim.final_lr_ratio
+    scheduler = LambdaLR(optimizer, partial(schedule.load(), **settings))
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
+    }

@@ -1,0 +1,102 @@
+"""What a run came to: summary.json, and the words at its end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.panel import Panel
+
+from callbacks.throughput import Throughput
+from callbacks.unreadable_images import UnreadableImages
+from config.hparams import Hparams
+from datamodules.base import ImageDataModule
+from utils.memory import peak_mb
+from utils.run_folder import RunFolder
+
+
+class SpeaksPlainly(Protocol):
+    """An agent that can say what its numbers mean."""
+
+    def in_words(self, summary: dict[str, Any]) -> list[str]:
+        """Returns sentences."""
+        ...
+
+
+def collect(
+    trainer: pl.Trainer,
+    throughput: Throughput,
+    unreadable: UnreadableImages,
+    data: ImageDataModule,
+    status: str,
+    reason: str | None,
+) -> dict[str, Any]:
+    """Returns the flat content of summary.json."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        "status": status,
+        "reason": reason,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        **{name: value for name, value in sorted(metrics.items()) if math.isfinite(value)},
+        "images_per_second": round(throughput.images_per_second, 2),
+        "data_wait_share": round(throughput.data_wait_share, 3),
+        "peak_memory_mb": round(peak_mb()),
+        "unreadable_images": len(unreadable.names),
+        "unreadable_names": sorted(unreadable.names)[:20],
+        "transductive": data.transductive,
+    }
+
+
+def show(
+    folder: RunFolder,
+    hparams: Hparams,
+    agent: pl.LightningModule,
+    result: dict[str, Any],
+    hints: list[str],
+) -> None:
+    """Prints the closing words: what was trained, what came out, where it lies, what to try next."""
+    lines = [_what(hparams, result)]
+    if result["reason"]:
+        lines.append(result["reason"])
+    speaker: Any = agent
+    lines += speaker.in_words(result)
+    if result["unreadable_images"]:
+        names = ", ".join(result["unreadable_names"][:3])
+        lines.append(f"{result['unreadable_images']} images could not be read: {names}.")
+    if result["transductive"]:
+        lines.append("TRANSDUCTIVE: training saw images that evaluation uses (data.split all).")
+    lines += ["", f"figures      {folder.figures}", f"checkpoints  {folder.checkpoints}"]
+    lines += [
+        f"settings     {folder.hparams}",
+        *hints,
+        "",
+        *_next(folder, hparams, result["status"]),
+    ]
+    Console().print(Panel("\n".join(lines), title=folder.name, expand=False), highlight=False)
+
+
+def _what(hparams: Hparams, result: dict[str, Any]) -> str:
+    verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
+    return (
+        f"{verb[result['status']]}: {hparams.task} with {hparams.backbone.name} on "
+        f"{hparams.data.name}, {result['steps']} steps of {hparams.data.batch_size} images in "
+        f"{result['wall_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
+        f"{result['data_wait_share']:.0%} of it waiting for data)."
+    )
+
+
+def _next(folder: RunFolder, hparams: Hparams, status: str) -> list[str]:
+    where = "" if hparams.run.dir == "runs" else f" --run.dir {hparams.run.dir}"
+    resume = f"python main.py --run.resume {folder.name}{where}"
+    if status == "interrupted" and folder.last.exists():
+        return [f"Go on:     {resume}"]
+    if status == "failed":
+        return [f"Go on:     {resume} --optim.lr LOWER"] if folder.last.exists() else []
+    return [
+        "Next:      train longer:      python main.py --trainer.max_epochs 100",
+        "           your images:       python main.py --data.name image_folder --data.root FOLDER",
+        f"           from this network: python main.py --backbone.weights run:{folder.name}{where}",
+    ]

@@ -1,0 +1,156 @@
+"""Finds the largest chunk that fits this machine, and a learning rate."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.tuner import Tuner
+
+from datamodules.base import ImageDataModule
+from datamodules.loading import Batch
+from models.chunking import chunk_sizes
+from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
+from utils.rng import rng_preserved
+
+# The probe leaves this share of the CPU's memory to everything else.
+CPU_SHARE = 0.8
+LR_STEPS = 60
+
+TrainerFactory = Callable[..., pl.Trainer]
+
+
+def largest_working(largest: int, fits: Callable[[int], bool], start: int = 8) -> int:
+    """Doubles from `start` until something does not fit.
+
+    Args:
+        largest: the last value worth trying.
+        fits: tries a value.
+        start: first value, halved while even that does not fit.
+
+    Returns:
+        The largest value that was tried and fitted.
+
+    Raises:
+        ValueError: not even 2 fits.
+    """
+    value, best = min(start, largest), 0
+    while value >= 2 and not fits(value):
+        value //= 2
+    if value < 2:
+        raise ValueError(
+            "Not even 2 images at once fit into memory. Use a smaller backbone or image_size."
+        )
+    while value > best:
+        best = value
+        value = min(2 * value, largest)
+        if value > best and not fits(value):
+            break
+    return best
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted, on the GPU or the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
+
+
+def tune_chunk_size(
+    agent: pl.LightningModule,
+    make_trainer: TrainerFactory,
+    batch_size: int,
+    image_size: int,
+    num_views: int = 2,
+) -> int:
+    """Searches the largest `chunk_size` by training a copy for two real steps on random images.
+
+    Two, because the optimizer allocates its state in the first. On the CPU a chunk is not tried when
+    its memory, extrapolated from the last one, would exceed what is available.
+
+    Returns:
+        A chunk size that was tried; `batch_size` when the whole batch fits at once.
+    """
+    last: tuple[int, float] | None = None
+
+    def fits(chunk: int) -> bool:
+        nonlocal last
+        on_cpu = not torch.cuda.is_available()
+        if on_cpu and last and last[1] * chunk / last[0] > CPU_SHARE * available_mb():
+            return False
+        try:
+            used = _probe(agent, make_trainer, batch_size, chunk, image_size, num_views)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+        last = (chunk, used)
+        return not on_cpu or used < CPU_SHARE * (available_mb() + used)
+
+    return largest_working(batch_size, fits)
+
+
+def _probe(
+    agent: pl.LightningModule,
+    make_trainer: TrainerFactory,
+    batch_size: int,
+    chunk: int,
+    image_size: int,
+    num_views: int,
+) -> float:
+    sizes = chunk_sizes(batch_size, chunk)
+    views = tuple(
+        [torch.randint(0, 256, (n, 3, image_size, image_size), dtype=torch.uint8) for n in sizes]
+        for _ in range(num_views)
+    )
+    batch = Batch(views, torch.arange(batch_size), ())
+    with rng_preserved(), tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(max_steps=2, max_epochs=-1, default_root_dir=folder, callbacks=[])
+        before = resident_mb()
+        reset_peak()
+        trainer.fit(copy.deepcopy(agent), _Repeated(batch))
+        return max(0.0, peak_mb() - (0.0 if torch.cuda.is_available() else before))
+
+
+class _Repeated:
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter([self.batch] * 2)
+
+
+def tune_lr(
+    agent: pl.LightningModule, datamodule: ImageDataModule, make_trainer: TrainerFactory
+) -> float:
+    """Runs Lightning's learning-rate finder on a copy (Smith 2017).
+
+    Raises:
+        ValueError: the loss curve has no usable slope.
+    """
+    with rng_preserved(), tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(max_epochs=-1, default_root_dir=folder, callbacks=[])
+        finder: Any = Tuner(trainer).lr_find(
+            copy.deepcopy(agent),
+            datamodule=copy.deepcopy(datamodule),
+            num_training=LR_STEPS,
+            min_lr=1e-6,
+            max_lr=1.0,
+        )
+        suggestion = finder.suggestion() if finder else None
+    if suggestion is None or not math.isfinite(suggestion):
+        raise ValueError("--trainer.tune_lr found no slope in the loss. Set --optim.lr yourself.")
+    return float(suggestion)

@@ -1,0 +1,173 @@
+"""What each attention head looks at (after the DINO paper, Caron et al. 2021, figs. 1 and 3)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.looking import ExampleImages, SayOnce, backbone_of, due, looking
+from models.attention import AttentionRequest
+from models.backbones.base import AttentionBackbone
+from utils import figures
+from utils.logging import log_figure
+
+
+class AttentionMaps(Callback):
+    """Draws the attention of chosen blocks on fixed images of the training and validation set.
+
+    Per image: the raw map of every head, its mask (the fewest patches that hold `mass` of the
+    attention) and all masks in one picture, each head in its own colour, the same in all figures.
+
+    Args:
+        every_n_epochs: when to draw.
+        num_images: rows.
+        blocks: which blocks, negative from the end.
+        queries: whose attention: `cls`, `mean` over patches, or `auto` by the backbone's pooling.
+        mass: share of attention a mask holds.
+        image_size: side of the images in pixels; None: that of the training crops. Larger images
+            give finer maps.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        num_images: int = 4,
+        blocks: list[int] | None = None,
+        queries: Literal["auto", "cls", "mean"] = "auto",
+        mass: float = 0.6,
+        image_size: int | None = None,
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.blocks = tuple(blocks or [-1])
+        self.queries = queries
+        self.mass = mass
+        self.image_size = image_size
+        self.say = SayOnce()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the blocks before training starts.
+
+        Raises:
+            ValueError: a block outside the network.
+        """
+        backbone = backbone_of(pl_module)
+        if isinstance(backbone, AttentionBackbone):
+            AttentionRequest(self.blocks).resolve(backbone.depth)
+        else:
+            self.say(f"attention_maps: {type(backbone).__name__} has no attention; nothing drawn.")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the training images."""
+        self._draw(trainer, pl_module, "train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the validation images."""
+        if not trainer.sanity_checking:
+            self._draw(trainer, pl_module, "val")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
+        backbone = backbone_of(pl_module)
+        if not isinstance(backbone, AttentionBackbone) or not due(trainer, self.every_n_epochs):
+            return
+        data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
+        images = data.examples(split, self.num_images, self.image_size)
+        request = AttentionRequest(self.blocks, self._queries(backbone))
+        with looking(pl_module):
+            answer = backbone(images.to(pl_module.device), request).attention
+        for attention in answer or ():
+            maps = attention.patch_maps()[:, :, 0].float().cpu()  # (B, heads, h, w)
+            title = (
+                f"{_WHOSE[request.queries]} in block {attention.block + 1} of {backbone.depth}, "
+                f"{split} images, step {trainer.global_step}"
+            )
+            figure = draw(images, maps, self.mass, title)
+            log_figure(trainer, f"attention_maps/{split}/block-{attention.block + 1:02d}", figure)
+
+    def _queries(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
+        if self.queries == "cls" and backbone.pool == "mean":
+            self.say(
+                "attention_maps: with --backbone.pool mean the CLS attention of the last block is "
+                "never trained; queries mean shows what is."
+            )
+        if self.queries != "auto":
+            return self.queries
+        return "cls" if backbone.pool == "cls" else "mean"
+
+
+_WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch receives"}
+
+
+def mass_mask(maps: Tensor, mass: float) -> Tensor:
+    """Marks the fewest patches that hold at least `mass` of a map.
+
+    Args:
+        maps: `(..., h, w)`, not negative.
+        mass: in 0 … 1, of the map's own sum.
+
+    Returns:
+        `(..., h, w)` bool.
+    """
+    flat = maps.flatten(-2)
+    ordered, order = (flat / flat.sum(-1, keepdim=True)).sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    keep = torch.zeros_like(flat, dtype=torch.bool).scatter(-1, order, before < mass)
+    return keep.unflatten(-1, maps.shape[-2:])
+
+
+def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
+    """Draws images `(B, 3, H, W)` uint8 and their maps `(B, heads, h, w)`."""
+    num_images, heads = maps.shape[:2]
+    size = images.shape[-2:]
+    masks = F.interpolate(mass_mask(maps, mass).float(), size=size).bool().numpy()
+    smooth = F.interpolate(maps, size=size).numpy()
+    relative = maps.flatten(-2).amax(-1) * maps[0, 0].numel() / maps.flatten(-2).sum(-1)
+    figure, axes = figures.grid(2 * num_images, heads + 1, title=title)
+    for row in range(num_images):
+        top, bottom = axes[2 * row], axes[2 * row + 1]
+        picture = images[row].permute(1, 2, 0).numpy()
+        figures.show_image(top[0], picture)
+        figures.show_image(bottom[0], overlay(picture, masks[row]))
+        for head in range(heads):
+            figures.show_image(
+                top[head + 1],
+                smooth[row, head],
+                cmap="viridis",
+                vmin=0,
+                vmax=smooth[row, head].max(),
+            )
+            top[head + 1].set_xlabel(f"peak {relative[row, head]:.1f} x uniform", fontsize=7)
+            figures.show_image(
+                bottom[head + 1], overlay(picture, masks[row, head : head + 1], head)
+            )
+    figures.label_rows(axes, ["image, raw maps", f"{mass:.0%} masks"] * num_images)
+    axes[0, 0].set_title("image / all heads")
+    for head in range(heads):
+        axes[0, head + 1].set_title(f"head {head + 1}", color=_colour(head), weight="bold")
+    bar = ScalarMappable(cmap="viridis")
+    figure.colorbar(bar, ax=axes, shrink=0.5, label="attention / the head's own maximum")
+    return figure
+
+
+def _colour(head: int) -> tuple[float, float, float]:
+    return figures.HEADS[head % len(figures.HEADS)]
+
+
+def overlay(image: NDArray[Any], masks: NDArray[np.bool_], first: int = 0) -> NDArray[np.uint8]:
+    """Paints masks `(n, H, W)` over an image `(H, W, 3)`, head `first + i` in its own colour."""
+    shown = image.astype(float) * 0.35
+    colours = np.array([_colour(first + i) for i in range(len(masks))]) * 255
+    covered = masks.any(0)
+    blend = (masks[..., None] * colours[:, None, None]).sum(0) / np.maximum(masks.sum(0), 1)[
+        ..., None
+    ]
+    shown[covered] = 0.5 * image[covered] + 0.5 * blend[covered]
+    return shown.clip(0, 255).astype(np.uint8)

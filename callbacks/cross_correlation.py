@@ -1,0 +1,117 @@
+"""The cross-correlation matrix of two views as a heat map (Barlow Twins, fig. 1 of the study)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.looking import SayOnce, due
+from models.losses.barlow_twins import cross_correlation
+from utils import figures
+from utils.logging import log_figure
+
+
+class CrossCorrelation(Callback):
+    """Draws the matrix behind `num_samples` images, training and validation.
+
+    The noise in a matrix depends on the number of samples, so every picture has the same number: the
+    last ones of a training epoch, the first ones of a validation. Embeddings come from the agent's
+    step output `z1`, `z2`, `(N, D)` each.
+
+    Args:
+        every_n_epochs: when to draw.
+        num_samples: N.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, num_samples: int = 256) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_samples = num_samples
+        self.train: list[tuple[Tensor, Tensor]] = []
+        self.val: list[tuple[Tensor, Tensor]] = []
+        self.say = SayOnce()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Keeps the last embeddings."""
+        if self._has_pair(outputs) and due(trainer, self.every_n_epochs):
+            self.train.append((outputs["z1"].detach(), outputs["z2"].detach()))
+            while sum(len(z1) for z1, _ in self.train[1:]) >= self.num_samples:
+                self.train.pop(0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the first embeddings."""
+        enough = sum(len(z1) for z1, _ in self.val) >= self.num_samples
+        if self._has_pair(outputs) and not enough and not trainer.sanity_checking:
+            self.val.append((outputs["z1"].detach(), outputs["z2"].detach()))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the training matrix."""
+        self._draw(trainer, self.train, "train")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the validation matrix."""
+        self._draw(trainer, self.val, "val")
+
+    def _has_pair(self, outputs: Any) -> bool:
+        found = isinstance(outputs, Mapping) and "z1" in outputs and "z2" in outputs
+        if not found:
+            self.say("cross_correlation: this task has no pair of embeddings; nothing drawn.")
+        return found
+
+    def _draw(self, trainer: Trainer, pairs: list[tuple[Tensor, Tensor]], split: str) -> None:
+        if pairs and due(trainer, self.every_n_epochs):
+            z1, z2 = (torch.cat(part)[-self.num_samples :] for part in zip(*pairs, strict=True))
+            if len(z1) < self.num_samples:
+                self.say(
+                    f"cross_correlation: {split} offers {len(z1)} samples, fewer than num_samples "
+                    f"{self.num_samples}; such pictures compare only among themselves."
+                )
+            where = f"{split} images, step {trainer.global_step}"
+            figure = draw(cross_correlation(z1, z2).cpu(), len(z1), where)
+            log_figure(trainer, f"cross_correlation/{split}", figure)
+        pairs.clear()
+
+
+def draw(correlation: Tensor, samples: int, where: str, zoom: int = 48) -> Figure:
+    """Draws C `(D, D)` with absolute colours: 1 red, 0 cyan-blue; beside it its first corner."""
+    dim = len(correlation)
+    off = correlation[~torch.eye(dim, dtype=torch.bool)]
+    title = (
+        f"Cross-correlation of the two views, {where}, N = {samples}, D = {dim}\n"
+        f"mean diagonal {correlation.diagonal().mean():.3f} (goal 1), off-diagonal RMS "
+        f"{off.square().mean().sqrt():.3f} (goal 0; independent features at this N: "
+        f"{(samples - 1) ** -0.5:.3f})"
+    )
+    figure, axes = figures.grid(1, 2, cell=(5.6, 5.6), title=title)
+    zoom = min(zoom, dim)
+    parts = (
+        (correlation, f"all {dim} dimensions"),
+        (correlation[:zoom, :zoom], f"first {zoom} dimensions"),
+    )
+    for axis, (part, label) in zip(axes[0], parts, strict=True):
+        image = axis.imshow(
+            part.numpy(), cmap=figures.CORRELATION, vmin=-1, vmax=1, interpolation="nearest"
+        )
+        axis.grid(False)
+        axis.set(title=label, xlabel="dimension, view 2", ylabel="dimension, view 1")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="correlation")
+    return figure

@@ -1,0 +1,69 @@
+"""What pictures have in common: when to draw, and how to look without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from models.backbones.base import Backbone
+from utils.rng import rng_preserved
+
+
+class ExampleImages(Protocol):
+    """A datamodule that shows images as they are."""
+
+    def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
+        """Returns `(count, 3, size, size)` uint8."""
+        ...
+
+
+def due(trainer: Trainer, every_n_epochs: int) -> bool:
+    """Whether to draw in this epoch: the first, every nth after it, and the last."""
+    last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+    steps_done = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
+    return trainer.current_epoch % every_n_epochs == 0 or last or steps_done
+
+
+def backbone_of(module: nn.Module) -> Backbone:
+    """Returns the eager backbone of an agent.
+
+    Raises:
+        TypeError: the agent has none.
+    """
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(f"{type(module).__name__} has no backbone to look into.")
+    return backbone
+
+
+@contextmanager
+def looking(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients; flags and random states are as before afterwards."""
+    flags = [(part, part.training) for part in module.modules()]
+    with rng_preserved(), torch.no_grad():
+        for part, _ in flags:
+            part.training = False
+        try:
+            yield
+        finally:
+            for part, training in flags:
+                part.training = training
+
+
+class SayOnce:
+    """Tells the user something once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Prints `text` unless it was printed before."""
+        if text not in self._said:
+            self._said.add(text)
+            rank_zero_info(text)

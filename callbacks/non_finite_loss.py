@@ -1,0 +1,46 @@
+"""Stops at the first loss that is not a number, before it reaches the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class NonFiniteLoss(Callback):
+    """Checks every training loss before its backward pass.
+
+    Args:
+        last_checkpoint: named in the message when it exists.
+    """
+
+    def __init__(self, last_checkpoint: Path) -> None:
+        self.last_checkpoint = last_checkpoint
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Raises on NaN or infinity.
+
+        Raises:
+            NonFiniteLossError: with step, learning rate, and where to go on from.
+        """
+        if torch.isfinite(loss):
+            return
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        good = (
+            f"The last good checkpoint is {self.last_checkpoint}."
+            if self.last_checkpoint.exists()
+            else "There is no checkpoint yet."
+        )
+        raise NonFiniteLossError(
+            f"The loss is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. {good} "
+            "Usual remedies: a lower --optim.lr, a longer --optim.warmup_epochs, "
+            "--trainer.gradient_clip 1, or --trainer.precision 32-true."
+        )

@@ -1,0 +1,272 @@
+"""Every setting of a run. Edit the defaults here, or override them from the command line.
+
+    python main.py                                       the defaults below
+    python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
+    python main.py --experiment brisk-valley             one of config/experiments/*.yaml
+    python main.py --help                                this file, as help
+
+Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
+command line `null`. As shipped, these settings train a small ViT with Barlow Twins on generated
+images: no download, no account, about three minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from config import names
+from config.types import Auto, Between, Count, Fraction, Natural, NonNegative, OneOf
+
+
+@dataclass
+class RunHparams:
+    """The run itself: its name, its folder, its randomness."""
+
+    name: str | None = None
+    """Folder name under `dir`; an existing one is never overwritten. null: generated."""
+    dir: str = "runs"
+    """Folder that holds all runs."""
+    seed: Natural = 0
+    """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
+    deterministic: bool = False
+    """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
+    resume: str = "none"
+    """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
+    same folder with that run's settings; options given beside it override them."""
+
+
+@dataclass
+class DataHparams:
+    """The images."""
+
+    name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
+    """shapes (generated, no download) | voc | image_folder (any folder of images)."""
+    root: str | None = None
+    """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
+    or anything between."""
+    split: Literal["train", "all_minus_val", "all"] = "train"
+    """Images to train on. voc: train is the segmentation list (1,464), all_minus_val every JPEG
+    outside the validation list. `all` includes evaluation images and marks the run transductive."""
+    download: bool = False
+    """voc: fetch the official archive (2 GB) into `root` when it is not there."""
+    val_fraction: Annotated[float, Between(0.0, 0.5)] = 0.1
+    """image_folder without a val/ folder: share of the images held out for validation."""
+    image_size: Annotated[int, Between(16)] = 64
+    """Side of the square training crops in pixels; a multiple of the patch size or stride."""
+    batch_size: Annotated[int, Between(2)] = 128
+    """Images per optimizer step: a *scientific* choice. Barlow Twins correlates over exactly this
+    many; when memory is short lower trainer.chunk_size instead, the result stays the same."""
+    num_workers: Natural | None = None
+    """Loader processes. null: one per core but one, at most 8. 0: load in the main process."""
+
+
+@dataclass
+class BackboneHparams:
+    """The network that is kept. null: the architecture's own value."""
+
+    name: Annotated[str, OneOf(names.BACKBONES)] = "vit_tiny"
+    """Architecture. The sizes below turn vit_tiny into the small demonstration network."""
+    patch_size: Count | None = 8
+    """ViT: pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
+    depth: Count | None = 6
+    """ViT: number of blocks. null: 12."""
+    embed_dim: Count | None = None
+    """ViT: width. null: 192 (tiny), 384 (small), 768 (base)."""
+    num_heads: Count | None = None
+    """ViT: attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
+    mlp_ratio: Annotated[float, Between(0.1)] | None = None
+    """ViT: hidden width of the MLP over embed_dim. null: 4."""
+    drop_path: Annotated[float, Between(0.0, 0.9)] = 0.0
+    """ViT (timm): stochastic depth rate of the last block, growing linearly over depth."""
+    dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
+    """vit_pytorch: dropout on embeddings, attention and MLPs (the study used 0.1)."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """ResNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1, no max-pool) for 32 px."""
+    output_stride: Literal[8, 16, 32] = 32
+    """ResNet: 8 or 16 dilate the last stages for denser maps (resnet50 only)."""
+    pool: Literal["cls", "mean"] = "cls"
+    """ViT: what represents the image. With mean the last block's CLS attention is never trained."""
+    layers: str = "last"
+    """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
+    weights: str = "none"
+    """none | pretrained (supervised ImageNet) | dino | barlow_twins | a file | run:NAME."""
+    freeze: bool = False
+    """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
+    unfreeze_last: Natural = 0
+    """With freeze: the last n blocks (ViT) or stages (ResNet) are trained after all."""
+
+
+@dataclass
+class BarlowTwinsHparams:
+    """Barlow Twins (Zbontar et al. 2021)."""
+
+    projector_dim: Annotated[int, Between(2)] = 512
+    """Width D of the projector. The paper uses 8192 at batch 2048; below batch 256 512 is safer:
+    the noise in the loss grows as lambd * D^2 / batch_size."""
+    projector_layers: Count = 3
+    """Linear layers of the projector, BatchNorm and ReLU between them."""
+    lambd: NonNegative = 0.0051
+    """Weight of the off-diagonal terms; 0.002 to 0.02 are within a point of each other."""
+    scale: Annotated[float, Between(1e-8)] = 1.0
+    """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
+
+
+@dataclass
+class OptimHparams:
+    """Optimizer and learning-rate schedule."""
+
+    name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
+    """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
+    lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """Peak learning rate. auto: 1e-3 (adamw), 0.2 (lars), 0.03 (sgd), each x batch_size / 256."""
+    weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """Never applied to norms and biases. auto: 0.05 (adamw), 1.5e-6 (lars), 1e-4 (sgd)."""
+    momentum: Fraction = 0.9
+    """lars, sgd."""
+    schedule: Annotated[str, OneOf(names.SCHEDULES)] = "cosine"
+    """cosine (ends exactly with the run) | constant; both after the warm-up, stepwise."""
+    warmup_epochs: NonNegative = 1.0
+    """Linear warm-up from 0, in epochs, fractions allowed. Long runs: 10."""
+    final_lr_ratio: Fraction = 0.001
+    """cosine: final learning rate as a share of the peak."""
+
+
+@dataclass
+class TrainerHparams:
+    """Length, hardware and memory."""
+
+    max_epochs: Count = 12
+    """Passes over the training images. Real pretraining: 100 to 1000."""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps instead; the schedule then ends there."""
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
+    """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: the GPU if there is one. An NVIDIA card torch cannot use is an error, not a CPU run."""
+    devices: Annotated[int, Between(1, 1)] = 1
+    """GPUs. One: the correlation matrix is not yet shared between processes."""
+    strategy: Literal["auto"] = "auto"
+    """Lightning's strategy."""
+    compile: bool = False
+    """torch.compile the backbone's training pass. Not on Pascal cards."""
+    chunk_size: Annotated[int, Between(2)] | None = None
+    """Images that pass the backbone at once: memory follows this, the result follows batch_size.
+    null: the whole batch at once."""
+    accumulate: Count = 1
+    """Sum gradients over this many batches. NOT a larger batch for Barlow Twins: every batch has
+    its own matrix. Use batch_size with chunk_size for that."""
+    gradient_clip: NonNegative = 0.0
+    """Largest global gradient norm; 0: no clipping."""
+    tune_batch_size: bool = False
+    """Before training, find the largest chunk_size that fits this machine, and use it."""
+    tune_lr: bool = False
+    """Before training, run Lightning's learning-rate finder, and use its value."""
+    limit_train_batches: Count | None = None
+    """Batches per training epoch; null: all."""
+    limit_val_batches: Natural | None = None
+    """Batches per validation; null: all, 0: no validation."""
+
+
+@dataclass
+class LoggerHparams:
+    """wandb. Figures, metrics and the summary also lie in the run folder, whatever is chosen."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with a key and a network, else offline. WANDB_MODE wins when set."""
+    project: str = "twinsight"
+    """wandb project."""
+    entity: str | None = None
+    """wandb team or user; null: the account's default."""
+
+
+@dataclass
+class AttentionMapsHparams:
+    """What each head looks at (needs a backbone with attention)."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 2
+    """Draw every n epochs, and at the end."""
+    num_images: Count = 4
+    """Images per figure."""
+    blocks: list[int] = field(default_factory=lambda: [-1])
+    """Blocks to draw, negative from the end: `-1` or `--callbacks.attention_maps.blocks 0 5 11`."""
+    queries: Literal["auto", "cls", "mean"] = "auto"
+    """cls: CLS to patches | mean: attention a patch receives, averaged over all patches |
+    auto: cls where the pooled output is the CLS token, else mean."""
+    mass: Annotated[float, Between(0.01, 0.99)] = 0.6
+    """Masks show the fewest patches that hold this share of a head's attention."""
+    image_size: Count | None = None
+    """Side of the images in pixels; null: data.image_size. Larger images give finer maps."""
+
+
+@dataclass
+class CrossCorrelationHparams:
+    """The cross-correlation matrix as a heat map (Barlow Twins)."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 2
+    """Draw every n epochs, and at the end."""
+    num_samples: Annotated[int, Between(2)] = 128
+    """Images N behind each matrix, the same in every picture so that pictures compare."""
+
+
+@dataclass
+class ViewsHparams:
+    """The augmented views the network is fed: look at these first when a run does not learn."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 4
+    """Draw every n epochs."""
+    num_images: Count = 6
+    """Images per figure."""
+
+
+@dataclass
+class LearningCurvesHparams:
+    """Loss and diagnostics over steps, redrawn into one picture."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 1
+    """Redraw every n epochs, and at the end."""
+
+
+@dataclass
+class EarlyStoppingHparams:
+    """Stop when the validation loss no longer falls."""
+
+    enabled: bool = False
+    """Do it."""
+    patience: Count = 50
+    """Validations without improvement."""
+
+
+@dataclass
+class CallbackHparams:
+    """What is looked at while training."""
+
+    attention_maps: AttentionMapsHparams = field(default_factory=AttentionMapsHparams)
+    cross_correlation: CrossCorrelationHparams = field(default_factory=CrossCorrelationHparams)
+    views: ViewsHparams = field(default_factory=ViewsHparams)
+    learning_curves: LearningCurvesHparams = field(default_factory=LearningCurvesHparams)
+    early_stopping: EarlyStoppingHparams = field(default_factory=EarlyStoppingHparams)
+
+
+@dataclass
+class Hparams:
+    """A run."""
+
+    task: Literal["barlow_twins"] = "barlow_twins"
+    """What to train."""
+    run: RunHparams = field(default_factory=RunHparams)
+    data: DataHparams = field(default_factory=DataHparams)
+    backbone: BackboneHparams = field(default_factory=BackboneHparams)
+    barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
+    optim: OptimHparams = field(default_factory=OptimHparams)
+    trainer: TrainerHparams = field(default_factory=TrainerHparams)
+    logger: LoggerHparams = field(default_factory=LoggerHparams)
+    callbacks: CallbackHparams = field(default_factory=CallbackHparams)

@@ -1,0 +1,250 @@
+"""The command line: argv and experiment files become checked Hparams. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
+
+from config import names
+from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
+from config.hparams import Hparams
+from config.types import OneOf
+from config.validation import check
+
+CONFIG_DIR = Path(__file__).parent
+_NULLS = ("null", "none", "None")
+
+
+@dataclass
+class Command:
+    """What the user asked for: settings, and at most one action other than training."""
+
+    hparams: Hparams
+    study: str | None = None
+    seeds: int | None = None
+    print_commands: bool = False
+    evaluate: str | None = None
+    compare: list[str] = field(default_factory=list)
+    export: str | None = None
+    debug: bool = False
+
+
+class _Parser(ArgumentParser):
+    """simple-parsing's parser with one-line errors and a help page for the chosen task only."""
+
+    task = "barlow_twins"
+
+    def error(self, message: str) -> NoReturn:
+        known = [leaf.path for leaf in leaves(Hparams())]
+        if message.startswith("unrecognized arguments: "):
+            option = message.removeprefix("unrecognized arguments: ").split()[0]
+            hint = suggestion(option.lstrip("-").partition("=")[0], known)
+            raise ConfigError(f"Unknown option {option}.{hint} --help lists all.")
+        raise ConfigError(message[0].upper() + message[1:] + ". --help lists all options.")
+
+    def format_help(self) -> str:
+        choices = {leaf.path: _choices(leaf.annotation) for leaf in leaves(Hparams())}
+        active = {"task", "run", *names.TASKS[self.task].settings}
+        for group in self._action_groups:
+            for action in group._group_actions:
+                path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
+                if "." in path and path.partition(".")[0] not in active:
+                    action.help = argparse.SUPPRESS
+                action.option_strings = [o for o in action.option_strings if ".no" not in o]
+                if choices.get(path):
+                    action.metavar = "{" + ",".join(choices[path]) + "}"
+            group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
+            if all(action.help == argparse.SUPPRESS for action in group._group_actions):
+                group.description = None
+        self._action_groups = [group for group in self._action_groups if _visible(group)]
+        return super().format_help()
+
+
+def _visible(group: Any) -> bool:
+    return any(action.help != argparse.SUPPRESS for action in group._group_actions)
+
+
+def _choices(annotation: Any) -> list[str]:
+    for item in getattr(annotation, "__metadata__", ()):
+        if isinstance(item, OneOf):
+            return list(item.names)
+    return []
+
+
+def _parser(task: str) -> _Parser:
+    parser = _Parser(
+        prog="python main.py",
+        description="Train with config/hparams.py; every setting below can be overridden.",
+        allow_abbrev=False,
+        add_help=False,
+        argument_generation_mode=ArgumentGenerationMode.NESTED,
+        nested_mode=NestedMode.WITHOUT_ROOT,
+    )
+    parser.task = task
+    add = parser.add_argument
+    add("--help", "-h", action="store_true", help="show this page for the chosen --task")
+    add("--experiment", metavar="NAME_OR_FILE", help="settings from config/experiments/NAME.yaml")
+    add("--study", metavar="NAME_OR_FILE", help="run every experiment of config/studies/NAME.yaml")
+    add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
+    add("--print-commands", action="store_true", help="with --study: print, do not run")
+    add("--evaluate", metavar="RUN", help="validate the best checkpoint of a run again")
+    add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
+    add("--export", metavar="RUN", help="write the run's backbone in its public layout")
+    add("--debug", action="store_true", help="full traceback on errors")
+    return parser
+
+
+def find_experiment(name: str, folder: str = "experiments") -> Path:
+    """Returns the YAML file of a name or path.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(file.stem for file in (CONFIG_DIR / folder).glob("*.yaml"))
+    raise ConfigError(
+        f"There is no {folder[:-1].replace('ie', 'y')} {name}.{suggestion(name, known)} "
+        f"Known: {', '.join(known) or 'none'}; or give a YAML file."
+    )
+
+
+def find_run(run: str, runs_dir: str) -> Path:
+    """Returns the folder of a run given by name, by `run:NAME` or by path.
+
+    Raises:
+        ConfigError: no such run.
+    """
+    name = run.removeprefix("run:")
+    for candidate in (Path(runs_dir) / name, Path(name)):
+        if (candidate / "hparams.yaml").is_file():
+            return candidate
+    known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
+    raise ConfigError(
+        f"There is no run {name} in {runs_dir}/.{suggestion(name, known)} "
+        f"Known: {', '.join(known[-8:]) or 'none'}."
+    )
+
+
+def newest_unfinished(runs_dir: str) -> Path:
+    """Returns the run folder with the newest last.ckpt that did not finish.
+
+    Raises:
+        ConfigError: every run finished, or there is none.
+    """
+    files = sorted(Path(runs_dir).glob("*/checkpoints/last.ckpt"), key=lambda f: f.stat().st_mtime)
+    for file in reversed(files):
+        summary = file.parents[1] / "summary.json"
+        if not summary.exists() or '"status": "finished"' not in summary.read_text():
+            return file.parents[1]
+    raise ConfigError(
+        f"--run.resume auto: no unfinished run with a checkpoint in {runs_dir}/. "
+        "Use --run.resume none to start a new run."
+    )
+
+
+def parse(argv: Sequence[str]) -> Command | str:
+    """Turns the command line into a `Command`, or into the help text when that was asked for.
+
+    Raises:
+        ConfigError: an unknown option or name, an impossible or ineffective value.
+    """
+    argv, nulls = _split_nulls(list(argv))
+    early = _early(argv)
+    hparams = Hparams()
+    if early.experiment and early.resume != "none":
+        raise ConfigError("--experiment and --run.resume: a resumed run keeps its own settings.")
+    if early.experiment:
+        file = find_experiment(early.experiment)
+        update(hparams, read_yaml(file), str(file))
+    if early.resume != "none":
+        runs_dir = early.dir or hparams.run.dir
+        folder = newest_unfinished(runs_dir) if early.resume == "auto" else None
+        folder = folder or find_run(early.resume, runs_dir)
+        update(hparams, read_yaml(folder / "hparams.yaml"), str(folder / "hparams.yaml"))
+        argv = _replace_option(argv, "--run.resume", str(folder))
+    hparams.task = early.task or hparams.task
+    if hparams.task not in names.TASKS:
+        raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
+
+    parser = _parser(hparams.task)
+    parser.add_arguments(Hparams, dest="hparams", default=hparams)
+    if "--help" in argv or "-h" in argv:
+        parser.parse_known_args([])
+        return parser.format_help()
+    arguments = vars(parser.parse_args(argv))
+    hparams = arguments.pop("hparams")
+    for path in nulls:
+        set_leaf(hparams, path, None)
+    for name in ("help", "experiment", "subgroups"):
+        arguments.pop(name, None)
+    command = Command(hparams=check(hparams), **arguments)
+    _check_actions(command)
+    return command
+
+
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    # These decide the defaults of everything else, so they are read first.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--task")
+    early.add_argument("--experiment")
+    early.add_argument("--run.resume", dest="resume", default=Hparams().run.resume)
+    early.add_argument("--run.dir", dest="dir")
+    try:
+        return early.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}. --help lists all options.") from error
+
+
+def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
+    # simple-parsing has no spelling for None: `--x null` is taken out here and set afterwards.
+    optional = {
+        f"--{leaf.path}": leaf.path
+        for leaf in leaves(Hparams())
+        if type(None) in base_types(leaf.annotation)
+    }
+    kept: list[str] = []
+    nulls: list[str] = []
+    position = 0
+    while position < len(argv):
+        option, _, value = argv[position].partition("=")
+        following = argv[position + 1] if position + 1 < len(argv) else ""
+        if option in optional and (value in _NULLS or (not value and following in _NULLS)):
+            nulls.append(optional[option])
+            position += 1 if value else 2
+        else:
+            kept.append(argv[position])
+            position += 1
+    return kept, nulls
+
+
+def _replace_option(argv: list[str], option: str, value: str) -> list[str]:
+    replaced = list(argv)
+    for position, word in enumerate(argv):
+        if word == option:
+            replaced[position + 1] = value
+        elif word.startswith(option + "="):
+            replaced[position] = f"{option}={value}"
+    return replaced
+
+
+def _check_actions(command: Command) -> None:
+    asked = {
+        "--study": command.study,
+        "--evaluate": command.evaluate,
+        "--compare": command.compare,
+        "--export": command.export,
+    }
+    given = [option for option, value in asked.items() if value]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be combined.")
+    if (command.seeds is not None or command.print_commands) and not command.study:
+        raise ConfigError("--seeds and --print-commands go with --study.")
+    if command.seeds is not None and command.seeds < 1:
+        raise ConfigError(f"--seeds {command.seeds}: expected at least 1.")

@@ -1,0 +1,55 @@
+"""The small vocabulary with which `config/hparams.py` says what a value may be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The value is one of these names."""
+
+    names: Collection[str]
+
+    def problem(self, value: object) -> str | None:
+        """Says what is wrong with `value`, or None."""
+        if value in self.names:
+            return None
+        near = difflib.get_close_matches(str(value), self.names, 1)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        return f"expected one of {', '.join(self.names)}{hint}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """The number lies in [low, high], ends included."""
+
+    low: float
+    high: float = float("inf")
+
+    def problem(self, value: object) -> str | None:
+        """Says what is wrong with `value`, or None. Strings such as `auto` and null pass."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        if self.low <= value <= self.high:
+            return None
+        upper = "" if self.high == float("inf") else f" and at most {self.high:g}"
+        return f"expected at least {self.low:g}{upper}"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The string `auto` stands for a number that is worked out when the run starts."""
+
+    def problem(self, value: object) -> str | None:
+        """Says what is wrong with `value`, or None."""
+        return "expected a number or auto" if isinstance(value, str) and value != "auto" else None
+
+
+Count = Annotated[int, Between(1)]  # at least one
+Natural = Annotated[int, Between(0)]  # zero or more
+Fraction = Annotated[float, Between(0.0, 1.0)]
+NonNegative = Annotated[float, Between(0.0)]

@@ -1,0 +1,127 @@
+"""Checks hparams as a whole: types, ranges, and settings that would have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from config import names
+from config.convert import ConfigError, base_types, get_leaf, leaves, nested
+from config.hparams import Hparams
+
+# group: (its selector, table of choices, leaves every choice reads)
+_SELECTED: Mapping[str, tuple[str, Mapping[str, names.Part], Collection[str]]] = {
+    "data": ("data.name", names.DATASETS, names.DATA_COMMON),
+    "backbone": ("backbone.name", names.BACKBONES, names.BACKBONE_COMMON),
+    "optim": ("optim.name", names.OPTIMIZERS, names.OPTIM_COMMON),
+}
+
+
+def check(hparams: Hparams) -> Hparams:
+    """Returns `hparams` if everything in it is possible and has an effect.
+
+    Raises:
+        ConfigError: names the dotted path, the value and what was expected.
+    """
+    for leaf in leaves(hparams):
+        problem = _problem(leaf.value, leaf.annotation)
+        if problem:
+            raise ConfigError(f"--{leaf.path} {leaf.value}: {problem}.")
+    for leaf in leaves(hparams):
+        if leaf.value != leaf.default and (reason := no_effect(hparams, leaf.path)):
+            raise ConfigError(f"--{leaf.path} {leaf.value} has no effect {reason}.")
+    _check_combinations(hparams)
+    return hparams
+
+
+def _problem(value: Any, annotation: Any) -> str | None:
+    allowed = base_types(annotation)
+    if not any(_is_a(value, kind) for kind in allowed):
+        return f"expected {_describe(allowed)}, got {type(value).__name__}"
+    for constraint in _constraints(annotation):
+        if problem := constraint.problem(value):
+            return str(problem)
+    return None
+
+
+def _constraints(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        inner, *found = get_args(annotation)
+        return _constraints(inner) + [item for item in found if hasattr(item, "problem")]
+    return [item for arg in get_args(annotation) for item in _constraints(arg)]
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(value == option and type(value) is type(option) for option in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(allowed: tuple[Any, ...]) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    parts = []
+    for kind in allowed:
+        if get_origin(kind) is Literal:
+            parts.extend(str(option) for option in get_args(kind))
+        elif kind is type(None):
+            parts.append("null")
+        elif get_origin(kind) is list:
+            parts.append("a list of whole numbers")
+        else:
+            parts.append(words[kind])
+    return " or ".join(parts)
+
+
+def no_effect(hparams: Hparams, path: str) -> str | None:
+    """Says why a setting is not read by this run (`on task …`), or None when it is."""
+    group, _, leaf = path.partition(".")
+    if group in ("task", "run"):
+        return None
+    if group not in names.TASKS[hparams.task].settings:
+        return f"on task {hparams.task}"
+    if group == "optim" and any(leaf in part.settings for part in names.SCHEDULES.values()):
+        return _unread(hparams.optim.schedule, names.SCHEDULES, leaf, "schedule")
+    if group in _SELECTED:
+        selector, table, common = _SELECTED[group]
+        if leaf in common:
+            if leaf == "unfreeze_last" and not hparams.backbone.freeze:
+                return "without --backbone.freeze true"
+            return None
+        return _unread(get_leaf(hparams, selector), table, leaf, selector)
+    return None
+
+
+def _unread(choice: str, table: Mapping[str, names.Part], leaf: str, what: str) -> str | None:
+    if leaf in table[choice].settings:
+        return None
+    users = ", ".join(name for name, part in table.items() if leaf in part.settings)
+    return f"on {what} {choice} (it is read by: {users})"
+
+
+def _check_combinations(hparams: Hparams) -> None:
+    data, trainer = hparams.data, hparams.trainer
+    if trainer.chunk_size is not None and trainer.chunk_size > data.batch_size:
+        raise ConfigError(
+            f"--trainer.chunk_size {trainer.chunk_size} exceeds --data.batch_size "
+            f"{data.batch_size}: a chunk is a part of the batch. Lower it, or use null."
+        )
+    if trainer.compile and trainer.chunk_size is not None:
+        raise ConfigError(
+            "--trainer.compile has no effect together with --trainer.chunk_size: "
+            "chunks are recomputed uncompiled. Choose one."
+        )
+    if hparams.backbone.unfreeze_last and not hparams.backbone.freeze:
+        raise ConfigError("--backbone.unfreeze_last has no effect without --backbone.freeze true.")
+
+
+def active_settings(hparams: Hparams) -> dict[str, Any]:
+    """Returns the settings this run reads, as a plain nested dict."""
+    return nested(
+        {leaf.path: leaf.value for leaf in leaves(hparams) if not no_effect(hparams, leaf.path)}
+    )

@@ -1,0 +1,85 @@
+"""Randomness of the data path: every draw is a function of (seed, epoch, index).
+
+That makes results independent of the number of workers, of chunking and of interruptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+Draw = tuple[int, int]  # (epoch, index of an image)
+
+
+def mix(*key: int) -> int:
+    """Hashes whole numbers into one 64-bit seed (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Makes torch's CPU draws a function of `key` inside, and leaves no trace outside."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the GPU as well.
+        torch.default_generator.manual_seed(mix(*key))
+        yield
+
+
+class MicroBatchSampler(Sampler[list[Draw]]):
+    """Yields the draws of one micro-batch after the other, from any batch of the run on.
+
+    Batch number b of a run belongs to epoch b // n at position b % n, where n is the number of
+    batches an epoch; its images are a slice of that epoch's permutation. An iterator that starts at
+    b therefore continues an interrupted epoch exactly.
+
+    Args:
+        num_images: size of the data set.
+        sizes: images of each micro-batch; together they make one batch.
+        batches_per_epoch: n.
+        seed: seed of the permutations.
+        shuffle: False: file order, and always epoch 0, so that validation repeats itself.
+        first_batch: asked at the start of every iteration.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        sizes: list[int],
+        batches_per_epoch: int,
+        seed: int,
+        shuffle: bool,
+        first_batch: Callable[[], int],
+    ) -> None:
+        self.num_images = num_images
+        self.sizes = sizes
+        self.batches_per_epoch = batches_per_epoch
+        self.seed = seed
+        self.shuffle = shuffle
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        """Micro-batches per epoch."""
+        return self.batches_per_epoch * len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """Yields the rest of the epoch that `first_batch()` lies in."""
+        epoch, position = divmod(self.first_batch(), self.batches_per_epoch)
+        if not self.shuffle:
+            epoch = 0
+        order = self.order(epoch)
+        for batch in range(position, self.batches_per_epoch):
+            start = batch * sum(self.sizes)
+            for size in self.sizes:
+                yield [(epoch, index) for index in order[start : start + size]]
+                start += size
+
+    def order(self, epoch: int) -> list[int]:
+        """The epoch's permutation of all images."""
+        if not self.shuffle:
+            return list(range(self.num_images))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        return torch.randperm(self.num_images, generator=generator).tolist()

@@ -1,0 +1,1 @@
+"""Augmentations. They run on PIL images and draw from the torch generator only."""

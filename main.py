@@ -1,0 +1,44 @@
+"""Trains, evaluates and compares runs: `python main.py --help`. Settings: config/hparams.py."""
+
+import sys
+from collections.abc import Sequence
+
+_SETUP = """This Python lacks {missing}. Set the project up and run it with
+    make run
+or, without make:
+    python3 -m venv .venv && .venv/bin/pip install -r requirements.txt
+    .venv/bin/python main.py"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line.
+
+    Returns:
+        The exit code: 0 done, 1 the run failed, 2 the request could not be carried out, 130
+        interrupted and saved.
+    """
+    try:
+        from config.parsing import parse
+    except ModuleNotFoundError as error:
+        print(_SETUP.format(missing=error.name), file=sys.stderr)
+        return 2
+    try:
+        command = parse(argv)
+        if isinstance(command, str):
+            print(command)
+            return 0
+        # Importing the stack takes seconds: only now, when the settings are known to be possible.
+        from agents.commands import execute
+
+        return execute(command)
+    except (ValueError, OSError) as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0])
+    sys.exit(main(sys.argv[1:]))

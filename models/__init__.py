@@ -1,0 +1,1 @@
+"""Networks, heads and losses. Plain keyword arguments in, tensors out; no Lightning, no hparams."""

@@ -1,0 +1,1 @@
+"""Backbones: every one takes uint8 images and gives `Features`."""

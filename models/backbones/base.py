@@ -1,0 +1,154 @@
+"""The contract every backbone keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import Attention, AttentionRequest, resolve_indices
+
+StateDict = Mapping[str, Tensor]
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a batch of B images.
+
+    Attributes:
+        pooled: `(B, D)`, one vector per image.
+        maps: one `(B, C, h, w)` per chosen layer, shallow to deep, after the final norm.
+        prefix: one `(B, P, C)` per map: CLS and register tokens; P = 0 for convolutional networks.
+        strides: image pixels per map cell, one per map.
+        attention: one per requested block, None when not asked for.
+    """
+
+    pooled: Tensor
+    maps: tuple[Tensor, ...]
+    prefix: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    attention: tuple[Attention, ...] | None = None
+
+
+class Backbone(nn.Module, ABC):
+    """Images `(B, 3, H, W)` to `Features` in one pass.
+
+    Images are uint8 in 0 … 255, or floating point in 0 … 1; the backbone normalises them itself.
+
+    Attributes:
+        net: the wrapped network; its state dict has the architecture's public key names.
+        embed_dim: D, width of `Features.pooled`.
+        patch_multiple: image sides must be multiples of this many pixels.
+        sources: public weights by name, each a function that fetches a state dict.
+    """
+
+    net: nn.Module
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, embed_dim: int, patch_multiple: int = 1) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.patch_multiple = patch_multiple
+        self.sources: dict[str, Callable[[], StateDict]] = {}
+        self._trainable: tuple[nn.Module, ...] | None = None
+        # Not persistent: the public layouts of the weights do not have them.
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """Runs the network once.
+
+        Raises:
+            ValueError: sides that are no multiple of `patch_multiple`, or attention asked of a
+                network that has none.
+        """
+
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """Returns the parts that can be unfrozen one by one, shallow to deep."""
+
+    def adapt(self, key: str, value: Tensor) -> Tensor:
+        """Resizes a foreign weight to this network where that is meaningful, else returns it."""
+        return value
+
+    def freeze(self, unfreeze_last: int = 0) -> None:
+        """Freezes parameters and buffers for good; the last `unfreeze_last` stages stay trained.
+
+        Raises:
+            ValueError: more stages than there are.
+        """
+        stages = self.stages()
+        if not 0 <= unfreeze_last <= len(stages):
+            raise ValueError(f"unfreeze_last {unfreeze_last}: there are {len(stages)} stages.")
+        self._trainable = tuple(stages[len(stages) - unfreeze_last :])
+        self.requires_grad_(False)
+        for stage in self._trainable:
+            stage.requires_grad_(True)
+        self.train(self.training)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing in it is trained, so that a training pass needs no graph."""
+        return self._trainable == ()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets training mode; frozen parts stay in eval mode."""
+        if self._trainable is None:
+            super().train(mode)
+            return self
+        super().train(False)
+        for stage in self._trainable:
+            stage.train(mode)
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Checks the size and returns images with ImageNet mean and deviation taken out."""
+        height, width = images.shape[-2:]
+        if height % self.patch_multiple or width % self.patch_multiple:
+            raise ValueError(
+                f"Images of {height} x {width} px: both sides must be multiples of "
+                f"{self.patch_multiple}. Change --data.image_size, or pad."
+            )
+        scale = 255 if images.dtype == torch.uint8 else 1
+        return (images.to(self.mean.dtype) / scale - self.mean) / self.std
+
+
+class AttentionBackbone(Backbone):
+    """A backbone that answers attention requests.
+
+    Attributes:
+        depth: number of blocks with attention.
+        num_prefix: tokens before the patches.
+        pool: `cls` or `mean`; with `mean` the last block's CLS attention is never trained.
+    """
+
+    depth: int
+    num_prefix: int
+    pool: str
+
+
+def parse_layers(layers: str, count: int) -> tuple[int, ...]:
+    """Turns `last`, `last4` or `2,5,8,11` into indices, shallow to deep.
+
+    Raises:
+        ValueError: something else, or an index outside the network.
+    """
+    number = layers.removeprefix("last")
+    try:
+        if layers.startswith("last"):
+            indices = tuple(range(count - int(number or 1), count))
+        else:
+            indices = tuple(int(part) for part in layers.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"backbone.layers {layers}: use last, last4, or numbers such as 2,5,8,11."
+        ) from error
+    return resolve_indices(indices, count, "layer")

@@ -1,0 +1,105 @@
+"""ResNets from torchvision (He et al. 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet as Net
+from torchvision.models import WeightsEnum
+
+from models.attention import AttentionRequest
+from models.backbones.base import Backbone, Features, StateDict, parse_layers
+from utils.weights import download
+
+_URL = "https://dl.fbaipublicfiles.com/"
+_PUBLISHED = {
+    "dino": "dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+    "barlow_twins": "barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
+}
+
+
+class ResNet(Backbone):
+    """torchvision's ResNet without classifier; the stages' outputs are the maps."""
+
+    net: Net
+
+    def __init__(self, net: Net, strides: tuple[int, ...], layers: str = "last") -> None:
+        super().__init__(net.fc.in_features)
+        net.fc = nn.Identity()
+        self.net = net
+        self.strides = strides
+        self.layers = parse_layers(layers, 4)
+
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """See `Backbone.forward`."""
+        if attention is not None:
+            raise ValueError("A ResNet has no attention to show.")
+        net = self.net
+        x = net.maxpool(net.relu(net.bn1(net.conv1(self.normalise(images)))))
+        maps = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            maps.append(x)
+        return Features(
+            pooled=net.avgpool(x).flatten(1),
+            maps=tuple(maps[layer] for layer in self.layers),
+            prefix=tuple(
+                maps[layer].new_zeros(len(x), 0, maps[layer].shape[1]) for layer in self.layers
+            ),
+            strides=tuple(self.strides[layer] for layer in self.layers),
+        )
+
+    def stages(self) -> list[nn.Module]:
+        """The four stages; the stem stays frozen with the rest."""
+        return [self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4]
+
+
+def _build(
+    make: Callable[..., Net],
+    weights: WeightsEnum,
+    dilatable: bool,
+    *,
+    image_size: int,
+    stem: str = "imagenet",
+    output_stride: int = 32,
+    layers: str = "last",
+) -> ResNet:
+    if output_stride != 32 and (not dilatable or stem == "cifar"):
+        raise ValueError(
+            f"backbone.output_stride {output_stride} needs resnet50 with the imagenet stem."
+        )
+    dilate = [False, output_stride == 8, output_stride <= 16]
+    # zero_init_residual as in the official Barlow Twins code.
+    net = make(weights=None, zero_init_residual=True, replace_stride_with_dilation=dilate)
+    strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+    if stem == "cifar":
+        net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()  # type: ignore[assignment]
+        strides = (1, 2, 4, 8)
+    backbone = ResNet(net, strides, layers)
+
+    def pretrained() -> StateDict:
+        return weights.get_state_dict(progress=True, check_hash=True)
+
+    backbone.sources["pretrained"] = pretrained
+    return backbone
+
+
+def resnet18(**settings: object) -> ResNet:
+    """ResNet-18: 512 features, 11.2 M parameters."""
+    models = torchvision.models
+    return _build(models.resnet18, models.ResNet18_Weights.DEFAULT, False, **settings)  # type: ignore[arg-type]
+
+
+def resnet50(**settings: object) -> ResNet:
+    """ResNet-50: 2048 features, 23.5 M parameters."""
+    models = torchvision.models
+    weights = models.ResNet50_Weights.IMAGENET1K_V1
+    backbone = _build(models.resnet50, weights, True, **settings)  # type: ignore[arg-type]
+    for source, path in _PUBLISHED.items():
+        backbone.sources[source] = partial(download, _URL + path)
+    return backbone

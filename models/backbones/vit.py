@@ -1,0 +1,156 @@
+"""Vision Transformers from timm (Dosovitskiy et al. 2021; sizes of DeiT, Touvron et al. 2021)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import timm
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.attention import Attention, AttentionRequest, attention_rows
+from models.backbones.base import AttentionBackbone, Features, StateDict, parse_layers
+from utils.weights import download
+
+_DINO = "https://dl.fbaipublicfiles.com/dino/"
+_DINO_FILES = {
+    ("vit_small", 16): "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+    ("vit_small", 8): "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+    ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    ("vit_base", 8): "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+}
+
+
+class ViT(AttentionBackbone):
+    """timm's ViT with its tokens as maps, fused attention in training, rows on request."""
+
+    net: VisionTransformer
+
+    def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
+        self.patch_size = int(net.patch_embed.patch_size[0])
+        super().__init__(net.embed_dim, self.patch_size)
+        self.net = net
+        self.depth = len(net.blocks)
+        self.num_prefix = net.num_prefix_tokens
+        self.pool = pool
+        self.layers = parse_layers(layers, self.depth)
+
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """See `Backbone.forward`."""
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        tokens = self.net.patch_embed(self.normalise(images))  # (B, h, w, C)
+        tokens = self.net.norm_pre(self.net._pos_embed(tokens))  # (B, P + h*w, C)
+        wanted = attention.resolve(self.depth) if attention else ()
+        rows, kept = [], []
+        for index, block in enumerate(self.net.blocks):
+            if attention and index in wanted:
+                rows.append(self._attention(index, block, tokens, grid, attention))
+            tokens = block(tokens)
+            if index in self.layers:
+                kept.append(tokens)
+        last = self.net.norm(tokens)
+        # The final norm is not run twice when the last block is among the layers.
+        kept = [last if layer is tokens else self.net.norm(layer) for layer in kept]
+        prefix, patches = last[:, : self.num_prefix], last[:, self.num_prefix :]
+        return Features(
+            pooled=prefix[:, 0] if self.pool == "cls" else patches.mean(1),
+            maps=tuple(
+                layer[:, self.num_prefix :].transpose(1, 2).unflatten(-1, grid) for layer in kept
+            ),
+            prefix=tuple(layer[:, : self.num_prefix] for layer in kept),
+            strides=(self.patch_size,) * len(kept),
+            attention=tuple(rows) if attention else None,
+        )
+
+    def _attention(
+        self,
+        index: int,
+        block: nn.Module,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        request: AttentionRequest,
+    ) -> Attention:
+        attn = block.attn
+        tokens = block.norm1(tokens[: request.num_images])
+        batch, length, _ = tokens.shape
+        qkv = attn.qkv(tokens).reshape(batch, length, 3, attn.num_heads, attn.head_dim)
+        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+        rows = attention_rows(
+            attn.q_norm(q), attn.k_norm(k), attn.scale, self.num_prefix, request.queries
+        )
+        return Attention(index, rows, grid, self.num_prefix)
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks; the final norm belongs to the last one."""
+        *blocks, last = self.net.blocks
+        return [*blocks, nn.ModuleList([last, self.net.norm])]
+
+    def adapt(self, key: str, value: Tensor) -> Tensor:
+        """Resamples position and patch embeddings of another image or patch size (bicubic)."""
+        if key == "pos_embed" and value.shape[-1] == self.embed_dim:
+            grid = self.net.patch_embed.grid_size
+            return resample_abs_pos_embed(value, grid, num_prefix_tokens=self.num_prefix)
+        if key == "patch_embed.proj.weight" and value.shape[0] == self.embed_dim:
+            return resample_patch_embed(value, [self.patch_size, self.patch_size])
+        return value
+
+
+def _build(
+    name: str,
+    embed_dim: int,
+    num_heads: int,
+    *,
+    image_size: int,
+    patch_size: int = 16,
+    depth: int = 12,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    pool: str = "cls",
+    layers: str = "last",
+) -> ViT:
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"backbone.embed_dim {embed_dim} is not a multiple of num_heads {num_heads}: set "
+            "--backbone.num_heads to a divisor."
+        )
+    if image_size % patch_size:
+        raise ValueError(
+            f"data.image_size {image_size} is not a multiple of patch_size {patch_size}."
+        )
+    net = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=mlp_ratio,
+        drop_path_rate=drop_path,
+        num_classes=0,
+        global_pool="token",
+        dynamic_img_size=True,
+    )
+    backbone = ViT(net, pool, layers)
+
+    def pretrained() -> StateDict:
+        return timm.create_model(f"{name}_patch16_224", pretrained=True, num_classes=0).state_dict()
+
+    backbone.sources["pretrained"] = pretrained
+    if (name, patch_size) in _DINO_FILES:
+        backbone.sources["dino"] = partial(download, _DINO + _DINO_FILES[name, patch_size])
+    return backbone
+
+
+def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: object) -> ViT:
+    """ViT-Tiny: width 192, 3 heads; 5.5 M parameters at depth 12."""
+    return _build("vit_tiny", embed_dim, num_heads, **settings)  # type: ignore[arg-type]
+
+
+def vit_small(*, embed_dim: int = 384, num_heads: int = 6, **settings: object) -> ViT:
+    """ViT-Small: width 384, 6 heads; 21.7 M parameters at depth 12."""
+    return _build("vit_small", embed_dim, num_heads, **settings)  # type: ignore[arg-type]
+
+
+def vit_base(*, embed_dim: int = 768, num_heads: int = 12, **settings: object) -> ViT:
+    """ViT-Base: width 768, 12 heads; 85.8 M parameters at depth 12."""
+    return _build("vit_base", embed_dim, num_heads, **settings)  # type: ignore[arg-type]

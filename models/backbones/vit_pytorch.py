@@ -1,0 +1,116 @@
+"""The ViT of the vit-pytorch package, which the study trained from scratch."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+from vit_pytorch import ViT as Net
+
+from models.attention import Attention, AttentionRequest, attention_rows
+from models.backbones.base import AttentionBackbone, Features, parse_layers
+
+
+class ViTPyTorch(AttentionBackbone):
+    """vit-pytorch's ViT with one CLS token, its tokens as maps and positions for any image size."""
+
+    net: Net
+    num_prefix = 1
+
+    def __init__(self, net: Net, grid: int, pool: str = "cls", layers: str = "last") -> None:
+        self.patch_size = int(net.patch_size[0])
+        super().__init__(net.pos_embedding.shape[-1], self.patch_size)
+        self.net = net
+        self.native_grid = (grid, grid)
+        self.depth = len(net.transformer.layers)
+        self.pool = pool
+        self.layers = parse_layers(layers, self.depth)
+
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """See `Backbone.forward`."""
+        net = self.net
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        patches = net.to_patch_embedding(self.normalise(images))  # (B, h*w, C)
+        cls = net.cls_token.expand(len(patches), 1, -1)
+        positions = resample_abs_pos_embed(
+            net.pos_embedding[None], grid, self.native_grid, self.num_prefix
+        )
+        tokens = net.dropout(torch.cat([cls, patches], 1) + positions)
+        wanted = attention.resolve(self.depth) if attention else ()
+        rows, kept = [], []
+        for index, (attend, mlp) in enumerate(net.transformer.layers):
+            if attention and index in wanted:
+                rows.append(self._attention(index, attend, tokens, grid, attention))
+            tokens = attend(tokens) + tokens
+            tokens = mlp(tokens) + tokens
+            if index in self.layers:
+                kept.append(tokens)
+        last = net.transformer.norm(tokens)
+        kept = [last if layer is tokens else net.transformer.norm(layer) for layer in kept]
+        return Features(
+            pooled=last[:, 0] if self.pool == "cls" else last[:, 1:].mean(1),
+            maps=tuple(layer[:, 1:].transpose(1, 2).unflatten(-1, grid) for layer in kept),
+            prefix=tuple(layer[:, :1] for layer in kept),
+            strides=(self.patch_size,) * len(kept),
+            attention=tuple(rows) if attention else None,
+        )
+
+    def _attention(
+        self,
+        index: int,
+        attend: nn.Module,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        request: AttentionRequest,
+    ) -> Attention:
+        q, k, _ = attend.to_qkv(attend.norm(tokens[: request.num_images])).chunk(3, -1)
+        q, k = (part.unflatten(-1, (attend.heads, -1)).transpose(1, 2) for part in (q, k))
+        rows = attention_rows(q, k, attend.scale, self.num_prefix, request.queries)
+        return Attention(index, rows, grid, self.num_prefix)
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks; the final norm belongs to the last one."""
+        *blocks, last = self.net.transformer.layers
+        return [*blocks, nn.ModuleList([last, self.net.transformer.norm])]
+
+    def adapt(self, key: str, value: Tensor) -> Tensor:
+        """Resamples the position embedding of another image size (bicubic)."""
+        if key == "pos_embedding" and value.shape[-1] == self.embed_dim:
+            resized = resample_abs_pos_embed(
+                value.reshape(1, -1, self.embed_dim), self.native_grid, num_prefix_tokens=1
+            )
+            return resized[0]
+        return value
+
+
+def vit_pytorch(
+    *,
+    image_size: int,
+    patch_size: int = 16,
+    depth: int = 12,
+    embed_dim: int = 384,
+    num_heads: int = 6,
+    mlp_ratio: float = 4.0,
+    dropout: float = 0.0,
+    pool: str = "cls",
+    layers: str = "last",
+) -> ViTPyTorch:
+    """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's."""
+    if image_size % patch_size or embed_dim % num_heads:
+        raise ValueError(
+            f"image_size {image_size} must be a multiple of patch_size {patch_size}, and "
+            f"embed_dim {embed_dim} of num_heads {num_heads}."
+        )
+    net = Net(
+        image_size=image_size,
+        patch_size=patch_size,
+        num_classes=0,
+        dim=embed_dim,
+        depth=depth,
+        heads=num_heads,
+        dim_head=embed_dim // num_heads,
+        mlp_dim=round(embed_dim * mlp_ratio),
+        dropout=dropout,
+        emb_dropout=dropout,
+    )
+    return ViTPyTorch(net, image_size // patch_size, pool, layers)

@@ -1,0 +1,91 @@
+"""Exact large batches in small memory.
+
+The backbone sees a few images at a time and forgets its activations; only the pooled features of the
+whole batch are kept. Projector and loss then work on the whole batch, and the backward pass runs the
+backbone again, chunk by chunk. The cut lies at the *features*: a projector with BatchNorm has to see
+the whole batch (compare gradient caching, Gao et al. 2021, arXiv 2101.06983, which cuts at the
+embeddings).
+
+* LayerNorm backbone without dropout: the gradient of the whole batch, to rounding.
+* With dropout or drop path: that of the plain chunk loop, since random states are restored.
+* BatchNorm backbone: that of chunk-wise BatchNorm; running statistics are updated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def chunk_sizes(batch_size: int, chunk_size: int | None) -> list[int]:
+    """Splits a batch into even chunks of at most `chunk_size` images.
+
+    No chunk has a single image, on which BatchNorm is undefined: for an odd batch in chunks of two
+    one chunk has three.
+
+    Raises:
+        ValueError: sizes below 2.
+    """
+    if batch_size < 2 or (chunk_size is not None and chunk_size < 2):
+        raise ValueError(
+            f"batch_size {batch_size}, chunk_size {chunk_size}: both must be at least 2."
+        )
+    count = 1 if chunk_size is None else -(-batch_size // chunk_size)
+    count = min(count, batch_size // 2)
+    small, larger = divmod(batch_size, count)
+    return [small + 1] * larger + [small] * (count - larger)
+
+
+@contextmanager
+def _batch_norm_statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in saved:
+            norm.momentum = momentum
+            norm.num_batches_tracked = batches
+
+
+def forward_in_chunks(
+    module: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    chunks: Sequence[Tensor],
+    device: torch.device,
+) -> Tensor:
+    """Applies `forward` to each chunk and concatenates; activations are recomputed in backward.
+
+    Args:
+        module: the network behind `forward`, whose BatchNorm statistics are to be updated once.
+        forward: `(n, 3, H, W)` to `(n, D)`.
+        chunks: the images; they may stay on the host and are moved when they are needed.
+        device: where `module` lives.
+
+    Returns:
+        `(N, D)` with the gradient of the chunk loop.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _batch_norm_statistics_kept(module)
+
+    def run(images: Tensor, _: Tensor) -> Tensor:
+        return forward(images.to(device, non_blocking=True))
+
+    # checkpoint() saves the random state of the devices its arguments live on: without this empty
+    # tensor, images on the host would leave the GPU's dropout masks unrestored.
+    anchor = torch.empty(0, device=device)
+    outputs = [
+        checkpoint(run, images, anchor, use_reentrant=False, context_fn=contexts)
+        for images in chunks
+    ]
+    return torch.cat(outputs)

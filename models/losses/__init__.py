@@ -1,0 +1,1 @@
+"""Losses: pure functions, float32 or better inside."""

@@ -1,0 +1,117 @@
+"""Barlow Twins loss and the numbers to read it against (Zbontar et al. 2021, arXiv 2103.03230)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
+    """Cross-correlation matrix of two batches of embeddings (eq. 2).
+
+    Each dimension is centred and divided by its biased standard deviation over the batch, as
+    `BatchNorm1d(affine=False)` does: with the unbiased one perfect agreement would give (N-1)/N.
+
+    Args:
+        z1: `(N, D)`.
+        z2: `(N, D)`.
+        eps: added to the variances.
+
+    Returns:
+        `(D, D)` in float32, or float64 for float64 input, whatever autocast says.
+
+    Raises:
+        ValueError: shapes differ, or fewer than two samples.
+    """
+    if z1.shape != z2.shape or z1.dim() != 2:
+        raise ValueError(
+            f"expected two (N, D) of one shape, got {tuple(z1.shape)}, {tuple(z2.shape)}."
+        )
+    if len(z1) < 2:
+        raise ValueError("A correlation needs a batch of at least 2 images, got 1.")
+    with torch.autocast(z1.device.type, enabled=False):
+        if z1.dtype != torch.float64:
+            z1, z2 = z1.float(), z2.float()
+        z1, z2 = (F.batch_norm(z, None, None, training=True, eps=eps) for z in (z1, z2))
+        return z1.T @ z2 / len(z1)
+
+
+def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
+    """Σ_i (1 - C_ii)² + λ Σ_i Σ_{j≠i} C_ij² (eq. 1).
+
+    Args:
+        correlation: C, `(D, D)`.
+        lambd: λ.
+    """
+    with torch.autocast(correlation.device.type, enabled=False):
+        diagonal = correlation.diagonal()
+        off_diagonal = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
+        invariance = (1 - diagonal).square().sum()
+        redundancy = (correlation.square() * off_diagonal).sum()
+        return invariance + lambd * redundancy
+
+
+def chance_level(dim: int, batch_size: int, lambd: float) -> float:
+    """Loss of perfectly invariant embeddings whose dimensions are independent.
+
+    Correlations of N independent samples have variance 1/(N-1), so λ·D(D-1)/(N-1) remains. Not a
+    lower bound: see `rank_bound`.
+    """
+    return lambd * dim * (dim - 1) / (batch_size - 1)
+
+
+def rank_bound(dim: int, batch_size: int, lambd: float) -> float:
+    """Smallest loss of perfectly invariant embeddings: C has rank at most N-1.
+
+    With trace D that gives ‖C‖² ≥ D²/(N-1), hence λ·D·max(0, D-N+1)/(N-1).
+    """
+    return lambd * dim * max(0, dim - batch_size + 1) / (batch_size - 1)
+
+
+@dataclass(frozen=True)
+class CorrelationSummary:
+    """A correlation matrix in four numbers.
+
+    Attributes:
+        diagonal_mean: 1 when the views agree.
+        off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
+        embedding_std: mean over dimensions of the standard deviation of L2-normalised embeddings,
+            times sqrt(D): 1 when directions are spread evenly, 0 after collapse.
+        effective_rank: exp of the entropy of the singular values (RankMe, Garrido et al. 2023);
+            None when not asked for.
+    """
+
+    diagonal_mean: Tensor
+    off_diagonal_rms: Tensor
+    embedding_std: Tensor
+    effective_rank: Tensor | None
+
+
+@torch.no_grad()
+def summarise(correlation: Tensor, embeddings: Tensor, rank: bool = False) -> CorrelationSummary:
+    """Summarises C `(D, D)` and the embeddings `(N, D)` behind it.
+
+    Args:
+        correlation: C.
+        embeddings: of one view.
+        rank: also the effective rank, which costs a singular value decomposition.
+    """
+    dim = len(correlation)
+    off = ~torch.eye(dim, dtype=torch.bool, device=correlation.device)
+    embeddings = embeddings.to(correlation.dtype)
+    return CorrelationSummary(
+        diagonal_mean=correlation.diagonal().mean(),
+        off_diagonal_rms=correlation[off].square().mean().sqrt(),
+        embedding_std=F.normalize(embeddings, dim=1).std(0, correction=0).mean() * dim**0.5,
+        effective_rank=effective_rank(embeddings) if rank else None,
+    )
+
+
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """RankMe: exp of the entropy of the normalised singular values of `(N, D)`."""
+    singular = torch.linalg.svdvals(embeddings)
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())

@@ -1,0 +1,75 @@
+"""What the machine can do, and a clear stop where it cannot."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import torch
+
+_PASCAL = (
+    "pip install -r requirements-pascal.txt  (torch 2.7.1, the last release on PyPI for this card)"
+)
+
+
+def check_accelerator(accelerator: str) -> None:
+    """Stops when there is an NVIDIA card that torch cannot use, instead of training on the CPU.
+
+    Raises:
+        ValueError: says what to install, or how to ask for the CPU.
+    """
+    if accelerator == "cpu":
+        return
+    if torch.cuda.is_available():
+        _check_architecture()
+        return
+    if accelerator == "gpu":
+        raise ValueError("--trainer.accelerator gpu: torch finds none. " + _remedy())
+    if nvidia_cards():
+        raise ValueError(
+            f"This machine has {nvidia_cards()[0]}, but torch {torch.__version__} cannot use it. "
+            f"{_remedy()} Or train on the CPU: --trainer.accelerator cpu."
+        )
+
+
+def nvidia_cards() -> list[str]:
+    """Names the NVIDIA cards the driver sees; empty without driver or card."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if answer.returncode == 0]
+
+
+def _check_architecture() -> None:
+    major, minor = torch.cuda.get_device_capability()
+    built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if "sm_" in name]
+    if built and major * 10 + minor < min(int("".join(filter(str.isdigit, b))) for b in built):
+        raise ValueError(
+            f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is too old for torch "
+            f"{torch.__version__}. Install: {_PASCAL}"
+        )
+
+
+def _remedy() -> str:
+    built_for = torch.version.cuda
+    if built_for is None:
+        return "This torch is a CPU build; reinstall it: pip install --force-reinstall torch."
+    return (
+        f"It is built for CUDA {built_for}: update the NVIDIA driver, or install a build that fits "
+        f"the driver you have (nvidia-smi shows its CUDA version); for a Tesla P100: {_PASCAL}"
+    )
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true."""
+    if precision != "auto":
+        return precision
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"

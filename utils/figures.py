@@ -1,0 +1,72 @@
+"""One look for every picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+# Absolute colours, as in the study: 1 is red, 0 cyan-blue; anticorrelation turns dark.
+CORRELATION = LinearSegmentedColormap.from_list(
+    "correlation",
+    [(0.0, "#1b0c42"), (0.25, "#4146a8"), (0.5, "#27bceb"), (0.75, "#f3d23b"), (1.0, "#d41200")],
+)
+# One colour per attention head, the same in every figure.
+HEADS: list[tuple[float, float, float]] = sns.color_palette("bright", 10) + sns.color_palette(
+    "dark", 6
+)
+
+_STYLE = {
+    **sns.axes_style("whitegrid"),
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "figure.titlesize": 11,
+    "image.interpolation": "nearest",
+    "savefig.dpi": 110,
+}
+
+
+def grid(
+    rows: int, columns: int, cell: tuple[float, float] = (1.6, 1.6), title: str = ""
+) -> tuple[Figure, NDArray[np.object_]]:
+    """Makes a figure of `(rows, columns)` axes of `cell` inches each.
+
+    Returns:
+        The figure and its axes, always a two-dimensional array.
+    """
+    with plt.rc_context(_STYLE):
+        size = (max(4.0, columns * cell[0]), rows * cell[1] + 0.6)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=size, squeeze=False, layout="constrained"
+        )
+        figure.suptitle(title)
+    return figure, axes
+
+
+def show_image(axis: Axes, image: NDArray[np.generic], **settings: object) -> object:
+    """Draws an image without ticks."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    return axis.imshow(image, **settings)  # type: ignore[arg-type]
+
+
+def label_rows(axes: NDArray[np.object_], labels: Sequence[str]) -> None:
+    """Writes a label left of every row."""
+    for row, label in zip(axes, labels, strict=True):
+        row[0].set_ylabel(label)
+
+
+def close(figure: Figure) -> None:
+    """Frees a figure."""
+    plt.close(figure)

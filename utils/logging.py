@@ -1,0 +1,123 @@
+"""How agents and callbacks report: one door to every logger and to the run folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from utils.figures import close
+from utils.run_folder import RunFolder, write_atomically
+
+
+class RunFolderLogger(Logger):
+    """Scalars to metrics.csv, figures to figures/<kind>/step-*.png.
+
+    On resume, rows after the resumed step are dropped: they belong to steps that never counted.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.folder = folder
+        self.file = folder.path / "metrics.csv"
+        self.rows = read_metrics(self.file)
+
+    @property
+    def name(self) -> str:
+        """Logger name."""
+        return "run_folder"
+
+    @property
+    def version(self) -> str:
+        """Name of the run."""
+        return self.folder.name
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        """Nothing: hparams.yaml is written when the run starts."""
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows of later steps."""
+        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds scalars to the row of a step."""
+        self.rows.setdefault(step or 0, {}).update(
+            {key: float(value) for key, value in metrics.items()}
+        )
+
+    @rank_zero_only
+    def log_figure(self, kind: str, figure: Figure, step: int) -> None:
+        """Saves a figure."""
+        file = self.folder.figures / kind / f"step-{step:07d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes metrics.csv."""
+        names = sorted({name for row in self.rows.values() for name in row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *names])
+        writer.writeheader()
+        for step in sorted(self.rows):
+            writer.writerow({"step": step, **self.rows[step]})
+        write_atomically(self.file, text.getvalue())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes metrics.csv a last time."""
+        self.save()
+
+
+def read_metrics(file: Path) -> dict[int, dict[str, float]]:
+    """Reads metrics.csv: scalars by step; empty when there is no file."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as lines:
+        return {
+            int(row.pop("step")): {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(lines)
+        }
+
+
+@rank_zero_only
+def log_figure(trainer: Trainer, kind: str, figure: Figure) -> None:
+    """Sends a figure to every active logger and closes it.
+
+    Args:
+        trainer: whose loggers and step are used.
+        kind: e.g. `attention_maps/val`; the folder and the key of the picture.
+        figure: closed afterwards.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, RunFolderLogger):
+            logger.log_figure(kind, figure, trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(kind, [_to_array(figure)])
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
+    close(figure)
+
+
+@rank_zero_only
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Sends finite scalars to every active logger at the current step."""
+    finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
+    for logger in trainer.loggers:
+        logger.log_metrics(finite, trainer.global_step)
+
+
+def _to_array(figure: Figure) -> Any:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]

@@ -1,0 +1,55 @@
+"""Peak and available memory of the device that trains."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def reset_peak() -> None:
+    """Starts a new peak; without effect on systems that cannot."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR.exists():
+        try:
+            _CLEAR.write_text("5")
+        except OSError:
+            return
+
+
+def peak_mb() -> float:
+    """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if _STATUS.exists():
+        return _kilobytes(_STATUS, "VmHWM") / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def available_mb() -> float:
+    """Memory in MiB this process could still take on the CPU; infinite where it is not known."""
+    if not _MEMINFO.exists():
+        return float("inf")
+    available = _kilobytes(_MEMINFO, "MemAvailable") / 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        available = min(available, (int(limit.read_text()) - int(used.read_text())) / 2**20)
+    return available
+
+
+def resident_mb() -> float:
+    """Memory in MiB this process holds now (0 where it is not known)."""
+    return _kilobytes(_STATUS, "VmRSS") / 1024 if _STATUS.exists() else 0.0
+
+
+def _kilobytes(file: Path, name: str) -> float:
+    match = re.search(rf"{name}:\s+(\d+) kB", file.read_text())
+    return float(match.group(1)) if match else 0.0

@@ -1,0 +1,164 @@
+"""A run's folder: where everything it produces lies, and what it is repeated from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+_ADJECTIVES = (
+    "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
+)
+_NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
+_PACKAGES = (
+    "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib seaborn "
+    "vit-pytorch segmentation-models-pytorch numpy pillow"
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """best.ckpt, last.ckpt, backbone.pth."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint a run resumes from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation result."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def backbone(self) -> Path:
+        """The trained backbone in its architecture's public layout."""
+        return self.checkpoints / "backbone.pth"
+
+    @property
+    def hparams(self) -> Path:
+        """The settings, complete and resolved."""
+        return self.path / "hparams.yaml"
+
+    @property
+    def figures(self) -> Path:
+        """figures/<kind>/step-*.png."""
+        return self.path / "figures"
+
+    def read_summary(self) -> dict[str, Any]:
+        """Returns summary.json, empty before there is one."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces summary.json."""
+        write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """Returns environment.json, empty before there is one."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+
+def create(runs_dir: str, name: str | None) -> RunFolder:
+    """Makes the folder of a new run.
+
+    Args:
+        runs_dir: folder of all runs.
+        name: None: generated from words and the time.
+
+    Raises:
+        ValueError: a run of this name exists; it is never overwritten.
+        OSError: the folder cannot be written.
+    """
+    # Not the seeded generator: two runs with one seed need two names.
+    words = random.SystemRandom()
+    generated = f"{words.choice(_ADJECTIVES.split())}-{words.choice(_NOUNS.split())}"
+    path = Path(runs_dir) / (name or f"{generated}-{datetime.now():%m%d-%H%M%S}")
+    try:
+        path.mkdir(parents=True)
+        (path / "checkpoints").mkdir()
+    except FileExistsError as error:
+        raise ValueError(
+            f"--run.name {name}: {path} exists and is never overwritten. Choose another name, or "
+            f"continue it with --run.resume {name}."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"The run folder {path} cannot be written ({error.strerror}). Set --run.dir to a folder "
+            "you may write to."
+        ) from error
+    return RunFolder(path)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes so that a reader sees the old content or the new, and a full disk keeps the old."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def record_environment(folder: RunFolder, device: str) -> None:
+    """Writes environment.json, and code.patch when the code differs from the commit."""
+    status = _git("status", "--porcelain")
+    environment = {
+        "name": folder.name,
+        "command": [Path(sys.executable).name, *sys.argv],
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": _git("rev-parse", "HEAD") or None,
+        "git_dirty": bool(status),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "packages": {name: _version(name) for name in _PACKAGES.split()},
+    }
+    if status:
+        (folder.path / "code.patch").write_text(_git("diff", "HEAD") + "\n")
+    write_environment(folder, environment)
+
+
+def write_environment(folder: RunFolder, environment: Mapping[str, Any]) -> None:
+    """Replaces environment.json."""
+    write_atomically(folder.path / "environment.json", json.dumps(dict(environment), indent=2))
+
+
+def _git(*arguments: str) -> str:
+    try:
+        root = Path(__file__).parents[1]
+        answer = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

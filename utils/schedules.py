@@ -1,0 +1,25 @@
+"""Learning-rate schedules: pure functions of the step, so that resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_cosine(step: int, total: int, warmup: int, final: float = 0.0) -> float:
+    """Factor on the peak learning rate: linear from 0, then a cosine that ends at `final`.
+
+    Args:
+        step: optimizer step, from 0.
+        total: steps of the whole run; the last one, total - 1, gets nearly `final`.
+        warmup: steps until the peak.
+        final: factor at the end, kept beyond it.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_constant(step: int, total: int, warmup: int) -> float:
+    """Factor on the peak learning rate: linear from 0, then 1."""
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0

@@ -1,0 +1,90 @@
+"""Reads weight files of every common layout, without running code they may carry."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Where a checkpoint of this kind keeps the network: official DINO (teacher first: the better one),
+# Lightning, official Barlow Twins.
+_CONTAINERS = ("teacher", "student", "state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def read_checkpoint(file: Path) -> Any:
+    """Loads a file with torch's safe unpickler, or a safetensors file.
+
+    `argparse.Namespace`, which official checkpoints carry, is the only class allowed in addition.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a weight file, or one that would run code when loaded.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no weight file {file}.")
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is refused: it holds more than tensors and plain values, and loading it could "
+            f"run code. Ask its author for a plain state dict. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a readable weight file: {error}") from error
+
+
+def network_state(checkpoint: Any, source: str) -> dict[str, Tensor]:
+    """Finds the backbone's tensors in a checkpoint of any known layout.
+
+    Returns:
+        A flat state dict without wrapper prefixes; heads stored beside a backbone are left out.
+
+    Raises:
+        ValueError: no tensors in it.
+    """
+    state = checkpoint
+    for container in _CONTAINERS:
+        if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
+            state = state[container]
+            break
+    tensors = {
+        str(key): value
+        for key, value in (state.items() if isinstance(state, Mapping) else ())
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise ValueError(f"{source} holds no weights: expected a state dict of tensors.")
+    for wrapper in _WRAPPERS:
+        tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    for prefix in ("backbone.net.", "backbone."):
+        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if inner:
+            return inner
+    return tensors
+
+
+def download(url: str) -> dict[str, Tensor]:
+    """Fetches official weights into torch's cache.
+
+    Raises:
+        ValueError: they cannot be fetched; the message names the file to get by hand.
+    """
+    try:
+        checkpoint = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(
+            f"Could not download {url} ({error}). Fetch it by hand and pass its path: "
+            "--backbone.weights FILE."
+        ) from error
+    return network_state(checkpoint, url)
