@@ -39,6 +39,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this is where an older Python is told so)
         sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0])
     sys.exit(main(sys.argv[1:]))

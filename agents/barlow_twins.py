@@ -125,15 +125,15 @@ class BarlowTwins(LightningModule):
         if noise > NOISE_LIMIT:
             rank_zero_warn(
                 f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
-                f"lambd*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
-                "and training is likely to fail. Raise --data.batch_size (memory stays the same with "
-                "--trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
+                f"lambd*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the "
+                "loss and training is likely to fail. Raise --data.batch_size (memory stays the "
+                "same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
             )
         if self.settings.trainer.accumulate > 1:
             rank_zero_warn(
-                f"--trainer.accumulate {self.settings.trainer.accumulate} is not a larger batch for "
-                "Barlow Twins: each batch has its own correlation matrix. For a larger batch raise "
-                "--data.batch_size and set --trainer.chunk_size."
+                f"--trainer.accumulate {self.settings.trainer.accumulate} is not a larger batch "
+                "for Barlow Twins: each batch has its own correlation matrix. For a larger batch "
+                "raise --data.batch_size and set --trainer.chunk_size."
             )
 
     def configure_optimizers(self) -> Any:

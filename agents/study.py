@@ -20,8 +20,8 @@ _NOT_RESULTS = ("epochs", "steps", "unreadable_images", "transductive")
 def run_study(study: str, seeds: int | None, print_commands: bool, runs_dir: str) -> int:
     """Runs what is missing of a study and prints its table.
 
-    Runs are named `STUDY-EXPERIMENT-sSEED`; finished ones are not run again, so an interrupted study
-    is continued by the same command.
+    Runs are named `STUDY-EXPERIMENT-sSEED`; finished ones are not run again, so an interrupted
+    study is continued by the same command.
 
     Returns:
         0, or 1 when a run failed.

@@ -57,7 +57,7 @@ def show(
     result: dict[str, Any],
     hints: list[str],
 ) -> None:
-    """Prints the closing words: what was trained, what came out, where it lies, what to try next."""
+    """Prints the closing words: what was trained, what came out, where it lies, what is next."""
     lines = [_what(hparams, result)]
     if result["reason"]:
         lines.append(result["reason"])

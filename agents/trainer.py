@@ -291,6 +291,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(_no_tips)
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21296: on torch >= 2.10.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # On purpose: micro-batches stay on the host until they are needed.
+    warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
     # The loaders are sized for the machine by data.num_workers.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Frozen backbones are in eval mode on purpose.
@@ -298,5 +300,13 @@ def quiet_libraries() -> None:
 
 
 def _no_tips(record: logging.LogRecord) -> bool:
-    noise = ("litlogger", "GPU available", "TPU available", "HPU available", "Tip:", "💡")
+    noise = (
+        "litlogger",
+        "GPU available",
+        "TPU available",
+        "HPU available",
+        "Tip:",
+        "💡",
+        "Skipping setting a default",
+    )
     return not any(word in record.getMessage() for word in noise)

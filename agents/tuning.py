@@ -72,8 +72,8 @@ def tune_chunk_size(
 ) -> int:
     """Searches the largest `chunk_size` by training a copy for two real steps on random images.
 
-    Two, because the optimizer allocates its state in the first. On the CPU a chunk is not tried when
-    its memory, extrapolated from the last one, would exceed what is available.
+    Two, because the optimizer allocates its state in the first. On the CPU a chunk is not tried
+    when its memory, extrapolated from the last one, would exceed what is available.
 
     Returns:
         A chunk size that was tried; `batch_size` when the whole batch fits at once.

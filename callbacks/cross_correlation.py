@@ -19,9 +19,9 @@ from utils.logging import log_figure
 class CrossCorrelation(Callback):
     """Draws the matrix behind `num_samples` images, training and validation.
 
-    The noise in a matrix depends on the number of samples, so every picture has the same number: the
-    last ones of a training epoch, the first ones of a validation. Embeddings come from the agent's
-    step output `z1`, `z2`, `(N, D)` each.
+    The noise in a matrix depends on the number of samples, so every picture has the same number:
+    the last ones of a training epoch, the first ones of a validation. Embeddings come from the
+    agent's step output `z1`, `z2`, `(N, D)` each.
 
     Args:
         every_n_epochs: when to draw.
@@ -79,7 +79,8 @@ class CrossCorrelation(Callback):
 
     def _draw(self, trainer: Trainer, pairs: list[tuple[Tensor, Tensor]], split: str) -> None:
         if pairs and due(trainer, self.every_n_epochs):
-            z1, z2 = (torch.cat(part)[-self.num_samples :] for part in zip(*pairs, strict=True))
+            wanted = slice(-self.num_samples, None) if split == "train" else slice(self.num_samples)
+            z1, z2 = (torch.cat(part)[wanted] for part in zip(*pairs, strict=True))
             if len(z1) < self.num_samples:
                 self.say(
                     f"cross_correlation: {split} offers {len(z1)} samples, fewer than num_samples "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -59,7 +60,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _references(axis: figures.Axes, curves: Mapping[str, list[tuple[int, float]]]) -> None:
+def _references(axis: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> None:
     for name, style in zip(_REFERENCES, (":", "-."), strict=True):
         points = curves.get(f"train/{name}")
         if points and points[-1][1] > 0:

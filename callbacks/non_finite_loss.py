@@ -40,7 +40,7 @@ class NonFiniteLoss(Callback):
             else "There is no checkpoint yet."
         )
         raise NonFiniteLossError(
-            f"The loss is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. {good} "
-            "Usual remedies: a lower --optim.lr, a longer --optim.warmup_epochs, "
+            f"The loss is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. "
+            f"{good} Usual remedies: a lower --optim.lr, a longer --optim.warmup_epochs, "
             "--trainer.gradient_clip 1, or --trainer.precision 32-true."
         )

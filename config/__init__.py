@@ -1,1 +1,1 @@
-"""What a run is: settings, names and the command line. Imports no torch, so errors answer at once."""
+"""What a run is: settings, names, command line. Imports no torch, so that errors answer at once."""

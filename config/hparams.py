@@ -71,7 +71,7 @@ class BackboneHparams:
     """ViT: pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
     depth: Count | None = 6
     """ViT: number of blocks. null: 12."""
-    embed_dim: Count | None = None
+    embed_dim: Count | None = 96
     """ViT: width. null: 192 (tiny), 384 (small), 768 (base)."""
     num_heads: Count | None = None
     """ViT: attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
@@ -119,7 +119,8 @@ class OptimHparams:
     name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Peak learning rate. auto: 1e-3 (adamw), 0.2 (lars), 0.03 (sgd), each x batch_size / 256."""
+    """Peak learning rate. auto: 1e-3 x sqrt(batch_size / 256) for adamw, 0.2 (lars) or 0.03 (sgd)
+    x batch_size / 256. The small default network bears twice that."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw), 1.5e-6 (lars), 1e-4 (sgd)."""
     momentum: Fraction = 0.9
@@ -136,7 +137,7 @@ class OptimHparams:
 class TrainerHparams:
     """Length, hardware and memory."""
 
-    max_epochs: Count = 12
+    max_epochs: Count = 20
     """Passes over the training images. Real pretraining: 100 to 1000."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""

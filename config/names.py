@@ -1,7 +1,7 @@
 """Torch-free tables of everything that can be chosen by name.
 
-`--help`, the checks of `config/validation.py` and the assembly in `agents/trainer.py` all read these
-tables: adding a backbone, data set, task or callback is one new file and one line here.
+`--help`, the checks of `config/validation.py` and the assembly in `agents/trainer.py` all read
+these tables: adding a backbone, data set, task or callback is one new file and one line here.
 """
 
 from __future__ import annotations

@@ -15,12 +15,14 @@ _OPTIMIZER_DEFAULTS = {"adamw": (1e-3, 0.05), "lars": (0.2, 1.5e-6), "sgd": (0.0
 def resolve(hparams: Hparams) -> Hparams:
     """Returns a copy in which nothing is left to be guessed but the precision.
 
-    The learning rate scales linearly with the batch (Goyal et al. 2017, as in both SSL papers).
+    The learning rate scales linearly with the batch for LARS and SGD (Goyal et al. 2017, as in both
+    SSL papers), with its square root for AdamW (Malladi et al. 2022, as in DINOv2).
     """
     hparams = deepcopy(hparams)
     lr, weight_decay = _OPTIMIZER_DEFAULTS[hparams.optim.name]
     if hparams.optim.lr == "auto":
-        hparams.optim.lr = lr * hparams.data.batch_size / 256
+        power = 0.5 if hparams.optim.name == "adamw" else 1.0
+        hparams.optim.lr = lr * (hparams.data.batch_size / 256) ** power
     if hparams.optim.weight_decay == "auto":
         hparams.optim.weight_decay = weight_decay
     if hparams.data.root is None:

@@ -65,7 +65,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 def _describe(allowed: tuple[Any, ...]) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    parts = []
+    parts: list[str] = []
     for kind in allowed:
         if get_origin(kind) is Literal:
             parts.extend(str(option) for option in get_args(kind))

@@ -25,10 +25,10 @@ _MAX_SKIPS = 25
 
 
 class Sample(NamedTuple):
-    """One image: its views `(3, H, W)` uint8, its index, and files skipped to get at it."""
+    """One image: its views `(3, H, W)` uint8, its position, and files skipped to get at it."""
 
     views: tuple[Tensor, ...]
-    index: int
+    position: int
     unreadable: tuple[str, ...]
 
 
@@ -105,7 +105,7 @@ def collate(samples: Sequence[Sample]) -> MicroBatch:
     """Stacks samples."""
     views = tuple(torch.stack(view) for view in zip(*(s.views for s in samples), strict=True))
     names = tuple(name for sample in samples for name in sample.unreadable)
-    return MicroBatch(views, torch.tensor([sample.index for sample in samples]), names)
+    return MicroBatch(views, torch.tensor([sample.position for sample in samples]), names)
 
 
 class BatchLoader:

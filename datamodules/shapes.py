@@ -1,16 +1,16 @@
 """A generated stand-in for Pascal VOC: textured shapes on textured ground, in VOC's layout.
 
-Shape and texture tell the classes apart, colour does not, objects occlude each other, and masks have
-a void border, so that whatever works on VOC can be tried here first, without a download.
+Shape and texture tell the classes apart, colour does not, objects occlude each other, and masks
+have a void border, so that whatever works on VOC can be tried here first, without a download.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from datamodules.loading import Loading, Views
 from datamodules.voc import voc_files
 from utils.palette import VOID, voc_palette
 
-Field = NDArray[np.float64]
+Field = NDArray[Any]
 
 CLASSES = (
     "background",
@@ -37,7 +37,7 @@ CLASSES = (
 NUM_TRAIN, NUM_VAL = 512, 128
 
 # One outline a class: from object coordinates to inside or not.
-_OUTLINES: tuple[Callable[[Field, Field], NDArray[np.bool_]], ...] = (
+_OUTLINES: tuple[Callable[[Field, Field], Field], ...] = (
     lambda u, v: u**2 + v**2 < 1,
     lambda u, v: np.maximum(abs(u), abs(v)) < 0.85,
     lambda u, v: (v < 0.7) & (v > 1.9 * abs(u) - 1),
@@ -93,14 +93,20 @@ def draw(index: int) -> tuple[Image.Image, Image.Image]:
 
 
 def _ground(rng: np.random.Generator, x: Field, y: Field) -> Field:
-    # A few slow waves between two muted colours.
-    field = np.zeros_like(x)
-    for _ in range(4):
-        direction, phase = rng.uniform(0, 2 * np.pi, 2)
-        frequency = rng.uniform(0.02, 0.18)
-        field += np.sin(frequency * (np.cos(direction) * x + np.sin(direction) * y) + phase)
-    first, second = rng.uniform(40, 215, (2, 3))
-    return first + (field[..., None] / 8 + 0.5) * (second - first)
+    # One texture all over, so that any two crops of an image have something in common.
+    angle, wavelength = rng.uniform(0, np.pi), rng.uniform(6, 28)
+    u = (np.cos(angle) * x + np.sin(angle) * y) / wavelength * 2 * np.pi
+    v = (np.cos(angle) * y - np.sin(angle) * x) / wavelength * 2 * np.pi
+    fields = (
+        np.sin(u),
+        np.sin(u) * np.sin(v),
+        np.sin(u + 1.5 * np.sin(v / 2)),
+        np.maximum(np.sin(u), np.sin(v)),
+        np.sin(u / 4) + np.sin(v / 3),
+    )
+    field = 0.5 + 0.5 * fields[rng.integers(len(fields))].clip(-1, 1)
+    first, second = rng.uniform(20, 235, (2, 3))
+    return first + field[..., None] * (second - first)
 
 
 def _with_border(labels: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
@@ -131,7 +137,7 @@ def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
         _write(temporary / "VOC2012", num_train, num_val)
         temporary.chmod(0o755)
         try:
-            os.rename(temporary, final)
+            temporary.rename(final)
         except OSError:
             shutil.rmtree(temporary)
             if not final.exists():

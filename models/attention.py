@@ -15,8 +15,8 @@ class AttentionRequest:
 
     Attributes:
         blocks: which blocks, negative from the end.
-        queries: `cls`: the row of the first prefix token | `mean`: the rows of all patches, averaged,
-            i.e. the attention a token receives | `all`: every row.
+        queries: `cls`: the row of the first prefix token | `mean`: the rows of all patches,
+            averaged, i.e. the attention a token receives | `all`: every row.
         num_images: the first n images of the batch only; None: all. The cost is that of one unfused
             attention for these images.
     """
@@ -40,7 +40,8 @@ class Attention:
 
     Attributes:
         block: index from the front.
-        weights: `(B, heads, Q, P + h*w)` softmax rows, prefix tokens first; Q is 1 for `cls` and `mean`.
+        weights: `(B, heads, Q, P + h*w)` softmax rows, prefix tokens first; Q is 1 for `cls`,
+            `mean`.
         grid: `(h, w)` of the patches.
         num_prefix: P, the tokens before the patches (CLS, registers).
     """

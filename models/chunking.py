@@ -1,10 +1,10 @@
 """Exact large batches in small memory.
 
-The backbone sees a few images at a time and forgets its activations; only the pooled features of the
-whole batch are kept. Projector and loss then work on the whole batch, and the backward pass runs the
-backbone again, chunk by chunk. The cut lies at the *features*: a projector with BatchNorm has to see
-the whole batch (compare gradient caching, Gao et al. 2021, arXiv 2101.06983, which cuts at the
-embeddings).
+The backbone sees a few images at a time and forgets its activations; only the pooled features of
+the whole batch are kept. Projector and loss then work on the whole batch, and the backward pass
+runs the backbone again, chunk by chunk. The cut lies at the *features*: a projector with BatchNorm
+has to see the whole batch (compare gradient caching, Gao et al. 2021, arXiv 2101.06983, which
+cuts at the embeddings).
 
 * LayerNorm backbone without dropout: the gradient of the whole batch, to rounding.
 * With dropout or drop path: that of the plain chunk loop, since random states are restored.

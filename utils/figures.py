@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -38,7 +39,7 @@ _STYLE = {
 
 def grid(
     rows: int, columns: int, cell: tuple[float, float] = (1.6, 1.6), title: str = ""
-) -> tuple[Figure, NDArray[np.object_]]:
+) -> tuple[Figure, NDArray[Any]]:
     """Makes a figure of `(rows, columns)` axes of `cell` inches each.
 
     Returns:
@@ -61,7 +62,7 @@ def show_image(axis: Axes, image: NDArray[np.generic], **settings: object) -> ob
     return axis.imshow(image, **settings)  # type: ignore[arg-type]
 
 
-def label_rows(axes: NDArray[np.object_], labels: Sequence[str]) -> None:
+def label_rows(axes: NDArray[Any], labels: Sequence[str]) -> None:
     """Writes a label left of every row."""
     for row, label in zip(axes, labels, strict=True):
         row[0].set_ylabel(label)

@@ -25,7 +25,7 @@ def reset_peak() -> None:
 
 
 def peak_mb() -> float:
-    """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident in this process."""
+    """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident on the host."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if _STATUS.exists():

@@ -10,8 +10,8 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim import Optimizer
 
-# Official Barlow Twins: learning rate 0.0048 for biases and norms beside 0.2 for matrices. LARS does
-# not adapt their step to the size of the weights, so the same rate would be far too large.
+# Official Barlow Twins: learning rate 0.0048 for biases and norms beside 0.2 for matrices. LARS
+# does not adapt their step to the size of the weights: the same rate would be far too large.
 LARS_UNADAPTED_LR = 0.0048 / 0.2
 
 

@@ -20,8 +20,8 @@ _ADJECTIVES = (
 )
 _NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
 _PACKAGES = (
-    "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib seaborn "
-    "vit-pytorch segmentation-models-pytorch numpy pillow"
+    "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib "
+    "seaborn vit-pytorch segmentation-models-pytorch numpy pillow"
 )
 
 
@@ -106,8 +106,8 @@ def create(runs_dir: str, name: str | None) -> RunFolder:
         ) from error
     except OSError as error:
         raise OSError(
-            f"The run folder {path} cannot be written ({error.strerror}). Set --run.dir to a folder "
-            "you may write to."
+            f"The run folder {path} cannot be written ({error.strerror}). Set --run.dir to a "
+            "folder you may write to."
         ) from error
     return RunFolder(path)
 
@@ -117,7 +117,7 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         temporary.write_text(text)
-        os.replace(temporary, file)
+        temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -144,7 +144,7 @@ def parse_layers(layers: str, count: int) -> tuple[int, ...]:
     number = layers.removeprefix("last")
     try:
         if layers.startswith("last"):
-            indices = tuple(range(count - int(number or 1), count))
+            indices = tuple(range(-int(number or 1), 0))
         else:
             indices = tuple(int(part) for part in layers.split(","))
     except ValueError as error:

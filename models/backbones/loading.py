@@ -47,7 +47,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
 
     Args:
         backbone: changed in place.
-        weights: `none`, a public source (`pretrained`, `dino`, `barlow_twins`), `run:NAME` or a file.
+        weights: `none`, a public source (`pretrained`, `dino`, `barlow_twins`), `run:NAME` or a
+            file.
         runs_dir: folder in which `run:NAME` is looked up.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import timm
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
@@ -66,7 +67,7 @@ class ViT(AttentionBackbone):
     def _attention(
         self,
         index: int,
-        block: nn.Module,
+        block: Any,
         tokens: Tensor,
         grid: tuple[int, int],
         request: AttentionRequest,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ class ViTPyTorch(AttentionBackbone):
     def _attention(
         self,
         index: int,
-        attend: nn.Module,
+        attend: Any,
         tokens: Tensor,
         grid: tuple[int, int],
         request: AttentionRequest,

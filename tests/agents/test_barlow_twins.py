@@ -1,0 +1,112 @@
+"""The agent: whole batches through small memory, in a real training loop."""
+
+import warnings
+
+import pytest
+import torch
+
+from config.hparams import Hparams
+from tests.conftest import assert_same, weights
+
+
+def difference(first, second):
+    largest = max(
+        float(value.abs().max()) for value in second.values() if value.is_floating_point()
+    )
+    return (
+        max(float((first[k].double() - second[k].double()).abs().max()) for k in second) / largest
+    )
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_chunked_training_equals_whole_training_in_float64(train, clip):
+    shared = {
+        "trainer__precision": "64-true",
+        "trainer__gradient_clip": clip,
+        "trainer__max_epochs": 1,
+        # SGD: Adam would blow rounding differences of zero gradients up to whole steps.
+        "optim__name": "sgd",
+        "optim__lr": 0.01,
+        "optim__warmup_epochs": 0,
+    }
+    _, whole = train("whole", **shared)
+    _, chunked = train("chunked", trainer__chunk_size=3, data__num_workers=1, **shared)
+    assert difference(weights(chunked), weights(whole)) < 1e-10
+    _, other = train("other", data__batch_size=4, trainer__accumulate=2, **shared)
+    assert difference(weights(other), weights(whole)) > 1e-6  # accumulation is something else
+
+
+def test_chunked_training_with_drop_path_repeats_itself(train):
+    shared = {"trainer__chunk_size": 4, "backbone__drop_path": 0.5, "trainer__max_epochs": 1}
+    _, first = train("first", **shared)
+    _, second = train("second", data__num_workers=2, **shared)
+    assert_same(weights(first), weights(second))
+
+
+def test_mixed_precision_trains_in_chunks(train):
+    code, folder = train(
+        "amp",
+        trainer__precision="bf16-mixed",
+        trainer__chunk_size=4,
+        trainer__gradient_clip=1.0,
+        trainer__max_epochs=1,
+    )
+    assert code == 0
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+def test_frozen_backbone_is_not_touched(train):
+    _, source = train("source", trainer__max_epochs=1)
+    _, folder = train(
+        "frozen",
+        backbone__weights="run:source",
+        backbone__freeze="true",
+        trainer__max_epochs=1,
+        trainer__chunk_size=4,
+    )
+    before, after = weights(source), weights(folder)
+    for key, value in before.items():
+        if key.startswith("backbone."):
+            assert torch.equal(value, after[key]), key
+    assert not torch.equal(before["projector.0.weight"], after["projector.0.weight"])
+
+
+def agent_for(**changed):
+    from agents.trainer import build_backbone
+    from config import names
+    from config.resolve import resolve
+
+    hparams = Hparams()
+    for path, value in changed.items():
+        group, leaf = path.split("__")
+        setattr(getattr(hparams, group), leaf, value)
+    hparams = resolve(hparams)
+    return names.TASKS["barlow_twins"].load()(build_backbone(hparams), hparams)
+
+
+def test_the_studys_failed_batch_is_warned_of():
+    with pytest.warns(UserWarning, match="0.084 > 0.04"):
+        agent_for(data__batch_size=32).on_fit_start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent_for(data__batch_size=128).on_fit_start()
+
+
+def test_accumulation_is_called_by_its_name():
+    with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
+        agent_for(trainer__accumulate=8).on_fit_start()
+
+
+def test_words_for_collapse_and_health():
+    agent = agent_for()
+    numbers = {
+        "val/loss": 30.0,
+        "val/diagonal_mean": 0.9,
+        "val/off_diagonal_rms": 0.1,
+        "val/embedding_std": 0.95,
+        "val/chance_level": 10.0,
+        "val/rank_bound": 8.0,
+    }
+    assert "agree well" in " ".join(agent.in_words(numbers))
+    assert "COLLAPSED" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]
+    assert "No step" in agent.in_words({})[0]

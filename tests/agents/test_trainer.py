@@ -1,0 +1,317 @@
+"""Runs of the whole program: what they leave behind, how they stop and go on."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from callbacks.interruption import Interruption
+from main import main
+from tests.conftest import assert_same, options, summary, weights
+from utils.logging import read_metrics
+
+
+def test_a_run_leaves_everything_in_its_folder(train, capsys):
+    code, folder = train("first")
+    assert code == 0
+    found = summary(folder)
+    assert found["status"] == "finished"
+    assert found["steps"] == 6
+    assert found["transductive"] is False
+    for key in ("val/loss", "train/loss", "images_per_second", "peak_memory_mb", "wall_seconds"):
+        assert found[key] > 0
+    rows = read_metrics(folder / "metrics.csv")
+    assert [step for step in rows if "train/loss" in rows[step]] == list(range(6))
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "backbone.pth"}
+    environment = yaml.safe_load((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    said = capsys.readouterr().out
+    for words in ("Trained: barlow_twins", "figures", "Next:", "mean diagonal"):
+        assert words in said
+
+
+def test_saved_settings_repeat_the_run_under_a_new_name(train, tmp_path):
+    _, folder = train("first", backbone__drop_path=0.2)
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert saved["run"]["name"] is None
+    assert saved["optim"]["lr"] == pytest.approx(1e-3 * (8 / 256) ** 0.5)
+    assert "momentum" not in saved["optim"]  # adamw does not read it
+    assert main(["--experiment", str(folder / "hparams.yaml"), "--run.name", "again"]) == 0
+    again = folder.parent / "again"
+    assert_same(weights(again), weights(folder))
+    assert yaml.safe_load((again / "hparams.yaml").read_text()) == saved
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
+    train, monkeypatch, capsys, number, step
+):
+    # Three batches an epoch: inside the first, at its very end, inside the second.
+    shared = {"backbone__drop_path": 0.3, "data__num_workers": 1, "trainer__chunk_size": 4}
+    whole = Path(str(train("whole", **shared)[1]))
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == step:
+            os.kill(os.getpid(), number)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    code, half = train("half", **shared)
+    assert code == 130
+    assert summary(half)["status"] == "interrupted"
+    assert summary(half)["steps"] == step
+    assert f"--run.resume {half.name}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    assert_same(weights(half), weights(whole))
+    one, other = (read_metrics(folder / "metrics.csv") for folder in (half, whole))
+    assert {s: row.get("train/loss") for s, row in one.items()} == {
+        s: row.get("train/loss") for s, row in other.items()
+    }
+    assert summary(half)["status"] == "finished"
+    assert not list(half.rglob("*-v1.ckpt"))
+
+
+def test_resume_from_the_end_of_an_epoch_after_a_crash(train, monkeypatch):
+    shared = {"backbone__drop_path": 0.3, "trainer__max_epochs": 3}
+    _, whole = train("whole", **shared)
+
+    def crash(self, trainer, *_):
+        if trainer.global_step == 4:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train("half", **shared)
+    folder = whole.parent / "half"
+    assert summary(folder)["status"] == "failed"
+    assert "power cut" in summary(folder)["reason"]
+    monkeypatch.undo()
+    assert main(["--run.resume", "auto", "--run.dir", str(folder.parent)]) == 0
+    assert_same(weights(folder), weights(whole))
+
+
+def test_a_finished_run_can_be_trained_longer(train):
+    _, folder = train("first")
+    words = ["--run.resume", "first", "--run.dir", str(folder.parent), "--trainer.max_epochs", "3"]
+    assert main(words) == 0
+    assert summary(folder)["steps"] == 9
+
+
+def test_max_steps_ends_the_schedule_with_the_run(train):
+    _, folder = train("short", trainer__max_steps=4, optim__warmup_epochs=0.34)
+    rows = read_metrics(folder / "metrics.csv")
+    rates = [rows[step]["train/lr"] for step in range(4)]
+    assert summary(folder)["steps"] == 4
+    assert rates[-1] == pytest.approx(0.001 * rates[1], rel=0.05) or rates[-1] < rates[1]
+    assert rates[0] < rates[1] > rates[2] > rates[3]
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights(train, capsys):
+    code, folder = train("nan", optim__lr=1e30, optim__warmup_epochs=0)
+    assert code == 1
+    found = summary(folder)
+    assert found["status"] == "failed"
+    assert "The loss is" in found["reason"]
+    assert f"step {found['steps']}" in found["reason"]
+    assert "learning rate" in found["reason"]
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_nan_keeps_the_last_good_checkpoint(train, monkeypatch):
+    import agents.barlow_twins as agent
+
+    original = agent.barlow_twins_loss
+    calls = []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        factor = float("nan") if len(calls) > 5 else 1.0  # in the second epoch
+        return original(*arguments) * factor
+
+    monkeypatch.setattr(agent, "barlow_twins_loss", poisoned)
+    code, folder = train("nan")
+    assert code == 1
+    assert "last good checkpoint" in summary(folder)["reason"]
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+def error_of(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_an_existing_name_is_refused(train, capsys):
+    train("first")
+    before = weights(train.__self__ if hasattr(train, "__self__") else train("other")[1])
+    assert train("first")[0] == 2
+    assert "never overwritten" in error_of(capsys)
+    assert before
+
+
+def test_a_folder_that_cannot_be_written(train, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train("first", run__dir=tmp_path / "file")[0] == 2
+    assert "cannot be written" in error_of(capsys)
+
+
+def test_a_missing_root(train, tmp_path, capsys):
+    code, folder = train("first", data__name="voc", data__root=tmp_path / "nowhere")
+    assert code == 2
+    assert "No Pascal VOC" in error_of(capsys)
+    assert not folder.exists()
+    code, _ = train("first", data__name="image_folder", data__root=tmp_path / "nowhere")
+    assert code == 2
+    assert "There is no folder" in error_of(capsys)
+
+
+def test_a_batch_larger_than_the_data_leaves_no_folder(train, capsys):
+    code, folder = train("first", data__batch_size=100)
+    assert code == 2
+    assert "larger than the data set: 24 images" in error_of(capsys)
+    assert not folder.exists()
+
+
+def test_debug_shows_where(train):
+    with pytest.raises(ValueError, match="larger than the data set"):
+        train("first", "--debug", data__batch_size=100)
+
+
+def test_resume_with_another_architecture(train, capsys):
+    _, folder = train("first")
+    words = ["--run.resume", "first", "--run.dir", str(folder.parent)]
+    assert main([*words, "--backbone.depth", "3"]) == 2
+    assert "another architecture" in error_of(capsys)
+    assert main([*words, "--barlow_twins.projector_dim", "8"]) == 2
+    assert "projector.0.weight is (16, 24) there and (8, 24)" in error_of(capsys)
+
+
+def test_weights_of_another_architecture(train, capsys):
+    train("first")
+    assert train("second", backbone__weights="run:first", backbone__depth=1)[0] == 2
+    assert "another architecture" in error_of(capsys)
+
+
+def test_one_corrupt_image_of_many_is_named_many_are_an_error(train, image_folder, capsys):
+    files = sorted(image_folder.rglob("*.png"))
+    for index in range(100):
+        (image_folder / f"copy{index}.png").write_bytes(files[index % 20].read_bytes())
+    files[5].write_bytes(files[5].read_bytes()[:200])
+    shared = {"data__name": "image_folder", "data__root": image_folder, "trainer__max_epochs": 1}
+    code, folder = train("one", **shared, data__num_workers=1)
+    assert code == 0
+    assert summary(folder)["unreadable_images"] == 1
+    assert files[5].name in summary(folder)["unreadable_names"][0]
+    assert "1 images could not be read" in capsys.readouterr().out
+    for file in files[6:12]:
+        file.write_text("no image")
+    code, folder = train("many", **shared)
+    assert code == 2
+    assert "more than 1%" in error_of(capsys)
+    assert summary(folder)["status"] == "failed"
+
+
+def test_all_images_mark_the_run(train, shapes_root, capsys):
+    _, folder = train(
+        "all", data__name="voc", data__split="all", data__root=shapes_root, trainer__max_epochs=1
+    )
+    assert summary(folder)["transductive"] is True
+    assert "TRANSDUCTIVE" in capsys.readouterr().out
+    assert main(["--compare", "all", "--run.dir", str(folder.parent)]) == 0
+    assert "all*" in capsys.readouterr().out
+
+
+def test_wandb_without_a_key_goes_offline(train, monkeypatch, caplog):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    code, folder = train(
+        "offline", logger__mode="auto", trainer__max_epochs=1, callbacks__views__enabled="true"
+    )
+    assert code == 0
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/**/*.png"))
+    assert yaml.safe_load((folder / "environment.json").read_text())["wandb_id"]
+
+
+def test_wandb_with_a_key_but_no_network_goes_offline(train, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 20 + "f" * 20)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("agents.loggers.INIT_TIMEOUT", 2)
+    code, folder = train("unplugged", logger__mode="auto", trainer__max_epochs=1)
+    assert code == 0
+    assert list(folder.glob("wandb/offline-run-*"))
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert b"0" * 20 + b"f" * 20 not in file.read_bytes(), f"the key is in {file}"
+    assert train("online", logger__mode="online", trainer__max_epochs=1)[0] == 2
+
+
+def test_evaluate_export_and_compare(train, capsys):
+    _, first = train("first")
+    _, second = train("second", optim__lr=0.01)
+    where = ["--run.dir", str(first.parent)]
+    assert main(["--evaluate", "first", *where]) == 0
+    assert summary(first)["evaluate/loss"] == pytest.approx(
+        min(row["val/loss"] for row in read_metrics(first / "metrics.csv").values()
+            if "val/loss" in row), rel=1e-4,
+    )  # fmt: skip
+    (first / "checkpoints" / "backbone.pth").unlink()
+    assert main(["--export", "first", *where]) == 0
+    exported = torch.load(first / "checkpoints" / "backbone.pth", weights_only=True)
+    inner = {k.removeprefix("backbone.net."): v for k, v in weights(first).items()
+             if k.startswith("backbone.")}  # fmt: skip
+    assert_same(exported, inner)
+    assert "pos_embed" in exported
+    capsys.readouterr()
+    assert main(["--compare", "first", "second", *where]) == 0
+    table = capsys.readouterr().out
+    assert "| optim.lr |" in table
+    assert "data.batch_size" not in table
+    assert "**val/loss**" in table
+
+
+def test_a_study_is_one_command(train, tmp_path, shapes_root, capsys, monkeypatch):
+    from tests.conftest import TINY
+    from config.convert import nested
+
+    settings = {
+        key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"
+    } | {"data.root": str(shapes_root), "trainer.max_epochs": 1}
+    for name, lr in (("slow", 1e-4), ("fast", 1e-2)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(nested(settings | {"optim.lr": lr})))
+    study = tmp_path / "rates.yaml"
+    study.write_text(
+        yaml.safe_dump({"title": "Rates", "experiments": [str(tmp_path / "slow.yaml"),
+                                                         str(tmp_path / "fast.yaml")]})
+    )  # fmt: skip
+    words = ["--study", str(study), "--seeds", "2", "--run.dir", str(tmp_path / "runs")]
+    assert main([*words, "--print-commands"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 4
+    assert "--run.name rates-slow-s1" in lines[1]
+
+    def in_process(command):
+        import subprocess
+
+        return subprocess.CompletedProcess(command, main(command[2:]))
+
+    monkeypatch.setattr("agents.study.subprocess.run", in_process)
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    assert "Rates, 2 seeds" in table
+    assert "±" in table
+    assert main(words) == 0  # nothing left to run
+
+
+def test_default_words_are_short_of_nothing(train):
+    assert options({"a.b": 1}) == ["--a.b", "1"]

@@ -1,0 +1,115 @@
+"""Tuners return what they tried, and what they return is used."""
+
+import pytest
+import torch
+import yaml
+
+from agents import tuning
+from tests.conftest import summary
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest", "expected"),
+    [(100, 256, 64), (64, 256, 64), (1000, 256, 256), (1000, 48, 48), (5, 256, 4), (2, 256, 2), (40, 6, 6)],
+)  # fmt: skip
+def test_the_largest_value_that_was_tried_and_fitted(limit, largest, expected):
+    tried = []
+
+    def fits(value: int) -> bool:
+        tried.append(value)
+        return value <= limit
+
+    found = tuning.largest_working(largest, fits)
+    assert found == expected
+    assert found in tried
+    assert len(tried) == len(set(tried))
+
+
+def test_nothing_fits():
+    with pytest.raises(ValueError, match="Not even 2 images"):
+        tuning.largest_working(256, lambda value: False)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory of names"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error, expected):
+    assert tuning.is_out_of_memory(error) == expected
+
+
+def test_chunk_size_under_injected_out_of_memory_is_used_and_written(train, monkeypatch):
+    import agents.barlow_twins as agent
+
+    original = agent.BarlowTwins._pool
+    seen = []
+
+    def pool(self, images):
+        seen.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, images)
+
+    monkeypatch.setattr(agent.BarlowTwins, "_pool", pool)
+    code, folder = train("tuned", trainer__tune_batch_size="true", trainer__max_epochs=1)
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]
+    assert (saved["chunk_size"], saved["tune_batch_size"]) == (4, False)
+    assert 8 in seen
+    assert summary(folder)["steps"] == 3
+
+
+def test_another_error_is_not_swallowed(train, monkeypatch):
+    import agents.barlow_twins as agent
+
+    def broken(self, images):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(agent.BarlowTwins, "_pool", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train("tuned", trainer__tune_batch_size="true")
+
+
+def test_on_the_cpu_available_memory_bounds_the_search(train, monkeypatch):
+    monkeypatch.setattr(tuning, "available_mb", lambda: 0.0)
+    monkeypatch.setattr(tuning, "_probe", lambda *_: 10.0)
+    chunk = tuning.largest_working
+    tried: list[int] = []
+
+    def record(largest, fits, start=8):
+        return chunk(largest, lambda value: bool(tried.append(value)) or fits(value), start)
+
+    monkeypatch.setattr(tuning, "largest_working", record)
+    code, _ = train("tuned", trainer__tune_batch_size="true")
+    assert code == 2
+    assert tried == [8, 4, 2]
+
+
+def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
+    monkeypatch.setattr(tuning, "LR_STEPS", 12)
+    code, folder = train(
+        "tuned", trainer__tune_lr="true", optim__warmup_epochs=0, optim__schedule="constant"
+    )
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert saved["trainer"]["tune_lr"] is False
+    from utils.logging import read_metrics
+
+    used = read_metrics(folder / "metrics.csv")[0]["train/lr"]
+    assert used == pytest.approx(saved["optim"]["lr"])
+    assert used != pytest.approx(1e-3 * (8 / 256) ** 0.5)
+
+
+def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
+    from tests.conftest import assert_same, weights
+
+    shared = {"backbone__drop_path": 0.3, "trainer__chunk_size": 8}
+    _, plain = train("plain", **shared)
+    _, tuned = train("tuned", trainer__tune_batch_size="true", **shared)
+    assert_same(weights(tuned), weights(plain))

@@ -1,0 +1,171 @@
+"""Pictures show what they say, and looking changes nothing."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from callbacks.attention_maps import AttentionMaps, draw, mass_mask, overlay
+from callbacks.cross_correlation import CrossCorrelation
+from callbacks.cross_correlation import draw as draw_matrix
+from callbacks.early_stopping import early_stopping
+from callbacks.learning_curves import draw as draw_curves
+from callbacks.looking import looking
+from callbacks.views import draw as draw_views
+from tests.conftest import assert_same, weights
+from utils import figures
+
+ALL_ON = {
+    f"callbacks__{name}__{leaf}": value
+    for name in ("attention_maps", "cross_correlation", "views", "learning_curves")
+    for leaf, value in (("enabled", "true"), ("every_n_epochs", 1))
+}
+
+
+def test_mass_mask_is_the_smallest_set():
+    maps = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
+    for mass, expected in ((0.4, 1), (0.41, 2), (0.6, 2), (0.75, 3), (0.99, 4)):
+        assert mass_mask(maps, mass).sum() == expected
+    assert mass_mask(maps, 0.6).tolist() == [[True, True], [False, False]]
+    # Attention beyond the patches (on CLS) does not count: rows are normalised first.
+    assert torch.equal(mass_mask(maps * 0.1, 0.6), mass_mask(maps, 0.6))
+
+
+def test_overlay_paints_heads_in_fixed_colours():
+    image = np.full((4, 4, 3), 100, np.uint8)
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2], masks[1, 3] = True, True
+    painted = overlay(image, masks)
+    for row, head in ((0, 0), (3, 1)):
+        expected = 50 + 0.5 * 255 * np.array(figures.HEADS[head])
+        assert np.abs(painted[row, 0] - expected).max() <= 1
+    assert (painted[2, 0] == 35).all()  # outside every mask: darkened
+    assert np.array_equal(overlay(image, masks[1:], 1)[3], painted[3])
+
+
+def test_colours_of_the_matrix_are_absolute():
+    red, cyan = figures.CORRELATION(1.0), figures.CORRELATION(0.5)
+    assert red[0] > 0.8
+    assert max(red[1:3]) < 0.15
+    assert cyan[0] < 0.2
+    assert cyan[2] > 0.9
+    axes = draw_matrix(torch.eye(4) * 0.5, 16, "here").axes
+    assert axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_titles_name_samples_and_step():
+    text = draw_matrix(torch.eye(4), 17, "val images, step 3")._suptitle.get_text()  # type: ignore[attr-defined]
+    assert "N = 17" in text
+    assert "val images, step 3" in text
+    assert "mean diagonal 1.000" in text
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_figures_of_any_number_of_images(count):
+    images = torch.zeros(count, 3, 16, 16, dtype=torch.uint8)
+    maps = torch.rand(count, 3, 2, 2)
+    for figure in (draw(images, maps, 0.6, "t"), draw_views([images, images], "t")):
+        assert figure.axes
+        figures.close(figure)
+    assert draw_curves({0: {"train/loss": 1.0}, 1: {"train/loss": 0.5, "val/loss": 0.7}}).axes
+
+
+class Fixed:
+    """Stands in for a trainer at some epoch."""
+
+    max_epochs, max_steps, should_stop, sanity_checking, global_step = 9, -1, False, False, 0
+    current_epoch = 0
+
+
+def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch):
+    callback = CrossCorrelation(every_n_epochs=1, num_samples=10)
+    drawn = []
+    monkeypatch.setattr(
+        "callbacks.cross_correlation.draw", lambda c, n, where: drawn.append((c, n, where))
+    )
+    monkeypatch.setattr("callbacks.cross_correlation.log_figure", lambda *_: None)
+    z = torch.randn(24, 4)
+    for i in range(6):
+        part = z[4 * i : 4 * i + 4]
+        callback.on_train_batch_end(Fixed(), None, {"z1": part, "z2": part}, None, i)  # type: ignore[arg-type]
+        callback.on_validation_batch_end(Fixed(), None, {"z1": part, "z2": part}, None, i)  # type: ignore[arg-type]
+    callback.on_train_epoch_end(Fixed(), None)  # type: ignore[arg-type]
+    callback.on_validation_end(Fixed(), None)  # type: ignore[arg-type]
+    from models.losses.barlow_twins import cross_correlation
+
+    (train, n, _), (val, m, _) = drawn
+    assert n == m == 10
+    assert torch.equal(train, cross_correlation(z[-10:], z[-10:]))
+    assert torch.equal(val, cross_correlation(z[:10], z[:10]))
+
+
+def test_looking_leaves_no_trace():
+    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(3))
+    net[1].eval()
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with looking(net):
+        assert not net[0].training
+        net(torch.rand(4, 3))
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.rand(2), expected)
+    assert net[0].training
+    assert not net[1].training
+    assert net[1].running_mean.abs().sum() == 0  # type: ignore[union-attr, operator]
+
+
+def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
+    assert train("plain", backbone__drop_path=0.3)[0] == 0
+    code, folder = train(
+        "pictures",
+        "--callbacks.attention_maps.blocks",
+        "0",
+        "1",
+        backbone__drop_path=0.3,
+        callbacks__attention_maps__image_size=48,
+        callbacks__cross_correlation__num_samples=8,
+        **ALL_ON,
+    )
+    assert code == 0
+    assert_same(weights(folder), weights(folder.parent / "plain"))
+    kinds = {
+        file.parent.relative_to(folder / "figures").as_posix()
+        for file in folder.rglob("figures/**/*.png")
+    }
+    maps = {f"attention_maps/{s}/block-0{b}" for s in ("train", "val") for b in (1, 2)}
+    matrices = {f"cross_correlation/{split}" for split in ("train", "val")}
+    assert kinds == maps | matrices | {"views/train", "learning_curves"}
+    picture = matplotlib.image.imread(
+        folder / "figures" / "cross_correlation" / "val" / "step-0000006.png"
+    )
+    assert picture.shape[0] > 300
+
+
+def test_a_network_without_attention_is_told_once(train, caplog):
+    shared = {"backbone__" + leaf: ... for leaf in ("patch_size", "depth", "embed_dim")}
+    code, folder = train(
+        "resnet",
+        backbone__name="resnet18",
+        callbacks__attention_maps__enabled="true",
+        trainer__max_epochs=1,
+        **shared,
+    )
+    assert code == 0
+    assert not (folder / "figures" / "attention_maps").exists()
+
+
+def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
+    from models.backbones.vit import vit_tiny
+
+    backbone = vit_tiny(image_size=16, patch_size=8, depth=1, pool="mean")
+    said: list[str] = []
+    callback = AttentionMaps(queries="cls")
+    callback.say = said.append  # type: ignore[assignment]
+    assert callback._queries(backbone) == "cls"
+    assert "never trained" in said[0]
+    assert AttentionMaps()._queries(backbone) == "mean"
+
+
+def test_early_stopping_watches_what_chooses_the_best():
+    assert early_stopping(3).monitor == "val/loss"

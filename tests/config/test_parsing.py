@@ -1,0 +1,122 @@
+from dataclasses import asdict
+
+import pytest
+
+from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
+from config.hparams import Hparams
+from config.parsing import CONFIG_DIR, Command, parse
+from config.resolve import resolve
+from config.validation import active_settings, check
+
+EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))
+
+
+def hparams(*argv: str) -> Hparams:
+    command = parse(argv)
+    assert isinstance(command, Command)
+    return command.hparams
+
+
+def test_nothing_given_means_the_defaults():
+    assert hparams() == Hparams()
+
+
+def test_command_line_wins_over_experiment_wins_over_defaults(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {batch_size: 64, image_size: 96}\noptim: {lr: 1e-3}\n")
+    settings = hparams("--experiment", str(file), "--data.image_size", "32")
+    assert (settings.data.batch_size, settings.data.image_size) == (64, 32)
+    assert settings.optim.lr == 1e-3  # YAML itself reads this spelling as a string
+    assert settings.data.name == Hparams().data.name
+
+
+@pytest.mark.parametrize("spelling", [("--backbone.depth", "null"), ("--backbone.depth=null",)])
+def test_null_on_the_command_line(spelling):
+    assert hparams(*spelling).backbone.depth is None
+
+
+def test_lists_and_flags():
+    settings = hparams(
+        "--callbacks.attention_maps.blocks", "0", "5", "--callbacks.views.enabled", "false"
+    )
+    assert settings.callbacks.attention_maps.blocks == [0, 5]
+    assert settings.callbacks.views.enabled is False
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--data.batchsize", "3"], "Did you mean data.batch_size"),
+        (["--batch_size", "3"], "Did you mean data.batch_size"),
+        (["--data.batch", "3"], "Unknown option --data.batch"),
+        (["--data.batch_size", "many"], "--data.batch_size"),
+        (["--data.batch_size", "1"], "expected at least 2"),
+        (["--data.batch_size", "2.5"], "--data.batch_size"),
+        (["--optim.lr", "fast"], "expected a number or auto"),
+        (["--optim.lr=-1"], "expected at least 0"),
+        (["--backbone.name", "vit_smal"], "Did you mean vit_small"),
+        (["--logger.mode", "later"], "--logger.mode"),
+        (["--task", "sleep"], "expected one of barlow_twins"),
+        (["--backbone.name", "resnet18", "--backbone.pool", "mean"], "no effect on backbone.name"),
+        (["--data.download", "true"], "read by: voc"),
+        (["--optim.momentum", "0.5"], "read by: lars, sgd"),
+        (["--backbone.unfreeze_last", "2"], "without --backbone.freeze"),
+        (["--optim.schedule", "constant", "--optim.final_lr_ratio", "0.5"], "read by: cosine"),
+        (["--trainer.chunk_size", "256"], "exceeds --data.batch_size"),
+        (["--trainer.devices", "2"], "at most 1"),
+        (["--experiment", "nothing"], "no experiment nothing"),
+        (["--run.resume", "nowhere"], "no run nowhere"),
+        (["--export", "nowhere", "--evaluate", "nowhere"], "cannot be combined"),
+        (["--seeds", "2"], "go with --study"),
+        (["stray"], "Unknown option stray"),
+    ],
+)
+def test_bad_settings_are_named(argv, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        parse([*argv, "--run.dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": {"batch_sizes": 3}}, "no setting data.batch_sizes. Did you mean data.batch_size"),
+        ({"data": 3}, "is a group"),
+        ({"run": {"seed": 1.5}}, "--run.seed 1.5: expected a whole number"),
+        ({"data": {"download": "maybe"}}, "expected true or false"),
+        ({"callbacks": {"attention_maps": {"blocks": ["a"]}}}, "list of whole numbers"),
+        ({"data": {"split": "test"}}, "expected train or all_minus_val or all"),
+        ({"backbone": {"output_stride": 12}}, "expected 8 or 16 or 32"),
+    ],
+)
+def test_yaml_is_checked_as_strictly(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check(update(Hparams(), settings, "file.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_round_trips_and_resolves(file, tmp_path):
+    settings = check(update(Hparams(), read_yaml(file), str(file)))
+    write_yaml(to_dict(settings), tmp_path / "full.yaml")
+    assert update(Hparams(), read_yaml(tmp_path / "full.yaml"), "full") == settings
+    resolved = resolve(settings)
+    write_yaml(active_settings(resolved), tmp_path / "active.yaml")
+    again = update(Hparams(), read_yaml(tmp_path / "active.yaml"), "active")
+    assert check(again) == resolved
+
+
+def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
+    for name, expected in (("adamw", 5e-4), ("lars", 0.05), ("sgd", 0.0075)):
+        settings = hparams("--optim.name", name, "--data.batch_size", "64")
+        assert resolve(settings).optim.lr == pytest.approx(expected)
+    given = hparams("--optim.lr", "0.5", "--optim.weight_decay", "0")
+    assert resolve(given).optim.lr == 0.5
+    assert resolve(given).optim.weight_decay == 0
+
+
+def test_help_names_choices_and_defaults():
+    page = parse(["--help"])
+    assert isinstance(page, str)
+    assert "{shapes,voc,image_folder}" in page
+    for group, settings in asdict(Hparams()).items():
+        if isinstance(settings, dict):
+            assert f"--{group}.{next(iter(settings))}" in page

@@ -1,0 +1,94 @@
+"""Tiny data sets in the real layouts, and runs of the whole program on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.shapes import generate
+from main import main
+
+TINY = {
+    "run.seed": 1,
+    "data.image_size": 32,
+    "data.batch_size": 8,
+    "data.num_workers": 0,
+    "backbone.patch_size": 16,
+    "backbone.depth": 2,
+    "backbone.embed_dim": 24,
+    "barlow_twins.projector_dim": 16,
+    "trainer.max_epochs": 2,
+    "trainer.accelerator": "cpu",
+    "logger.mode": "disabled",
+    "callbacks.attention_maps.enabled": "false",
+    "callbacks.cross_correlation.enabled": "false",
+    "callbacks.learning_curves.enabled": "false",
+    "callbacks.views.enabled": "false",
+}
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 8 validation images."""
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, num_train=24, num_val=8)
+    return root
+
+
+@pytest.fixture
+def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
+    """Runs `main` on tiny settings; returns exit code and run folder."""
+
+    def run(name: str = "run", *words: str, **changed: Any) -> tuple[int, Path]:
+        settings: dict[str, Any] = {
+            **TINY,
+            "run.dir": tmp_path / "runs",
+            "run.name": name,
+            "data.root": shapes_root,
+        }
+        settings |= {key.replace("__", "."): value for key, value in changed.items()}
+        settings = {key: value for key, value in settings.items() if value is not ...}
+        return main([*options(settings), *words]), tmp_path / "runs" / name
+
+    return run
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """20 unlabelled images, two of them not in RGB."""
+    folder = tmp_path / "images"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        pixels = rng.integers(0, 255, (40, 50, 3), np.uint8)
+        image = Image.fromarray(pixels).convert("L" if index < 2 else "RGB")
+        image.save(folder / ("deep" if index % 2 else ".") / f"{index:02d}.png")
+    return folder
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(
+        folder / "checkpoints" / name, weights_only=True, map_location="cpu"
+    )["state_dict"]
+    return state
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key

@@ -1,0 +1,158 @@
+"""Every draw is a function of (seed, epoch, index)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.image_folder import ImageFolderDataModule
+from datamodules.loading import Batch, ImageFiles, Loading
+from datamodules.seeding import MicroBatchSampler, mix, seeded
+from datamodules.shapes import ShapesDataModule
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
+
+
+def batches(root: Path, epoch: int = 0, **settings: int | None) -> list[Batch]:
+    loading = Loading(**{"batch_size": 6, "seed": 3, **settings})  # type: ignore[arg-type]
+    data = ShapesDataModule(str(root), BarlowTwinsViews(16), 16, loading)
+    data.setup("fit")
+    first = epoch * (24 // loading.batch_size)
+    return list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: first))
+
+
+def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second) > 0
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        for view, same in zip(one.views, other.views, strict=True):
+            assert torch.equal(torch.cat(view), torch.cat(same))
+
+
+def test_the_number_of_workers_changes_nothing(shapes_root):
+    assert_equal_batches(batches(shapes_root), batches(shapes_root, num_workers=2))
+
+
+def test_chunking_changes_nothing_but_the_pieces(shapes_root):
+    plain, chunked = batches(shapes_root), batches(shapes_root, chunk_size=2, num_workers=2)
+    assert_equal_batches(plain, chunked)
+    assert [len(chunk) for chunk in chunked[0].views[1]] == [2, 2, 2]
+    assert chunked[0].views[0][0].dtype == torch.uint8
+    assert len(chunked[0]) == 6
+
+
+def test_seeds_and_epochs_differ(shapes_root):
+    base = batches(shapes_root)
+    for other in (batches(shapes_root, epoch=1), batches(shapes_root, seed=4)):
+        assert not torch.equal(base[0].indices, other[0].indices)
+    assert sorted(torch.cat([b.indices for b in base]).tolist()) == list(range(24))
+
+
+def test_an_epoch_can_be_entered_anywhere(shapes_root):
+    loading = Loading(batch_size=6, seed=3)
+    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data.setup("fit")
+    rest = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 4 + 3))
+    assert_equal_batches(rest, batches(shapes_root, epoch=1)[3:])
+
+
+def test_validation_repeats_itself(shapes_root):
+    loading = Loading(batch_size=4)
+    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data.setup("fit")
+    loader = data.val_dataloader()
+    assert_equal_batches(list(loader), list(loader))  # type: ignore[arg-type]
+
+
+def test_loading_takes_no_draw_from_the_model(shapes_root):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    batches(shapes_root)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeded_is_a_function_of_its_key():
+    draws = []
+    for key in ((0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 1, 2)):
+        with seeded(*key):
+            draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1]
+    assert len(set(draws)) == 3
+    assert mix(1, 23) != mix(12, 3)
+
+
+def test_only_full_batches():
+    sampler = MicroBatchSampler(10, [2, 2], 2, 0, True, lambda: 0)
+    assert [len(micro) for micro in sampler] == [2, 2, 2, 2]
+    assert len(sampler) == 4
+
+
+def test_limit(shapes_root):
+    assert len(batches(shapes_root, limit_train_batches=2)) == 2
+    # Epochs stay what they are: the second starts a new permutation.
+    second = batches(shapes_root, epoch=1)[:1]
+    loading = Loading(batch_size=6, seed=3, limit_train_batches=2)
+    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data.setup("fit")
+    limited = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 2))
+    assert_equal_batches(limited[:1], second)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused(shapes_root):
+    with pytest.raises(ValueError, match=r"--data.batch_size 25 is larger .* 24 images"):
+        batches(shapes_root, batch_size=25)
+
+
+def test_an_unreadable_image_is_replaced_by_the_next_and_named(image_folder):
+    files = sorted(image_folder.rglob("*.png"))
+    content = files[3].read_bytes()
+    files[3].write_bytes(content[: len(content) // 2])
+    files[4].write_text("no image")
+    dataset = ImageFiles(files, BarlowTwinsViews(16), seed=0)
+    sample = dataset[(0, 3)]
+    assert sample.position == 5
+    assert [str(files[3]), str(files[4])] == [name.partition(" (")[0] for name in sample.unreadable]
+
+
+def test_a_folder_of_unreadable_images_is_an_error(tmp_path):
+    files = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for file in files:
+        file.write_text("no image")
+    with pytest.raises(ValueError, match="cannot be read"):
+        ImageFiles(files, BarlowTwinsViews(16), seed=0)[(0, 0)]
+
+
+def test_image_folder_splits_do_not_overlap_and_do_not_move(image_folder):
+    loading = Loading(batch_size=2)
+    data = ImageFolderDataModule(
+        str(image_folder), BarlowTwinsViews(16), 16, loading, val_fraction=0.3
+    )
+    train, val = set(data.files("train")), set(data.files("val"))
+    assert train
+    assert val
+    assert not train & val
+    assert train | val == set(data.files("all"))
+    assert not data.transductive
+    Image.new("RGB", (9, 9)).save(image_folder / "new.png")
+    assert val <= set(data.files("val"))
+
+
+def test_image_folder_uses_train_and_val_folders(image_folder):
+    (image_folder / "deep").rename(image_folder / "train")
+    (image_folder / "val").mkdir()
+    Image.new("RGB", (9, 9)).save(image_folder / "val" / "v.png")
+    data = ImageFolderDataModule(str(image_folder), BarlowTwinsViews(16), 16, Loading(2), "all")
+    assert len(data.files("train")) == 10
+    assert [file.name for file in data.files("val")] == ["v.png"]
+    assert data.transductive
+
+
+def test_examples_are_plain_squares(image_folder):
+    data = ImageFolderDataModule(str(image_folder), BarlowTwinsViews(16), 24, Loading(2))
+    data.setup("fit")
+    shown = data.examples("train", 3)
+    assert shown.shape == (3, 3, 24, 24)
+    assert shown.dtype == torch.uint8
+    assert torch.equal(shown, data.examples("train", 3))
+    assert data.examples("val", 1, 32).shape == (1, 3, 32, 32)

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from torch import nn
+
+from models.heads.projector import projector
+from models.losses.barlow_twins import (
+    barlow_twins_loss,
+    chance_level,
+    cross_correlation,
+    effective_rank,
+    rank_bound,
+    summarise,
+)
+
+
+def embeddings(n: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(n, d, generator=generator, dtype=dtype) for _ in range(2))
+
+
+def naive(z1: torch.Tensor, z2: torch.Tensor, lambd: float) -> float:
+    """Equations 1 and 2, element by element."""
+    n, d = z1.shape
+
+    def standardised(z: torch.Tensor, i: int) -> list[float]:
+        column = z[:, i].tolist()
+        mean = sum(column) / n
+        deviation = (sum((x - mean) ** 2 for x in column) / n + 1e-5) ** 0.5
+        return [(x - mean) / deviation for x in column]
+
+    first, second = ([standardised(z, i) for i in range(d)] for z in (z1, z2))
+    loss = 0.0
+    for i in range(d):
+        for j in range(d):
+            c = sum(a * b for a, b in zip(first[i], second[j], strict=True)) / n
+            loss += (1 - c) ** 2 if i == j else lambd * c**2
+    return loss
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (7, 5), (16, 4)])
+def test_equals_naive_reference_in_float64(n, d):
+    z1, z2 = embeddings(n, d)
+    loss = barlow_twins_loss(cross_correlation(z1, z2), 0.0051)
+    assert loss.item() == pytest.approx(naive(z1, z2, 0.0051), rel=1e-12)
+
+
+def test_perfect_agreement_has_a_unit_diagonal_at_any_batch_size():
+    # The unbiased deviation would give (N-1)/N: 0.75 here.
+    z, _ = embeddings(4, 8)
+    diagonal = cross_correlation(z * 1e3, z * 1e3).diagonal()
+    torch.testing.assert_close(diagonal, torch.ones_like(diagonal), rtol=0, atol=1e-8)
+
+
+def test_gradient_is_right():
+    z1, z2 = (z.requires_grad_() for z in embeddings(6, 4))
+    assert torch.autograd.gradcheck(
+        lambda a, b: barlow_twins_loss(cross_correlation(a, b), 0.1), (z1, z2)
+    )
+
+
+def test_the_matrix_is_not_changed_by_the_loss():
+    correlation = cross_correlation(*embeddings(6, 4))
+    before = correlation.clone()
+    barlow_twins_loss(correlation, 0.1)
+    assert torch.equal(correlation, before)
+
+
+def test_float32_inside_autocast():
+    z1, z2 = embeddings(64, 32, torch.float32)
+    expected = barlow_twins_loss(cross_correlation(z1, z2), 0.0051)
+    with torch.autocast("cpu", torch.bfloat16):
+        correlation = cross_correlation(z1, z2)
+        loss = barlow_twins_loss(correlation, 0.0051)
+    assert correlation.dtype == loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+def test_a_constant_dimension_gives_no_nan():
+    z1, z2 = embeddings(8, 4, torch.float32)
+    z1[:, 0] = 3.0
+    assert torch.isfinite(barlow_twins_loss(cross_correlation(z1, z2), 0.0051))
+
+
+@pytest.mark.parametrize("shapes", [((1, 4), (1, 4)), ((4, 4), (4, 5)), ((4,), (4,))])
+def test_refuses_what_has_no_correlation(shapes):
+    with pytest.raises(ValueError, match=r"batch of at least 2|expected two"):
+        cross_correlation(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize(("dim", "batch"), [(64, 16), (128, 64), (64, 256)])
+def test_chance_level_is_what_independent_features_cost(dim, batch):
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(40):
+        z = torch.randn(batch, dim, dtype=torch.float64)
+        losses.append(barlow_twins_loss(cross_correlation(z, z), 0.0051).item())
+    assert sum(losses) / 40 == pytest.approx(chance_level(dim, batch, 0.0051), rel=0.02)
+
+
+def test_published_chance_levels():
+    # Tabulated for Gaussian features: D = 512 at N = 32, D = 2048 at N = 256.
+    assert chance_level(512, 32, 0.0051) == pytest.approx(43.0, abs=0.1)
+    assert chance_level(2048, 256, 0.0051) == pytest.approx(83.9, abs=0.1)
+
+
+def test_rank_bound_is_reached_by_optimised_features_and_not_beaten():
+    torch.manual_seed(0)
+    dim, batch, lambd = 12, 6, 0.05
+    z = torch.randn(batch, dim, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([z], max_iter=2000, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        correlation = cross_correlation(z, z, eps=1e-12)
+        loss = barlow_twins_loss(correlation, lambd)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(step)
+    bound = rank_bound(dim, batch, lambd)
+    assert step().item() == pytest.approx(bound, rel=1e-3)
+    assert step().item() >= bound * (1 - 1e-9)
+    assert rank_bound(dim, dim + 1, lambd) == 0
+
+
+def test_summary_tells_collapse_from_health():
+    torch.manual_seed(0)
+    healthy = torch.randn(256, 32)
+    collapsed = torch.ones(256, 32) + 1e-3 * healthy
+    good = summarise(cross_correlation(healthy, healthy), healthy, rank=True)
+    bad = summarise(cross_correlation(collapsed, collapsed), collapsed, rank=True)
+    assert good.embedding_std > 0.9 > 0.1 > bad.embedding_std
+    assert good.effective_rank is not None
+    assert bad.effective_rank is not None
+    assert good.effective_rank > 25 > 2 > bad.effective_rank
+
+
+def test_effective_rank_of_equal_singular_values_counts_them():
+    assert effective_rank(torch.eye(10)[:, :6]).item() == pytest.approx(6)
+
+
+def test_projector_is_the_papers():
+    layers = [type(layer) for layer in projector(24, 512, 3)]
+    assert layers == [
+        nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear,
+    ]  # fmt: skip
+    sizes = [tuple(p.shape) for p in projector(24, 512, 3).parameters() if p.ndim == 2]
+    assert sizes == [(512, 24), (512, 512), (512, 512)]
+    assert [tuple(p.shape) for p in projector(24, 8, 1).parameters()] == [(8, 24)]

@@ -1,0 +1,144 @@
+"""Weights of every layout load completely or fail loudly."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.backbones.base import Backbone
+from models.backbones.loading import load_state, load_weights
+from models.backbones.resnet import resnet18
+from models.backbones.vit import vit_tiny
+from models.backbones.vit_pytorch import vit_pytorch
+from utils.weights import network_state, read_checkpoint
+
+STAND_IN = (
+    Path(__file__).parents[3]
+    / "shared" / "data" / "weights" / "vit_small_patch16_dino_layout_fp16.pth"
+)  # fmt: skip
+
+
+def vit(seed: int, **settings: Any) -> Backbone:
+    torch.manual_seed(seed)
+    size = {"image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
+    return vit_tiny(**size | settings)
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+LAYOUTS = {
+    "plain": lambda state: state,
+    "half precision": lambda state: {k: v.half() for k, v in state.items()},
+    "official DINO, full": lambda state: {
+        "student": prefixed({k: v + 1 for k, v in state.items()}, "module.backbone."),
+        "teacher": prefixed(state, "backbone.") | {"head.mlp.0.weight": torch.zeros(3, 3)},
+        "epoch": 3,
+        "args": argparse.Namespace(arch="vit_tiny", lr=0.1),
+    },
+    "official Barlow Twins, full": lambda state: {
+        "epoch": 1,
+        "model": prefixed(state, "module.backbone.") | {"module.projector.0.weight": torch.ones(2)},
+    },
+    "our own run": lambda state: {
+        "state_dict": prefixed(state, "backbone.net.") | {"projector.0.weight": torch.ones(2)},
+        "hyper_parameters": {"task": "barlow_twins"},
+    },
+    "timm with its head": lambda state: state | {"head.weight": torch.zeros(10, 24)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_loads_completely(layout, tmp_path):
+    source, target = vit(1), vit(2)
+    file = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout](dict(source.net.state_dict())), file)
+    report = load_weights(target, str(file))
+    assert report is not None
+    assert report.coverage == 1
+    assert not report.missing
+    tolerance = 1e-2 if layout == "half precision" else 0
+    for key, value in source.net.state_dict().items():
+        torch.testing.assert_close(target.net.state_dict()[key], value, rtol=0, atol=tolerance)
+
+
+def test_positions_and_patches_of_another_size_are_resized_and_said_so():
+    report = load_state(vit(2), vit(1, image_size=64, patch_size=16).net.state_dict(), "file")
+    assert report.resized == ("patch_embed.proj.weight",)
+    report = load_state(vit(2), vit(1, image_size=64).net.state_dict(), "file")
+    assert report.resized == ("pos_embed",)
+    assert "resized" in str(report)
+
+
+def test_vit_pytorch_positions_are_resized():
+    size = {"patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
+    source, target = vit_pytorch(image_size=64, **size), vit_pytorch(image_size=32, **size)
+    assert load_state(target, source.net.state_dict(), "file").resized == ("pos_embedding",)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: vit(1, depth=3),  # a longer network than ours: half of it would be lost
+        lambda: vit(1, depth=1),
+        lambda: vit(1, embed_dim=48),
+        lambda: resnet18(image_size=32),
+    ],
+)
+def test_another_architecture_is_an_error(make):
+    before = {key: value.clone() for key, value in vit(2).net.state_dict().items()}
+    target = vit(2)
+    with pytest.raises(ValueError, match="another architecture"):
+        load_state(target, make().net.state_dict(), "file")
+    for key, value in target.net.state_dict().items():
+        assert torch.equal(value, before[key])  # nothing was half-loaded
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("was-run"),)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Malicious()}, "bad.pth")
+    with pytest.raises(ValueError, match="refused"):
+        read_checkpoint(Path("bad.pth"))
+    assert not Path("was-run").exists()
+
+
+def test_other_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*nowhere\.pth"):
+        load_weights(vit(1), str(tmp_path / "nowhere.pth"))
+    file = tmp_path / "text.pth"
+    file.write_text("not weights")
+    with pytest.raises(ValueError, match=r"text\.pth"):
+        load_weights(vit(1), str(file))
+    torch.save({"lr": 0.1}, file)
+    with pytest.raises(ValueError, match="holds no weights"):
+        network_state(read_checkpoint(file), "text.pth")
+    with pytest.raises(ValueError, match="published for it: pretrained"):
+        load_weights(vit(1), "barlow_twins")
+
+
+def test_safetensors_too(tmp_path):
+    from safetensors.torch import save_file
+
+    source = vit(1)
+    save_file(dict(source.net.state_dict()), tmp_path / "net.safetensors")
+    report = load_weights(vit(2), str(tmp_path / "net.safetensors"))
+    assert report is not None
+    assert report.coverage == 1
+
+
+@pytest.mark.skipif(not STAND_IN.exists(), reason="the stand-in weights are not on this machine")
+def test_a_real_file_in_the_layout_of_official_dino():
+    from models.backbones.vit import vit_small
+
+    report = load_weights(vit_small(image_size=96), str(STAND_IN))
+    assert report is not None
+    assert (report.coverage, report.missing, report.unexpected) == (1, (), ())
+    assert report.resized == ("pos_embed",)

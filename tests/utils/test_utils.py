@@ -1,0 +1,129 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.logging import RunFolderLogger, read_metrics
+from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
+from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
+from utils.run_folder import RunFolder, create, write_atomically
+from utils.schedules import warmup_constant, warmup_cosine
+
+
+def test_cosine_is_linear_up_then_ends_with_the_run():
+    values = [warmup_cosine(step, total=100, warmup=10, final=0.1) for step in range(100)]
+    assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(values) == values[9] == 1
+    assert all(a > b for a, b in itertools.pairwise(values[9:]))
+    assert values[54] == pytest.approx(0.55)  # half-way down
+    assert values[-1] == pytest.approx(0.1)
+    assert warmup_cosine(500, 100, 10, 0.1) == pytest.approx(0.1)  # and never climbs again
+
+
+def test_constant():
+    assert [warmup_constant(step, 9, 2) for step in range(4)] == [0.5, 1, 1, 1]
+    assert warmup_constant(0, 9, 0) == 1
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+
+
+def test_norms_and_biases_do_not_decay():
+    decayed, others = parameter_groups([network()], 0.1)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert {p.ndim for p in others["params"]} == {1}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+
+
+def test_frozen_parameters_are_left_out():
+    net = network()
+    net.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        parameter_groups([net], 0.1)
+    net[2].requires_grad_(True)  # type: ignore[index]
+    assert sum(len(group["params"]) for group in parameter_groups([net], 0.1)) == 2
+
+
+def test_adamw_decays_matrices_only():
+    net = network()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = adamw(parameter_groups([net], 0.5), lr=0.1)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for old, new in zip(before, net.parameters(), strict=True):
+        factor = 1 - 0.1 * 0.5 if old.ndim > 1 else 1.0
+        torch.testing.assert_close(new.detach(), old * factor)
+
+
+def test_lars_adapts_matrices_and_slows_the_others():
+    net = network()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = lars(parameter_groups([net], 0.0015), lr=0.2, momentum=0.0)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for old, new in zip(before, net.parameters(), strict=True):
+        if old.ndim <= 1:
+            expected = old - 0.2 * LARS_UNADAPTED_LR
+        else:
+            gradient = torch.ones_like(old)
+            trust = 0.001 * old.norm() / (gradient.norm() + 0.0015 * old.norm())
+            expected = old - 0.2 * trust * (gradient + 0.0015 * old)
+        torch.testing.assert_close(new.detach(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_sgd_has_momentum():
+    assert sgd(parameter_groups([network()], 0), 0.1, 0.8).defaults["momentum"] == 0.8
+
+
+def test_metrics_survive_and_forget(tmp_path):
+    logger = RunFolderLogger(RunFolder(tmp_path))
+    logger.log_metrics({"train/loss": 1.5}, 0)
+    logger.log_metrics({"val/loss": 2.5, "lr": 0.1}, 3)
+    logger.log_metrics({"train/loss": 0.5}, 3)
+    logger.save()
+    again = RunFolderLogger(RunFolder(tmp_path))
+    assert again.rows == {
+        0: {"train/loss": 1.5},
+        3: {"val/loss": 2.5, "train/loss": 0.5, "lr": 0.1},
+    }
+    again.forget_after(2)
+    again.save()
+    assert list(read_metrics(tmp_path / "metrics.csv")) == [0]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "summary.json"
+    write_atomically(file, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, "new")
+    monkeypatch.undo()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_runs_are_never_overwritten(tmp_path):
+    create(str(tmp_path), "mine")
+    with pytest.raises(ValueError, match=r"--run\.resume mine"):
+        create(str(tmp_path), "mine")
+    assert create(str(tmp_path), None).name != create(str(tmp_path), None).name
+
+
+def test_memory_is_measured():
+    reset_peak()
+    before = peak_mb()
+    block = torch.ones(32 * 2**20 // 4)
+    assert peak_mb() > before
+    assert block.sum() > 0
+    assert resident_mb() > 50
+    assert available_mb() > 50
+    assert not math.isnan(available_mb())
