@@ -30,9 +30,10 @@ def configure(
     part = names.OPTIMIZERS[optim.name]
     groups = parameter_groups(modules, float(optim.weight_decay))
     optimizer = part.load()(groups, lr, **{leaf: getattr(optim, leaf) for leaf in part.settings})
-    total = int(agent.trainer.estimated_stepping_batches)
-    epochs = agent.trainer.max_epochs or 0
-    per_epoch = total / epochs if epochs > 0 else agent.trainer.num_training_batches
+    trainer = agent.trainer
+    trainer.fit_loop.setup_data()
+    per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    total = int(trainer.estimated_stepping_batches)
     warmup = min(math.ceil(optim.warmup_epochs * per_epoch), total)
     schedule = names.SCHEDULES[optim.schedule]
     settings: dict[str, Any] = {"total": total, "warmup": warmup}

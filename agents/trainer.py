@@ -293,6 +293,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # On purpose: micro-batches stay on the host until they are needed.
     warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
+    # On purpose: a resumed run goes on in its folder, and the tuner's probe needs no validation.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
     # The loaders are sized for the machine by data.num_workers.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Frozen backbones are in eval mode on purpose.
@@ -308,5 +311,6 @@ def _no_tips(record: logging.LogRecord) -> bool:
         "Tip:",
         "💡",
         "Skipping setting a default",
+        "to estimate number of stepping batches",
     )
     return not any(word in record.getMessage() for word in noise)

@@ -40,18 +40,18 @@ def largest_working(largest: int, fits: Callable[[int], bool], start: int = 8) -
     Raises:
         ValueError: not even 2 fits.
     """
-    value, best = min(start, largest), 0
-    while value >= 2 and not fits(value):
+    value = min(start, largest)
+    limit = largest + 1  # the smallest value known not to fit
+    while not fits(value):
+        limit = value
         value //= 2
-    if value < 2:
-        raise ValueError(
-            "Not even 2 images at once fit into memory. Use a smaller backbone or image_size."
-        )
-    while value > best:
+        if value < 2:
+            raise ValueError(
+                "Not even 2 images at once fit into memory. Use a smaller backbone or image_size."
+            )
+    best = value
+    while best < (value := min(2 * best, largest)) < limit and fits(value):
         best = value
-        value = min(2 * value, largest)
-        if value > best and not fits(value):
-            break
     return best
 
 
@@ -109,12 +109,15 @@ def _probe(
     num_views: int,
 ) -> float:
     sizes = chunk_sizes(batch_size, chunk)
-    views = tuple(
-        [torch.randint(0, 256, (n, 3, image_size, image_size), dtype=torch.uint8) for n in sizes]
-        for _ in range(num_views)
-    )
-    batch = Batch(views, torch.arange(batch_size), ())
     with rng_preserved(), tempfile.TemporaryDirectory() as folder:
+        views = tuple(
+            [
+                torch.randint(0, 256, (n, 3, image_size, image_size), dtype=torch.uint8)
+                for n in sizes
+            ]
+            for _ in range(num_views)
+        )
+        batch = Batch(views, torch.arange(batch_size), ())
         trainer = make_trainer(max_steps=2, max_epochs=-1, default_root_dir=folder, callbacks=[])
         before = resident_mb()
         reset_peak()
@@ -142,7 +145,9 @@ def tune_lr(
         ValueError: the loss curve has no usable slope.
     """
     with rng_preserved(), tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(max_epochs=-1, default_root_dir=folder, callbacks=[])
+        trainer = make_trainer(
+            max_steps=LR_STEPS, max_epochs=-1, default_root_dir=folder, callbacks=[]
+        )
         finder: Any = Tuner(trainer).lr_find(
             copy.deepcopy(agent),
             datamodule=copy.deepcopy(datamodule),

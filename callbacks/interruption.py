@@ -28,6 +28,7 @@ class Interruption(Callback):
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self.asked: str | None = None
+        self.saved_at: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -42,14 +43,28 @@ class Interruption(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves and stops when asked to.
-
-        Raises:
-            Interrupted: after saving.
-        """
+        """Saves when asked to stop. The step's metrics are logged after this hook, so go on."""
         if self.asked:
             trainer.save_checkpoint(self.checkpoint)
-            raise Interrupted(f"{self.asked} at step {trainer.global_step}")
+            self.saved_at = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops, when saved, before the next step."""
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops, when saved, before a validation."""
+        self._stop()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops, when saved, before the next epoch."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.saved_at is not None:
+            raise Interrupted(f"{self.asked} at step {self.saved_at}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stops listening."""

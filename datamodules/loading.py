@@ -40,7 +40,7 @@ class MicroBatch(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning rebuilds batches to convert their precision
 class Batch:
     """N images as they reach the agent.
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import yaml
 
 from callbacks.interruption import Interruption
 from main import main
-from tests.conftest import assert_same, options, summary, weights
+from tests.conftest import assert_same, summary, weights
 from utils.logging import read_metrics
 
 
@@ -28,7 +29,7 @@ def test_a_run_leaves_everything_in_its_folder(train, capsys):
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt", "backbone.pth"}
     environment = yaml.safe_load((folder / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(environment["packages"]["torch"])
     said = capsys.readouterr().out
     for words in ("Trained: barlow_twins", "figures", "Next:", "mean diagonal"):
         assert words in said
@@ -143,18 +144,18 @@ def test_nan_keeps_the_last_good_checkpoint(train, monkeypatch):
 
 
 def error_of(capsys) -> str:
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert "Traceback" not in captured.err
-    return captured.err
+    text = capsys.readouterr().err
+    assert "error: " in text
+    assert "Traceback" not in text
+    return text
 
 
 def test_an_existing_name_is_refused(train, capsys):
-    train("first")
-    before = weights(train.__self__ if hasattr(train, "__self__") else train("other")[1])
-    assert train("first")[0] == 2
+    _, folder = train("first")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert train("first", optim__lr=0.1)[0] == 2
     assert "never overwritten" in error_of(capsys)
-    assert before
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_folder_that_cannot_be_written(train, tmp_path, capsys):
@@ -258,7 +259,7 @@ def test_wandb_with_a_key_but_no_network_goes_offline(train, monkeypatch):
 
 def test_evaluate_export_and_compare(train, capsys):
     _, first = train("first")
-    _, second = train("second", optim__lr=0.01)
+    train("second", optim__lr=0.01)
     where = ["--run.dir", str(first.parent)]
     assert main(["--evaluate", "first", *where]) == 0
     assert summary(first)["evaluate/loss"] == pytest.approx(
@@ -281,8 +282,8 @@ def test_evaluate_export_and_compare(train, capsys):
 
 
 def test_a_study_is_one_command(train, tmp_path, shapes_root, capsys, monkeypatch):
-    from tests.conftest import TINY
     from config.convert import nested
+    from tests.conftest import TINY
 
     settings = {
         key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"
@@ -301,17 +302,11 @@ def test_a_study_is_one_command(train, tmp_path, shapes_root, capsys, monkeypatc
     assert "--run.name rates-slow-s1" in lines[1]
 
     def in_process(command):
-        import subprocess
+        return SimpleNamespace(returncode=main(command[2:]))
 
-        return subprocess.CompletedProcess(command, main(command[2:]))
-
-    monkeypatch.setattr("agents.study.subprocess.run", in_process)
+    monkeypatch.setattr("agents.study.subprocess", SimpleNamespace(run=in_process))
     assert main(words) == 0
     table = capsys.readouterr().out
     assert "Rates, 2 seeds" in table
     assert "±" in table
     assert main(words) == 0  # nothing left to run
-
-
-def test_default_words_are_short_of_nothing(train):
-    assert options({"a.b": 1}) == ["--a.b", "1"]

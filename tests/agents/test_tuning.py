@@ -10,8 +10,16 @@ from tests.conftest import summary
 
 @pytest.mark.parametrize(
     ("limit", "largest", "expected"),
-    [(100, 256, 64), (64, 256, 64), (1000, 256, 256), (1000, 48, 48), (5, 256, 4), (2, 256, 2), (40, 6, 6)],
-)  # fmt: skip
+    [
+        (100, 256, 64),
+        (64, 256, 64),
+        (1000, 256, 256),
+        (1000, 48, 48),
+        (5, 256, 4),
+        (2, 256, 2),
+        (40, 6, 6),
+    ],
+)
 def test_the_largest_value_that_was_tried_and_fitted(limit, largest, expected):
     tried = []
 
@@ -92,7 +100,7 @@ def test_on_the_cpu_available_memory_bounds_the_search(train, monkeypatch):
 
 
 def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
-    monkeypatch.setattr(tuning, "LR_STEPS", 12)
+    monkeypatch.setattr(tuning, "LR_STEPS", 30)
     code, folder = train(
         "tuned", trainer__tune_lr="true", optim__warmup_epochs=0, optim__schedule="constant"
     )
