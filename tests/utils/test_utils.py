@@ -121,7 +121,7 @@ def test_runs_are_never_overwritten(tmp_path):
 def test_memory_is_measured():
     reset_peak()
     before = peak_mb()
-    block = torch.ones(32 * 2**20 // 4)
+    block = torch.ones(128 * 2**20 // 4)
     assert peak_mb() > before
     assert block.sum() > 0
     assert resident_mb() > 50

@@ -1,0 +1,91 @@
+"""Cross-correlation matrices of several runs on the same images, side by side.
+
+python benchmarks/matrices.py RUN RUN … --samples 256 --out figure.png
+
+Every run's last checkpoint embeds the same images in the same views, in eval mode, so that the
+matrices differ by the training alone. Prints a table with the loss of that matrix, its chance level
+and the excess over it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
+    """Returns C of `samples` images, the steps trained and lambda."""
+    import torch
+
+    from agents.trainer import build_backbone, build_data
+    from config import names
+    from config.convert import read_yaml, update
+    from config.hparams import Hparams
+    from config.resolve import resolve
+    from models.losses.barlow_twins import cross_correlation
+    from utils.weights import read_checkpoint
+
+    hparams = resolve(update(Hparams(), read_yaml(run / "hparams.yaml"), str(run)))
+    hparams.trainer.chunk_size = 32
+    hparams.data.batch_size = samples
+    data = build_data(hparams)
+    data.setup("fit")
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    agent = names.TASKS[hparams.task].load()(build_backbone(hparams, load=start_over), hparams)
+    if not start_over:
+        agent.load_state_dict(checkpoint["state_dict"])
+    agent.eval()
+    batch = next(iter(data.loading.loader(data.train_set, shuffle=False)))
+    with torch.no_grad():
+        z1, z2 = (agent.embed(view) for view in batch.views)
+    steps = 0 if start_over else checkpoint["global_step"]
+    return cross_correlation(z1, z2), steps, hparams.barlow_twins.lambd
+
+
+def main() -> None:
+    """Draws and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=Path("matrices.png"))
+    arguments = parser.parse_args()
+
+    import torch
+
+    from models.losses.barlow_twins import barlow_twins_loss, chance_level
+    from utils import figures
+
+    arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
+    title = f"Cross-correlation of the same {arguments.samples} images in the same two views"
+    figure, axes = figures.grid(1, len(arms), cell=(4.2, 4.6), title=title)
+    print("| run | steps | mean diagonal | off-diagonal RMS | loss | chance | excess |")
+    print("|---|---|---|---|---|---|---|")
+    for axis, (run, start_over) in zip(axes[0], arms, strict=True):
+        correlation, steps, lambd = matrix(run, arguments.samples, start_over)
+        name = "before training" if start_over else run.name
+        off = correlation[~torch.eye(len(correlation), dtype=torch.bool)].square().mean().sqrt()
+        loss = barlow_twins_loss(correlation, lambd).item()
+        chance = chance_level(len(correlation), arguments.samples, lambd)
+        diagonal = correlation.diagonal().mean()
+        print(
+            f"| {name} | {steps} | {diagonal:.3f} | {off:.3f} | {loss:.1f} | {chance:.1f} | "
+            f"{loss - chance:.1f} |"
+        )
+        image = axis.imshow(correlation.numpy(), cmap=figures.CORRELATION, vmin=-1, vmax=1)
+        axis.grid(False)
+        axis.set(
+            title=f"{name}, {steps} steps\nmean diagonal {diagonal:.2f}, off-diag. RMS {off:.3f}",
+            xlabel="dimension, view 2",
+        )
+    axes[0, 0].set_ylabel("dimension, view 1")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="correlation")
+    figure.savefig(arguments.out)
+    print(f"\n{arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
