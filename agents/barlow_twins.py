@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agents.optimizers import configure
 from config.hparams import Hparams
-from config.validation import active_settings
 from datamodules.loading import Batch, Views
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.backbones.base import Backbone
@@ -44,8 +43,6 @@ class BarlowTwins(LightningModule):
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
-        # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
-        self.save_hyperparameters(active_settings(hparams))
         self.settings = hparams
         self.backbone = backbone
         method = hparams.barlow_twins

@@ -71,6 +71,8 @@ class Trainer:
         folder = self._open_folder(agent)
         self._tune(agent, data)
         data = build_data(self.hparams)
+        # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
+        agent.save_hyperparameters(active_settings(self.hparams))
         self._write_settings(folder)
         return self._fit(agent, data, folder)
 
@@ -127,7 +129,8 @@ class Trainer:
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
-            "deterministic": self.hparams.run.deterministic,
+            # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
+            "deterministic": "warn" if self.hparams.run.deterministic else None,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
             "enable_checkpointing": False,
@@ -141,7 +144,10 @@ class Trainer:
     def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
         loggers = build_loggers(self.hparams.logger, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
-        checkpoints = _checkpoints(folder)
+        validates = self.hparams.trainer.limit_val_batches != 0 and data.num_val >= 2
+        if self.hparams.callbacks.early_stopping.enabled and not validates:
+            raise ValueError("--callbacks.early_stopping needs validation images, there are none.")
+        checkpoints = _checkpoints(folder, validates)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -235,11 +241,11 @@ def build_backbone(hparams: Hparams, load: bool = True) -> Backbone:
     return backbone
 
 
-def _checkpoints(folder: RunFolder) -> list[ModelCheckpoint]:
+def _checkpoints(folder: RunFolder, validates: bool) -> list[ModelCheckpoint]:
     common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor="val/loss", mode="min", **common)
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-    return [best, last]
+    return [best, last] if validates else [last]
 
 
 def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:

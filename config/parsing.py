@@ -17,7 +17,7 @@ from config.types import OneOf
 from config.validation import check
 
 CONFIG_DIR = Path(__file__).parent
-_NULLS = ("null", "none", "None")
+_NULLS = ("null", "None")
 
 
 @dataclass

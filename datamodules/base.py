@@ -50,6 +50,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Whether training sees images that evaluation uses."""
         return bool(set(self.files(self.split)) & set(self.files("val")))
 
+    @property
+    def num_val(self) -> int:
+        """Number of validation images."""
+        return len(self.files("val"))
+
     def setup(self, stage: str) -> None:
         """Lists the images."""
         seed = self.loading.seed

@@ -310,3 +310,24 @@ def test_a_study_is_one_command(train, tmp_path, shapes_root, capsys, monkeypatc
     assert "Rates, 2 seeds" in table
     assert "±" in table
     assert main(words) == 0  # nothing left to run
+
+
+def test_a_run_without_validation(train, image_folder):
+    shared = {"data__name": "image_folder", "data__root": image_folder}
+    code, folder = train("none", **shared, data__val_fraction=0)
+    assert code == 0
+    assert "val/loss" not in summary(folder)
+    assert "train/loss" in summary(folder)
+    assert train("off", trainer__limit_val_batches=0)[0] == 0
+    code, _ = train(
+        "early", trainer__limit_val_batches=0, callbacks__early_stopping__enabled="true"
+    )
+    assert code == 2
+
+
+def test_tuned_and_resolved_settings_travel_in_the_checkpoint(train):
+    _, folder = train("first", trainer__tune_batch_size="true", trainer__max_epochs=1)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert checkpoint["hyper_parameters"]["trainer"]["chunk_size"] == 8
+    assert checkpoint["hyper_parameters"]["optim"] == saved["optim"]
