@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytorch_lightning as pl
+import torch
 
+from agents.build import build_agent, build_data, check_fits
 from agents.compare import compare
 from agents.study import run_study
-from agents.trainer import Trainer, build_backbone, build_data, check_fits, quiet_libraries
-from config import names
+from agents.trainer import Trainer
 from config.convert import read_yaml, update
 from config.hparams import Hparams
 from config.parsing import Command, find_run
 from config.resolve import resolve
 from config.validation import check
+from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
 from utils.weights import network_state, read_checkpoint
 
@@ -47,9 +46,7 @@ def evaluate(folder: RunFolder) -> int:
     quiet_libraries()
     hparams = resolve(check(update(Hparams(), read_yaml(folder.hparams), str(folder.hparams))))
     data = build_data(hparams)
-    agent: pl.LightningModule = names.TASKS[hparams.task].load()(
-        build_backbone(hparams, load=False), hparams
-    )
+    agent = build_agent(hparams, load=False)
     check_fits(agent, checkpoint)
     agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     trainer = pl.Trainer(
@@ -73,8 +70,6 @@ def export(folder: RunFolder) -> int:
     Raises:
         FileNotFoundError: the run has no checkpoint.
     """
-    import torch
-
     if not folder.last.exists():
         raise FileNotFoundError(f"{folder.path} has no checkpoint to export.")
     state = network_state(read_checkpoint(folder.last), str(folder.last))
@@ -86,8 +81,3 @@ def export(folder: RunFolder) -> int:
         "(timm and torchvision key names)"
     )
     return 0
-
-
-def main_script() -> list[str]:
-    """The command that starts this program."""
-    return [sys.executable, str(Path(__file__).parents[1] / "main.py")]

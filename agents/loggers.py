@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import threading
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from config.hparams import LoggerHparams
+from utils.console import console
 from utils.logging import RunFolderLogger
 from utils.run_folder import RunFolder, write_environment
 
 INIT_TIMEOUT = 15  # seconds to wait for the wandb service before going on without it
 FINISH_TIMEOUT = 60  # seconds to wait for the last upload
-
-_console = logging.getLogger("twinsight")
 
 
 def build_loggers(settings: LoggerHparams, folder: RunFolder) -> list[Logger]:
@@ -43,7 +41,7 @@ def _wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
     if mode == "auto":
         mode, reason = _reachable(wandb)
         if reason:
-            _console.info("wandb: %s; logging offline.", reason)
+            console.info("wandb: %s; logging offline.", reason)
     common: dict[str, Any] = {
         "project": settings.project,
         "entity": settings.entity,
@@ -62,7 +60,7 @@ def _wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
                     f"--logger.mode online: wandb cannot be reached ({_one_line(error)}). Use auto "
                     "or offline."
                 ) from error
-            _console.info("wandb: not reachable (%s); logging offline.", _one_line(error))
+            console.info("wandb: not reachable (%s); logging offline.", _one_line(error))
     return wandb.init(mode="offline", **common)
 
 

@@ -21,8 +21,7 @@ def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
     """Returns C of `samples` images, the steps trained and lambda."""
     import torch
 
-    from agents.trainer import build_backbone, build_data
-    from config import names
+    from agents.build import build_agent, build_data
     from config.convert import read_yaml, update
     from config.hparams import Hparams
     from config.resolve import resolve
@@ -35,7 +34,7 @@ def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
     data = build_data(hparams)
     data.setup("fit")
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-    agent = names.TASKS[hparams.task].load()(build_backbone(hparams, load=start_over), hparams)
+    agent: Any = build_agent(hparams, load=start_over)
     if not start_over:
         agent.load_state_dict(checkpoint["state_dict"])
     agent.eval()

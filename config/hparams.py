@@ -187,7 +187,7 @@ class AttentionMapsHparams:
 
     enabled: bool = True
     """Draw it."""
-    every_n_epochs: Count = 2
+    every_n_epochs: Count = 5
     """Draw every n epochs, and at the end."""
     num_images: Count = 4
     """Images per figure."""
@@ -208,7 +208,7 @@ class CrossCorrelationHparams:
 
     enabled: bool = True
     """Draw it."""
-    every_n_epochs: Count = 2
+    every_n_epochs: Count = 5
     """Draw every n epochs, and at the end."""
     num_samples: Annotated[int, Between(2)] = 128
     """Images N behind each matrix, the same in every picture so that pictures compare."""
@@ -220,7 +220,7 @@ class ViewsHparams:
 
     enabled: bool = True
     """Draw it."""
-    every_n_epochs: Count = 4
+    every_n_epochs: Count = 10
     """Draw every n epochs."""
     num_images: Count = 6
     """Images per figure."""
@@ -228,11 +228,11 @@ class ViewsHparams:
 
 @dataclass
 class LearningCurvesHparams:
-    """Loss and diagnostics over steps, redrawn into one picture."""
+    """Loss and diagnostics over steps, each picture from the start of the run."""
 
     enabled: bool = True
     """Draw it."""
-    every_n_epochs: Count = 1
+    every_n_epochs: Count = 5
     """Redraw every n epochs, and at the end."""
 
 

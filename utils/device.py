@@ -73,3 +73,10 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"
+
+
+def device_name(accelerator: str) -> str:
+    """Names what the run trains on."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -22,10 +22,11 @@ CORRELATION = LinearSegmentedColormap.from_list(
     "correlation",
     [(0.0, "#1b0c42"), (0.25, "#4146a8"), (0.5, "#27bceb"), (0.75, "#f3d23b"), (1.0, "#d41200")],
 )
-# One colour per attention head, the same in every figure.
-HEADS: list[tuple[float, float, float]] = sns.color_palette("bright", 10) + sns.color_palette(
-    "dark", 6
-)
+# One colour per attention head, the same in every figure; neighbours differ most.
+_BRIGHT, _DARK = sns.color_palette("bright", 10), sns.color_palette("dark", 10)
+HEADS: list[tuple[float, float, float]] = [
+    palette[index] for palette in (_BRIGHT, _DARK) for index in (0, 1, 2, 3, 4, 8, 9, 6, 7)
+]
 
 _STYLE = {
     **sns.axes_style("whitegrid"),

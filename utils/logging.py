@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from utils.figures import close
 from utils.run_folder import RunFolder, write_atomically
 
+SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
+
 
 class RunFolderLogger(Logger):
     """Scalars to metrics.csv, figures to figures/<kind>/step-*.png.
@@ -31,6 +34,7 @@ class RunFolderLogger(Logger):
         self.folder = folder
         self.file = folder.path / "metrics.csv"
         self.rows = read_metrics(self.file)
+        self._saved = time.monotonic()
 
     @property
     def name(self) -> str:
@@ -65,7 +69,13 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Writes metrics.csv, but not after every step: Lightning calls this that often."""
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
         """Writes metrics.csv."""
+        self._saved = time.monotonic()
         names = sorted({name for row in self.rows.values() for name in row})
         text = io.StringIO()
         writer = csv.DictWriter(text, ["step", *names])
@@ -77,7 +87,7 @@ class RunFolderLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes metrics.csv a last time."""
-        self.save()
+        self.write()
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:

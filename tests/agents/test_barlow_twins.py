@@ -72,8 +72,7 @@ def test_frozen_backbone_is_not_touched(train):
 
 
 def agent_for(**changed):
-    from agents.trainer import build_backbone
-    from config import names
+    from agents.build import build_agent
     from config.resolve import resolve
 
     hparams = Hparams()
@@ -81,7 +80,7 @@ def agent_for(**changed):
         group, leaf = path.split("__")
         setattr(getattr(hparams, group), leaf, value)
     hparams = resolve(hparams)
-    return names.TASKS["barlow_twins"].load()(build_backbone(hparams), hparams)
+    return build_agent(hparams)
 
 
 def test_the_studys_failed_batch_is_warned_of():

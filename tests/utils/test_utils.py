@@ -85,14 +85,14 @@ def test_metrics_survive_and_forget(tmp_path):
     logger.log_metrics({"train/loss": 1.5}, 0)
     logger.log_metrics({"val/loss": 2.5, "lr": 0.1}, 3)
     logger.log_metrics({"train/loss": 0.5}, 3)
-    logger.save()
+    logger.write()
     again = RunFolderLogger(RunFolder(tmp_path))
     assert again.rows == {
         0: {"train/loss": 1.5},
         3: {"val/loss": 2.5, "train/loss": 0.5, "lr": 0.1},
     }
     again.forget_after(2)
-    again.save()
+    again.write()
     assert list(read_metrics(tmp_path / "metrics.csv")) == [0]
 
 

@@ -1,0 +1,46 @@
+"""What only a GPU can show: `pytest -m gpu`."""
+
+import pytest
+import torch
+
+from models.chunking import forward_in_chunks
+from models.heads.projector import projector
+from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tests.models.test_chunking import SIZES, assert_close, vit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GPU = torch.device("cuda")
+
+
+def gradients(chunked: bool, drop_path: float, autocast: bool = False) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    backbone = vit(drop_path=drop_path).to(GPU)
+    head = projector(24, 10, 3).to(GPU)
+    model = torch.nn.ModuleDict({"backbone": backbone, "head": head})
+    model.to(torch.float32 if autocast else torch.float64)
+    views = torch.randint(0, 256, (2, sum(SIZES), 3, 16, 16), dtype=torch.uint8)  # on the host
+    torch.manual_seed(1)
+    with torch.autocast("cuda", torch.float16, enabled=autocast):
+        z = []
+        for view in views:
+            if chunked:
+                chunks = view.split(SIZES)
+                pooled = forward_in_chunks(backbone, lambda x: backbone(x).pooled, chunks, GPU)
+            else:
+                pooled = torch.cat([backbone(x.to(GPU)).pooled for x in view.split(SIZES)])
+            z.append(head(pooled))
+        loss = barlow_twins_loss(cross_correlation(*z), 0.0051)
+    (loss * 1024).backward()
+    return {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_chunks_from_the_host_have_the_gradient_of_the_loop(drop_path):
+    assert_close(gradients(True, drop_path), gradients(False, drop_path))
+
+
+def test_the_same_in_float16():
+    assert_close(gradients(True, 0.4, True), gradients(False, 0.4, True), tolerance=1e-2)

@@ -1,0 +1,51 @@
+"""What the user reads while a run works."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+console = logging.getLogger("twinsight")
+
+
+def quiet_libraries() -> None:
+    """Shows our messages plainly and silences notices a user can do nothing about."""
+    if not console.handlers:
+        console.addHandler(logging.StreamHandler())
+        console.setLevel(logging.INFO)
+        console.propagate = False
+    warnings.formatwarning = _plainly  # type: ignore[assignment]
+    # One-process runs: tips and hardware lines of Lightning.
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).addFilter(_no_tips)
+    # https://github.com/Lightning-AI/pytorch-lightning/issues/21296: on torch >= 2.10.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # On purpose: micro-batches stay on the host until they are needed.
+    warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
+    # On purpose: a resumed run goes on in its folder, and the tuner's probe needs no validation.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+    # The loaders are sized for the machine by data.num_workers.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Frozen backbones are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+
+
+def _plainly(message: Warning | str, *_: Any) -> str:
+    # The place in the source tells a user nothing.
+    return f"warning: {message}\n"
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    noise = (
+        "litlogger",
+        "GPU available",
+        "TPU available",
+        "HPU available",
+        "Tip:",
+        "💡",
+        "Skipping setting a default",
+        "to estimate number of stepping batches",
+    )
+    return not any(word in record.getMessage() for word in noise)
