@@ -164,7 +164,7 @@ class BarlowTwins(LightningModule):
             ]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"Held-out {split} loss {loss:.1f}; independent features would still cost {chance:.1f} "
+            f"Validation loss {loss:.1f}; independent features would still cost {chance:.1f} "
             f"at this batch size, and no features less than {bound:.1f}."
             if split == "val"
             else f"Training loss {loss:.1f} (chance level {chance:.1f}, rank bound {bound:.1f}).",

@@ -14,7 +14,7 @@ from utils.console import console
 from utils.logging import RunFolderLogger
 from utils.run_folder import RunFolder, write_environment
 
-INIT_TIMEOUT = 15  # seconds to wait for the wandb service before going on without it
+INIT_TIMEOUT = 10  # seconds to wait for the wandb service; its log-in check takes five more
 FINISH_TIMEOUT = 60  # seconds to wait for the last upload
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,6 +133,30 @@ class AttentionBackbone(Backbone):
     depth: int
     num_prefix: int
     pool: str
+
+    def token_features(
+        self,
+        last: Tensor,
+        layers: Sequence[Tensor],
+        grid: tuple[int, int],
+        attention: tuple[Attention, ...] | None,
+    ) -> Features:
+        """Turns the tokens of a plain ViT into `Features`.
+
+        Args:
+            last: `(B, P + h*w, C)` after the last block and the final norm.
+            layers: the same of the chosen blocks.
+            grid: `(h, w)`.
+            attention: passed on.
+        """
+        patches = slice(self.num_prefix, None)
+        return Features(
+            pooled=last[:, 0] if self.pool == "cls" else last[:, patches].mean(1),
+            maps=tuple(x[:, patches].transpose(1, 2).unflatten(-1, grid) for x in layers),
+            prefix=tuple(x[:, : self.num_prefix] for x in layers),
+            strides=(self.patch_multiple,) * len(layers),
+            attention=attention,
+        )
 
 
 def parse_layers(layers: str, count: int) -> tuple[int, ...]:

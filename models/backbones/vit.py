@@ -53,16 +53,7 @@ class ViT(AttentionBackbone):
         last = self.net.norm(tokens)
         # The final norm is not run twice when the last block is among the layers.
         kept = [last if layer is tokens else self.net.norm(layer) for layer in kept]
-        prefix, patches = last[:, : self.num_prefix], last[:, self.num_prefix :]
-        return Features(
-            pooled=prefix[:, 0] if self.pool == "cls" else patches.mean(1),
-            maps=tuple(
-                layer[:, self.num_prefix :].transpose(1, 2).unflatten(-1, grid) for layer in kept
-            ),
-            prefix=tuple(layer[:, : self.num_prefix] for layer in kept),
-            strides=(self.patch_size,) * len(kept),
-            attention=tuple(rows) if attention else None,
-        )
+        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
 
     def _attention(
         self,

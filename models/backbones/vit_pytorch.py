@@ -49,13 +49,7 @@ class ViTPyTorch(AttentionBackbone):
                 kept.append(tokens)
         last = net.transformer.norm(tokens)
         kept = [last if layer is tokens else net.transformer.norm(layer) for layer in kept]
-        return Features(
-            pooled=last[:, 0] if self.pool == "cls" else last[:, 1:].mean(1),
-            maps=tuple(layer[:, 1:].transpose(1, 2).unflatten(-1, grid) for layer in kept),
-            prefix=tuple(layer[:, :1] for layer in kept),
-            strides=(self.patch_size,) * len(kept),
-            attention=tuple(rows) if attention else None,
-        )
+        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
 
     def _attention(
         self,
