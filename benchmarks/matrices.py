@@ -60,7 +60,7 @@ def main() -> None:
 
     arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
     title = f"Cross-correlation of the same {arguments.samples} images in the same two views"
-    figure, axes = figures.grid(1, len(arms), cell=(4.2, 4.6), title=title)
+    figure, axes = figures.grid(1, len(arms), cell=(5.4, 5.4), title=title)
     print("| run | steps | mean diagonal | off-diagonal RMS | loss | chance | excess |")
     print("|---|---|---|---|---|---|---|")
     for axis, (run, start_over) in zip(axes[0], arms, strict=True):

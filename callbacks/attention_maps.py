@@ -32,8 +32,8 @@ class AttentionMaps(Callback):
         blocks: which blocks, negative from the end.
         queries: whose attention: `cls`, `mean` over patches, or `auto` by the backbone's pooling.
         mass: share of attention a mask holds.
-        image_size: side of the images in pixels; None: that of the training crops. Larger images
-            give finer maps.
+        image_size: side of the images in pixels; None: twice that of the training crops. Larger
+            images give finer maps.
     """
 
     def __init__(
@@ -54,14 +54,19 @@ class AttentionMaps(Callback):
         self.say = SayOnce()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the blocks before training starts.
+        """Checks blocks and image size before training starts.
 
         Raises:
-            ValueError: a block outside the network.
+            ValueError: a block outside the network, or a size off the patch grid.
         """
         backbone = backbone_of(pl_module)
         if isinstance(backbone, AttentionBackbone):
             AttentionRequest(self.blocks).resolve(backbone.depth)
+            if (self.image_size or 0) % backbone.patch_multiple:
+                raise ValueError(
+                    f"--callbacks.attention_maps.image_size {self.image_size} is not a multiple of "
+                    f"the patch size {backbone.patch_multiple}."
+                )
         else:
             self.say(f"attention_maps: {type(backbone).__name__} has no attention; nothing drawn.")
 
@@ -79,7 +84,8 @@ class AttentionMaps(Callback):
         if not isinstance(backbone, AttentionBackbone) or not due(trainer, self.every_n_epochs):
             return
         data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
-        images = data.examples(split, self.num_images, self.image_size)
+        size = self.image_size or 2 * data.image_size
+        images = data.examples(split, self.num_images, size)
         request = AttentionRequest(self.blocks, self._queries(backbone))
         with looking(pl_module):
             answer = backbone(images.to(pl_module.device), request).attention
@@ -87,7 +93,7 @@ class AttentionMaps(Callback):
             maps = attention.patch_maps()[:, :, 0].float().cpu()  # (B, heads, h, w)
             title = (
                 f"{_WHOSE[request.queries]} in block {attention.block + 1} of {backbone.depth}, "
-                f"{split} images, step {trainer.global_step}"
+                f"{split} images at {size} px, step {trainer.global_step}"
             )
             figure = draw(images, maps, self.mass, title)
             log_figure(trainer, f"attention_maps/{split}/block-{attention.block + 1:02d}", figure)

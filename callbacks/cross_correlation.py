@@ -102,7 +102,8 @@ def draw(correlation: Tensor, samples: int, where: str, zoom: int = 48) -> Figur
         f"{off.square().mean().sqrt():.3f} (goal 0; independent features at this N: "
         f"{(samples - 1) ** -0.5:.3f})"
     )
-    figure, axes = figures.grid(1, 2, cell=(5.6, 5.6), title=title)
+    # Wide enough for a pixel per cell up to D = 512.
+    figure, axes = figures.grid(1, 2, cell=(6.4, 5.4), title=title)
     zoom = min(zoom, dim)
     parts = (
         (correlation, f"all {dim} dimensions"),

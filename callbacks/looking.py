@@ -16,7 +16,9 @@ from utils.rng import rng_preserved
 
 
 class ExampleImages(Protocol):
-    """A datamodule that shows images as they are."""
+    """A datamodule that shows images as they are; its training crops are `image_size` wide."""
+
+    image_size: int
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns `(count, 3, size, size)` uint8."""

@@ -137,7 +137,7 @@ class OptimHparams:
 class TrainerHparams:
     """Length, hardware and memory."""
 
-    max_epochs: Count = 20
+    max_epochs: Count = 24
     """Passes over the training images. Real pretraining: 100 to 1000."""
     max_steps: Count | None = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
@@ -199,7 +199,8 @@ class AttentionMapsHparams:
     mass: Annotated[float, Between(0.01, 0.99)] = 0.6
     """Masks show the fewest patches that hold this share of a head's attention."""
     image_size: Count | None = None
-    """Side of the images in pixels; null: data.image_size. Larger images give finer maps."""
+    """Side of the images in pixels; null: twice data.image_size, because larger images give finer
+    maps. A multiple of the patch size."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ _STYLE = {
     "axes.titlesize": 9,
     "figure.titlesize": 11,
     "image.interpolation": "nearest",
-    "savefig.dpi": 110,
+    "figure.dpi": 120,
 }
 
 

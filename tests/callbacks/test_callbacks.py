@@ -155,6 +155,15 @@ def test_a_network_without_attention_is_told_once(train, caplog):
     assert not (folder / "figures" / "attention_maps").exists()
 
 
+def test_attention_of_impossible_blocks_or_sizes_stops_before_training(train, capsys):
+    on = {"callbacks__attention_maps__enabled": "true"}
+    for leaf, value, message in (("blocks", 7, "use 0 … 1"), ("image_size", 40, "multiple of")):
+        code, folder = train(leaf, **on, **{f"callbacks__attention_maps__{leaf}": value})
+        assert code == 2
+        assert message in capsys.readouterr().err
+        assert not (folder / "metrics.csv").read_text().count("\n") > 1
+
+
 def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
     from models.backbones.vit import vit_tiny
 
