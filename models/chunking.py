@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from utils.memory import return_freed_memory
+
+# Returning memory costs the page faults to get it again, so not after every chunk.
+_CHUNKS_PER_TRIM = 4
+
 
 def chunk_sizes(batch_size: int, chunk_size: int | None) -> list[int]:
     """Splits a batch into even chunks of at most `chunk_size` images.
@@ -78,14 +83,16 @@ def forward_in_chunks(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _batch_norm_statistics_kept(module)
 
-    def run(images: Tensor, _: Tensor) -> Tensor:
+    def run(index: int, images: Tensor, _: Tensor) -> Tensor:
+        if device.type == "cpu" and (index + 1) % _CHUNKS_PER_TRIM == 0:
+            return_freed_memory()
         return forward(images.to(device, non_blocking=True))
 
     # checkpoint() saves the random state of the devices its arguments live on: without this empty
     # tensor, images on the host would leave the GPU's dropout masks unrestored.
     anchor = torch.empty(0, device=device)
     outputs = [
-        checkpoint(run, images, anchor, use_reentrant=False, context_fn=contexts)
-        for images in chunks
+        checkpoint(run, index, images, anchor, use_reentrant=False, context_fn=contexts)
+        for index, images in enumerate(chunks)
     ]
     return torch.cat(outputs)

@@ -28,14 +28,16 @@ HEADS: list[tuple[float, float, float]] = [
     palette[index] for palette in (_BRIGHT, _DARK) for index in (0, 1, 2, 3, 4, 8, 9, 6, 7)
 ]
 
-_STYLE = {
-    **sns.axes_style("whitegrid"),
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "figure.titlesize": 11,
-    "image.interpolation": "nearest",
-    "figure.dpi": 120,
-}
+matplotlib.rcParams.update(
+    {
+        **sns.axes_style("whitegrid"),
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "figure.titlesize": 11,
+        "image.interpolation": "nearest",
+        "figure.dpi": 120,
+    }
+)
 
 
 def grid(
@@ -46,12 +48,9 @@ def grid(
     Returns:
         The figure and its axes, always a two-dimensional array.
     """
-    with plt.rc_context(_STYLE):
-        size = (max(4.0, columns * cell[0]), rows * cell[1] + 0.6)
-        figure, axes = plt.subplots(
-            rows, columns, figsize=size, squeeze=False, layout="constrained"
-        )
-        figure.suptitle(title)
+    size = (max(4.0, columns * cell[0]), rows * cell[1] + 0.6)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(title)
     return figure, axes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
@@ -48,6 +49,27 @@ def available_mb() -> float:
 def resident_mb() -> float:
     """Memory in MiB this process holds now (0 where it is not known)."""
     return _kilobytes(_STATUS, "VmRSS") / 1024 if _STATUS.exists() else 0.0
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed but is still held back to the system (glibc only, else nothing).
+
+    Between large arrays that come and go, a few small ones that stay are enough to make glibc's
+    heap grow and grow: it cannot reuse the holes, and does not return them by itself.
+    """
+    if _LIBC is not None:
+        _LIBC.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "malloc_trim") else None
+
+
+_LIBC = _glibc()
 
 
 def _kilobytes(file: Path, name: str) -> float:
