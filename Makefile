@@ -28,6 +28,7 @@ format: $(STAMP) ## let ruff mend what it can
 
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock" \
 	  --python-version 3.11 --upgrade requirements.txt requirements-dev.txt -o requirements.lock
 
 $(STAMP): requirements.lock

@@ -47,7 +47,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat[: len(panels)], panels, strict=True):
         for split, style in (("train", "-"), ("val", "o--")):
             if points := curves.get(f"{split}/{panel}"):
                 axis.plot(
