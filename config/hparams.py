@@ -162,7 +162,8 @@ class TrainerHparams:
     tune_batch_size: bool = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
     tune_lr: bool = False
-    """Before training, run Lightning's learning-rate finder, and use its value."""
+    """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
+    tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
     limit_train_batches: Count | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None

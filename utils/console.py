@@ -48,5 +48,6 @@ def _no_tips(record: logging.LogRecord) -> bool:
         "Skipping setting a default",
         "to estimate number of stepping batches",
         "`weights_only` was not set",
+        "`Trainer.fit` stopped",
     )
     return not any(word in record.getMessage() for word in noise)

@@ -124,6 +124,32 @@ def test_other_files_are_named(tmp_path):
         load_weights(vit(1), "barlow_twins")
 
 
+def test_official_weights_are_downloaded_or_the_file_is_named(monkeypatch):
+    import torch.hub
+
+    from models.backbones.resnet import resnet50
+    from models.backbones.vit import vit_small
+
+    asked = []
+
+    def unplugged(url: str, **_: object) -> None:
+        asked.append(url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unplugged)
+    with torch.device("meta"):
+        wanted = [
+            (vit_small(image_size=32, patch_size=8), "dino", "dino_deitsmall8_pretrain.pth"),
+            (vit_small(image_size=32), "dino", "dino_deitsmall16_pretrain.pth"),
+            (resnet50(image_size=32), "dino", "dino_resnet50_pretrain.pth"),
+            (resnet50(image_size=32), "barlow_twins", "resnet50.pth"),
+        ]
+    for backbone, source, file in wanted:
+        with pytest.raises(ValueError, match=r"by hand .* --backbone.weights FILE"):
+            load_weights(backbone, source)
+        assert asked[-1].endswith(file)
+
+
 def test_safetensors_too(tmp_path):
     from safetensors.torch import save_file
 
