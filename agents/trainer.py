@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,7 @@ class Trainer:
         agent = build_agent(self.hparams, load=not self.resumed)
         data.train_dataloader()  # a batch larger than the data set stops before a folder is made
         folder = self._open_folder(agent)
-        self._tune(agent)
-        data = build_data(self.hparams)
+        self._tune(agent, data)
         # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
         agent.save_hyperparameters(active_settings(self.hparams))
         self._write_settings(folder)
@@ -84,7 +84,7 @@ class Trainer:
         check_fits(agent, folder.last)
         return folder
 
-    def _tune(self, agent: pl.LightningModule) -> None:
+    def _tune(self, agent: pl.LightningModule, data: ImageDataModule) -> None:
         options = self.hparams.trainer
         if options.tune_batch_size:
             options.chunk_size = tune_chunk_size(
@@ -93,9 +93,9 @@ class Trainer:
                 self.hparams.data.batch_size,
                 self.hparams.data.image_size,
             )
+            data.loading = replace(data.loading, chunk_size=options.chunk_size)
             console.info("tune_batch_size: chunk_size %d", options.chunk_size)
         if options.tune_lr:
-            data = build_data(self.hparams)  # loads the batches in the chunks just found
             agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)  # type: ignore[assignment]
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
@@ -130,7 +130,7 @@ class Trainer:
         return pl.Trainer(**settings | overrides)
 
     def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
-        validates = self.hparams.trainer.limit_val_batches != 0 and data.num_val >= 2
+        validates = self.hparams.trainer.limit_val_batches != 0 and len(data.val_set) >= 2
         if self.hparams.callbacks.early_stopping.enabled and not validates:
             raise ValueError("--callbacks.early_stopping needs validation images, there are none.")
         loggers = build_loggers(self.hparams.logger, folder)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 import torchvision.transforms.v2.functional as F
-from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.loading import UNREADABLE, BatchLoader, ImageFiles, Loading, Views
+from datamodules.loading import UNREADABLE, BatchLoader, ImageFiles, Loading, Views, read_rgb
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -49,11 +48,6 @@ class ImageDataModule(LightningDataModule, ABC):
     def transductive(self) -> bool:
         """Whether training sees images that evaluation uses."""
         return bool(set(self.files(self.split)) & set(self.files("val")))
-
-    @property
-    def num_val(self) -> int:
-        """Number of validation images."""
-        return len(self.files("val"))
 
     def setup(self, stage: str) -> None:
         """Lists the images."""
@@ -103,8 +97,7 @@ def read_square(file: Path, size: int) -> Tensor | None:
         None when the file cannot be read; the loaders name such files.
     """
     try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB")
+        image = read_rgb(file)
     except UNREADABLE:
         return None
     image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size])

@@ -88,8 +88,7 @@ class ImageFiles(Dataset[Sample]):
         for offset in range(min(_MAX_SKIPS, len(self.files))):
             position = (index + offset) % len(self.files)
             try:
-                with Image.open(self.files[position]) as file:
-                    image = file.convert("RGB")
+                image = read_rgb(self.files[position])
             except UNREADABLE as error:
                 unreadable.append(f"{self.files[position]} ({error})")
                 continue
@@ -99,6 +98,12 @@ class ImageFiles(Dataset[Sample]):
             f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}. "
             "Is the data set complete, and --data.root right?"
         )
+
+
+def read_rgb(file: Path) -> Image.Image:
+    """Decodes an image; one of `UNREADABLE` is raised when that fails."""
+    with Image.open(file) as opened:
+        return opened.convert("RGB")
 
 
 def collate(samples: Sequence[Sample]) -> MicroBatch:
