@@ -10,9 +10,12 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from agents.build import build_backbone
 from agents.optimizers import configure
 from config.hparams import Hparams
-from datamodules.loading import Batch, Views
+from datamodules.base import ImageSource
+from datamodules.loading import Batch, Loading
+from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.backbones.base import Backbone
 from models.chunking import forward_in_chunks
@@ -39,10 +42,20 @@ class BarlowTwins(LightningModule):
     Args:
         backbone: what is trained and kept.
         hparams: groups `barlow_twins`, `optim`, and the batch size.
+
+    Attributes:
+        monitor: what chooses the best checkpoint, and whether lower or higher is better.
     """
+
+    monitor = ("val/loss", "min")
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
+        if hparams.data.image_size % backbone.patch_multiple:
+            raise ValueError(
+                f"data.image_size {hparams.data.image_size} is not a multiple of the patch size "
+                f"{backbone.patch_multiple}."
+            )
         self.settings = hparams
         self.backbone = backbone
         method = hparams.barlow_twins
@@ -52,10 +65,16 @@ class BarlowTwins(LightningModule):
         self.lr = float(hparams.optim.lr)
         self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
+    @classmethod
+    def build(cls, hparams: Hparams, load: bool = True) -> BarlowTwins:
+        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
+        return cls(build_backbone(hparams, load), hparams)
+
     @staticmethod
-    def views(hparams: Hparams) -> Views:
-        """What the method asks of the data."""
-        return BarlowTwinsViews(hparams.data.image_size)
+    def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
+        """Two random views of every image."""
+        size = hparams.data.image_size
+        return ViewsDataModule(source, BarlowTwinsViews(size), size, loading)
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.backbone(images).pooled
@@ -135,7 +154,9 @@ class BarlowTwins(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
-        return configure(self, [self.backbone, self.projector], self.settings.optim, self.lr)
+        return configure(
+            self, {self.backbone: 1.0, self.projector: 1.0}, self.settings.optim, self.lr
+        )
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         """Leaves the images on the host: `embed` moves one micro-batch at a time."""

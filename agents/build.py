@@ -18,7 +18,7 @@ from utils.weights import read_checkpoint
 
 
 def build_data(hparams: Hparams) -> ImageDataModule:
-    """Builds the chosen data set with the views the task asks for."""
+    """Builds the chosen data set as the task loads it."""
     data, part = hparams.data, names.DATASETS[hparams.data.name]
     loading = Loading(
         data.batch_size,
@@ -27,11 +27,9 @@ def build_data(hparams: Hparams) -> ImageDataModule:
         hparams.trainer.chunk_size,
         hparams.trainer.limit_train_batches,
     )
-    views = names.TASKS[hparams.task].load().views(hparams)
     settings = {leaf: getattr(data, leaf) for leaf in part.settings}
-    module: ImageDataModule = part.load()(
-        root=data.root, views=views, image_size=data.image_size, loading=loading, **settings
-    )
+    source = part.load()(root=data.root, **settings)
+    module: ImageDataModule = names.TASKS[hparams.task].load().data(source, hparams, loading)
     return module
 
 
@@ -56,18 +54,17 @@ def build_backbone(hparams: Hparams, load: bool = True) -> Backbone:
 
 def build_agent(hparams: Hparams, load: bool = True) -> pl.LightningModule:
     """Builds the task's agent around the chosen backbone; `load` as in `build_backbone`."""
-    agent: pl.LightningModule = names.TASKS[hparams.task].load()(
-        build_backbone(hparams, load), hparams
-    )
+    agent: pl.LightningModule = names.TASKS[hparams.task].load().build(hparams, load)
     return agent
 
 
 def build_figure_callbacks(hparams: Hparams) -> list[pl.Callback]:
-    """Builds the callbacks that are switched on."""
+    """Builds the callbacks that the task has and that are switched on."""
     built = []
     for name, part in names.CALLBACKS.items():
         settings = dataclasses.asdict(getattr(hparams.callbacks, name))
-        if settings.pop("enabled"):
+        active = f"callbacks.{name}" in names.TASKS[hparams.task].settings
+        if settings.pop("enabled") and active:
             built.append(part.load()(**settings))
     return built
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.build import build_agent, build_data, check_fits
 from agents.compare import compare
+from agents.predict import predict
 from agents.study import run_study
 from agents.trainer import Trainer
-from config.convert import read_yaml, update
 from config.hparams import Hparams
 from config.parsing import Command, find_run
 from config.resolve import resolve
-from config.validation import check
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
 from utils.weights import network_state, read_checkpoint
@@ -21,7 +23,7 @@ from utils.weights import network_state, read_checkpoint
 
 def execute(command: Command) -> int:
     """Carries a command out and returns the exit code."""
-    runs_dir = command.hparams.run.dir
+    hparams, runs_dir = command.hparams, command.hparams.run.dir
     if command.study:
         return run_study(command.study, command.seeds, command.print_commands, runs_dir)
     if command.compare:
@@ -30,25 +32,44 @@ def execute(command: Command) -> int:
     if command.export:
         return export(RunFolder(find_run(command.export, runs_dir)))
     if command.evaluate:
-        return evaluate(RunFolder(find_run(command.evaluate, runs_dir)))
-    return Trainer(command.hparams).run()
+        return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
+    if command.predict and command.images:
+        folder = RunFolder(find_run(command.predict, runs_dir))
+        agent, hparams = trained_agent(folder, hparams)
+        return predict(agent, hparams, folder, Path(command.images))
+    return Trainer(hparams).run()
 
 
-def evaluate(folder: RunFolder) -> int:
-    """Validates the best checkpoint of a run and adds `evaluate/…` to its summary.
+def trained_agent(folder: RunFolder, hparams: Hparams) -> tuple[pl.LightningModule, Hparams]:
+    """Builds the agent of a run with the weights of its best checkpoint, the last without one.
+
+    Args:
+        folder: the run.
+        hparams: its settings, those given on the command line instead of them included.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
+        ValueError: the settings do not fit the checkpoint.
     """
     checkpoint = folder.best if folder.best.exists() else folder.last
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder.path} has no checkpoint to evaluate.")
     quiet_libraries()
-    hparams = resolve(check(update(Hparams(), read_yaml(folder.hparams), str(folder.hparams))))
-    data = build_data(hparams)
+    hparams = resolve(hparams)
     agent = build_agent(hparams, load=False)
     check_fits(agent, checkpoint)
     agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    return agent.eval(), hparams
+
+
+def evaluate(folder: RunFolder, hparams: Hparams) -> int:
+    """Judges the best checkpoint of a run and adds `evaluate/…` to its summary.
+
+    On the test set, by the protocol of the settings, where the task has a test; else on the
+    validation set.
+    """
+    agent, hparams = trained_agent(folder, hparams)
+    data = build_data(hparams)
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
         devices=1,
@@ -56,11 +77,16 @@ def evaluate(folder: RunFolder) -> int:
         enable_checkpointing=False,
         default_root_dir=folder.path,
     )
-    (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
-    found = {name.replace("val/", "evaluate/"): value for name, value in metrics.items()}
+    if is_overridden("test_step", agent):
+        (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
+        old, new = "test/", f"evaluate/{hparams.segmentation.protocol}/"
+    else:
+        (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
+        old, new = "val/", "evaluate/"
+    found = {name.replace(old, new, 1): value for name, value in metrics.items()}
     folder.write_summary(folder.read_summary() | found)
     for name, value in found.items():
-        print(f"{name:28s} {value:.4f}")
+        print(f"{name:48s} {value:.4f}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,19 @@ from utils.optim import parameter_groups
 
 
 def configure(
-    agent: LightningModule, modules: Sequence[nn.Module], optim: OptimHparams, lr: float
+    agent: LightningModule, modules: Mapping[nn.Module, float], optim: OptimHparams, lr: float
 ) -> dict[str, Any]:
     """Builds what `configure_optimizers` returns.
 
     Args:
         agent: its trainer knows the length of the run.
-        modules: whose trainable parameters are optimised.
+        modules: whose trainable parameters are optimised, and how many times `lr` theirs is.
         optim: settings.
         lr: peak learning rate, which the tuner may have found.
     """
     part = names.OPTIMIZERS[optim.name]
-    groups = parameter_groups(modules, float(optim.weight_decay))
-    optimizer = part.load()(groups, lr, **{leaf: getattr(optim, leaf) for leaf in part.settings})
+    groups = parameter_groups(modules, lr, float(optim.weight_decay))
+    optimizer = part.load()(groups, **{leaf: getattr(optim, leaf) for leaf in part.settings})
     trainer = agent.trainer
     trainer.fit_loop.setup_data()
     per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches

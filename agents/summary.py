@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -12,7 +13,6 @@ from rich.panel import Panel
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule
 from utils.memory import peak_mb
 from utils.run_folder import RunFolder
 
@@ -27,26 +27,25 @@ class SpeaksPlainly(Protocol):
 
 def collect(
     trainer: pl.Trainer,
+    metrics: Mapping[str, Any],
     throughput: Throughput,
     unreadable: UnreadableImages,
-    data: ImageDataModule,
     status: str,
     reason: str | None,
 ) -> dict[str, Any]:
     """Returns the flat content of summary.json."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    values = {name: float(value) for name, value in metrics.items()}
     return {
         "status": status,
         "reason": reason,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        **{name: value for name, value in sorted(metrics.items()) if math.isfinite(value)},
+        **{name: value for name, value in sorted(values.items()) if math.isfinite(value)},
         "images_per_second": round(throughput.images_per_second, 2),
         "data_wait_share": round(throughput.data_wait_share, 3),
         "peak_memory_mb": round(peak_mb()),
         "unreadable_images": len(unreadable.names),
         "unreadable_names": sorted(unreadable.names)[:20],
-        "transductive": data.transductive,
     }
 
 
@@ -95,8 +94,16 @@ def _next(folder: RunFolder, hparams: Hparams, status: str) -> list[str]:
         return [f"Go on:     {resume}"]
     if status == "failed":
         return [f"Go on:     {resume} --optim.lr LOWER"] if folder.last.exists() else []
+    if hparams.task == "segmentation":
+        return [
+            f"Next:      label your images:  python main.py --predict {folder.name} "
+            f"--images FOLDER{where}",
+            f"           the other protocol: python main.py --evaluate {folder.name} "
+            f"--segmentation.protocol voc12_seed224{where}",
+        ]
     return [
-        "Next:      train longer:      python main.py --trainer.max_epochs 100",
-        "           your images:       python main.py --data.name image_folder --data.root FOLDER",
-        f"           from this network: python main.py --backbone.weights run:{folder.name}{where}",
+        "Next:      train longer:       python main.py --trainer.max_epochs 100",
+        "           your images:        python main.py --data.name image_folder --data.root FOLDER",
+        f"           what it has learnt: python main.py --task segmentation --backbone.freeze true "
+        f"--backbone.weights run:{folder.name}{where}",
     ]

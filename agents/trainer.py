@@ -6,23 +6,27 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
 from agents.build import build_agent, build_data, build_figure_callbacks, check_fits
 from agents.loggers import build_loggers, finish
 from agents.tuning import tune_chunk_size, tune_lr
+from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
+from callbacks.report import Report
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
+from config.parsing import find_run
 from config.resolve import resolve
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
@@ -34,6 +38,12 @@ from utils.run_folder import RunFolder, create, record_environment
 from utils.weights import read_checkpoint
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
+
+
+class Monitored(Protocol):
+    """An agent that says what chooses its best checkpoint: a metric, and `min` or `max`."""
+
+    monitor: tuple[str, str]
 
 
 class Trainer:
@@ -49,6 +59,7 @@ class Trainer:
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.resumed = hparams.run.resume != "none"
+        self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:
         """Trains.
@@ -130,13 +141,12 @@ class Trainer:
         return pl.Trainer(**settings | overrides)
 
     def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
-        validates = self.hparams.trainer.limit_val_batches != 0 and len(data.val_set) >= 2
-        if self.hparams.callbacks.early_stopping.enabled and not validates:
-            raise ValueError("--callbacks.early_stopping needs validation images, there are none.")
+        choosing = self._choosing(agent, data, folder)
         loggers = build_loggers(self.hparams.logger, folder)
         if self.resumed:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
+        reports = [Report(folder)] if self.hparams.callbacks.report.enabled else []
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -146,7 +156,8 @@ class Trainer:
                 Interruption(folder.last),
                 RandomState(),
                 *build_figure_callbacks(self.hparams),
-                *_checkpoints(folder, validates),
+                *reports,
+                *choosing,
                 RichProgressBar(leave=False),
                 RichModelSummary(max_depth=1),
             ],
@@ -163,14 +174,34 @@ class Trainer:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            result = summary.collect(trainer, throughput, unreadable, data, status, reason)
+            self.metrics |= trainer.callback_metrics
+            result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
+            result["transductive"] = data.transductive or _weights_are_transductive(self.hparams)
             result["wall_seconds"] = round(time.perf_counter() - started, 1)
             folder.write_summary(folder.read_summary() | result)
             for logger in loggers:
                 logger.finalize(status)
             hints = finish(loggers)
+            for report in reports:
+                report.write()
         summary.show(folder, self.hparams, agent, result, hints)
         return _EXIT_CODES[status]
+
+    def _choosing(
+        self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder
+    ) -> list[pl.Callback]:
+        """Returns what keeps the best and the last checkpoint, and what stops early."""
+        common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
+        last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+        stopping = self.hparams.callbacks.early_stopping
+        if self.hparams.trainer.limit_val_batches == 0 or not data.validates:
+            if stopping.enabled:
+                raise ValueError("--callbacks.early_stopping needs validation images: none here.")
+            return [last]
+        monitor, mode = cast(Monitored, agent).monitor
+        best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
+        stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
+        return [best, last, *stop]
 
     def _train(
         self,
@@ -182,22 +213,29 @@ class Trainer:
         try:
             resume = folder.last if self.resumed else None
             trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
+            self.metrics |= trainer.callback_metrics
+            save_backbone(agent, folder)
+            if is_overridden("test_step", agent):
+                best = folder.best if folder.best.exists() else folder.last
+                trainer.test(
+                    agent, datamodule=data, ckpt_path=best, weights_only=True, verbose=False
+                )
         except Interrupted as interruption:
             return "interrupted", str(interruption)
         except SystemExit:
-            # Lightning's answer to a second Ctrl-C.
+            # Lightning's answer to a second Ctrl-C, or to one during the test.
             return "interrupted", "stopped at once"
         except NonFiniteLossError as error:
             return "failed", str(error)
-        save_backbone(agent, folder)
         return "finished", None
 
 
-def _checkpoints(folder: RunFolder, validates: bool) -> list[ModelCheckpoint]:
-    common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
-    best = ModelCheckpoint(filename="best", monitor="val/loss", mode="min", **common)
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-    return [best, last] if validates else [last]
+def _weights_are_transductive(hparams: Hparams) -> bool:
+    weights = hparams.backbone.weights
+    if not weights.startswith("run:"):
+        return False
+    folder = find_run(weights, hparams.run.dir)
+    return bool(RunFolder(folder).read_summary().get("transductive"))
 
 
 def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:

@@ -31,7 +31,7 @@ def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
     hparams = resolve(update(Hparams(), read_yaml(run / "hparams.yaml"), str(run)))
     hparams.trainer.chunk_size = 32
     hparams.data.batch_size = samples
-    data = build_data(hparams)
+    data: Any = build_data(hparams)
     data.setup("fit")
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     agent: Any = build_agent(hparams, load=start_over)

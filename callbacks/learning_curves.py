@@ -38,7 +38,8 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     curves: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            curves.setdefault(name, []).append((step, value))
+            if name.count("/") == 1:  # deeper names are one of many: a layer's, a class's
+                curves.setdefault(name, []).append((step, value))
     panels = sorted({name.partition("/")[2] for name in curves} - {"", *_REFERENCES})
     panels.sort(key=lambda panel: panel != "loss")
     columns = min(3, max(1, len(panels)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
@@ -19,17 +20,35 @@ class ExampleImages(Protocol):
     """A datamodule that shows images as they are; its training crops are `image_size` wide."""
 
     image_size: int
+    val_files: Sequence[Path]
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns `(count, 3, size, size)` uint8."""
         ...
 
 
+@runtime_checkable
+class Classifies(Protocol):
+    """An agent with named classes and counts of what it took for what.
+
+    Attributes:
+        classes: names by label.
+        confusion: the last counts by split, `(C, C)`, rows the truth.
+    """
+
+    classes: tuple[str, ...]
+    confusion: dict[str, Tensor]
+
+
 def due(trainer: Trainer, every_n_epochs: int) -> bool:
     """Whether to draw in this epoch: the first, every nth after it, and the last."""
+    return trainer.current_epoch % every_n_epochs == 0 or last_epoch(trainer)
+
+
+def last_epoch(trainer: Trainer) -> bool:
+    """Whether training ends with this epoch."""
     last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-    steps_done = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
-    return trainer.current_epoch % every_n_epochs == 0 or last or steps_done
+    return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 
 def backbone_of(module: nn.Module) -> Backbone:
@@ -42,6 +61,22 @@ def backbone_of(module: nn.Module) -> Backbone:
     if not isinstance(backbone, Backbone):
         raise TypeError(f"{type(module).__name__} has no backbone to look into.")
     return backbone
+
+
+def class_names(module: nn.Module) -> tuple[str, ...]:
+    """Returns the classes of an agent.
+
+    Raises:
+        TypeError: the agent has none.
+    """
+    if not isinstance(module, Classifies):
+        raise TypeError(f"{type(module).__name__} has no classes.")
+    return module.classes
+
+
+def confusion_of(module: nn.Module, split: str) -> Tensor | None:
+    """Returns the last counts of a split, None before there are any."""
+    return module.confusion.get(split) if isinstance(module, Classifies) else None
 
 
 @contextmanager

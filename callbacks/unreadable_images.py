@@ -44,7 +44,7 @@ class UnreadableImages(Callback):
             return
         self.names.update(batch.unreadable)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        total = len(data.train_set) + len(data.val_set)
+        total = len(data.train_files) + len(data.val_files)
         if len(self.names) > LIMIT * total:
             raise ValueError(
                 f"{len(self.names)} of {total} images cannot be read, more than {LIMIT:.0%}: "

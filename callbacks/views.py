@@ -1,10 +1,10 @@
-"""The augmented views as the network gets them."""
+"""The augmented images as the network gets them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -25,28 +25,28 @@ class Views(Callback):
     def __init__(self, every_n_epochs: int = 1, num_images: int = 6) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
-        self.kept: list[Tensor] = []
+        self.kept: dict[str, Tensor] = {}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keeps the first batch."""
         if batch_idx == 0 and due(trainer, self.every_n_epochs):
-            self.kept = [torch.cat(list(chunks))[: self.num_images] for chunks in batch.views]
+            self.kept = batch.previews(self.num_images)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws it."""
         if self.kept:
             title = f"Augmented views of training images, epoch {trainer.current_epoch + 1}"
             log_figure(trainer, "views/train", draw(self.kept, title))
-            self.kept = []
+            self.kept = {}
 
 
-def draw(views: list[Tensor], title: str) -> Figure:
-    """Draws views `(n, 3, H, W)` uint8, one row a view, one column an image."""
-    figure, axes = figures.grid(len(views), len(views[0]), title=title)
-    for row, images in zip(axes, views, strict=True):
+def draw(views: Mapping[str, Tensor], title: str) -> Figure:
+    """Draws named views `(n, 3, H, W)` uint8, one row a view, one column an image."""
+    figure, axes = figures.grid(len(views), len(next(iter(views.values()))), title=title)
+    for row, images in zip(axes, views.values(), strict=True):
         for axis, image in zip(row, images, strict=True):
             figures.show_image(axis, image.permute(1, 2, 0).cpu().numpy())
-    figures.label_rows(axes, [f"view {index + 1}" for index in range(len(views))])
+    figures.label_rows(axes, list(views))
     return figure

@@ -1,6 +1,7 @@
 """Every setting of a run. Edit the defaults here, or override them from the command line.
 
     python main.py                                       the defaults below
+    python main.py --task segmentation                   the other task, same defaults
     python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
     python main.py --experiment brisk-valley             one of config/experiments/*.yaml
     python main.py --help                                this file, as help
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from config import names
-from config.types import Auto, Between, Count, Fraction, Natural, NonNegative, OneOf
+from config.types import Auto, Between, Count, Fraction, Natural, NonNegative, OneOf, SomeOf
 
 
 @dataclass
@@ -45,15 +46,18 @@ class DataHparams:
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
-    split: Literal["train", "all_minus_val", "all"] = "train"
-    """Images to train on. voc: train is the segmentation list (1,464), all_minus_val every JPEG
-    outside the validation list. `all` includes evaluation images and marks the run transductive."""
+    split: Literal["train", "trainaug", "all_minus_val", "all"] = "train"
+    """Images to train on. voc: train is the segmentation list (1,464), trainaug the list with the
+    extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val every JPEG outside the
+    validation list. `all` includes evaluation images and marks the run transductive."""
     download: bool = False
     """voc: fetch the official archive (2 GB) into `root` when it is not there."""
     val_fraction: Annotated[float, Between(0.0, 0.5)] = 0.1
-    """image_folder without a val/ folder: share of the images held out for validation."""
+    """Share of the training images held out for validation: image_folder without a val/ folder,
+    and segmentation, where the data set's own val split is the test set and chooses nothing."""
     image_size: Annotated[int, Between(16)] = 64
-    """Side of the square training crops in pixels; a multiple of the patch size or stride."""
+    """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
+    to it). Segmentation judges whole images whose shorter side is this long."""
     batch_size: Annotated[int, Between(2)] = 128
     """Images per optimizer step: a *scientific* choice. Barlow Twins correlates over exactly this
     many; when memory is short lower trainer.chunk_size instead, the result stays the same."""
@@ -90,7 +94,8 @@ class BackboneHparams:
     layers: str = "last"
     """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: str = "none"
-    """none | pretrained (supervised ImageNet) | dino | barlow_twins | a file | run:NAME."""
+    """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
+    resnet50) | a file | run:NAME."""
     freeze: bool = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Natural = 0
@@ -113,6 +118,29 @@ class BarlowTwinsHparams:
 
 
 @dataclass
+class SegmentationHparams:
+    """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
+
+    head: Annotated[str, OneOf(names.HEADS)] = "setr_naive"
+    """linear (1x1) | setr_naive | setr_pup | setr_mla (four layers) | fcn | deeplabv3 (for
+    output_stride 8) | seed_linear, seed_naive, seed_pup: the study's. All but setr_mla concatenate
+    several backbone.layers."""
+    head_weights: str = "none"
+    """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""
+    head_lr_multiplier: Annotated[float, Between(1e-3)] = 1.0
+    """Learning rate of the head over that of the backbone; SETR fine-tunes with 10."""
+    loss: Annotated[list[str], SomeOf(names.LOSSES)] = field(
+        default_factory=lambda: ["cross_entropy"]
+    )
+    """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
+    loss_weights: list[float] = field(default_factory=lambda: [1.0])
+    """Weight of each loss."""
+    protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
+    """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
+    224 x 224, void is background, in training too). Results of the two never compare."""
+
+
+@dataclass
 class OptimHparams:
     """Optimizer and learning-rate schedule."""
 
@@ -120,17 +148,19 @@ class OptimHparams:
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Peak learning rate. auto: 1e-3 x sqrt(batch_size / 256) for adamw, 0.2 (lars) or 0.03 (sgd)
-    x batch_size / 256. The small default network bears twice that."""
+    x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for adamw, and
+    1e-4 x the same when a loaded backbone is trained with it. The small default network bears twice
+    the first."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw), 1.5e-6 (lars), 1e-4 (sgd)."""
     momentum: Fraction = 0.9
     """lars, sgd."""
     schedule: Annotated[str, OneOf(names.SCHEDULES)] = "cosine"
-    """cosine (ends exactly with the run) | constant; both after the warm-up, stepwise."""
+    """cosine | poly (power 0.9), which end exactly with the run | constant; after the warm-up."""
     warmup_epochs: NonNegative = 1.0
     """Linear warm-up from 0, in epochs, fractions allowed. Long runs: 10."""
     final_lr_ratio: Fraction = 0.001
-    """cosine: final learning rate as a share of the peak."""
+    """cosine, poly: final learning rate as a share of the peak."""
 
 
 @dataclass
@@ -217,6 +247,74 @@ class CrossCorrelationHparams:
 
 
 @dataclass
+class EffectiveReceptiveFieldHparams:
+    """Which pixels the centre of each layer depends on (Luo et al. 2016)."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 10
+    """Draw every n epochs (each image then speaks for one layer), and at the end exactly."""
+    num_images: Count = 8
+    """Images that are averaged; at least as many as layers."""
+    num_layers: Count = 4
+    """Layers, evenly over the depth, the last one among them."""
+    layers: list[str] = field(default_factory=list)
+    """Layers by name instead, e.g. blocks.0 blocks.11, or layer4.2 of a ResNet."""
+
+
+@dataclass
+class FeatureMapsHparams:
+    """Patch features as colours: their first three principal components."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 5
+    """Draw every n epochs, and at the end."""
+    num_images: Count = 6
+    """Images per figure; the components are common to them."""
+
+
+@dataclass
+class SegmentationPredictionsHparams:
+    """Image, truth, prediction and error, side by side."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 5
+    """Draw every n epochs; the test images are drawn at the end."""
+    num_images: Count = 6
+    """Images per figure, the same ones every time."""
+
+
+@dataclass
+class ClassIoUHparams:
+    """IoU of every class as bars."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 5
+    """Draw every n epochs, and of the test at the end."""
+
+
+@dataclass
+class ConfusionMatrixHparams:
+    """What each class is taken for."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 10
+    """Draw every n epochs, and of the test at the end."""
+
+
+@dataclass
+class ReportHparams:
+    """report.html: settings, curves and pictures in one file that needs no network."""
+
+    enabled: bool = True
+    """Write it, at most once a minute and at the end."""
+
+
+@dataclass
 class ViewsHparams:
     """The augmented views the network is fed: look at these first when a run does not learn."""
 
@@ -240,7 +338,7 @@ class LearningCurvesHparams:
 
 @dataclass
 class EarlyStoppingHparams:
-    """Stop when the validation loss no longer falls."""
+    """Stop when the quantity that chooses best.ckpt (val/loss, segmentation: val/miou) is stuck."""
 
     enabled: bool = False
     """Do it."""
@@ -253,9 +351,19 @@ class CallbackHparams:
     """What is looked at while training."""
 
     attention_maps: AttentionMapsHparams = field(default_factory=AttentionMapsHparams)
+    effective_receptive_field: EffectiveReceptiveFieldHparams = field(
+        default_factory=EffectiveReceptiveFieldHparams
+    )
+    feature_maps: FeatureMapsHparams = field(default_factory=FeatureMapsHparams)
     cross_correlation: CrossCorrelationHparams = field(default_factory=CrossCorrelationHparams)
+    segmentation_predictions: SegmentationPredictionsHparams = field(
+        default_factory=SegmentationPredictionsHparams
+    )
+    class_iou: ClassIoUHparams = field(default_factory=ClassIoUHparams)
+    confusion_matrix: ConfusionMatrixHparams = field(default_factory=ConfusionMatrixHparams)
     views: ViewsHparams = field(default_factory=ViewsHparams)
     learning_curves: LearningCurvesHparams = field(default_factory=LearningCurvesHparams)
+    report: ReportHparams = field(default_factory=ReportHparams)
     early_stopping: EarlyStoppingHparams = field(default_factory=EarlyStoppingHparams)
 
 
@@ -263,12 +371,13 @@ class CallbackHparams:
 class Hparams:
     """A run."""
 
-    task: Literal["barlow_twins"] = "barlow_twins"
-    """What to train."""
+    task: Literal["barlow_twins", "segmentation"] = "barlow_twins"
+    """What to train: barlow_twins (a backbone, without labels) | segmentation (a head on one)."""
     run: RunHparams = field(default_factory=RunHparams)
     data: DataHparams = field(default_factory=DataHparams)
     backbone: BackboneHparams = field(default_factory=BackboneHparams)
     barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
+    segmentation: SegmentationHparams = field(default_factory=SegmentationHparams)
     optim: OptimHparams = field(default_factory=OptimHparams)
     trainer: TrainerHparams = field(default_factory=TrainerHparams)
     logger: LoggerHparams = field(default_factory=LoggerHparams)

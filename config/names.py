@@ -29,12 +29,49 @@ class Part:
         return getattr(importlib.import_module(module), attribute)
 
 
+_COMMON = (
+    "data",
+    "backbone",
+    "optim",
+    "trainer",
+    "logger",
+    "callbacks.attention_maps",
+    "callbacks.effective_receptive_field",
+    "callbacks.feature_maps",
+    "callbacks.views",
+    "callbacks.learning_curves",
+    "callbacks.report",
+    "callbacks.early_stopping",
+)
 # Every task names the hparams groups it reads, `task` and `run` aside.
 TASKS: dict[str, Part] = {
     "barlow_twins": Part(
         "agents.barlow_twins:BarlowTwins",
-        ("data", "backbone", "barlow_twins", "optim", "trainer", "logger", "callbacks"),
+        (*_COMMON, "barlow_twins", "callbacks.cross_correlation"),
     ),
+    "segmentation": Part(
+        "agents.segmentation:Segmentation",
+        (
+            *_COMMON,
+            "segmentation",
+            "callbacks.segmentation_predictions",
+            "callbacks.class_iou",
+            "callbacks.confusion_matrix",
+        ),
+    ),
+}
+
+
+def reads(task: str, path: str) -> bool:
+    """Whether a task reads the group that a dotted setting lies in."""
+    group = path.partition(".")[0]
+    return group in ("task", "run") or any(path.startswith(f"{g}.") for g in TASKS[task].settings)
+
+
+# Leaves of shared groups that only some tasks read.
+TASK_ONLY: dict[str, tuple[str, ...]] = {
+    "trainer.chunk_size": ("barlow_twins",),
+    "trainer.tune_batch_size": ("barlow_twins",),
 }
 
 _VIT = ("patch_size", "depth", "embed_dim", "num_heads", "mlp_ratio", "pool", "layers", "drop_path")
@@ -53,11 +90,9 @@ BACKBONES: dict[str, Part] = {
 BACKBONE_COMMON = ("name", "weights", "freeze", "unfreeze_last")
 
 DATASETS: dict[str, Part] = {
-    "shapes": Part("datamodules.shapes:ShapesDataModule"),
-    "voc": Part("datamodules.voc:VOCDataModule", ("split", "download")),
-    "image_folder": Part(
-        "datamodules.image_folder:ImageFolderDataModule", ("split", "val_fraction")
-    ),
+    "shapes": Part("datamodules.shapes:Shapes"),
+    "voc": Part("datamodules.voc:VOC", ("split", "download")),
+    "image_folder": Part("datamodules.image_folder:ImageFolder", ("split", "val_fraction")),
 }
 DATA_COMMON = ("name", "root", "image_size", "batch_size", "num_workers")
 
@@ -69,13 +104,42 @@ OPTIMIZERS: dict[str, Part] = {
 OPTIM_COMMON = ("name", "lr", "weight_decay", "schedule")
 SCHEDULES: dict[str, Part] = {
     "cosine": Part("utils.schedules:warmup_cosine", ("warmup_epochs", "final_lr_ratio")),
+    "poly": Part("utils.schedules:warmup_poly", ("warmup_epochs", "final_lr_ratio")),
     "constant": Part("utils.schedules:warmup_constant", ("warmup_epochs",)),
+}
+
+HEADS: dict[str, Part] = {
+    "linear": Part("models.heads.linear:Linear"),
+    "setr_naive": Part("models.heads.setr:SETRNaive"),
+    "setr_pup": Part("models.heads.setr:SETRPUP"),
+    "setr_mla": Part("models.heads.setr:SETRMLA"),
+    "fcn": Part("models.heads.fcn:FCN"),
+    "deeplabv3": Part("models.heads.deeplab:DeepLabV3"),
+    "seed_linear": Part("models.heads.seed:SeedLinear"),
+    "seed_naive": Part("models.heads.seed:SeedNaive"),
+    "seed_pup": Part("models.heads.seed:SeedPUP"),
+}
+LOSSES: dict[str, Part] = {
+    "cross_entropy": Part("models.losses.segmentation:cross_entropy"),
+    "dice": Part("models.losses.segmentation:dice"),
+    "focal": Part("models.losses.segmentation:focal"),
+    "jaccard": Part("models.losses.segmentation:jaccard"),
+}
+PROTOCOLS: dict[str, Part] = {
+    "voc12_standard": Part("datamodules.transforms.segmentation:Standard"),
+    "voc12_seed224": Part("datamodules.transforms.segmentation:Seed224"),
 }
 
 CALLBACKS: dict[str, Part] = {
     "attention_maps": Part("callbacks.attention_maps:AttentionMaps"),
+    "effective_receptive_field": Part(
+        "callbacks.effective_receptive_field:EffectiveReceptiveField"
+    ),
+    "feature_maps": Part("callbacks.feature_maps:FeatureMaps"),
     "cross_correlation": Part("callbacks.cross_correlation:CrossCorrelation"),
+    "segmentation_predictions": Part("callbacks.segmentation_predictions:SegmentationPredictions"),
+    "class_iou": Part("callbacks.class_iou:ClassIoU"),
+    "confusion_matrix": Part("callbacks.confusion_matrix:ConfusionMatrix"),
     "views": Part("callbacks.views:Views"),
     "learning_curves": Part("callbacks.learning_curves:LearningCurves"),
-    "early_stopping": Part("callbacks.early_stopping:early_stopping"),
 }

@@ -13,11 +13,12 @@ from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 from config import names
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
 from config.hparams import Hparams
-from config.types import OneOf
+from config.types import OneOf, SomeOf
 from config.validation import check
 
 CONFIG_DIR = Path(__file__).parent
 _NULLS = ("null", "None")
+_ACTIONS = ("--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Command:
     seeds: int | None = None
     print_commands: bool = False
     evaluate: str | None = None
+    predict: str | None = None
+    images: str | None = None
     compare: list[str] = field(default_factory=list)
     export: str | None = None
     debug: bool = False
@@ -49,11 +52,10 @@ class _Parser(ArgumentParser):
 
     def format_help(self) -> str:
         choices = {leaf.path: _choices(leaf.annotation) for leaf in leaves(Hparams())}
-        active = {"task", "run", *names.TASKS[self.task].settings}
         for group in self._action_groups:
             for action in group._group_actions:
                 path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
-                if "." in path and path.partition(".")[0] not in active:
+                if "." in path and not names.reads(self.task, path):
                     action.help = argparse.SUPPRESS
                 action.option_strings = [o for o in action.option_strings if ".no" not in o]
                 if choices.get(path):
@@ -71,7 +73,7 @@ def _visible(group: Any) -> bool:
 
 def _choices(annotation: Any) -> list[str]:
     for item in getattr(annotation, "__metadata__", ()):
-        if isinstance(item, OneOf):
+        if isinstance(item, OneOf | SomeOf):
             return list(item.names)
     return []
 
@@ -92,7 +94,9 @@ def _parser(task: str) -> _Parser:
     add("--study", metavar="NAME_OR_FILE", help="run every experiment of config/studies/NAME.yaml")
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
     add("--print-commands", action="store_true", help="with --study: print, do not run")
-    add("--evaluate", metavar="RUN", help="validate the best checkpoint of a run again")
+    add("--evaluate", metavar="RUN", help="judge the best checkpoint of a run again")
+    add("--predict", metavar="RUN", help="label images with a segmentation run")
+    add("--images", metavar="FOLDER", help="with --predict: a folder of images, or one image")
     add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
     add("--export", metavar="RUN", help="write the run's backbone in its public layout")
     add("--debug", action="store_true", help="full traceback on errors")
@@ -156,19 +160,24 @@ def parse(argv: Sequence[str]) -> Command | str:
         ConfigError: an unknown option or name, an impossible or ineffective value.
     """
     argv, nulls = _split_nulls(list(argv))
+    given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be combined.")
     early = _early(argv)
     hparams = Hparams()
-    if early.experiment and early.resume != "none":
-        raise ConfigError("--experiment and --run.resume: a resumed run keeps its own settings.")
+    resumed = None if early.resume == "none" else early.resume
+    again = resumed or early.evaluate or early.predict
+    if early.experiment and again:
+        raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
     if early.experiment:
         file = find_experiment(early.experiment)
         update(hparams, read_yaml(file), str(file))
-    if early.resume != "none":
+    if again:
         runs_dir = early.dir or hparams.run.dir
-        folder = newest_unfinished(runs_dir) if early.resume == "auto" else None
-        folder = folder or find_run(early.resume, runs_dir)
+        folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
         update(hparams, read_yaml(folder / "hparams.yaml"), str(folder / "hparams.yaml"))
-        argv = _replace_option(argv, "--run.resume", str(folder))
+        if resumed:
+            argv = _replace_option(argv, "--run.resume", str(folder))
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
         raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
@@ -194,6 +203,8 @@ def _early(argv: Sequence[str]) -> argparse.Namespace:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--task")
     early.add_argument("--experiment")
+    early.add_argument("--evaluate")
+    early.add_argument("--predict")
     early.add_argument("--run.resume", dest="resume", default=Hparams().run.resume)
     early.add_argument("--run.dir", dest="dir")
     try:
@@ -235,15 +246,8 @@ def _replace_option(argv: list[str], option: str, value: str) -> list[str]:
 
 
 def _check_actions(command: Command) -> None:
-    asked = {
-        "--study": command.study,
-        "--evaluate": command.evaluate,
-        "--compare": command.compare,
-        "--export": command.export,
-    }
-    given = [option for option, value in asked.items() if value]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} cannot be combined.")
+    if bool(command.predict) != bool(command.images):
+        raise ConfigError("--predict RUN and --images FOLDER go together.")
     if (command.seeds is not None or command.print_commands) and not command.study:
         raise ConfigError("--seeds and --print-commands go with --study.")
     if command.seeds is not None and command.seeds < 1:

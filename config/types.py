@@ -24,6 +24,19 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class SomeOf:
+    """The value is a list of at least one of these names."""
+
+    names: Collection[str]
+
+    def problem(self, value: object) -> str | None:
+        """Says what is wrong with `value`, or None."""
+        items = value if isinstance(value, list) else []
+        problems = (OneOf(self.names).problem(item) for item in items)
+        return next(filter(None, problems), None if items else "expected at least one")
+
+
+@dataclass(frozen=True)
 class Between:
     """The number lies in [low, high], ends included."""
 

@@ -63,6 +63,9 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
+
+
 def _describe(allowed: tuple[Any, ...]) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     parts: list[str] = []
@@ -72,7 +75,7 @@ def _describe(allowed: tuple[Any, ...]) -> str:
         elif kind is type(None):
             parts.append("null")
         elif get_origin(kind) is list:
-            parts.append("a list of whole numbers")
+            parts.append("a list of " + _PLURALS[get_args(kind)[0]])
         else:
             parts.append(words[kind])
     return " or ".join(parts)
@@ -81,10 +84,12 @@ def _describe(allowed: tuple[Any, ...]) -> str:
 def no_effect(hparams: Hparams, path: str) -> str | None:
     """Says why a setting is not read by this run (`on task …`), or None when it is."""
     group, _, leaf = path.partition(".")
-    if group in ("task", "run"):
-        return None
-    if group not in names.TASKS[hparams.task].settings:
+    if not names.reads(hparams.task, path):
         return f"on task {hparams.task}"
+    if hparams.task not in names.TASK_ONLY.get(path, (hparams.task,)):
+        return f"on task {hparams.task} (it is read by: {', '.join(names.TASK_ONLY[path])})"
+    if path == "data.val_fraction" and hparams.task == "segmentation":
+        return None
     if group == "optim" and any(leaf in part.settings for part in names.SCHEDULES.values()):
         return _unread(hparams.optim.schedule, names.SCHEDULES, leaf, "schedule")
     if group in _SELECTED:
@@ -105,7 +110,18 @@ def _unread(choice: str, table: Mapping[str, names.Part], leaf: str, what: str) 
 
 
 def _check_combinations(hparams: Hparams) -> None:
-    data, trainer = hparams.data, hparams.trainer
+    data, trainer, segmentation = hparams.data, hparams.trainer, hparams.segmentation
+    if data.split == "trainaug" and data.name != "voc":
+        raise ConfigError(f"--data.split trainaug: only voc has it, not {data.name}.")
+    if hparams.task == "segmentation" and data.split in ("all", "all_minus_val"):
+        raise ConfigError(
+            f"--data.split {data.split}: segmentation needs masks, which train and trainaug have."
+        )
+    if len(segmentation.loss) != len(segmentation.loss_weights):
+        raise ConfigError(
+            f"--segmentation.loss_weights {_words(segmentation.loss_weights)}: expected one weight "
+            f"for each loss ({_words(segmentation.loss)})."
+        )
     if trainer.chunk_size is not None and trainer.chunk_size > data.batch_size:
         raise ConfigError(
             f"--trainer.chunk_size {trainer.chunk_size} exceeds --data.batch_size "
@@ -118,6 +134,10 @@ def _check_combinations(hparams: Hparams) -> None:
         )
     if hparams.backbone.unfreeze_last and not hparams.backbone.freeze:
         raise ConfigError("--backbone.unfreeze_last has no effect without --backbone.freeze true.")
+
+
+def _words(values: Collection[Any]) -> str:
+    return " ".join(map(str, values))
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:

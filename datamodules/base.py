@@ -1,10 +1,12 @@
-"""What every data set offers to the trainer."""
+"""Where images lie, and how a task loads them: two things, so that either can be exchanged."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torchvision.transforms.v2.functional as F
@@ -12,63 +14,88 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.loading import UNREADABLE, BatchLoader, ImageFiles, Loading, Views, read_rgb
+from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
-class ImageDataModule(LightningDataModule, ABC):
-    """Images for self-supervised training, and other images of the same kind for validation.
+class ImageSource(ABC):
+    """A data set: which images there are, and where.
 
     Args:
-        views: from an image to its views.
-        image_size: side of the pictures `examples` gives, in pixels.
-        loading: batches, workers, seed.
-        split: `train`, `all_minus_val` or `all`.
+        root: its folder.
+        split: what is trained on, a name that `files` knows.
     """
 
-    def __init__(
-        self, views: Views, image_size: int, loading: Loading, split: str = "train"
-    ) -> None:
-        super().__init__()
-        self.image_size = image_size
-        self.views = views
-        self.loading = loading
+    def __init__(self, root: str, split: str = "train") -> None:
+        self.root = Path(root).expanduser()
         self.split = split
+
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
+        """Downloads or draws what is missing; once, before anything is listed."""
 
     @abstractmethod
     def files(self, split: str) -> list[Path]:
-        """Returns the images of `train`, `all_minus_val`, `all` or `val`.
+        """Returns the images of a split: `train`, `val` (never trained on) and others of its own.
 
         Raises:
             FileNotFoundError: the data is not where it should be; says what to do.
+            ValueError: there is no such split.
         """
 
-    @property
-    def transductive(self) -> bool:
-        """Whether training sees images that evaluation uses."""
-        return bool(set(self.files(self.split)) & set(self.files("val")))
 
+class MaskedSource(ImageSource):
+    """A data set whose images have masks of labels: 0 background, 1 … the classes, 255 void.
+
+    Attributes:
+        classes: names by label, background first.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """Returns images and their masks of a split; otherwise as `files`."""
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """A data set as one task loads it.
+
+    Args:
+        source: the data set.
+        image_size: side of the training crops, and of the pictures `examples` gives, in pixels.
+        loading: batches, workers, seed.
+    """
+
+    def __init__(self, source: ImageSource, image_size: int, loading: Loading) -> None:
+        super().__init__()
+        self.source = source
+        self.image_size = image_size
+        self.loading = loading
+        self.train_files: Sequence[Path] = ()
+        self.val_files: Sequence[Path] = ()
+
+    def prepare_data(self) -> None:
+        """Downloads or draws what is missing."""
+        self.source.prepare()
+
+    @abstractmethod
     def setup(self, stage: str) -> None:
-        """Lists the images."""
-        seed = self.loading.seed
-        self.train_set = ImageFiles(self.files(self.split), self.views, seed)
-        self.val_set = ImageFiles(self.files("val"), self.views, seed)
+        """Lists the images: sets `train_files` and `val_files`, which do not overlap."""
 
+    @abstractmethod
     def train_dataloader(self) -> BatchLoader:
         """Shuffled full batches, continuing where the trainer stands."""
-        return self.loading.loader(self.train_set, shuffle=True, first_batch=self._batches_done)
 
-    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """The same views of the same images every time, so that the loss is comparable."""
-        if len(self.val_set) < 2:
-            return []
-        size = min(self.loading.batch_size, len(self.val_set))
-        chunk = self.loading.chunk_size
-        loading = replace(
-            self.loading, batch_size=size, chunk_size=min(chunk, size) if chunk else None
-        )
-        return loading.loader(self.val_set, shuffle=False)
+    @property
+    def validates(self) -> bool:
+        """Whether there are images to validate on."""
+        return len(self.val_files) > 0
+
+    @property
+    @abstractmethod
+    def transductive(self) -> bool:
+        """Whether training sees images that evaluation uses."""
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns images as they are: shorter side resized, centre cropped.
@@ -79,12 +106,19 @@ class ImageDataModule(LightningDataModule, ABC):
             size: side in pixels; None: that of the training crops.
 
         Returns:
-            `(count, 3, size, size)` uint8; fewer when the set is smaller or files are unreadable.
+            `(count, 3, size, size)` uint8; fewer when the set is smaller. Files that cannot be read
+            are replaced by the next ones.
         """
-        files = (self.train_set if split == "train" else self.val_set).files
-        picked = [files[i * len(files) // count] for i in range(min(count, len(files)))]
-        images = [read_square(file, size or self.image_size) for file in picked]
-        return torch.stack([image for image in images if image is not None])
+        files = self.train_files if split == "train" else self.val_files
+        side = size or self.image_size
+        images: dict[int, Tensor] = {}
+        for start in (i * len(files) // count for i in range(min(count, len(files)))):
+            for position in range(start, len(files)):
+                image = None if position in images else read_square(files[position], side)
+                if image is not None:
+                    images[position] = image
+                    break
+        return torch.stack(list(images.values())) if images else torch.empty(0, 3, side, side)
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
@@ -118,3 +152,11 @@ def image_files(folder: Path) -> list[Path]:
             f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
         )
     return files
+
+
+def held_out(name: str, fraction: float) -> bool:
+    """Whether an image of this name belongs to the share that is not trained on.
+
+    A hash decides, so that adding images never moves one between the splits.
+    """
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < fraction * 2**32

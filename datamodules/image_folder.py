@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from datamodules.base import ImageDataModule, image_files
-from datamodules.loading import Loading, Views
+from datamodules.base import ImageSource, held_out, image_files
 
 
-class ImageFolderDataModule(ImageDataModule):
+class ImageFolder(ImageSource):
     """Images at any depth below `root`.
 
     With `root/train` and `root/val` these are the splits. Otherwise `val_fraction` of the images is
-    held out by a hash of the file name, so that adding images never moves one between the splits.
+    held out by a hash of the file name.
     """
 
-    def __init__(
-        self,
-        root: str,
-        views: Views,
-        image_size: int,
-        loading: Loading,
-        split: str = "train",
-        val_fraction: float = 0.1,
-    ) -> None:
-        super().__init__(views, image_size, loading, split)
-        self.root = Path(root).expanduser()
+    def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
+        super().__init__(root, split)
         self.val_fraction = val_fraction
 
     def files(self, split: str) -> list[Path]:
-        """See `ImageDataModule.files`."""
+        """See `ImageSource.files`; also `all` and, the same as `train`, `all_minus_val`."""
+        if split not in ("train", "all_minus_val", "all", "val"):
+            raise ValueError(f"--data.split {split}: a folder of images has no such split.")
         if split == "all":
             return image_files(self.root)
         if (self.root / "train").is_dir() and (self.root / "val").is_dir():
@@ -38,5 +29,4 @@ class ImageFolderDataModule(ImageDataModule):
         return [file for file in image_files(self.root) if self._held_out(file) == (split == "val")]
 
     def _held_out(self, file: Path) -> bool:
-        name = file.relative_to(self.root).as_posix().encode()
-        return int.from_bytes(hashlib.sha256(name).digest()[:4]) < self.val_fraction * 2**32
+        return held_out(file.relative_to(self.root).as_posix(), self.val_fraction)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
 from models.chunking import chunk_sizes
@@ -57,6 +58,13 @@ class Batch:
     def __len__(self) -> int:
         """N."""
         return len(self.indices)
+
+    def previews(self, count: int) -> dict[str, Tensor]:
+        """Returns the views of the first images, `(n, 3, H, W)` uint8 each."""
+        return {
+            f"view {number + 1}": torch.cat(chunks)[:count]
+            for number, chunks in enumerate(self.views)
+        }
 
 
 class ImageFiles(Dataset[Sample]):
@@ -113,32 +121,53 @@ def collate(samples: Sequence[Sample]) -> MicroBatch:
     return MicroBatch(views, torch.tensor([sample.position for sample in samples]), names)
 
 
+def join(parts: Sequence[MicroBatch]) -> Batch:
+    """Makes one batch of micro-batches."""
+    return Batch(
+        tuple(list(view) for view in zip(*(part.views for part in parts), strict=True)),
+        torch.cat([part.indices for part in parts]),
+        tuple(name for part in parts for name in part.unreadable),
+    )
+
+
 class BatchLoader:
-    """Groups the micro-batches of a DataLoader into batches.
+    """Groups what a DataLoader gives into batches.
 
     Workers prepare micro-batches, so that several share one large batch.
+
+    Args:
+        micro_batches: the loader.
+        per_batch: how many of its items make a batch.
+        join: makes the batch of them.
     """
 
-    def __init__(self, micro_batches: DataLoader[Sample], per_batch: int) -> None:
+    def __init__(
+        self, micro_batches: DataLoader[Any], per_batch: int, join: Callable[[list[Any]], Any]
+    ) -> None:
         self.micro_batches = micro_batches
         self.per_batch = per_batch
+        self.join = join
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return len(self.micro_batches) // self.per_batch
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yields batches."""
-        parts: list[MicroBatch] = []
-        for part in self.micro_batches:
-            parts.append(part)
-            if len(parts) == self.per_batch:
-                yield Batch(
-                    tuple(list(view) for view in zip(*(p.views for p in parts), strict=True)),
-                    torch.cat([p.indices for p in parts]),
-                    tuple(name for p in parts for name in p.unreadable),
-                )
-                parts = []
+    def __iter__(self) -> Iterator[Any]:
+        """Yields batches.
+
+        Raises:
+            ValueError: the data set is broken; in the words of the worker that found it.
+        """
+        parts: list[Any] = []
+        try:
+            for part in self.micro_batches:
+                parts.append(part)
+                if len(parts) == self.per_batch:
+                    yield self.join(parts)
+                    parts = []
+        except ValueError as error:
+            # A worker's error arrives with its traceback as the message.
+            raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the position follows from the trainer's step. Tells Lightning it can resume."""
@@ -165,17 +194,21 @@ class Loading:
 
     def loader(
         self,
-        dataset: ImageFiles,
+        dataset: Sized,
         *,
         shuffle: bool,
         first_batch: Callable[[], int] = lambda: 0,
+        collate: Callable[[list[Any]], Any] = collate,
+        join: Callable[[list[Any]], Any] = join,
     ) -> BatchLoader:
         """Loads full batches only: a short last batch would be a different correlation.
 
         Args:
-            dataset: the images.
+            dataset: indexed by draws.
             shuffle: training order; else file order.
             first_batch: batches of the run that are already done, see `MicroBatchSampler`.
+            collate: makes a micro-batch of samples.
+            join: makes a batch of micro-batches.
 
         Raises:
             ValueError: the batch is larger than the data set.
@@ -190,9 +223,24 @@ class Loading:
             batches = min(batches, self.limit_train_batches)
         sizes = chunk_sizes(self.batch_size, self.chunk_size)
         sampler = MicroBatchSampler(len(dataset), sizes, batches, self.seed, shuffle, first_batch)
-        loader = DataLoader(
+        return BatchLoader(self._data_loader(dataset, sampler, collate), len(sizes), join)
+
+    def every(self, dataset: Sized, collate: Callable[[list[Any]], Any]) -> BatchLoader:
+        """Loads every item once, in order; the last batch may be short."""
+        draws = [(0, index) for index in range(len(dataset))]
+        step = self.batch_size
+        batches = [draws[start : start + step] for start in range(0, len(draws), step)]
+        return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))
+
+    def _data_loader(
+        self,
+        dataset: Any,
+        batches: Sampler[list[Draw]] | list[list[Draw]],
+        collate: Callable[[list[Any]], Any],
+    ) -> DataLoader[Any]:
+        return DataLoader(
             dataset,
-            batch_sampler=sampler,
+            batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -202,4 +250,3 @@ class Loading:
             generator=torch.Generator(),
             worker_init_fn=_ignore_interrupts,
         )
-        return BatchLoader(loader, len(sizes))

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.base import ImageDataModule
-from datamodules.loading import Loading, Views
-from datamodules.voc import voc_files
+from datamodules.base import MaskedSource
+from datamodules.voc import voc_files, voc_pairs
 from utils.palette import VOID, voc_palette
 
 Field = NDArray[Any]
@@ -160,17 +159,19 @@ def _write(folder: Path, num_train: int, num_val: int) -> None:
         (lists / f"{split}.txt").write_text("\n".join(members) + "\n")
 
 
-class ShapesDataModule(ImageDataModule):
+class Shapes(MaskedSource):
     """512 training and 128 validation images, drawn on first use (about 5 s)."""
 
-    def __init__(self, root: str, views: Views, image_size: int, loading: Loading) -> None:
-        super().__init__(views, image_size, loading)
-        self.root = Path(root).expanduser()
+    classes = CLASSES
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Draws the images unless they are there."""
         generate(self.root)
 
     def files(self, split: str) -> list[Path]:
-        """See `ImageDataModule.files`."""
+        """See `ImageSource.files`."""
         return voc_files(generate(self.root), split)
+
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """See `MaskedSource.pairs`."""
+        return voc_pairs(generate(self.root), split)

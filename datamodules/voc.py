@@ -6,8 +6,33 @@ from pathlib import Path
 
 from torchvision.datasets import VOCSegmentation
 
-from datamodules.base import ImageDataModule, image_files
-from datamodules.loading import Loading, Views
+from datamodules.base import MaskedSource, image_files
+
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
+# The extra masks of Hariharan et al. 2011 (SBD), as every toolbox distributes them.
+AUGMENTED = "trainaug"
 
 
 def find_voc(root: Path) -> Path:
@@ -31,11 +56,12 @@ def voc_files(folder: Path, split: str) -> list[Path]:
 
     Args:
         folder: the one that holds JPEGImages and ImageSets.
-        split: `train`, `val`: the segmentation lists; `all`: every JPEG; `all_minus_val`.
+        split: `train`, `val`: the segmentation lists; `trainaug`: that list with the extra masks;
+            `all`: every JPEG; `all_minus_val`.
 
     Raises:
         FileNotFoundError: a list, or a listed image, is missing.
-        ValueError: an empty list.
+        ValueError: an empty list, or a training list that holds validation images.
     """
     if split == "all":
         return image_files(folder / "JPEGImages")
@@ -45,34 +71,65 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         raise FileNotFoundError(f"{listing} is missing: the VOC folder is incomplete.")
-    files = [folder / "JPEGImages" / f"{name}.jpg" for name in listing.read_text().split()]
-    if not files:
+    # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+    first = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    names = [Path(word).stem if "/" in word else word for word in first]
+    if not names:
         raise ValueError(f"{listing} lists no images.")
-    missing = [file for file in files if not file.exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(files)} images in {listing} do not exist, first: {missing[0]}."
+    files = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
+    require(files, listing, "images")
+    if split != "val" and (shared := sorted(set(files) & set(voc_files(folder, "val")))):
+        raise ValueError(
+            f"{listing} holds {len(shared)} validation images, first: {shared[0].stem}. Training "
+            "on them would make the result worthless; use a list without them."
         )
     return files
 
 
-class VOCDataModule(ImageDataModule):
-    """VOC 2012: the segmentation lists (1,464 / 1,449 images) or all 17,125 JPEGs minus val."""
+def require(files: list[Path], listing: Path, what: str) -> None:
+    """Checks that listed files are there.
 
-    def __init__(
-        self,
-        root: str,
-        views: Views,
-        image_size: int,
-        loading: Loading,
-        split: str = "train",
-        download: bool = False,
-    ) -> None:
-        super().__init__(views, image_size, loading, split)
-        self.root = Path(root).expanduser()
+    Raises:
+        FileNotFoundError: says how many are missing, and names the first.
+    """
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} {what} in {listing} do not exist, first: {missing[0]}."
+        )
+
+
+def voc_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
+    """Lists images and masks of `train`, `val` or `trainaug`.
+
+    Raises:
+        FileNotFoundError: no masks at all, or one is missing.
+        ValueError: a split that has no masks.
+    """
+    if split not in ("train", "val", AUGMENTED):
+        raise ValueError(f"--data.split {split}: VOC has masks for train and {AUGMENTED} only.")
+    images = voc_files(folder, split)
+    masks = folder / ("SegmentationClassAug" if split == AUGMENTED else "SegmentationClass")
+    if not masks.is_dir():
+        extra = "and the extra masks (SBD) beside it" if split == AUGMENTED else "not images alone"
+        raise FileNotFoundError(
+            f"{folder} has no {masks.name}: segmentation needs the full VOC 2012 archive, {extra}."
+        )
+    files = [masks / f"{image.stem}.png" for image in images]
+    require(files, folder / "ImageSets" / "Segmentation" / f"{split}.txt", "masks")
+    return list(zip(images, files, strict=True))
+
+
+class VOC(MaskedSource):
+    """VOC 2012: the segmentation lists (1,464 / 1,449 images), trainaug (10,582), or all 17,125."""
+
+    classes = CLASSES
+
+    def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
+        super().__init__(root, split)
         self.download = download
 
-    def prepare_data(self) -> None:
+    def prepare(self) -> None:
         """Downloads with torchvision when asked to and not there yet."""
         if not self.download:
             return
@@ -82,5 +139,9 @@ class VOCDataModule(ImageDataModule):
             VOCSegmentation(str(self.root), year="2012", image_set="train", download=True)
 
     def files(self, split: str) -> list[Path]:
-        """See `ImageDataModule.files`."""
+        """See `ImageSource.files`; also `trainaug`, `all_minus_val` and `all`."""
         return voc_files(find_voc(self.root), split)
+
+    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+        """See `MaskedSource.pairs`."""
+        return voc_pairs(find_voc(self.root), split)

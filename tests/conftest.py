@@ -31,6 +31,13 @@ TINY = {
     "callbacks.cross_correlation.enabled": "false",
     "callbacks.learning_curves.enabled": "false",
     "callbacks.views.enabled": "false",
+    "callbacks.effective_receptive_field.enabled": "false",
+    "callbacks.feature_maps.enabled": "false",
+    "callbacks.report.enabled": "false",
+}
+NO_SEGMENTATION_FIGURES = {
+    f"callbacks.{name}.enabled": "false"
+    for name in ("segmentation_predictions", "class_iou", "confusion_matrix")
 }
 
 
@@ -57,6 +64,10 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
             "run.name": name,
             "data.root": shapes_root,
         }
+        if changed.get("task") == "segmentation":
+            for key in ("barlow_twins.projector_dim", "callbacks.cross_correlation.enabled"):
+                del settings[key]
+            settings |= NO_SEGMENTATION_FIGURES
         settings |= {key.replace("__", "."): value for key, value in changed.items()}
         settings = {key: value for key, value in settings.items() if value is not ...}
         return main([*options(settings), *words]), tmp_path / "runs" / name

@@ -49,5 +49,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
         "to estimate number of stepping batches",
         "`weights_only` was not set",
         "`Trainer.fit` stopped",
+        "Restoring states from",
+        "Loaded model weights from",
     )
     return not any(word in record.getMessage() for word in noise)

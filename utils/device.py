@@ -80,3 +80,9 @@ def device_name(accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def best_device(accelerator: str) -> torch.device:
+    """Returns the GPU where it is allowed and there is one, else the CPU."""
+    usable = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if usable else "cpu")

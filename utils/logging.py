@@ -7,17 +7,19 @@ import io
 import math
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.figures import close
+from utils.palette import VOID
 from utils.run_folder import RunFolder, write_atomically
 
 SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
@@ -118,6 +120,36 @@ def log_figure(trainer: Trainer, kind: str, figure: Figure) -> None:
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
     close(figure)
+
+
+@rank_zero_only
+def log_masks(
+    trainer: Trainer,
+    key: str,
+    images: Sequence[NDArray[np.uint8]],
+    masks: Mapping[str, Sequence[NDArray[np.uint8]]],
+    names: Mapping[int, str],
+) -> None:
+    """Sends images with switchable masks to loggers that can show them (wandb).
+
+    Args:
+        trainer: whose loggers are used.
+        key: of the picture.
+        images: `(H, W, 3)` each.
+        masks: by name, one `(H, W)` of labels per image.
+        names: of the labels.
+    """
+    labels = {**names, VOID: "void"}
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            overlays = [
+                {
+                    name: {"mask_data": of_all[index], "class_labels": labels}
+                    for name, of_all in masks.items()
+                }
+                for index in range(len(images))
+            ]
+            logger.log_image(key, list(images), masks=overlays)
 
 
 @rank_zero_only

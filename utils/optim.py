@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,38 +15,49 @@ from torch.optim import Optimizer
 LARS_UNADAPTED_LR = 0.0048 / 0.2
 
 
-def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    modules: Mapping[nn.Module, float], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """Splits trainable parameters: matrices decay, norms and biases do not.
 
+    Args:
+        modules: each with the factor on `lr` for its parameters.
+        lr: learning rate.
+        weight_decay: of the matrices.
+
     Returns:
-        Two groups, the decayed one first; frozen parameters are left out.
+        At most two groups a module, matrices first; frozen parameters are left out.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    if not parameters:
+    groups: list[dict[str, Any]] = []
+    for module, factor in modules.items():
+        trained = [p for p in module.parameters() if p.requires_grad]
+        matrices, others = ([p for p in trained if (p.ndim > 1) == big] for big in (True, False))
+        for members, decay in ((matrices, weight_decay), (others, 0.0)):
+            if members:
+                groups.append({"params": members, "lr": factor * lr, "weight_decay": decay})
+    if not groups:
         raise ValueError("There is nothing to train: every parameter is frozen.")
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    return groups
 
 
-def adamw(groups: list[dict[str, Any]], lr: float) -> Optimizer:
+def adamw(groups: list[dict[str, Any]]) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused on CUDA."""
     fused = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
 
 
-def lars(groups: list[dict[str, Any]], lr: float, momentum: float = 0.9) -> Optimizer:
+def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """LARS (You et al. 2017) as in Barlow Twins: norms and biases neither decay nor adapt."""
-    matrices, others = groups
-    return Lars(
-        [matrices | {"lr": lr}, others | {"lr": lr * LARS_UNADAPTED_LR}], lr=lr, momentum=momentum
-    )
+    rated = [
+        group | {"lr": group["lr"] * (1 if group["params"][0].ndim > 1 else LARS_UNADAPTED_LR)}
+        for group in groups
+    ]
+    return Lars(rated, momentum=momentum)
 
 
-def sgd(groups: list[dict[str, Any]], lr: float, momentum: float = 0.9) -> Optimizer:
+def sgd(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """SGD with momentum."""
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    return torch.optim.SGD(groups, momentum=momentum)

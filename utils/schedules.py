@@ -23,3 +23,11 @@ def warmup_cosine(step: int, total: int, warmup: int, final: float = 0.0) -> flo
 def warmup_constant(step: int, total: int, warmup: int) -> float:
     """Factor on the peak learning rate: linear from 0, then 1."""
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def warmup_poly(step: int, total: int, warmup: int, final: float = 0.0) -> float:
+    """Factor on the peak learning rate: linear from 0, then (1 - progress)^0.9 down to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
+    return final + (1 - final) * (1 - progress) ** 0.9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 # Lightning, official Barlow Twins.
 _CONTAINERS = ("teacher", "student", "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
+
+Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
 
 def read_checkpoint(file: Path) -> Any:
@@ -44,11 +46,8 @@ def read_checkpoint(file: Path) -> Any:
         raise ValueError(f"{file} is not a readable weight file: {error}") from error
 
 
-def network_state(checkpoint: Any, source: str) -> dict[str, Tensor]:
-    """Finds the backbone's tensors in a checkpoint of any known layout.
-
-    Returns:
-        A flat state dict without wrapper prefixes; heads stored beside a backbone are left out.
+def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
+    """Finds the tensors in a checkpoint of any known layout, whole networks included.
 
     Raises:
         ValueError: no tensors in it.
@@ -67,6 +66,19 @@ def network_state(checkpoint: Any, source: str) -> dict[str, Tensor]:
         raise ValueError(f"{source} holds no weights: expected a state dict of tensors.")
     for wrapper in _WRAPPERS:
         tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    return tensors
+
+
+def network_state(checkpoint: Any, source: str) -> dict[str, Tensor]:
+    """Finds the backbone's tensors in a checkpoint of any known layout.
+
+    Returns:
+        A flat state dict without wrapper prefixes; heads stored beside a backbone are left out.
+
+    Raises:
+        ValueError: no tensors in it.
+    """
+    tensors = tensors_in(checkpoint, source)
     for prefix in ("backbone.net.", "backbone."):
         inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if inner:
@@ -75,6 +87,11 @@ def network_state(checkpoint: Any, source: str) -> dict[str, Tensor]:
 
 
 def download(url: str) -> dict[str, Tensor]:
+    """Fetches the backbone of official weights into torch's cache; otherwise `download_all`."""
+    return network_state(download_all(url), url)
+
+
+def download_all(url: str) -> dict[str, Tensor]:
     """Fetches official weights into torch's cache.
 
     Raises:
@@ -85,6 +102,6 @@ def download(url: str) -> dict[str, Tensor]:
     except OSError as error:
         raise ValueError(
             f"Could not download {url} ({error}). Fetch it by hand and pass its path: "
-            "--backbone.weights FILE."
+            "--backbone.weights FILE (or --segmentation.head_weights FILE)."
         ) from error
-    return network_state(checkpoint, url)
+    return tensors_in(checkpoint, url)

@@ -45,6 +45,8 @@ class Backbone(nn.Module, ABC):
         net: the wrapped network; its state dict has the architecture's public key names.
         embed_dim: D, width of `Features.pooled`.
         patch_multiple: image sides must be multiples of this many pixels.
+        map_channels: C of each of `Features.maps`.
+        map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
     """
 
@@ -52,9 +54,17 @@ class Backbone(nn.Module, ABC):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, embed_dim: int, patch_multiple: int = 1) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        map_channels: tuple[int, ...],
+        map_strides: tuple[int, ...],
+        patch_multiple: int = 1,
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.map_channels = map_channels
+        self.map_strides = map_strides
         self.patch_multiple = patch_multiple
         self.sources: dict[str, Callable[[], StateDict]] = {}
         self._trainable: tuple[nn.Module, ...] | None = None
@@ -74,6 +84,15 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def stages(self) -> list[nn.Module]:
         """Returns the parts that can be unfrozen one by one, shallow to deep."""
+
+    @abstractmethod
+    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """Runs the network and keeps what every layer adds up to.
+
+        Returns:
+            By the layer's name in `net`, shallow to deep, `(B, C, h, w)`: the residual stream
+            before any final norm (the sum of a normalised token's channels has no gradient).
+        """
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resizes a foreign weight to this network where that is meaningful, else returns it."""
@@ -152,11 +171,15 @@ class AttentionBackbone(Backbone):
         patches = slice(self.num_prefix, None)
         return Features(
             pooled=last[:, 0] if self.pool == "cls" else last[:, patches].mean(1),
-            maps=tuple(x[:, patches].transpose(1, 2).unflatten(-1, grid) for x in layers),
+            maps=tuple(self.as_map(x, grid) for x in layers),
             prefix=tuple(x[:, : self.num_prefix] for x in layers),
-            strides=(self.patch_multiple,) * len(layers),
+            strides=self.map_strides,
             attention=attention,
         )
+
+    def as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Lays the patch tokens of `(B, P + h*w, C)` out as `(B, C, h, w)`."""
+        return tokens[:, self.num_prefix :].transpose(1, 2).unflatten(-1, grid)
 
 
 def parse_layers(layers: str, count: int) -> tuple[int, ...]:

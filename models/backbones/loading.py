@@ -47,8 +47,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
 
     Args:
         backbone: changed in place.
-        weights: `none`, a public source (`pretrained`, `dino`, `barlow_twins`), `run:NAME` or a
-            file.
+        weights: `none`, a public source (`pretrained`, `dino`, `barlow_twins`, `coco`), `run:NAME`
+            or a file.
         runs_dir: folder in which `run:NAME` is looked up.
 
     Returns:
@@ -60,7 +60,7 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
     """
     if weights == "none":
         return None
-    if weights in ("pretrained", "dino", "barlow_twins"):
+    if weights in ("pretrained", "dino", "barlow_twins", "coco"):
         if weights not in backbone.sources:
             known = ", ".join(backbone.sources) or "none"
             raise ValueError(

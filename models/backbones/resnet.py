@@ -19,6 +19,8 @@ _PUBLISHED = {
     "dino": "dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
     "barlow_twins": "barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
 }
+# DeepLabV3 trained on the COCO images that have VOC classes; its head: models/heads/deeplab.py.
+COCO = "https://download.pytorch.org/models/deeplabv3_resnet50_coco-cd0a2569.pth"
 
 
 class ResNet(Backbone):
@@ -27,30 +29,46 @@ class ResNet(Backbone):
     net: Net
 
     def __init__(self, net: Net, strides: tuple[int, ...], layers: str = "last") -> None:
-        super().__init__(net.fc.in_features)
+        self.layers = parse_layers(layers, 4)
+        width = net.fc.in_features
+        super().__init__(
+            width,
+            tuple(width // 2 ** (3 - layer) for layer in self.layers),
+            tuple(strides[layer] for layer in self.layers),
+        )
         net.fc = nn.Identity()
         self.net = net
-        self.strides = strides
-        self.layers = parse_layers(layers, 4)
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
         if attention is not None:
             raise ValueError("A ResNet has no attention to show.")
-        net = self.net
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self.normalise(images)))))
-        maps = []
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        x = self._stem(images)
+        stages = []
+        for stage in self.stages():
             x = stage(x)
-            maps.append(x)
+            stages.append(x)
+        maps = tuple(stages[layer] for layer in self.layers)
         return Features(
-            pooled=net.avgpool(x).flatten(1),
-            maps=tuple(maps[layer] for layer in self.layers),
-            prefix=tuple(
-                maps[layer].new_zeros(len(x), 0, maps[layer].shape[1]) for layer in self.layers
-            ),
-            strides=tuple(self.strides[layer] for layer in self.layers),
+            pooled=self.net.avgpool(x).flatten(1),
+            maps=maps,
+            prefix=tuple(each.new_zeros(len(x), 0, each.shape[1]) for each in maps),
+            strides=self.map_strides,
         )
+
+    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.layer_maps`."""
+        x = self._stem(images)
+        maps = {}
+        for number, stage in enumerate(self.stages(), start=1):
+            for index, block in enumerate(stage.children()):
+                x = block(x)
+                maps[f"layer{number}.{index}"] = x
+        return maps
+
+    def _stem(self, images: Tensor) -> Tensor:
+        net = self.net
+        return net.maxpool(net.relu(net.bn1(net.conv1(self.normalise(images)))))
 
     def stages(self) -> list[nn.Module]:
         """The four stages; the stem stays frozen with the rest."""
@@ -102,4 +120,5 @@ def resnet50(**settings: object) -> ResNet:
     backbone = _build(models.resnet50, weights, True, **settings)  # type: ignore[arg-type]
     for source, path in _PUBLISHED.items():
         backbone.sources[source] = partial(download, _URL + path)
+    backbone.sources["coco"] = partial(download, COCO)
     return backbone

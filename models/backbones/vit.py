@@ -30,18 +30,19 @@ class ViT(AttentionBackbone):
 
     def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_embed.patch_size[0])
-        super().__init__(net.embed_dim, self.patch_size)
+        self.layers = parse_layers(layers, len(net.blocks))
+        count = len(self.layers)
+        super().__init__(
+            net.embed_dim, (net.embed_dim,) * count, (self.patch_size,) * count, self.patch_size
+        )
         self.net = net
         self.depth = len(net.blocks)
         self.num_prefix = net.num_prefix_tokens
         self.pool = pool
-        self.layers = parse_layers(layers, self.depth)
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        tokens = self.net.patch_embed(self.normalise(images))  # (B, h, w, C)
-        tokens = self.net.norm_pre(self.net._pos_embed(tokens))  # (B, P + h*w, C)
+        tokens, grid = self._embed(images)
         wanted = attention.resolve(self.depth) if attention else ()
         rows, kept = [], []
         for index, block in enumerate(self.net.blocks):
@@ -54,6 +55,20 @@ class ViT(AttentionBackbone):
         # The final norm is not run twice when the last block is among the layers.
         kept = [last if layer is tokens else self.net.norm(layer) for layer in kept]
         return self.token_features(last, kept, grid, tuple(rows) if attention else None)
+
+    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.layer_maps`."""
+        tokens, grid = self._embed(images)
+        maps = {}
+        for index, block in enumerate(self.net.blocks):
+            tokens = block(tokens)
+            maps[f"blocks.{index}"] = self.as_map(tokens, grid)
+        return maps
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        tokens = self.net.patch_embed(self.normalise(images))  # (B, h, w, C)
+        return self.net.norm_pre(self.net._pos_embed(tokens)), grid  # (B, P + h*w, C)
 
     def _attention(
         self,
@@ -106,12 +121,9 @@ def _build(
             f"backbone.embed_dim {embed_dim} is not a multiple of num_heads {num_heads}: set "
             "--backbone.num_heads to a divisor."
         )
-    if image_size % patch_size:
-        raise ValueError(
-            f"data.image_size {image_size} is not a multiple of patch_size {patch_size}."
-        )
     net = VisionTransformer(
-        img_size=image_size,
+        # The grid that position embeddings are made for; images of other sizes interpolate them.
+        img_size=-(-image_size // patch_size) * patch_size,
         patch_size=patch_size,
         embed_dim=embed_dim,
         depth=depth,

@@ -21,15 +21,41 @@ class ViTPyTorch(AttentionBackbone):
 
     def __init__(self, net: Net, grid: int, pool: str = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_size[0])
-        super().__init__(net.pos_embedding.shape[-1], self.patch_size)
+        width, self.depth = net.pos_embedding.shape[-1], len(net.transformer.layers)
+        self.layers = parse_layers(layers, self.depth)
+        count = len(self.layers)
+        super().__init__(width, (width,) * count, (self.patch_size,) * count, self.patch_size)
         self.net = net
         self.native_grid = (grid, grid)
-        self.depth = len(net.transformer.layers)
         self.pool = pool
-        self.layers = parse_layers(layers, self.depth)
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
+        tokens, grid = self._embed(images)
+        wanted = attention.resolve(self.depth) if attention else ()
+        rows, kept = [], []
+        for index, (attend, mlp) in enumerate(self.net.transformer.layers):
+            if attention and index in wanted:
+                rows.append(self._attention(index, attend, tokens, grid, attention))
+            tokens = attend(tokens) + tokens
+            tokens = mlp(tokens) + tokens
+            if index in self.layers:
+                kept.append(tokens)
+        last = self.net.transformer.norm(tokens)
+        kept = [last if layer is tokens else self.net.transformer.norm(layer) for layer in kept]
+        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
+
+    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.layer_maps`."""
+        tokens, grid = self._embed(images)
+        maps = {}
+        for index, (attend, mlp) in enumerate(self.net.transformer.layers):
+            tokens = attend(tokens) + tokens
+            tokens = mlp(tokens) + tokens
+            maps[f"transformer.layers.{index}"] = self.as_map(tokens, grid)
+        return maps
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         net = self.net
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         patches = net.to_patch_embedding(self.normalise(images))  # (B, h*w, C)
@@ -37,19 +63,7 @@ class ViTPyTorch(AttentionBackbone):
         positions = resample_abs_pos_embed(
             net.pos_embedding[None], grid, self.native_grid, self.num_prefix
         )
-        tokens = net.dropout(torch.cat([cls, patches], 1) + positions)
-        wanted = attention.resolve(self.depth) if attention else ()
-        rows, kept = [], []
-        for index, (attend, mlp) in enumerate(net.transformer.layers):
-            if attention and index in wanted:
-                rows.append(self._attention(index, attend, tokens, grid, attention))
-            tokens = attend(tokens) + tokens
-            tokens = mlp(tokens) + tokens
-            if index in self.layers:
-                kept.append(tokens)
-        last = net.transformer.norm(tokens)
-        kept = [last if layer is tokens else net.transformer.norm(layer) for layer in kept]
-        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
+        return net.dropout(torch.cat([cls, patches], 1) + positions), grid
 
     def _attention(
         self,
@@ -92,13 +106,11 @@ def vit_pytorch(
     layers: str = "last",
 ) -> ViTPyTorch:
     """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's."""
-    if image_size % patch_size or embed_dim % num_heads:
-        raise ValueError(
-            f"image_size {image_size} must be a multiple of patch_size {patch_size}, and "
-            f"embed_dim {embed_dim} of num_heads {num_heads}."
-        )
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.")
+    grid = -(-image_size // patch_size)
     net = Net(
-        image_size=image_size,
+        image_size=grid * patch_size,
         patch_size=patch_size,
         num_classes=0,
         dim=embed_dim,
@@ -109,4 +121,4 @@ def vit_pytorch(
         dropout=dropout,
         emb_dropout=dropout,
     )
-    return ViTPyTorch(net, image_size // patch_size, pool, layers)
+    return ViTPyTorch(net, grid, pool, layers)

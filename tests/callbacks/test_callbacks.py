@@ -17,7 +17,14 @@ from utils import figures
 
 ALL_ON = {
     f"callbacks__{name}__{leaf}": value
-    for name in ("attention_maps", "cross_correlation", "views", "learning_curves")
+    for name in (
+        "attention_maps",
+        "cross_correlation",
+        "views",
+        "learning_curves",
+        "effective_receptive_field",
+        "feature_maps",
+    )
     for leaf, value in (("enabled", "true"), ("every_n_epochs", 1))
 }
 
@@ -64,7 +71,10 @@ def test_titles_name_samples_and_step():
 def test_figures_of_any_number_of_images(count):
     images = torch.zeros(count, 3, 16, 16, dtype=torch.uint8)
     maps = torch.rand(count, 3, 2, 2)
-    for figure in (draw(images, maps, 0.6, "t"), draw_views([images, images], "t")):
+    for figure in (
+        draw(images, maps, 0.6, "t"),
+        draw_views({"view 1": images, "view 2": images}, "t"),
+    ):
         assert figure.axes
         figures.close(figure)
     assert draw_curves({0: {"train/loss": 1.0}, 1: {"train/loss": 0.5, "val/loss": 0.7}}).axes
@@ -135,7 +145,8 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
     }
     maps = {f"attention_maps/{s}/block-0{b}" for s in ("train", "val") for b in (1, 2)}
     matrices = {f"cross_correlation/{split}" for split in ("train", "val")}
-    assert kinds == maps | matrices | {"views/train", "learning_curves"}
+    others = {"views/train", "learning_curves", "effective_receptive_field", "feature_maps"}
+    assert kinds == maps | matrices | others
     picture = matplotlib.image.imread(
         folder / "figures" / "cross_correlation" / "val" / "step-0000006.png"
     )
@@ -177,4 +188,5 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
 
 
 def test_early_stopping_watches_what_chooses_the_best():
-    assert early_stopping(3).monitor == "val/loss"
+    stopping = early_stopping("val/miou", "max", 3)
+    assert (stopping.monitor, stopping.mode, stopping.patience) == ("val/miou", "max", 3)

@@ -84,7 +84,7 @@ def test_bad_settings_are_named(argv, message, tmp_path):
         ({"run": {"seed": 1.5}}, "--run.seed 1.5: expected a whole number"),
         ({"data": {"download": "maybe"}}, "expected true or false"),
         ({"callbacks": {"attention_maps": {"blocks": ["a"]}}}, "list of whole numbers"),
-        ({"data": {"split": "test"}}, "expected train or all_minus_val or all"),
+        ({"data": {"split": "test"}}, "expected train or trainaug or all_minus_val or all"),
         ({"backbone": {"output_stride": 12}}, "expected 8 or 16 or 32"),
     ],
 )
@@ -114,9 +114,14 @@ def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
 
 
 def test_help_names_choices_and_defaults():
-    page = parse(["--help"])
+    page, other = parse(["--help"]), parse(["--help", "--task", "segmentation"])
     assert isinstance(page, str)
+    assert isinstance(other, str)
     assert "{shapes,voc,image_folder}" in page
+    assert "--segmentation.head" not in page
+    assert "--barlow_twins.lambd" not in other
+    assert "--callbacks.cross_correlation.enabled" not in other
+    page += other
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page

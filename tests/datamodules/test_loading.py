@@ -6,16 +6,17 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.image_folder import ImageFolderDataModule
+from datamodules.image_folder import ImageFolder
 from datamodules.loading import Batch, ImageFiles, Loading
 from datamodules.seeding import MicroBatchSampler, mix, seeded
-from datamodules.shapes import ShapesDataModule
+from datamodules.self_supervised import ViewsDataModule
+from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 
 
 def batches(root: Path, epoch: int = 0, **settings: int | None) -> list[Batch]:
     loading = Loading(**{"batch_size": 6, "seed": 3, **settings})  # type: ignore[arg-type]
-    data = ShapesDataModule(str(root), BarlowTwinsViews(16), 16, loading)
+    data = ViewsDataModule(Shapes(str(root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
     first = epoch * (24 // loading.batch_size)
     return list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: first))
@@ -50,7 +51,7 @@ def test_seeds_and_epochs_differ(shapes_root):
 
 def test_an_epoch_can_be_entered_anywhere(shapes_root):
     loading = Loading(batch_size=6, seed=3)
-    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
     rest = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 4 + 3))
     assert_equal_batches(rest, batches(shapes_root, epoch=1)[3:])
@@ -58,7 +59,7 @@ def test_an_epoch_can_be_entered_anywhere(shapes_root):
 
 def test_validation_repeats_itself(shapes_root):
     loading = Loading(batch_size=4)
-    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
     loader = data.val_dataloader()
     assert_equal_batches(list(loader), list(loader))  # type: ignore[arg-type]
@@ -93,7 +94,7 @@ def test_limit(shapes_root):
     # Epochs stay what they are: the second starts a new permutation.
     second = batches(shapes_root, epoch=1)[:1]
     loading = Loading(batch_size=6, seed=3, limit_train_batches=2)
-    data = ShapesDataModule(str(shapes_root), BarlowTwinsViews(16), 16, loading)
+    data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
     limited = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 2))
     assert_equal_batches(limited[:1], second)
@@ -124,16 +125,12 @@ def test_a_folder_of_unreadable_images_is_an_error(tmp_path):
 
 
 def test_image_folder_splits_do_not_overlap_and_do_not_move(image_folder):
-    loading = Loading(batch_size=2)
-    data = ImageFolderDataModule(
-        str(image_folder), BarlowTwinsViews(16), 16, loading, val_fraction=0.3
-    )
+    data = ImageFolder(str(image_folder), val_fraction=0.3)
     train, val = set(data.files("train")), set(data.files("val"))
     assert train
     assert val
     assert not train & val
     assert train | val == set(data.files("all"))
-    assert not data.transductive
     Image.new("RGB", (9, 9)).save(image_folder / "new.png")
     assert val <= set(data.files("val"))
 
@@ -142,17 +139,42 @@ def test_image_folder_uses_train_and_val_folders(image_folder):
     (image_folder / "deep").rename(image_folder / "train")
     (image_folder / "val").mkdir()
     Image.new("RGB", (9, 9)).save(image_folder / "val" / "v.png")
-    data = ImageFolderDataModule(str(image_folder), BarlowTwinsViews(16), 16, Loading(2), "all")
-    assert len(data.files("train")) == 10
-    assert [file.name for file in data.files("val")] == ["v.png"]
+    source = ImageFolder(str(image_folder), "all")
+    assert len(source.files("train")) == 10
+    assert [file.name for file in source.files("val")] == ["v.png"]
+    data = ViewsDataModule(source, BarlowTwinsViews(16), 16, Loading(2))
+    data.setup("fit")
     assert data.transductive
+    with pytest.raises(ValueError, match="no such split"):
+        source.files("trainaug")
 
 
 def test_examples_are_plain_squares(image_folder):
-    data = ImageFolderDataModule(str(image_folder), BarlowTwinsViews(16), 24, Loading(2))
+    data = ViewsDataModule(ImageFolder(str(image_folder)), BarlowTwinsViews(16), 24, Loading(2))
     data.setup("fit")
     shown = data.examples("train", 3)
     assert shown.shape == (3, 3, 24, 24)
     assert shown.dtype == torch.uint8
     assert torch.equal(shown, data.examples("train", 3))
     assert data.examples("val", 1, 32).shape == (1, 3, 32, 32)
+
+
+def test_examples_that_cannot_be_read_are_replaced(image_folder):
+    for file in sorted(image_folder.rglob("*.png"))[:4]:
+        file.write_text("no image")
+    data = ViewsDataModule(ImageFolder(str(image_folder)), BarlowTwinsViews(16), 24, Loading(2))
+    data.setup("fit")
+    shown = data.examples("train", 5)
+    assert len(shown) == 5
+    assert len(torch.unique(shown, dim=0)) == 5
+
+
+def test_an_error_in_a_worker_is_told_in_its_own_words(tmp_path):
+    files = [tmp_path / f"{i}.jpg" for i in range(4)]
+    for file in files:
+        file.write_text("no image")
+    dataset = ImageFiles(files, BarlowTwinsViews(16), seed=0)
+    loader = Loading(batch_size=2, num_workers=1).loader(dataset, shuffle=False)
+    with pytest.raises(ValueError, match=r"^4 images in a row cannot be read") as caught:
+        next(iter(loader))
+    assert "Traceback" not in str(caught.value)

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from datamodules.loading import Loading
+from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import CLASSES, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from datamodules.voc import VOCDataModule, find_voc, voc_files
+from datamodules.voc import VOC, find_voc, voc_files
 from utils.palette import VOID, voc_palette
 
 
@@ -71,8 +72,8 @@ def test_voc_is_found_wherever_it_usually_lies(shapes_root, place):
     assert (folder / "JPEGImages").samefile(shapes_root / "VOCdevkit" / "VOC2012" / "JPEGImages")
 
 
-def voc(root: Path, split: str) -> VOCDataModule:
-    return VOCDataModule(str(root), BarlowTwinsViews(16), 16, Loading(2), split)
+def voc(root: Path, split: str) -> VOC:
+    return VOC(str(root), split)
 
 
 def test_pretraining_never_sees_validation_images_unmarked(tmp_path):
@@ -81,10 +82,11 @@ def test_pretraining_never_sees_validation_images_unmarked(tmp_path):
     val = set(voc(tmp_path, "train").files("val"))
     sizes = {}
     for split in ("train", "all_minus_val", "all"):
-        data = voc(tmp_path, split)
-        sizes[split] = len(data.files(split))
+        data = ViewsDataModule(voc(tmp_path, split), BarlowTwinsViews(16), 16, Loading(2))
+        data.setup("fit")
+        sizes[split] = len(data.train_files)
         assert data.transductive == (split == "all")
-        assert bool(set(data.files(split)) & val) == (split == "all")
+        assert bool(set(data.train_files) & val) == (split == "all")
     assert sizes == {"train": 6, "all_minus_val": 7, "all": 10}
 
 

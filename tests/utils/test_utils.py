@@ -32,7 +32,7 @@ def network() -> nn.Module:
 
 
 def test_norms_and_biases_do_not_decay():
-    decayed, others = parameter_groups([network()], 0.1)
+    decayed, others = parameter_groups({network(): 1.0}, 1.0, 0.1)
     assert [p.ndim for p in decayed["params"]] == [4, 2]
     assert {p.ndim for p in others["params"]} == {1}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
@@ -42,15 +42,15 @@ def test_frozen_parameters_are_left_out():
     net = network()
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        parameter_groups([net], 0.1)
+        parameter_groups({net: 1.0}, 1.0, 0.1)
     net[2].requires_grad_(True)  # type: ignore[index]
-    assert sum(len(group["params"]) for group in parameter_groups([net], 0.1)) == 2
+    assert sum(len(group["params"]) for group in parameter_groups({net: 1.0}, 1.0, 0.1)) == 2
 
 
 def test_adamw_decays_matrices_only():
     net = network()
     before = [p.detach().clone() for p in net.parameters()]
-    optimizer = adamw(parameter_groups([net], 0.5), lr=0.1)
+    optimizer = adamw(parameter_groups({net: 1.0}, 0.1, 0.5))
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -62,7 +62,7 @@ def test_adamw_decays_matrices_only():
 def test_lars_adapts_matrices_and_slows_the_others():
     net = network()
     before = [p.detach().clone() for p in net.parameters()]
-    optimizer = lars(parameter_groups([net], 0.0015), lr=0.2, momentum=0.0)
+    optimizer = lars(parameter_groups({net: 1.0}, 0.2, 0.0015), momentum=0.0)
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -77,7 +77,7 @@ def test_lars_adapts_matrices_and_slows_the_others():
 
 
 def test_sgd_has_momentum():
-    assert sgd(parameter_groups([network()], 0), 0.1, 0.8).defaults["momentum"] == 0.8
+    assert sgd(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
 
 
 def test_metrics_survive_and_forget(tmp_path):

@@ -1,0 +1,97 @@
+"""Labels images of any size with a trained segmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from rich.progress import track
+
+from agents.segmentation import Segmentation
+from config import names
+from config.hparams import Hparams
+from datamodules.base import IMAGE_SUFFIXES
+from datamodules.loading import UNREADABLE, read_rgb
+from datamodules.transforms.segmentation import Protocol
+from models.heads.base import resize
+from utils.device import best_device
+from utils.palette import label_image, overlay
+from utils.run_folder import RunFolder
+
+
+def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Path) -> int:
+    """Writes a palette PNG and an overlay for every image, below `predictions/` of the run.
+
+    Args:
+        agent: a segmentation, in eval mode.
+        hparams: its settings; the protocol says how an image is resized.
+        folder: the run.
+        images: a folder, searched at any depth, or one image.
+
+    Raises:
+        ValueError: the run is no segmentation, or there is no image to be read.
+        FileNotFoundError: no such file or folder.
+    """
+    if not isinstance(agent, Segmentation):
+        raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
+    files, others = find_images(images)
+    root = images if images.is_dir() else images.parent
+    out = folder.path / "predictions" / images.resolve().stem
+    protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(hparams.data.image_size)
+    agent.to(best_device(hparams.trainer.accelerator))
+    unreadable: list[str] = []
+    for file in track(files, "Labelling", transient=True):
+        try:
+            image = read_rgb(file)
+        except UNREADABLE as error:
+            unreadable.append(f"{file} ({error})")
+            continue
+        labels = label(agent, protocol, image)
+        # The whole name: a.jpg and a.png may lie side by side.
+        relative = file.relative_to(root)
+        _save(label_image(labels), out / "labels" / relative.with_name(f"{relative.name}.png"))
+        _save(overlay(image, labels), out / "overlays" / relative.with_name(f"{relative.name}.jpg"))
+    done = len(files) - len(unreadable)
+    if not done:
+        raise ValueError(f"None of {len(files)} files could be read, first: {unreadable[0]}.")
+    print(f"{done} images labelled: {out}/labels (palette PNGs), {out}/overlays.")
+    for count, what in ((len(unreadable), "unreadable"), (len(others), "no images")):
+        if count:
+            shown = ", ".join([*unreadable, *map(str, others)][:3])
+            print(f"{count} files skipped ({what}): {shown}")
+    return 0
+
+
+def find_images(place: Path) -> tuple[list[Path], list[Path]]:
+    """Lists the images at a place, and the files that are none.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: files are there, but no image.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"--images {place}: there is no such file or folder.")
+    found = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise ValueError(
+            f"--images {place}: none of {len(found)} files is an image "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    return images, [file for file in found if file not in set(images)]
+
+
+@torch.no_grad()
+def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> np.ndarray:
+    """Returns the labels of an image, `(height, width)` uint8."""
+    logits = agent.logits(protocol.image(image)[None].to(agent.device))
+    upsampled = resize(logits.float(), (image.height, image.width))
+    return upsampled.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)

@@ -1,0 +1,237 @@
+"""Which pixels the centre of a layer depends on (Luo et al. 2016, arXiv 1701.04128)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.looking import ExampleImages, backbone_of, due, last_epoch, looking
+from utils import figures
+from utils.logging import log_figure, log_scalars
+
+LayerMaps = Callable[[Tensor], Mapping[str, Tensor]]
+
+AREAS = (0.2, 0.3, 0.5, 0.99)  # shares of the field whose area is reported (Ding et al. 2022)
+_IMAGES_AT_ONCE = 4
+
+
+class EffectiveReceptiveField(Callback):
+    """Draws the effective receptive field of some layers, and logs how large it is.
+
+    While training every image speaks for one layer only, which makes it one backward pass however
+    many layers; at the end every image speaks for all.
+
+    Args:
+        every_n_epochs: when to draw.
+        num_images: images averaged over, of the validation set if there is one.
+        num_layers: layers, evenly over the depth.
+        layers: their names instead.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        num_images: int = 8,
+        num_layers: int = 4,
+        layers: list[str] | None = None,
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.num_layers = num_layers
+        self.layers = list(layers or [])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the layers before training starts.
+
+        Raises:
+            ValueError: a layer that the network does not have.
+        """
+        backbone = backbone_of(pl_module)
+        size = 2 * max(backbone.patch_multiple, *backbone.map_strides)
+        with looking(pl_module):
+            known = list(
+                backbone.layer_maps(torch.zeros(1, 3, size, size, device=pl_module.device))
+            )
+        unknown = [name for name in self.layers if name not in known]
+        if unknown:
+            raise ValueError(
+                f"--callbacks.effective_receptive_field.layers {unknown[0]}: this network has "
+                f"{known[0]} … {known[-1]}."
+            )
+        self.layers = self.layers or spread(known, self.num_layers)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws."""
+        if not due(trainer, self.every_n_epochs):
+            return
+        data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
+        backbone = backbone_of(pl_module)
+        split = "val" if len(data.val_files) else "train"
+        side = data.image_size // backbone.patch_multiple * backbone.patch_multiple
+        images = data.examples(split, self.num_images, side)
+        exact = last_epoch(trainer) or len(images) < len(self.layers)
+        with looking(pl_module), without_parameter_gradients(backbone):
+            fields = receptive_fields(
+                backbone.layer_maps, self.layers, images.to(pl_module.device), exact
+            )
+        how = "all images for every layer" if exact else "each image for one layer"
+        title = (
+            f"Effective receptive field of the central unit, {len(images)} {split} images of "
+            f"{side} px ({how}), step {trainer.global_step}"
+        )
+        log_scalars(trainer, numbers(fields))
+        log_figure(trainer, "effective_receptive_field", draw(fields, title))
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """Picks `count` names evenly, the last one among them."""
+    count = min(count, len(names))
+    return [names[(i + 1) * len(names) // count - 1] for i in range(count)]
+
+
+@contextmanager
+def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
+    """Saves the memory of what only the gradients of parameters would need."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def receptive_fields(
+    layer_maps: LayerMaps, layers: Sequence[str], images: Tensor, exact: bool = True
+) -> dict[str, Tensor]:
+    """Computes the mean over images of |d centre / d pixel|, summed over colours.
+
+    The absolute value is taken per image: averaging signed gradients would lose mass. Works inside
+    Lightning's validation, which runs in inference mode.
+
+    Args:
+        layer_maps: images to a map `(B, C, h, w)` per layer.
+        layers: which of them.
+        images: `(B, 3, H, W)`, uint8 or float in 0 … 1.
+        exact: every image for every layer, a backward pass each; otherwise image i for layer
+            i % len(layers), one backward pass together: the same gradients, on fewer images.
+
+    Returns:
+        By layer, `(H, W)` on the CPU.
+    """
+    counts = dict.fromkeys(layers, 0)
+    with torch.inference_mode(False), torch.enable_grad():
+        sums = {name: torch.zeros(images.shape[-2:]) for name in layers}
+        pixels = images.clone().float() / 255 if images.dtype == torch.uint8 else images.clone()
+        for part in pixels.split(_IMAGES_AT_ONCE if exact else len(layers)):
+            part = part.clone().requires_grad_()
+            maps = layer_maps(part)
+            centres = [centre(maps[name]) for name in layers]
+            if exact:
+                scalars = [values.sum() for values in centres]
+                chosen = [slice(None)] * len(layers)
+            else:
+                chosen = [slice(k, k + 1) for k in range(len(layers))]
+                scalars = [sum(values[k].sum() for values, k in zip(centres, chosen, strict=True))]  # type: ignore[list-item]
+            gradients = [torch.autograd.grad(s, part, retain_graph=True)[0] for s in scalars]
+            gradients = gradients if exact else gradients * len(layers)
+            for name, gradient, rows in zip(layers, gradients, chosen, strict=True):
+                sums[name] += gradient[rows].abs().sum((0, 1)).float().cpu()
+                counts[name] += len(gradient[rows])
+    return {name: sums[name] / max(1, counts[name]) for name in layers}
+
+
+def centre(maps: Tensor) -> Tensor:
+    """Sums the channels of the central unit of `(B, C, h, w)`.
+
+    An even side has no central unit: the mean of the two (or four) in the middle is taken.
+
+    Returns:
+        `(B,)`.
+    """
+    height, width = maps.shape[-2:]
+    rows = slice((height - 1) // 2, height // 2 + 1)
+    columns = slice((width - 1) // 2, width // 2 + 1)
+    return maps[:, :, rows, columns].mean((2, 3)).sum(1)
+
+
+def _half_sides(field: Tensor) -> Tensor:
+    # Half the side of the smallest centred square that holds each pixel's centre.
+    y, x = (torch.arange(side) - (side - 1) / 2 for side in field.shape)
+    return torch.maximum(y.abs()[:, None], x.abs()[None])
+
+
+def square_side(field: Tensor, share: float) -> int:
+    """Returns the side in pixels of the smallest centred square with at least `share` of a field.
+
+    Args:
+        field: `(H, W)`, not negative.
+        share: in 0 … 1.
+    """
+    distance, order = _half_sides(field).flatten().sort()
+    mass = field.flatten().double()[order].cumsum(0)
+    # Rounding must not ask for more than there is.
+    enough = int((mass >= share * mass[-1] * (1 - 1e-12)).nonzero()[0])
+    return round(2 * float(distance[enough])) + 1
+
+
+def area_ratio(field: Tensor, share: float) -> float:
+    """Returns the area of that square over the image's (compare RepLKNet, Ding et al. 2022).
+
+    Measured on the field itself: RepLKNet's own number depends on the scale of the gradient.
+    """
+    side = square_side(field, share)
+    return min(side, field.shape[0]) * min(side, field.shape[1]) / field.numel()
+
+
+def radius(field: Tensor) -> float:
+    """Returns the root mean square distance from the centre in pixels, weighted by the field."""
+    y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in field.shape)
+    squared = y[:, None] ** 2 + x[None] ** 2
+    return float(((field * squared).sum() / field.sum().clamp(min=1e-30)).sqrt())
+
+
+def numbers(fields: Mapping[str, Tensor]) -> dict[str, float]:
+    """Returns radius and area ratios by the name they are logged under."""
+    found = {}
+    for name, field in fields.items():
+        found[f"erf/{name}/radius_px"] = radius(field)
+        for share in AREAS:
+            found[f"erf/{name}/area_{share:.0%}"] = area_ratio(field, share)
+    return found
+
+
+def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
+    """Draws one panel a layer, each relative to its own maximum, in a square-root scale."""
+    figure, axes = figures.grid(1, len(fields), cell=(2.7, 3.0), title=title)
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
+        relative = (field / field.max().clamp(min=1e-30)).numpy()
+        figures.show_image(axis, relative, cmap="magma", norm=norm)
+        side = square_side(field, 0.5)
+        height, width = field.shape
+        corner = ((width - side - 1) / 2, (height - side - 1) / 2)
+        axis.add_patch(Rectangle(corner, side, side, fill=False, color="#27bceb", linewidth=1))
+        axis.set_title(f"{name}\nradius {radius(field):.0f} px")
+        areas = [f"{share:.0%} in {area_ratio(field, share):.1%}" for share in AREAS]
+        lines = ["field in area of the image:", ", ".join(areas[:2]), ", ".join(areas[2:])]
+        axis.set_xlabel("\n".join(lines), fontsize=7)
+    figure.colorbar(
+        ScalarMappable(norm, "magma"),
+        ax=axes,
+        shrink=0.75,
+        label="|gradient| / maximum",
+        ticks=[0, 0.05, 0.25, 0.5, 1],
+    )
+    figure.text(0.01, 0.01, "blue: smallest centred square with 50 % of the field", fontsize=7)
+    return figure

@@ -1,0 +1,176 @@
+"""Image, truth, prediction and error, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.looking import class_names, due
+from utils import figures
+from utils.logging import log_figure, log_masks
+from utils.palette import VOID, VOID_GREY, coloured, hex_colour
+
+_WRONG, _RIGHT = (212, 18, 0), (255, 255, 255)
+
+
+class Judged(NamedTuple):
+    """An image `(3, h, w)`, its labels and predicted labels, `(H, W)`; uint8, on the CPU."""
+
+    image: Tensor
+    labels: Tensor
+    prediction: Tensor
+
+
+class LabelledImages(Protocol):
+    """A batch of images with labels."""
+
+    indices: Tensor
+
+    def items(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields an image `(3, h, w)` and its labels `(H, W)`, uint8."""
+        ...
+
+
+class SegmentationPredictions(Callback):
+    """Draws some training crops, held-out images and, at the end, test images.
+
+    Args:
+        every_n_epochs: when to draw.
+        num_images: rows, the same images every time, evenly spaced over the set.
+    """
+
+    def __init__(self, every_n_epochs: int = 5, num_images: int = 6) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.kept: dict[str, list[Judged]] = {"train": [], "val": [], "test": []}
+        self.chosen: set[int] = set()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Keeps the first crops of an epoch."""
+        if batch_idx == 0 and due(trainer, self.every_n_epochs):
+            predictions = outputs["logits"][: self.num_images].argmax(1).byte()
+            self._keep("train", batch, predictions, range(self.num_images))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the chosen images."""
+        if due(trainer, self.every_n_epochs):
+            self._keep_chosen("val", trainer.num_val_batches, outputs, batch, batch_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the chosen images."""
+        self._keep_chosen("test", trainer.num_test_batches, outputs, batch, batch_idx)
+
+    def _keep_chosen(
+        self, split: str, batches: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 0:
+            # Up to the first image of the last batch, which may be short.
+            last = (int(batches[0]) - 1) * len(batch) or len(batch) - 1
+            spaces = max(1, self.num_images - 1)
+            self.chosen = {round(i * last / spaces) for i in range(self.num_images)}
+        rows = [row for row, index in enumerate(batch.indices.tolist()) if index in self.chosen]
+        self._keep(split, batch, outputs["predictions"], rows)
+
+    def _keep(
+        self, split: str, batch: LabelledImages, predictions: Any, rows: Container[int]
+    ) -> None:
+        for row, (image, labels) in enumerate(batch.items()):
+            if row in rows:
+                kept = (image.cpu(), labels.cpu(), predictions[row].cpu())
+                self.kept[split].append(Judged(*kept))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the crops."""
+        self._draw(trainer, pl_module, "train", "training crops")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the held-out images."""
+        self._draw(trainer, pl_module, "val", "held-out training images")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the test images."""
+        self._draw(trainer, pl_module, "test", "test images, chosen checkpoint")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, what: str) -> None:
+        kept = self.kept[split]
+        if kept:
+            names = class_names(pl_module)
+            title = f"Segmentation of {what}, step {trainer.global_step}"
+            kind = f"segmentation_predictions/{split}"
+            log_figure(trainer, kind, draw(kept, names, title))
+            log_masks(trainer, f"{kind}/overlay", *_for_overlay(kept), dict(enumerate(names)))
+        kept.clear()
+
+
+def _for_overlay(
+    kept: list[Judged],
+) -> tuple[list[NDArray[np.uint8]], dict[str, list[NDArray[np.uint8]]]]:
+    images = [
+        F.interpolate(each.image[None].float(), each.labels.shape, mode="bilinear")[0]
+        for each in kept
+    ]
+    return [image.byte().permute(1, 2, 0).numpy() for image in images], {
+        "ground truth": [each.labels.numpy() for each in kept],
+        "prediction": [each.prediction.numpy() for each in kept],
+    }
+
+
+def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
+    """Draws one row an image; the legend names the classes that occur in the figure."""
+    figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
+    present: set[int] = set()
+    for row, (image, labels, prediction) in zip(axes, judged, strict=True):
+        truth, guess = labels.numpy(), prediction.numpy()
+        valid = truth != VOID
+        wrong = valid & (truth != guess)
+        error = np.full((*truth.shape, 3), _RIGHT, np.uint8)
+        error[wrong], error[~valid] = _WRONG, VOID_GREY
+        pictures = (image.permute(1, 2, 0).numpy(), coloured(truth), coloured(guess), error)
+        for axis, picture in zip(row, pictures, strict=True):
+            figures.show_image(axis, picture, aspect="auto" if picture is pictures[0] else None)
+            axis.set_box_aspect(truth.shape[0] / truth.shape[1])
+        share = 1 - wrong.sum() / max(1, valid.sum())
+        row[3].set_xlabel(f"{share:.0%} of the pixels right", fontsize=7)
+        present |= set(np.unique(truth[valid]).tolist()) | set(np.unique(guess).tolist())
+    for axis, label in zip(axes[0], ("image", "truth", "prediction", "error"), strict=True):
+        axis.set_title(label)
+    palette = [hex_colour(colour) for colour in coloured(np.arange(256, dtype=np.uint8))]
+    handles = [Patch(color=palette[label], label=names[label]) for label in sorted(present)]
+    handles += [
+        Patch(color=palette[VOID], label="void: not judged"),
+        Patch(color=hex_colour(_WRONG), label="wrong"),
+        Patch(facecolor="white", edgecolor="grey", label="right"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+    return figure

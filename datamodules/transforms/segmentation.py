@@ -1,0 +1,130 @@
+"""Training crops and the two evaluation protocols of semantic segmentation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from utils.palette import VOID
+
+# What padding is filled with: the backbones' mean colour, 0 after their normalisation.
+MEAN_COLOUR = (124, 116, 104)
+
+
+class Protocol(ABC):
+    """A complete recipe: what the network sees, and which labels count.
+
+    Logits are always upsampled to the labels this gives, before argmax; label 255 never counts.
+    """
+
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `image` and `labels` of an image and its mask."""
+        return self.image(image), self.labels(labels)
+
+    @abstractmethod
+    def image(self, image: Image.Image) -> Tensor:
+        """Returns what the network is evaluated on, `(3, h, w)` uint8."""
+
+    @abstractmethod
+    def labels(self, labels: Tensor) -> Tensor:
+        """Returns what it is evaluated against, from the mask as stored, `(H, W)` uint8."""
+
+    def training_labels(self, labels: Tensor) -> Tensor:
+        """Returns the labels that training crops are cut from, `(H, W)` uint8."""
+        return labels
+
+
+class Standard(Protocol):
+    """`voc12_standard`: aspect kept, judged at the original resolution, void left out.
+
+    Args:
+        image_size: what the shorter side is resized to (bilinear, antialiased), in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def image(self, image: Image.Image) -> Tensor:
+        """See `Protocol.image`."""
+        return F.pil_to_tensor(F.resize(image, [self.image_size]))
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """The original mask."""
+        return labels
+
+
+class Seed224(Protocol):
+    """`voc12_seed224`: image and mask squashed to 224 x 224, void counted as background.
+
+    Only to compare with the study (Apavou & Zucker 2022): it is kinder than VOC's own rules, and
+    the numbers must not be mixed.
+    """
+
+    size = (224, 224)
+
+    def __init__(self, image_size: int) -> None:
+        """Ignores `image_size`: 224 is part of the recipe."""
+
+    def image(self, image: Image.Image) -> Tensor:
+        """See `Protocol.image`."""
+        return F.pil_to_tensor(F.resize(image, list(self.size)))
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Nearest label of each of 224 x 224 points; 255 becomes 0."""
+        resized = F.resize(labels[None], list(self.size), InterpolationMode.NEAREST_EXACT)[0]
+        return self.training_labels(resized)
+
+    def training_labels(self, labels: Tensor) -> Tensor:
+        """Void is background in training too, as it was in the study."""
+        return labels.where(labels != VOID, 0)
+
+
+class TrainingCrop:
+    """A random square of a randomly scaled image, as in mmsegmentation and DeepLab.
+
+    The shorter side becomes 0.5 to 2 times `image_size`, then a square is cut (where the image is
+    smaller it is padded, and the padding is void), flipped left to right or not, and its colours
+    are distorted (Liu et al. 2016, SSD).
+
+    Args:
+        image_size: side of the crop in pixels.
+        protocol: says which labels count.
+    """
+
+    def __init__(self, image_size: int, protocol: Protocol) -> None:
+        self.protocol = protocol
+        fill = {Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
+        self.pipeline = v2.Compose(
+            [
+                v2.RandomShortestSize(list(range(image_size // 2, 2 * image_size + 1))),
+                v2.RandomCrop(image_size, pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomPhotometricDistort(),
+            ]
+        )
+
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws a crop from torch's generator.
+
+        Returns:
+            `(3, size, size)` uint8 and its labels `(size, size)` uint8.
+        """
+        crop, mask = self.pipeline(image, tv_tensors.Mask(self.protocol.training_labels(labels)))
+        return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pads images `(B, 3, H, W)` uint8 at the right and bottom with the mean colour."""
+    height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
+    if images.shape[-2:] == (height, width):
+        return images
+    colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device)
+    padded = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+    padded[:, :, : images.shape[-2], : images.shape[-1]] = images
+    return padded

@@ -1,0 +1,81 @@
+"""The contract of segmentation heads: `Features` to logits of every pixel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbones.base import Features
+from utils.weights import Source
+
+Size = tuple[int, int]
+
+
+class Head(nn.Module, ABC):
+    """Maps of a backbone to logits; built from `channels` and `strides` of the maps, `num_classes`.
+
+    Attributes:
+        sources: public weights by name.
+    """
+
+    sources: ClassVar[Mapping[str, Source]] = {}
+
+    @abstractmethod
+    def forward(self, features: Features, size: Size) -> Tensor:
+        """Returns `(B, num_classes, *size)`.
+
+        Args:
+            features: of images of `size` pixels.
+            size: height and width.
+        """
+
+
+class SingleMapHead(Head):
+    """A head on one map; several layers are concatenated at the finest resolution among them.
+
+    Args:
+        channels: C of each map.
+        strides: image pixels per cell of each map.
+        num_classes: logits per pixel.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.in_channels = sum(channels)
+        self.stride = min(strides)
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Turns `(B, in_channels, h, w)` into logits at any resolution."""
+
+    def forward(self, features: Features, size: Size) -> Tensor:
+        """See `Head.forward`."""
+        return resize(self.decode(concatenated(features)), size)
+
+
+def concatenated(features: Features) -> Tensor:
+    """Stacks all maps along the channels, resized to the largest of them."""
+    largest = max((each.shape[-2], each.shape[-1]) for each in features.maps)
+    return torch.cat([resize(each, largest) for each in features.maps], 1)
+
+
+def resize(x: Tensor, size: Size) -> Tensor:
+    """Resizes `(B, C, h, w)` bilinearly; returns it as it is when the size is right."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int, bias: bool = False) -> nn.Sequential:
+    """Convolution with `same` padding, BatchNorm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )

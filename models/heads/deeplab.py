@@ -1,0 +1,33 @@
+"""DeepLabV3's head (Chen et al. 2017), torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from models.backbones.resnet import COCO
+from models.heads.base import SingleMapHead
+from utils.weights import Source, download_all
+
+
+class DeepLabV3(SingleMapHead):
+    """Atrous spatial pyramid pooling at rates 12, 24, 36.
+
+    Meant for maps of stride 8 (`backbone.output_stride 8`). Its image pooling has a BatchNorm, so
+    training needs at least two images.
+    `coco` weights: torchvision's, trained with a ResNet-50 on the COCO images of VOC's classes.
+    """
+
+    sources: ClassVar[Mapping[str, Source]] = {"coco": partial(download_all, COCO)}
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__(channels, strides, num_classes)
+        self.classifier = DeepLabHead(self.in_channels, num_classes)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """See `SingleMapHead.decode`."""
+        return self.classifier(x)

@@ -1,0 +1,67 @@
+"""Puts weights into a segmentation head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.heads.base import Head
+from utils.weights import read_checkpoint, tensors_in
+
+
+def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
+    """Loads `weights` into `head`, all of them or none.
+
+    Args:
+        head: changed in place.
+        weights: `none`, a public source of this head (`coco`), `run:NAME` or a file. Of a file with
+            a whole network (torchvision's, or a checkpoint of a run) only the head is read.
+        runs_dir: folder in which `run:NAME` is looked up.
+
+    Returns:
+        What was loaded, or None for `none`.
+
+    Raises:
+        ValueError: no such source, or the weights are of another head or number of classes.
+        FileNotFoundError: no such file or run.
+    """
+    if weights == "none":
+        return None
+    if weights == "coco":
+        if weights not in head.sources:
+            raise ValueError("--segmentation.head_weights coco: there are some for deeplabv3 only.")
+        state = head.sources[weights]()
+    else:
+        file = Path(weights)
+        if weights.startswith("run:"):
+            checkpoints = Path(runs_dir) / weights.removeprefix("run:") / "checkpoints"
+            best, last = checkpoints / "best.ckpt", checkpoints / "last.ckpt"
+            file = best if best.exists() else last
+        state = tensors_in(read_checkpoint(file), str(file))
+    _load(head, state, weights)
+    return f"head weights from {weights}: {len(head.state_dict())} tensors matched (100%)"
+
+
+def _load(head: Head, state: dict[str, Tensor], source: str) -> None:
+    own = head.state_dict()
+    # A run's checkpoint has `head.…`; torchvision's file has the keys of the head itself.
+    inner = {key.removeprefix("head."): v for key, v in state.items() if key.startswith("head.")}
+    found = {key: value for key, value in (inner or state).items() if key in own}
+    missing = [key for key in own if key not in found]
+    if missing:
+        raise ValueError(
+            f"--segmentation.head_weights {source}: {len(missing)} of {len(own)} tensors are not "
+            f"in it, first {missing[0]}. It is of another --segmentation.head."
+        )
+    for key, value in found.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"--segmentation.head_weights {source}: {key} is {tuple(value.shape)} there and "
+                f"{tuple(own[key].shape)} here. It was trained for another number of classes or on "
+                "a backbone of another width."
+            )
+    with torch.no_grad():
+        for key, value in found.items():
+            own[key].copy_(value)

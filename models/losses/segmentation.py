@@ -1,0 +1,76 @@
+"""Losses of semantic segmentation, in which void pixels count for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.palette import VOID
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels that are not void; 0 when all are.
+
+    Args:
+        logits: `(B, C, H, W)`.
+        labels: `(B, H, W)` int64, 255 void.
+    """
+    total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)
+
+
+def dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - Dice coefficient over the whole batch, averaged over the classes that occur in it."""
+    return _of_present_classes(smp.losses.DiceLoss("multiclass"), logits, labels)
+
+
+def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - soft IoU over the whole batch, averaged over the classes that occur in it."""
+    return _of_present_classes(smp.losses.JaccardLoss("multiclass"), logits, labels)
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss of every class against the rest, γ = 2 (Lin et al. 2017), mean over classes."""
+    pixels, targets = _valid(logits, labels)
+    return smp.losses.FocalLoss("multiclass")(pixels, targets) if targets.numel() else pixels.sum()
+
+
+def _of_present_classes(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    pixels, targets = _valid(logits, labels)
+    if not targets.numel():
+        return pixels.sum()
+    # The library averages over all classes, with 0 for absent ones: its value would depend on how
+    # many classes happen to be in the batch.
+    return loss(pixels, targets) * pixels.shape[1] / targets.unique().numel()
+
+
+def _valid(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    # (1, C, n) and (1, n): taking void pixels out makes any loss blind to them.
+    valid = labels != VOID
+    return logits.movedim(1, -1)[valid].T[None], labels[valid][None]
+
+
+class SegmentationLoss(nn.Module):
+    """A weighted sum of losses, computed in float32 or better.
+
+    Args:
+        losses: the terms.
+        weights: one each.
+    """
+
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.terms = list(zip(losses, weights, strict=True))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of logits `(B, C, H, W)` and labels `(B, H, W)`, 255 void."""
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            terms = [weight * loss(logits, labels.long()) for loss, weight in self.terms]
+        return torch.stack(terms).sum()

@@ -1,0 +1,182 @@
+"""Predictions, bars, confusion and feature colours show what they say."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+
+from callbacks.class_iou import draw as draw_bars
+from callbacks.confusion_matrix import draw as draw_confusion
+from callbacks.feature_maps import principal_colours
+from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
+from datamodules.segmentation import SegmentationBatch
+from tests.conftest import assert_same, weights
+from utils import figures
+from utils.logging import log_masks
+from utils.palette import VOID, coloured, label_image, overlay
+
+NAMES = ("background", "cat", "dog")
+ALL_ON = {
+    f"callbacks__{name}__{leaf}": value
+    for name in (
+        "attention_maps",
+        "views",
+        "learning_curves",
+        "effective_receptive_field",
+        "feature_maps",
+        "segmentation_predictions",
+        "class_iou",
+        "confusion_matrix",
+    )
+    for leaf, value in (("enabled", "true"), ("every_n_epochs", 1))
+}
+
+
+def judged() -> Judged:
+    labels = torch.tensor([[0, 0, 1], [1, VOID, 1]], dtype=torch.uint8)
+    prediction = torch.tensor([[0, 2, 1], [1, 2, 1]], dtype=torch.uint8)
+    return Judged(torch.zeros(3, 4, 6, dtype=torch.uint8), labels, prediction)
+
+
+def test_errors_are_red_and_void_is_grey():
+    figure = draw([judged(), judged()], NAMES, "title")
+    error = np.asarray(figure.axes[3].images[0].get_array())
+    assert error[0, 1].tolist() == [212, 18, 0]
+    assert error[1, 1].tolist() == [190, 190, 190]
+    assert error[0, 0].tolist() == [255, 255, 255]
+    assert figure.axes[3].get_xlabel() == "80% of the pixels right"
+    truth = np.asarray(figure.axes[1].images[0].get_array())
+    assert truth[1, 1].tolist() == [190, 190, 190]
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert legend == {"background", "cat", "dog", "void: not judged", "wrong", "right"}
+    figures.close(figure)
+
+
+def test_bars_are_iou_and_absent_classes_are_left_out():
+    confusion = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    figure = draw_bars(confusion, NAMES, "here")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([6 / 9, 1 / 4, 0])
+    assert "mean 0.458 over 2 classes" in figure._suptitle.get_text()  # type: ignore[attr-defined]
+    assert any("left out" in text.get_text() for text in figure.axes[0].texts)
+    colour = np.array(figure.axes[0].patches[1].get_facecolor()[:3])
+    assert colour == pytest.approx(np.array([128, 0, 0]) / 255)
+    figures.close(figure)
+
+
+def test_confusion_is_shared_out_by_row():
+    figure = draw_confusion(torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]]), NAMES, "here")
+    shown = figure.axes[0].collections[0].get_array().reshape(3, 3)  # type: ignore[union-attr]
+    assert shown[0].tolist() == pytest.approx([0.75, 0.25, 0])
+    assert np.ma.getmaskarray(shown)[2].all()
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(NAMES)
+    figures.close(figure)
+
+
+def test_colours_are_principal_components():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 3))[0]
+    scores = torch.randn(2, 5, 6, 3) * torch.tensor([9.0, 3.0, 1.0])
+    maps = (scores @ basis.T + 4).movedim(-1, 1)
+    colours, explained = principal_colours(maps)
+    assert colours.shape == (2, 5, 6, 3)
+    assert sum(explained) == pytest.approx(1)
+    for channel in range(3):
+        pair = torch.stack([colours[..., channel].flatten(), scores[..., channel].flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1]) > 0.9
+    again, _ = principal_colours(maps)
+    assert torch.equal(colours, again)
+    # The same direction is the same colour in every image.
+    alone, _ = principal_colours(maps[:1])
+    assert not torch.allclose(alone, colours[:1])
+
+
+def test_colours_of_few_or_equal_features():
+    colours, explained = principal_colours(torch.ones(2, 8, 3, 3))
+    assert (colours == 0.5).all()
+    assert principal_colours(torch.rand(1, 2, 3, 3))[0].shape == (1, 3, 3, 3)
+    assert len(explained) == 3
+
+
+class Fixed:
+    """Stands in for a trainer in its only epoch."""
+
+    max_epochs, max_steps, should_stop, global_step, current_epoch = 1, -1, False, 0, 0
+    num_val_batches = (4,)
+
+
+def test_the_shown_images_are_spread_over_the_set():
+    callback = SegmentationPredictions(num_images=4)
+    for number in range(4):
+        count = 5 if number < 3 else 1
+        batch = SegmentationBatch(
+            torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
+            torch.zeros(count, 4, 4, dtype=torch.uint8),
+            torch.tensor([[4, 4, 4, 4]] * count),
+            torch.arange(5 * number, 5 * number + count),
+            (),
+        )
+        predictions = [torch.full((4, 4), i, dtype=torch.uint8) for i in batch.indices.tolist()]
+        outputs = {"predictions": predictions}
+        callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
+    assert [int(each.prediction[0, 0]) for each in callback.kept["val"]] == [0, 5, 10, 15]
+
+
+def test_masks_go_to_wandb_with_class_names(monkeypatch):
+    from pytorch_lightning.loggers import WandbLogger
+
+    class Spy(WandbLogger):
+        def __init__(self) -> None:
+            self.seen: list = []
+
+        def log_image(self, key, images, step=None, **kwargs):
+            self.seen.append((key, images, kwargs))
+
+    class WithSpy:
+        loggers = [Spy()]  # noqa: RUF012
+
+    image, mask = np.zeros((2, 3, 3), np.uint8), judged().labels.numpy()
+    names = dict(enumerate(NAMES))
+    log_masks(WithSpy(), "k", [image], {"prediction": [mask]}, names)  # type: ignore[arg-type]
+    (key, images, kwargs) = WithSpy.loggers[0].seen[0]
+    assert key == "k"
+    assert len(images) == 1
+    sent = kwargs["masks"][0]["prediction"]
+    assert sent["class_labels"] == {**names, VOID: "void"}
+    assert np.array_equal(sent["mask_data"], mask)
+
+
+def test_label_images_and_overlays():
+    labels = judged().labels.numpy()
+    picture = label_image(labels)
+    assert picture.mode == "P"
+    assert np.array_equal(np.array(picture), labels)
+    assert np.allclose(coloured(labels)[0, 2] / 255, to_rgb("#800000"), atol=0.01)
+    from PIL import Image
+
+    painted = np.array(overlay(Image.new("RGB", (3, 2), (100, 100, 100)), labels, 0.5))
+    assert painted[0, 0].tolist() == [100, 100, 100]
+    assert painted[0, 2].tolist() == [114, 50, 50]
+
+
+def test_a_run_with_every_picture_ends_with_the_same_weights(train):
+    shared = {"task": "segmentation", "backbone__drop_path": 0.3, "data__val_fraction": 0.3}
+    assert train("plain", **shared)[0] == 0
+    code, folder = train("pictures", **shared, **ALL_ON, callbacks__report__enabled="true")
+    assert code == 0
+    assert_same(weights(folder), weights(folder.parent / "plain"))
+    kinds = {
+        file.parent.relative_to(folder / "figures").as_posix()
+        for file in folder.rglob("figures/**/*.png")
+    }
+    judged_splits = {
+        f"{kind}/{split}" for kind in ("class_iou", "confusion_matrix") for split in ("val", "test")
+    }
+    assert kinds == judged_splits | {
+        *(f"segmentation_predictions/{split}" for split in ("train", "val", "test")),
+        *(f"attention_maps/{split}/block-02" for split in ("train", "val")),
+        "effective_receptive_field",
+        "feature_maps",
+        "learning_curves",
+        "views/train",
+    }
+    assert (folder / "report.html").stat().st_size < 20_000_000

@@ -1,0 +1,207 @@
+"""Heads are what their papers say, to the parameter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config.names import HEADS
+from models.backbones.base import Features
+from models.backbones.resnet import resnet18
+from models.backbones.vit import vit_tiny
+from models.heads.base import Head
+from models.heads.loading import load_head
+
+
+def build(
+    name: str, layers: int = 1, stride: int = 16, width: int = 384, classes: int = 21
+) -> Head:
+    torch.manual_seed(0)
+    head: Head = HEADS[name].load()((width,) * layers, (stride,) * layers, classes)
+    return head.eval()
+
+
+def features(
+    size: tuple[int, int], layers: int = 1, stride: int = 16, width: int = 384, seed: int = 0
+) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    grid = (size[0] // stride, size[1] // stride)
+    maps = tuple(torch.randn(2, width, *grid, generator=generator) for _ in range(layers))
+    prefix = tuple(torch.zeros(2, 1, width) for _ in range(layers))
+    return Features(torch.zeros(2, width), maps, prefix, (stride,) * layers)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "stride", "expected"),
+    [
+        ("linear", 1, 16, 8_085),
+        ("setr_naive", 1, 16, 105_237),
+        ("setr_pup", 1, 16, 2_663_445),
+        ("setr_pup", 1, 8, 2_663_445),
+        ("setr_mla", 4, 16, 4_624_917),
+        ("deeplabv3", 1, 16, 3_777_301),
+        ("seed_linear", 1, 8, 517_440),
+        ("seed_naive", 1, 8, 156_693),
+        ("seed_pup", 1, 8, 57_621),
+        ("seed_pup", 1, 16, 66_933),
+    ],
+)
+def test_parameter_counts(name, layers, stride, expected):
+    assert parameters(build(name, layers, stride)) == expected
+
+
+def test_deeplab_on_a_resnet50_has_torchvisions_parameters():
+    assert parameters(build("deeplabv3", stride=8, width=2048)) == 16_130_837
+
+
+def test_fcn_has_two_convolutions_their_input_and_a_third():
+    d, w = 384, 512
+    expected = 9 * (d * w + w * w + (d + w) * w) + 3 * 2 * w + w * 21 + 21
+    assert parameters(build("fcn")) == expected
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("size", [(224, 224), (320, 448)])
+def test_logits_are_of_the_images_size(name, stride, size):
+    layers = 4 if name == "setr_mla" else 1
+    head = build(name, layers, stride, width=16, classes=5)
+    with torch.no_grad():
+        assert head(features(size, layers, stride, 16), size).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_every_head_reads_several_layers(name):
+    head = build(name, 4, 16, width=16, classes=5)
+    with torch.no_grad():
+        base = head(features((64, 96), 4, 16, 16), (64, 96))
+        assert base.shape == (2, 5, 64, 96)
+        for layer in range(4):
+            changed = features((64, 96), 4, 16, 16)
+            changed.maps[layer].neg_()
+            assert not torch.allclose(head(changed, (64, 96)), base), layer
+
+
+def test_maps_of_different_strides_meet_at_the_finest():
+    backbone = resnet18(image_size=64, layers="last4").eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for name in sorted(HEADS):
+        head = HEADS[name].load()(backbone.map_channels, backbone.map_strides, 7).eval()
+        with torch.no_grad():
+            assert head(backbone(images), (64, 64)).shape == (2, 7, 64, 64)
+
+
+def non_additivity(head: Head) -> float:
+    """How far f(x) + f(y) - f(x + y) - f(0) is from zero, relative to f."""
+    head = head.double()
+    x, y = (features((64, 64), seed=seed) for seed in (1, 2))
+
+    def f(*maps: Tensor) -> Tensor:
+        summed = sum((each.double() for each in maps), torch.zeros_like(x.maps[0]).double())
+        return head(Features(x.pooled, (summed,), x.prefix, x.strides), (64, 64))
+
+    with torch.no_grad():
+        gap = f(x.maps[0]) + f(y.maps[0]) - f(x.maps[0], y.maps[0]) - f()
+        return float(gap.abs().max() / f(x.maps[0]).abs().max())
+
+
+@pytest.mark.parametrize("name", sorted(set(HEADS) - {"setr_mla"}))
+def test_which_heads_are_affine(name):
+    gap = non_additivity(build(name))
+    if name in ("linear", "seed_linear", "seed_pup"):
+        assert gap < 1e-12
+    else:
+        assert gap > 1e-3
+
+
+def test_seed_pup_is_one_linear_layer_of_low_rank_upsampled():
+    head = build("seed_pup").double()
+    convs = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    weight = torch.eye(384, dtype=torch.float64)
+    bias = torch.zeros(384, dtype=torch.float64)
+    for conv in convs:
+        matrix = conv.weight[:, :, 0, 0]
+        weight, bias = matrix @ weight, matrix @ bias + conv.bias
+    assert torch.linalg.matrix_rank(weight) <= 21
+    x = features((64, 96))
+    expected = F.conv2d(x.maps[0].double(), weight[..., None, None], bias)
+    for _ in range(4):
+        expected = F.interpolate(expected, scale_factor=2, mode="bilinear", align_corners=False)
+    given = Features(x.pooled, (x.maps[0].double(),), x.prefix, x.strides)
+    torch.testing.assert_close(head(given, (64, 96)), expected, rtol=0, atol=1e-13)
+
+
+def test_setr_naive_is_its_definition():
+    head = build("setr_naive", width=8, classes=3).double()
+    _, (conv, bn, _), classify = head.net
+    x = features((32, 32), width=8).maps[0].double()
+    tokens = x.movedim(1, -1)
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    tokens = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    tokens = tokens @ conv.weight[:, :, 0, 0].T + conv.bias
+    tokens = (tokens / (1 + bn.eps) ** 0.5).relu()
+    logits = (tokens @ classify.weight[:, :, 0, 0].T + classify.bias).movedim(-1, 1)
+    expected = F.interpolate(logits, size=(32, 32), mode="bilinear", align_corners=False)
+    given = Features(torch.zeros(2, 8), (x,), (torch.zeros(2, 1, 8),), (16,))
+    torch.testing.assert_close(head(given, (32, 32)), expected)
+
+
+def test_setr_mla_wants_four_layers():
+    with pytest.raises(ValueError, match=r"reads 4 layers, got 1: set --backbone.layers"):
+        build("setr_mla", layers=1)
+
+
+def test_heads_know_what_backbones_give():
+    backbone = vit_tiny(image_size=32, patch_size=8, depth=3, embed_dim=24, layers="last2")
+    assert backbone.map_channels == (24, 24)
+    assert backbone.map_strides == (8, 8)
+
+
+def test_coco_weights_are_of_torchvisions_deeplab(monkeypatch, tmp_path):
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    from models.backbones.loading import load_weights
+    from models.backbones.resnet import resnet50
+
+    torch.manual_seed(1)
+    whole = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21).eval()
+    torch.save(whole.state_dict(), tmp_path / "coco.pth")
+    backbone = resnet50(image_size=64, output_stride=8)
+    report = load_weights(backbone, str(tmp_path / "coco.pth"))
+    assert report is not None
+    assert report.coverage == 1
+    head = HEADS["deeplabv3"].load()(backbone.map_channels, backbone.map_strides, 21)
+    assert "100%" in str(load_head(head, str(tmp_path / "coco.pth")))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        ours = head.eval()(backbone.eval()(images), (64, 64))
+        theirs = whole((images - backbone.mean) / backbone.std)["out"]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_head_weights_of_other_heads_and_classes_are_refused(tmp_path):
+    file = tmp_path / "head.pth"
+    torch.save({f"head.{k}": v for k, v in build("setr_naive").state_dict().items()}, file)
+    assert load_head(build("setr_naive"), str(file)) is not None
+    with pytest.raises(ValueError, match=r"\(21, 256, 1, 1\) there and \(9, 256, 1, 1\) here"):
+        load_head(build("setr_naive", classes=9), str(file))
+    with pytest.raises(ValueError, match=r"another --segmentation\.head"):
+        load_head(build("linear"), str(file))
+    with pytest.raises(ValueError, match="deeplabv3 only"):
+        load_head(build("linear"), "coco")
+    with pytest.raises(FileNotFoundError):
+        load_head(build("linear"), str(tmp_path / "nothing.pth"))
+
+
+def test_a_failed_load_changes_nothing(tmp_path):
+    head, other = build("setr_naive", classes=9), build("setr_naive")
+    file = tmp_path / "head.pth"
+    torch.save(other.state_dict(), file)
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    with pytest.raises(ValueError, match="number of classes"):
+        load_head(head, str(file))
+    assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
