@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -44,10 +44,11 @@ class BarlowTwins(LightningModule):
         hparams: groups `barlow_twins`, `optim`, and the batch size.
 
     Attributes:
-        monitor: what chooses the best checkpoint, and whether lower or higher is better.
+        monitor, facts: see `agents.trainer.Agent`.
     """
 
     monitor = ("val/loss", "min")
+    facts: ClassVar[dict[str, str]] = {}
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()

@@ -46,8 +46,7 @@ class Segmentation(LightningModule):
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
-        monitor: what chooses the best checkpoint, on training images held out, and whether lower or
-            higher is better.
+        monitor, facts: see `agents.trainer.Agent`; chosen on training images held out.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
 
@@ -66,6 +65,7 @@ class Segmentation(LightningModule):
         self.loss = SegmentationLoss(losses, settings.loss_weights)
         self.val_metrics, self.test_metrics = metrics(len(classes)), metrics(len(classes))
         self.confusion: dict[str, Tensor] = {}
+        self.facts = {"protocol": settings.protocol}
         self.lr = float(hparams.optim.lr)
         # Logits are cut back to the image after padding, so that they stay aligned with it.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
@@ -99,7 +99,8 @@ class Segmentation(LightningModule):
         """Returns `(B, C, H, W)` for images `(B, 3, H, W)` uint8 of any size."""
         padded = pad_to_multiple(images, self.multiple)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
-            features = self._features(padded)
+            # Whole images have many sizes: each would be compiled anew.
+            features = (self._features if self.training else self.backbone)(padded)
         logits: Tensor = self.head(features, (padded.shape[-2], padded.shape[-1]))
         return logits[..., : images.shape[-2], : images.shape[-1]]
 

@@ -80,7 +80,7 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return {
         key: value
         for key, value in result.items()
-        if isinstance(value, int | float) and key not in _NOT_RESULTS
+        if isinstance(value, int | float) and key not in _NOT_RESULTS and key.count("/") < 2
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
@@ -13,16 +13,7 @@ from rich.panel import Panel
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.hparams import Hparams
-from utils.memory import peak_mb
 from utils.run_folder import RunFolder
-
-
-class SpeaksPlainly(Protocol):
-    """An agent that can say what its numbers mean."""
-
-    def in_words(self, summary: dict[str, Any]) -> list[str]:
-        """Returns sentences."""
-        ...
 
 
 def collect(
@@ -43,7 +34,6 @@ def collect(
         **{name: value for name, value in sorted(values.items()) if math.isfinite(value)},
         "images_per_second": round(throughput.images_per_second, 2),
         "data_wait_share": round(throughput.data_wait_share, 3),
-        "peak_memory_mb": round(peak_mb()),
         "unreadable_images": len(unreadable.names),
         "unreadable_names": sorted(unreadable.names)[:20],
     }
@@ -52,7 +42,7 @@ def collect(
 def show(
     folder: RunFolder,
     hparams: Hparams,
-    agent: pl.LightningModule,
+    words: Sequence[str],
     result: dict[str, Any],
     hints: list[str],
 ) -> None:
@@ -60,8 +50,7 @@ def show(
     lines = [_what(hparams, result)]
     if result["reason"]:
         lines.append(result["reason"])
-    speaker: Any = agent
-    lines += speaker.in_words(result)
+    lines += words
     if result["unreadable_images"]:
         names = ", ".join(result["unreadable_names"][:3])
         lines.append(f"{result['unreadable_images']} images could not be read: {names}.")

@@ -31,19 +31,29 @@ from config.resolve import resolve
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from utils.console import console, quiet_libraries
-from utils.device import check_accelerator, device_name, resolve_precision
+from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
-from utils.memory import reset_peak
+from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, record_environment
 from utils.weights import read_checkpoint
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
 
-class Monitored(Protocol):
-    """An agent that says what chooses its best checkpoint: a metric, and `min` or `max`."""
+class Agent(Protocol):
+    """What a task's LightningModule offers beside training.
+
+    Attributes:
+        monitor: the metric that chooses the best checkpoint, and `min` or `max`.
+        facts: what a table of results must say beside them.
+    """
 
     monitor: tuple[str, str]
+    facts: dict[str, str]
+
+    def in_words(self, summary: dict[str, Any]) -> list[str]:
+        """Says what the final numbers mean, in sentences."""
+        ...
 
 
 class Trainer:
@@ -58,6 +68,7 @@ class Trainer:
         self.hparams = resolve(hparams)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
+        self.device = best_device(options.accelerator)
         self.resumed = hparams.run.resume != "none"
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
@@ -103,6 +114,7 @@ class Trainer:
                 self._lightning_trainer,
                 self.hparams.data.batch_size,
                 self.hparams.data.image_size,
+                self.device,
             )
             data.loading = replace(data.loading, chunk_size=options.chunk_size)
             console.info("tune_batch_size: chunk_size %d", options.chunk_size)
@@ -166,7 +178,7 @@ class Trainer:
             enable_model_summary=True,
             default_root_dir=folder.path,
         )
-        reset_peak()
+        reset_peak(self.device)
         started, status, reason = time.perf_counter(), "failed", None
         try:
             status, reason = self._train(trainer, agent, data, folder)
@@ -176,15 +188,20 @@ class Trainer:
         finally:
             self.metrics |= trainer.callback_metrics
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
-            result["transductive"] = data.transductive or _weights_are_transductive(self.hparams)
-            result["wall_seconds"] = round(time.perf_counter() - started, 1)
+            result |= {
+                **cast(Agent, agent).facts,
+                "transductive": data.transductive or _weights_are_transductive(self.hparams),
+                "peak_memory_mb": round(peak_mb(self.device)),
+                "wall_seconds": round(time.perf_counter() - started, 1),
+            }
             folder.write_summary(folder.read_summary() | result)
             for logger in loggers:
                 logger.finalize(status)
             hints = finish(loggers)
             for report in reports:
                 report.write()
-        summary.show(folder, self.hparams, agent, result, hints)
+        words = cast(Agent, agent).in_words(result)
+        summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 
     def _choosing(
@@ -198,7 +215,7 @@ class Trainer:
             if stopping.enabled:
                 raise ValueError("--callbacks.early_stopping needs validation images: none here.")
             return [last]
-        monitor, mode = cast(Monitored, agent).monitor
+        monitor, mode = cast(Agent, agent).monitor
         best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
         stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
         return [best, last, *stop]

@@ -68,6 +68,7 @@ def tune_chunk_size(
     make_trainer: TrainerFactory,
     batch_size: int,
     image_size: int,
+    device: torch.device,
     num_views: int = 2,
 ) -> int:
     """Searches the largest `chunk_size` by training a copy for two real steps on random images.
@@ -82,11 +83,11 @@ def tune_chunk_size(
 
     def fits(chunk: int) -> bool:
         nonlocal last
-        on_cpu = not torch.cuda.is_available()
+        on_cpu = device.type == "cpu"
         if on_cpu and last and last[1] * chunk / last[0] > CPU_SHARE * available_mb():
             return False
         try:
-            used = _probe(agent, make_trainer, batch_size, chunk, image_size, num_views)
+            used = _probe(agent, make_trainer, batch_size, chunk, image_size, device, num_views)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,6 +107,7 @@ def _probe(
     batch_size: int,
     chunk: int,
     image_size: int,
+    device: torch.device,
     num_views: int,
 ) -> float:
     sizes = chunk_sizes(batch_size, chunk)
@@ -120,9 +122,9 @@ def _probe(
         batch = Batch(views, torch.arange(batch_size), ())
         trainer = make_trainer(max_steps=2, max_epochs=-1, default_root_dir=folder, callbacks=[])
         before = resident_mb()
-        reset_peak()
+        reset_peak(device)
         trainer.fit(copy.deepcopy(agent), _Repeated(batch))
-        return max(0.0, peak_mb() - (0.0 if torch.cuda.is_available() else before))
+        return max(0.0, peak_mb(device) - (before if device.type == "cpu" else 0.0))
 
 
 class _Repeated:

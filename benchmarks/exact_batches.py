@@ -30,6 +30,7 @@ def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str,
     from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
     from utils.memory import peak_mb, reset_peak, resident_mb
 
+    device = torch.device("cpu")
     torch.manual_seed(0)
     backbone, head = vit_tiny(image_size=size), projector(192, 512, 3)
     parameters = [*backbone.parameters(), *head.parameters()]
@@ -45,10 +46,9 @@ def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str,
         if chunk is None:
             return head(backbone(view).pooled)
         chunks = view.split(chunk_sizes(batch, chunk))
-        device = torch.device("cpu")
         return head(forward_in_chunks(backbone, lambda x: backbone(x).pooled, chunks, device))
 
-    reset_peak()
+    reset_peak(device)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -57,7 +57,11 @@ def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str,
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    return {"memory": peak_mb() - before, "stored": stored, "seconds": statistics.median(seconds)}
+    return {
+        "memory": peak_mb(device) - before,
+        "stored": stored,
+        "seconds": statistics.median(seconds),
+    }
 
 
 def main() -> None:

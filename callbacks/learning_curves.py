@@ -38,7 +38,8 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     curves: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            if name.count("/") == 1:  # deeper names are one of many: a layer's, a class's
+            # Deeper names are one of many: a layer's, a class's. The test is a single point.
+            if name.count("/") == 1 and not name.startswith("test/"):
                 curves.setdefault(name, []).append((step, value))
     panels = sorted({name.partition("/")[2] for name in curves} - {"", *_REFERENCES})
     panels.sort(key=lambda panel: panel != "loss")
@@ -49,7 +50,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat[: len(panels)], panels, strict=True):
-        for split, style in (("train", "-"), ("val", "o--")):
+        for split, style in (("train", "C0-"), ("val", "C1o--")):
             if points := curves.get(f"{split}/{panel}"):
                 axis.plot(
                     *zip(*points, strict=True), style, label=split, markersize=3, linewidth=1.2

@@ -14,10 +14,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
 
 
-def reset_peak() -> None:
+def reset_peak(device: torch.device) -> None:
     """Starts a new peak; without effect on systems that cannot."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
         try:
             _CLEAR.write_text("5")
@@ -25,10 +25,10 @@ def reset_peak() -> None:
             return
 
 
-def peak_mb() -> float:
+def peak_mb(device: torch.device) -> float:
     """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident on the host."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists():
         return _kilobytes(_STATUS, "VmHWM") / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

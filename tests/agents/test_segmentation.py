@@ -309,6 +309,28 @@ def test_the_whole_comes_out_the_same_after_an_interruption(train, monkeypatch):
     assert summary(half)["test/miou"] == summary(whole)["test/miou"]
 
 
+def test_a_run_that_stopped_before_its_test_is_tested_on_resume(train):
+    _, folder = train("first", task="segmentation")
+    found = summary(folder)
+    kept = {k: v for k, v in found.items() if not k.startswith("test/")}
+    (folder / "summary.json").write_text(json.dumps(kept | {"status": "interrupted"}))
+    assert main(["--run.resume", "auto", "--run.dir", str(folder.parent)]) == 0
+    assert summary(folder)["test/miou"] == found["test/miou"]
+    assert summary(folder)["protocol"] == "voc12_standard"
+
+
+def test_mixed_precision_and_accumulation(train):
+    code, folder = train(
+        "mixed",
+        task="segmentation",
+        trainer__precision="bf16-mixed",
+        trainer__accumulate=2,
+        trainer__max_epochs=1,
+    )
+    assert code == 0
+    assert "test/miou" in summary(folder)
+
+
 def test_early_stopping_stops_when_the_miou_is_stuck(train):
     code, folder = train(
         "stuck",

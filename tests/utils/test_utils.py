@@ -119,10 +119,11 @@ def test_runs_are_never_overwritten(tmp_path):
 
 
 def test_memory_is_measured():
-    reset_peak()
-    before = peak_mb()
+    cpu = torch.device("cpu")
+    reset_peak(cpu)
+    before = peak_mb(cpu)
     block = torch.ones(128 * 2**20 // 4)
-    assert peak_mb() > before
+    assert peak_mb(cpu) > before
     assert block.sum() > 0
     assert resident_mb() > 50
     assert available_mb() > 50

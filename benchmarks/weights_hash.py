@@ -1,0 +1,27 @@
+"""SHA-256 of the tensors in weight files: equal exactly when the weights are.
+
+python benchmarks/weights_hash.py runs/*/checkpoints/backbone.pth
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def main() -> None:
+    """Prints a line per file."""
+    from utils.weights import network_state, read_checkpoint
+
+    for name in sys.argv[1:]:
+        digest = hashlib.sha256()
+        for key, value in sorted(network_state(read_checkpoint(Path(name)), name).items()):
+            digest.update(key.encode() + value.contiguous().numpy().tobytes())
+        print(digest.hexdigest()[:16], name)
+
+
+if __name__ == "__main__":
+    main()
