@@ -7,16 +7,7 @@ from typing import Any
 
 from config.convert import read_yaml
 from utils.run_folder import RunFolder
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+from utils.trees import flat
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
@@ -25,7 +16,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
     Settings are listed where the runs differ, results where any run has them. A transductive run is
     marked with a star.
     """
-    settings = [_flat(read_yaml(folder.hparams)) for folder in folders]
+    settings = [flat(read_yaml(folder.hparams)) for folder in folders]
     results = [folder.read_summary() for folder in folders]
     stars = ["*" if result.get("transductive") else "" for result in results]
     rows = [["", *(folder.name + star for folder, star in zip(folders, stars, strict=True))]]

@@ -62,7 +62,7 @@ class Segmentation(LightningModule):
         self.classes = tuple(classes)
         settings = hparams.segmentation
         losses = [names.LOSSES[name].load() for name in settings.loss]
-        self.loss = SegmentationLoss(losses, settings.loss_weights)
+        self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
         self.val_metrics, self.test_metrics = metrics(len(classes)), metrics(len(classes))
         self.confusion: dict[str, Tensor] = {}
         self.facts = {"protocol": settings.protocol}

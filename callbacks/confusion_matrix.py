@@ -5,39 +5,20 @@ from __future__ import annotations
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import class_names, confusion_of, due
+from callbacks.counts import CountsPicture
 from utils import figures
-from utils.logging import log_figure
 
 
-class ConfusionMatrix(Callback):
-    """Draws it of the held-out images, and at the end of the test images.
+class ConfusionMatrix(CountsPicture):
+    """Draws it of the held-out images, and at the end of the test images."""
 
-    Args:
-        every_n_epochs: when to draw.
-    """
+    kind = "confusion_matrix"
 
-    def __init__(self, every_n_epochs: int = 10) -> None:
-        self.every_n_epochs = every_n_epochs
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the held-out images'."""
-        if due(trainer, self.every_n_epochs):
-            self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test images'."""
-        self._draw(trainer, pl_module, "test")
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
-        confusion = confusion_of(pl_module, split)
-        if confusion is not None:
-            where = f"{split} images, step {trainer.global_step}"
-            figure = draw(confusion, class_names(pl_module), where)
-            log_figure(trainer, f"confusion_matrix/{split}", figure)
+    def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
+        """See `CountsPicture.picture`."""
+        return draw(confusion, names, where)
 
 
 def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:

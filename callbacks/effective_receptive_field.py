@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from matplotlib.cm import ScalarMappable
@@ -14,7 +13,7 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.looking import ExampleImages, backbone_of, due, last_epoch, looking
+from callbacks.looking import backbone_of, due, held_out_examples, last_epoch, looking
 from utils import figures
 from utils.logging import log_figure, log_scalars
 
@@ -73,11 +72,9 @@ class EffectiveReceptiveField(Callback):
         """Draws."""
         if not due(trainer, self.every_n_epochs):
             return
-        data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
         backbone = backbone_of(pl_module)
-        split = "val" if len(data.val_files) else "train"
-        side = data.image_size // backbone.patch_multiple * backbone.patch_multiple
-        images = data.examples(split, self.num_images, side)
+        images, split = held_out_examples(trainer, backbone, self.num_images)
+        side = images.shape[-1]
         exact = last_epoch(trainer) or len(images) < len(self.layers)
         with looking(pl_module), without_parameter_gradients(backbone):
             fields = receptive_fields(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import ExampleImages, backbone_of, due, looking
+from callbacks.looking import backbone_of, due, held_out_examples, looking
 from utils import figures
 from utils.logging import log_figure
 
@@ -32,17 +30,14 @@ class FeatureMaps(Callback):
         """Draws."""
         if not due(trainer, self.every_n_epochs):
             return
-        data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
         backbone = backbone_of(pl_module)
-        split = "val" if len(data.val_files) else "train"
-        side = 2 * data.image_size // backbone.patch_multiple * backbone.patch_multiple
-        images = data.examples(split, self.num_images, side)
+        images, split = held_out_examples(trainer, backbone, self.num_images, enlarged=2)
         with looking(pl_module):
             maps = backbone(images.to(pl_module.device)).maps[-1].float().cpu()
         colours, explained = principal_colours(maps)
         title = (
-            f"First three principal components of the features, {split} images at {side} px, step "
-            f"{trainer.global_step}\n"
+            f"First three principal components of the features, {split} images at "
+            f"{images.shape[-1]} px, step {trainer.global_step}\n"
             f"red {explained[0]:.0%}, green {explained[1]:.0%}, blue {explained[2]:.0%} of the "
             f"variance; {maps.shape[1]} dimensions"
         )

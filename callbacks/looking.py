@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
@@ -77,6 +77,23 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
 def confusion_of(module: nn.Module, split: str) -> Tensor | None:
     """Returns the last counts of a split, None before there are any."""
     return module.confusion.get(split) if isinstance(module, Classifies) else None
+
+
+def held_out_examples(
+    trainer: Trainer, backbone: Backbone, count: int, enlarged: int = 1
+) -> tuple[Tensor, str]:
+    """Returns validation images, training images where there are none, and which they are.
+
+    Args:
+        trainer: of the run.
+        backbone: their side is a multiple of its patches.
+        count: how many.
+        enlarged: their side over that of the training crops.
+    """
+    data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
+    split = "val" if len(data.val_files) else "train"
+    side = enlarged * data.image_size // backbone.patch_multiple * backbone.patch_multiple
+    return data.examples(split, count, side), split
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from callbacks.learning_curves import draw as draw_curves
 from utils.figures import close
 from utils.logging import RunFolderLogger, read_metrics
 from utils.run_folder import RunFolder, write_atomically
+from utils.trees import flat
 
 SECONDS_BETWEEN = 60
 MAX_BYTES = 20_000_000
@@ -70,8 +71,8 @@ class Report(Callback):
             classes=_classes(summary),
             curves=self._curves(width),
             pictures="\n".join(self._pictures(width)),
-            settings=_table(_flat(settings)),
-            environment=_table(_flat(environment)),
+            settings=_table(flat(settings)),
+            environment=_table(flat(environment)),
         )
 
     def _curves(self, width: int) -> str:
@@ -181,16 +182,6 @@ def _classes(summary: Mapping[str, Any]) -> str:
         caption = f"IoU by class, {html.escape(split)}"
         tables.append(f'<table class="classes"><caption>{caption}</caption>{rows}</table>')
     return f"<h2>Classes</h2>{''.join(tables)}" if tables else ""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _table(values: Mapping[str, Any]) -> str:

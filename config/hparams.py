@@ -133,8 +133,8 @@ class SegmentationHparams:
         default_factory=lambda: ["cross_entropy"]
     )
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
-    loss_weights: list[float] = field(default_factory=lambda: [1.0])
-    """Weight of each loss."""
+    loss_weights: list[float] = field(default_factory=list)
+    """Weight of each loss; empty: 1 each."""
     protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
     224 x 224, void is background, in training too). Results of the two never compare."""

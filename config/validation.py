@@ -117,7 +117,7 @@ def _check_combinations(hparams: Hparams) -> None:
         raise ConfigError(
             f"--data.split {data.split}: segmentation needs masks, which train and trainaug have."
         )
-    if len(segmentation.loss) != len(segmentation.loss_weights):
+    if segmentation.loss_weights and len(segmentation.loss) != len(segmentation.loss_weights):
         raise ConfigError(
             f"--segmentation.loss_weights {_words(segmentation.loss_weights)}: expected one weight "
             f"for each loss ({_words(segmentation.loss)})."

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from callbacks.effective_receptive_field import receptive_fields
 from models.chunking import forward_in_chunks
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
 
 pytestmark = [
@@ -44,3 +46,29 @@ def test_chunks_from_the_host_have_the_gradient_of_the_loop(drop_path):
 
 def test_the_same_in_float16():
     assert_close(gradients(True, 0.4, True), gradients(False, 0.4, True), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_segmentation_trains_judges_and_is_looked_into(train, precision):
+    code, folder = train(
+        "gpu",
+        task="segmentation",
+        trainer__accelerator="gpu",
+        trainer__precision=precision,
+        data__val_fraction=0.3,
+        callbacks__effective_receptive_field__enabled="true",
+        callbacks__feature_maps__enabled="true",
+        callbacks__segmentation_predictions__enabled="true",
+    )
+    assert code == 0
+    assert summary(folder)["test/miou"] > 0
+
+
+def test_receptive_fields_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    backbone, images = vit().eval(), torch.rand(2, 3, 16, 16)
+    names = list(backbone.layer_maps(images))
+    fields = receptive_fields(backbone.layer_maps, names, images)
+    on_gpu = receptive_fields(backbone.to(GPU).layer_maps, names, images.to(GPU))
+    for name in names:
+        torch.testing.assert_close(on_gpu[name], fields[name], rtol=1e-3, atol=1e-6)

@@ -400,7 +400,7 @@ def test_losses_are_summed_from_the_command_line(train, capsys):
     assert code == 0
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())["segmentation"]
     assert (saved["loss"], saved["loss_weights"]) == (["cross_entropy", "dice"], [1.0, 2.0])
-    assert train("few", *words[:3], task="segmentation")[0] == 2
+    assert train("few", "--segmentation.loss_weights", "1", "2", task="segmentation")[0] == 2
     assert "one weight for each loss" in capsys.readouterr().err
     assert train("odd", "--segmentation.loss", "dise", task="segmentation")[0] == 2
     assert "Did you mean dice?" in capsys.readouterr().err
