@@ -82,7 +82,7 @@ class BackboneHparams:
     mlp_ratio: Annotated[float, Between(0.1)] | None = None
     """ViT: hidden width of the MLP over embed_dim. null: 4."""
     drop_path: Annotated[float, Between(0.0, 0.9)] = 0.0
-    """ViT (timm): stochastic depth rate of the last block, growing linearly over depth."""
+    """ViT (timm), Swin: stochastic depth rate of the last block, growing linearly over depth."""
     dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
     """vit_pytorch: dropout on embeddings, attention and MLPs (the study used 0.1)."""
     stem: Literal["imagenet", "cifar"] = "imagenet"

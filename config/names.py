@@ -87,6 +87,8 @@ BACKBONES: dict[str, Part] = {
         (*(name for name in _VIT if name != "drop_path"), "dropout"),
     ),
 }
+for _name in ("swin_tiny", "swin_small", "swin_base"):
+    BACKBONES[_name] = Part(f"models.backbones.swin:{_name}", ("layers", "drop_path"))
 BACKBONE_COMMON = ("name", "weights", "freeze", "unfreeze_last")
 
 DATASETS: dict[str, Part] = {
