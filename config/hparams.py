@@ -86,9 +86,9 @@ class BackboneHparams:
     dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
     """vit_pytorch: dropout on embeddings, attention and MLPs (the study used 0.1)."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """ResNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1, no max-pool) for 32 px."""
+    """ResNet, BoTNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px."""
     output_stride: Literal[8, 16, 32] = 32
-    """ResNet: 8 or 16 dilate the last stages for denser maps (resnet50 only)."""
+    """8 or 16: denser maps, by dilation (resnet50) or without the last halving (botnet50: 16)."""
     pool: Literal["cls", "mean"] = "cls"
     """ViT: what represents the image. With mean the last block's CLS attention is never trained."""
     layers: str = "last"

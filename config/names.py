@@ -79,6 +79,7 @@ _RESNET = ("stem", "output_stride", "layers")
 BACKBONES: dict[str, Part] = {
     "resnet18": Part("models.backbones.resnet:resnet18", _RESNET),
     "resnet50": Part("models.backbones.resnet:resnet50", _RESNET),
+    "botnet50": Part("models.backbones.botnet:botnet50", _RESNET),
     "vit_tiny": Part("models.backbones.vit:vit_tiny", _VIT),
     "vit_small": Part("models.backbones.vit:vit_small", _VIT),
     "vit_base": Part("models.backbones.vit:vit_base", _VIT),

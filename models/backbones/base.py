@@ -48,7 +48,13 @@ class Backbone(nn.Module, ABC):
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
+        min_coverage: a backbone that gets less than this share of its parameters from a file was
+            not loaded from it.
+        replaced: keys of its public layout for which it has something else on purpose.
     """
+
+    min_coverage: float = 0.9
+    replaced: frozenset[str] = frozenset()
 
     net: nn.Module
     mean: Tensor

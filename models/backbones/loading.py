@@ -13,9 +13,6 @@ from torch import Tensor
 from models.backbones.base import Backbone
 from utils.weights import network_state, read_checkpoint
 
-# A backbone that gets less than this share of its parameters from a file was not loaded from it.
-MIN_COVERAGE = 0.9
-
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -104,8 +101,12 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> 
     )
     # `blocks.11.…` in the file of a network that ends at `blocks.5`: half a network, silently.
     patterns = {re.sub(r"\d+", "N", key) for key in own}
-    surplus = [key for key in unexpected if re.sub(r"\d+", "N", key) in patterns]
-    if wrong or surplus or report.coverage < MIN_COVERAGE:
+    surplus = [
+        key
+        for key in unexpected
+        if re.sub(r"\d+", "N", key) in patterns and key not in backbone.replaced
+    ]
+    if wrong or surplus or report.coverage < backbone.min_coverage:
         detail = ""
         if wrong:
             key = wrong[0]

@@ -75,50 +75,61 @@ class ResNet(Backbone):
         return [self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4]
 
 
-def _build(
-    make: Callable[..., Net],
-    weights: WeightsEnum,
-    dilatable: bool,
-    *,
-    image_size: int,
-    stem: str = "imagenet",
-    output_stride: int = 32,
-    layers: str = "last",
-) -> ResNet:
+def make_net(
+    make: Callable[..., Net], dilatable: bool, stem: str, output_stride: int
+) -> tuple[Net, tuple[int, ...]]:
+    """Builds torchvision's network.
+
+    Returns:
+        It, and the strides of its four stages.
+
+    Raises:
+        ValueError: a stride this network cannot have.
+    """
     if output_stride != 32 and (not dilatable or stem == "cifar"):
         raise ValueError(
-            f"backbone.output_stride {output_stride} needs resnet50 with the imagenet stem."
+            f"backbone.output_stride {output_stride} needs a ResNet-50 with the imagenet stem."
         )
     dilate = [False, output_stride == 8, output_stride <= 16]
     # zero_init_residual as in the official Barlow Twins code.
     net = make(weights=None, zero_init_residual=True, replace_stride_with_dilation=dilate)
-    strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
-    if stem == "cifar":
-        net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()  # type: ignore[assignment]
-        strides = (1, 2, 4, 8)
-    backbone = ResNet(net, strides, layers)
+    if stem == "imagenet":
+        return net, tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+    net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    return net, (1, 2, 4, 8)
 
-    def pretrained() -> StateDict:
-        return weights.get_state_dict(progress=True, check_hash=True)
 
-    backbone.sources["pretrained"] = pretrained
+def _supervised(weights: WeightsEnum) -> StateDict:
+    return weights.get_state_dict(progress=True, check_hash=True)
+
+
+def resnet50_sources() -> dict[str, Callable[[], StateDict]]:
+    """Returns the public weights of ResNet-50 by name."""
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    return {
+        "pretrained": partial(_supervised, weights),
+        "coco": partial(download, COCO),
+        **{source: partial(download, _URL + path) for source, path in _PUBLISHED.items()},
+    }
+
+
+def resnet18(
+    *, image_size: int, stem: str = "imagenet", output_stride: int = 32, layers: str = "last"
+) -> ResNet:
+    """ResNet-18: 512 features, 11.2 M parameters."""
+    models = torchvision.models
+    backbone = ResNet(*make_net(models.resnet18, False, stem, output_stride), layers)
+    backbone.sources["pretrained"] = partial(_supervised, models.ResNet18_Weights.DEFAULT)
     return backbone
 
 
-def resnet18(**settings: object) -> ResNet:
-    """ResNet-18: 512 features, 11.2 M parameters."""
-    models = torchvision.models
-    return _build(models.resnet18, models.ResNet18_Weights.DEFAULT, False, **settings)  # type: ignore[arg-type]
-
-
-def resnet50(**settings: object) -> ResNet:
+def resnet50(
+    *, image_size: int, stem: str = "imagenet", output_stride: int = 32, layers: str = "last"
+) -> ResNet:
     """ResNet-50: 2048 features, 23.5 M parameters."""
-    models = torchvision.models
-    weights = models.ResNet50_Weights.IMAGENET1K_V1
-    backbone = _build(models.resnet50, weights, True, **settings)  # type: ignore[arg-type]
-    for source, path in _PUBLISHED.items():
-        backbone.sources[source] = partial(download, _URL + path)
-    backbone.sources["coco"] = partial(download, COCO)
+    net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)
+    backbone = ResNet(net, strides, layers)
+    backbone.sources.update(resnet50_sources())
     return backbone

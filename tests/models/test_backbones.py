@@ -143,7 +143,7 @@ def test_output_stride_dilates():
         found = backbone(images(64, 64))
         assert found.strides[-1] == stride
         assert found.maps[-1].shape[-1] == 64 // stride
-    with pytest.raises(ValueError, match="needs resnet50"):
+    with pytest.raises(ValueError, match="needs a ResNet-50"):
         build(resnet18, output_stride=8)
 
 

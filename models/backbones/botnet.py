@@ -1,0 +1,154 @@
+"""BoTNet-50 (Srinivas et al. 2021, arXiv 2101.11605): ResNet-50 with a last stage that attends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet as Net
+
+from models.attention import Attention, AttentionRequest
+from models.backbones.base import AttentionBackbone, Features
+from models.backbones.resnet import ResNet, make_net, resnet50_sources
+
+HEADS = 4
+Grid = tuple[int, int]
+
+
+class RelativeAttention2d(nn.Module):
+    """All-to-all attention on a map, with relative positions (section 3 and figure 4).
+
+    logits of query (i, j) and key (k, l): q · (key + r_h[k - i] + r_w[l - j]) / √d, r_h and r_w
+    learnt and shared by the heads. On another grid than the native one they are interpolated.
+
+    Args:
+        channels: width C.
+        grid: native height and width.
+        heads: number of heads.
+    """
+
+    def __init__(self, channels: int, grid: Grid, heads: int = HEADS) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        width = channels // heads
+        self.rel_height = nn.Parameter(torch.randn(2 * grid[0] - 1, width) * width**-0.5)
+        self.rel_width = nn.Parameter(torch.randn(2 * grid[1] - 1, width) * width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `(B, C, h, w)` for `(B, C, h, w)`."""
+        q, k, v = self._qkv(x)
+        mixed = self._logits(q, k, (x.shape[2], x.shape[3])).softmax(-1) @ v  # (B, heads, N, d)
+        return mixed.transpose(2, 3).reshape(x.shape)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Returns the attention `(B, heads, N, N)`, in float32 or better."""
+        q, k, _ = self._qkv(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if q.dtype in (torch.float16, torch.bfloat16):
+                q, k = q.float(), k.float()
+            return self._logits(q, k, (x.shape[2], x.shape[3])).softmax(-1)
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # (B, heads, N, d) each
+        parts = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).movedim(-1, -2)
+        return parts[:, 0] * parts.shape[-1] ** -0.5, parts[:, 1], parts[:, 2]
+
+    def _logits(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        rows, columns = (
+            _relative(table.to(q.dtype), side)
+            for table, side in zip((self.rel_height, self.rel_width), grid, strict=True)
+        )
+        at = q.unflatten(2, grid)  # (B, heads, h, w, d)
+        by_row = torch.einsum("bnijd,ikd->bnijk", at, rows)[..., :, None]
+        by_column = torch.einsum("bnijd,jld->bnijl", at, columns)[..., None, :]
+        position = (by_row + by_column).flatten(4).flatten(2, 3)  # (B, heads, N, N)
+        return q @ k.transpose(-2, -1) + position
+
+
+def _relative(table: Tensor, side: int) -> Tensor:
+    """Returns the embeddings of all pairs of `side` positions, `(side, side, d)`."""
+    if len(table) != 2 * side - 1:
+        table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=True)[
+            0
+        ].T
+    places = torch.arange(side, device=table.device)
+    return table[places[None] - places[:, None] + side - 1]
+
+
+class BoTNet(ResNet, AttentionBackbone):
+    """A ResNet whose last stage's 3 x 3 convolutions are all-to-all attention.
+
+    Where that stage halves the resolution, its first block attends before and averages 2 x 2 after.
+    There is no CLS token. A ResNet's weights fit but for the replaced convolutions.
+    """
+
+    num_prefix = 0
+    pool = "mean"
+    min_coverage = 0.8
+
+    def __init__(self, net: Net, strides: tuple[int, ...], layers: str, image_size: int) -> None:
+        super().__init__(net, strides, layers)
+        blocks = self._attending()
+        self.depth = len(blocks)
+        self.replaced = frozenset(f"layer4.{index}.conv2.weight" for index in range(self.depth))
+        side = -(-image_size // strides[2])
+        for block in blocks:
+            channels, stride = block.conv2.in_channels, block.conv2.stride[0]
+            pool = [nn.AvgPool2d(2, ceil_mode=True)] if stride == 2 else []
+            block.conv2 = nn.Sequential(RelativeAttention2d(channels, (side, side)), *pool)
+            side = -(-side // stride)
+
+    def _attending(self) -> list[Any]:
+        return list(self.net.layer4.children())
+
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """See `Backbone.forward`."""
+        if attention is None:
+            return super().forward(images)
+        if attention.queries == "cls":
+            raise ValueError("A BoTNet has no CLS token; ask for queries 'mean' or 'all'.")
+        answers: dict[int, Attention] = {}
+        hooks = [
+            self._attending()[index]
+            .conv2[0]
+            .register_forward_pre_hook(partial(_answer, answers, index, attention))
+            for index in attention.resolve(self.depth)
+        ]
+        try:
+            features = super().forward(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return replace(features, attention=tuple(answers.values()))
+
+
+def _answer(
+    answers: dict[int, Attention],
+    index: int,
+    request: AttentionRequest,
+    module: RelativeAttention2d,
+    inputs: tuple[Tensor],
+) -> None:
+    x = inputs[0][: request.num_images]
+    rows = module.rows(x)
+    if request.queries == "mean":
+        rows = rows.mean(2, keepdim=True)
+    answers[index] = Attention(index, rows, (x.shape[2], x.shape[3]), 0)
+
+
+def botnet50(
+    *, image_size: int, stem: str = "imagenet", output_stride: int = 32, layers: str = "last"
+) -> BoTNet:
+    """BoTNet-50: 2048 features, 18.8 M parameters at 224 px; `output_stride 16` is BoTNet-S1."""
+    if output_stride == 8:
+        raise ValueError("--backbone.output_stride 8: botnet50 attends at 16 or 32.")
+    net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)
+    backbone = BoTNet(net, strides, layers, image_size)
+    backbone.sources.update(resnet50_sources())
+    return backbone
