@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -90,9 +90,12 @@ class Segmentation(LightningModule):
         settings = hparams.data
         protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(settings.image_size)
         masked(type(source), settings.name)
-        assert isinstance(source, MaskedSource)
         return SegmentationDataModule(
-            source, protocol, settings.image_size, loading, settings.val_fraction
+            cast(MaskedSource, source),
+            protocol,
+            settings.image_size,
+            loading,
+            settings.val_fraction,
         )
 
     def logits(self, images: Tensor) -> Tensor:

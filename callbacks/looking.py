@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -20,7 +19,7 @@ class ExampleImages(Protocol):
     """A datamodule that shows images as they are; its training crops are `image_size` wide."""
 
     image_size: int
-    val_files: Sequence[Path]
+    val_files: Sequence[object]
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns `(count, 3, size, size)` uint8."""

@@ -42,7 +42,8 @@ class DataHparams:
     """The images."""
 
     name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
-    """shapes (generated, no download) | voc | image_folder (any folder of images)."""
+    """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
+    batches, or an npz file) | image_folder (any folder of images). Masks: shapes and voc."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
@@ -51,7 +52,7 @@ class DataHparams:
     extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val every JPEG outside the
     validation list. `all` includes evaluation images and marks the run transductive."""
     download: bool = False
-    """voc: fetch the official archive (2 GB) into `root` when it is not there."""
+    """voc, cifar10: fetch the official archive (2 GB, 170 MB) into `root` if it is not there."""
     val_fraction: Annotated[float, Between(0.0, 0.5)] = 0.1
     """Share of the training images held out for validation: image_folder without a val/ folder,
     and segmentation, where the data set's own val split is the test set and chooses nothing."""

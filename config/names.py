@@ -95,6 +95,8 @@ BACKBONE_COMMON = ("name", "weights", "freeze", "unfreeze_last")
 DATASETS: dict[str, Part] = {
     "shapes": Part("datamodules.shapes:Shapes"),
     "voc": Part("datamodules.voc:VOC", ("split", "download")),
+    "coco_stuff": Part("datamodules.coco_stuff:COCOStuff"),
+    "cifar10": Part("datamodules.cifar10:CIFAR10", ("download",)),
     "image_folder": Part("datamodules.image_folder:ImageFolder", ("split", "val_fraction")),
 }
 DATA_COMMON = ("name", "root", "image_size", "batch_size", "num_workers")

@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
+from datamodules.loading import UNREADABLE, BatchLoader, ImageItem, Loading, read_rgb
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -35,7 +35,7 @@ class ImageSource(ABC):
         """Downloads or draws what is missing; once, before anything is listed."""
 
     @abstractmethod
-    def files(self, split: str) -> list[Path]:
+    def files(self, split: str) -> Sequence[ImageItem]:
         """Returns the images of a split: `train`, `val` (never trained on) and others of its own.
 
         Raises:
@@ -72,8 +72,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.source = source
         self.image_size = image_size
         self.loading = loading
-        self.train_files: Sequence[Path] = ()
-        self.val_files: Sequence[Path] = ()
+        self.train_files: Sequence[ImageItem] = ()
+        self.val_files: Sequence[ImageItem] = ()
 
     def prepare_data(self) -> None:
         """Downloads or draws what is missing."""
@@ -124,7 +124,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
 
 
-def read_square(file: Path, size: int) -> Tensor | None:
+def read_square(file: ImageItem, size: int) -> Tensor | None:
     """Reads an image as `(3, size, size)` uint8: shorter side resized, centre cropped.
 
     Returns:

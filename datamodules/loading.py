@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -67,6 +69,21 @@ class Batch:
         }
 
 
+@dataclass(frozen=True)
+class StoredImage:
+    """An image inside a larger file: its name, by which it is known, and its pixels `(H, W, 3)`."""
+
+    name: str
+    pixels: NDArray[np.uint8] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """The name."""
+        return self.name
+
+
+ImageItem = Path | StoredImage
+
+
 class ImageFiles(Dataset[Sample]):
     """Images as views. A file that cannot be read is replaced by the next one, and named.
 
@@ -76,7 +93,7 @@ class ImageFiles(Dataset[Sample]):
         seed: makes the views a function of (seed, epoch, index).
     """
 
-    def __init__(self, files: Sequence[Path], views: Views, seed: int) -> None:
+    def __init__(self, files: Sequence[ImageItem], views: Views, seed: int) -> None:
         self.files = list(files)
         self.views = views
         self.seed = seed
@@ -108,8 +125,10 @@ class ImageFiles(Dataset[Sample]):
         )
 
 
-def read_rgb(file: Path) -> Image.Image:
+def read_rgb(file: ImageItem) -> Image.Image:
     """Decodes an image; one of `UNREADABLE` is raised when that fails."""
+    if isinstance(file, StoredImage):
+        return Image.fromarray(file.pixels)
     with Image.open(file) as opened:
         return opened.convert("RGB")
 

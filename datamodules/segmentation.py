@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +56,10 @@ class SegmentationBatch:
     def __len__(self) -> int:
         """B."""
         return len(self.indices)
+
+    def pin_memory(self) -> SegmentationBatch:
+        """Called by the loader, so that copies to the GPU do not wait."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
     def items(self) -> Iterator[Pair]:
         """Yields every image and its labels at their own size."""

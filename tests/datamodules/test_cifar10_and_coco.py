@@ -1,0 +1,108 @@
+"""CIFAR-10 in both its forms, COCO in both its layouts."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules import cifar10
+from datamodules.cifar10 import CIFAR10
+from datamodules.coco_stuff import COCOStuff
+from datamodules.loading import ImageFiles, read_rgb
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from tests.conftest import summary
+
+RNG = np.random.default_rng(0)
+TRAIN, TEST = (RNG.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in (20, 8))
+
+
+def npz(folder: Path, **changed) -> Path:
+    file = folder / "cifar10.npz"
+    np.savez(file, **{"x_train": TRAIN, "x_test": TEST} | changed)
+    return file
+
+
+def official(folder: Path, monkeypatch) -> Path:
+    """The archive's layout: rows of 3072 bytes, colour by colour, pickled."""
+    place = folder / "cifar-10-batches-py"
+    place.mkdir()
+    monkeypatch.setattr(cifar10.Official, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    batches = [(f"data_batch_{i + 1}", TRAIN[4 * i : 4 * i + 4]) for i in range(5)]
+    for name, images in [*batches, ("test_batch", TEST)]:
+        rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        (place / name).write_bytes(pickle.dumps({"data": rows, "labels": [0] * len(images)}))
+    (place / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return folder
+
+
+def test_both_forms_hold_the_same_images(tmp_path, monkeypatch):
+    for root in (npz(tmp_path), official(tmp_path, monkeypatch)):
+        source = CIFAR10(str(root))
+        for split, expected in (("train", TRAIN), ("val", TEST)):
+            items = source.files(split)
+            assert len(items) == len(set(items)) == len(expected)
+            for item, pixels in zip(items, expected, strict=True):
+                assert np.array_equal(np.array(read_rgb(item)), pixels)
+        assert not set(source.files("train")) & set(source.files("val"))
+    assert str(items[3]).endswith("val/00003")
+
+
+def test_stored_images_become_views(tmp_path):
+    dataset = ImageFiles(CIFAR10(str(npz(tmp_path))).files("train"), BarlowTwinsViews(32), seed=0)
+    assert dataset[(0, 2)].views[0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_on_cifar10(train, tmp_path, workers):
+    code, folder = train(
+        "cifar",
+        data__name="cifar10",
+        data__root=npz(tmp_path),
+        data__num_workers=workers,
+        trainer__max_epochs=1,
+        callbacks__attention_maps__enabled="true",
+    )
+    assert code == 0
+    assert summary(folder)["transductive"] is False
+
+
+def test_broken_cifar10_is_explained(tmp_path, train, capsys):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder cifar-10-batches-py .*download"
+    ):
+        CIFAR10(str(tmp_path)).files("train")
+    with pytest.raises(ValueError, match=r"x_test is float64 .* expected uint8"):
+        CIFAR10(str(npz(tmp_path, x_test=TEST / 255))).files("val")
+    other = tmp_path / "other.npz"
+    np.savez(other, images=TRAIN)
+    (tmp_path / "text.npz").write_text("nothing")
+    for file in (other, tmp_path / "text.npz"):
+        with pytest.raises(ValueError, match="no npz file of CIFAR-10"):
+            CIFAR10(str(file)).files("train")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(ValueError, match="incomplete or corrupted"):
+        CIFAR10(str(tmp_path)).files("train")
+    code, _ = train("none", data__name="cifar10", data__root=tmp_path / "nowhere")
+    assert code == 2
+    assert "No CIFAR-10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["images/{}2017", "{}2017"])
+def test_coco_images(tmp_path, layout):
+    for split, count in (("train", 3), ("val", 2)):
+        place = tmp_path / layout.format(split)
+        place.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (9, 9)).save(place / f"{number:012d}.jpg")
+    source = COCOStuff(str(tmp_path))
+    assert [len(source.files(split)) for split in ("train", "val")] == [3, 2]
+    with pytest.raises(ValueError, match="train and val only"):
+        source.files("all")
+
+
+def test_missing_coco_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected one of .*images/train2017"):
+        COCOStuff(str(tmp_path)).files("train")
