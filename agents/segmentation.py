@@ -26,7 +26,7 @@ from datamodules.base import ImageSource, MaskedSource
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
 from datamodules.transforms.segmentation import pad_to_multiple
-from models.backbones.base import Backbone
+from models.backbones.base import Backbone, Features
 from models.heads.base import Head, resize
 from models.heads.loading import load_head
 from models.losses.segmentation import SegmentationLoss
@@ -69,7 +69,9 @@ class Segmentation(LightningModule):
         self.lr = float(hparams.optim.lr)
         # Logits are cut back to the image after padding, so that they stay aligned with it.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
-        self._features = torch.compile(backbone) if hparams.trainer.compile else backbone
+        self._training_pass = (
+            torch.compile(self._encode) if hparams.trainer.compile else self._encode
+        )
 
     @classmethod
     def build(cls, hparams: Hparams, load: bool = True) -> Segmentation:
@@ -98,12 +100,16 @@ class Segmentation(LightningModule):
             settings.val_fraction,
         )
 
+    def _encode(self, images: Tensor) -> Features:
+        features: Features = self.backbone(images)
+        return features
+
     def logits(self, images: Tensor) -> Tensor:
         """Returns `(B, C, H, W)` for images `(B, 3, H, W)` uint8 of any size."""
         padded = pad_to_multiple(images, self.multiple)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             # Whole images have many sizes: each would be compiled anew.
-            features = (self._features if self.training else self.backbone)(padded)
+            features = (self._training_pass if self.training else self._encode)(padded)
         logits: Tensor = self.head(features, (padded.shape[-2], padded.shape[-1]))
         return logits[..., : images.shape[-2], : images.shape[-1]]
 

@@ -231,7 +231,7 @@ class SegmentationDataModule(ImageDataModule):
 
     @property
     def transductive(self) -> bool:
-        """Whether training sees test images; their labels it never does."""
+        """Never: training lists with test images in them are refused."""
         return False
 
     def train_dataloader(self) -> BatchLoader:

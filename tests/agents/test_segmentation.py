@@ -274,7 +274,8 @@ def test_a_run_trains_chooses_and_tests_once(train, capsys):
     assert "voc12_standard" in said
     assert "--predict first" in said
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    assert any(key.startswith("head.") for key in best["state_dict"])
+    parts = {key.partition(".")[0] for key in best["state_dict"]}
+    assert parts == {"backbone", "head"}  # nothing is kept twice
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert "barlow_twins" not in saved
     assert saved["segmentation"]["head"] == "setr_naive"
