@@ -62,8 +62,8 @@ class Standard(Protocol):
 class Seed224(Protocol):
     """`voc12_seed224`: image and mask squashed to 224 x 224, void counted as background.
 
-    Only to compare with the study (Apavou & Zucker 2022): it is kinder than VOC's own rules, and
-    the numbers must not be mixed.
+    Only to compare with the study (Apavou & Zucker 2022); its numbers and those of VOC's own rules
+    must not be mixed: the same network scores differently.
     """
 
     size = (224, 224)
