@@ -28,7 +28,9 @@ def check(hparams: Hparams) -> Hparams:
         if problem:
             raise ConfigError(f"--{leaf.path} {leaf.value}: {problem}.")
     for leaf in leaves(hparams):
-        if leaf.value != leaf.default and (reason := no_effect(hparams, leaf.path)):
+        # null asks for nothing, so it may be given wherever it does nothing.
+        asked = leaf.value != leaf.default and leaf.value is not None
+        if asked and (reason := no_effect(hparams, leaf.path)):
             raise ConfigError(f"--{leaf.path} {leaf.value} has no effect {reason}.")
     _check_combinations(hparams)
     return hparams

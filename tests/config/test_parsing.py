@@ -125,3 +125,12 @@ def test_help_names_choices_and_defaults():
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page
+
+
+def test_null_may_be_given_where_it_does_nothing():
+    words = ["--experiment", "voc-frozen", "--backbone.name", "resnet50"]
+    with pytest.raises(ConfigError, match=r"backbone\.patch_size 16 has no effect"):
+        parse(words)
+    command = parse([*words, "--backbone.patch_size", "null"])
+    assert isinstance(command, Command)
+    assert "patch_size" not in active_settings(command.hparams)["backbone"]
