@@ -1,4 +1,4 @@
-"""SHA-256 of the tensors in weight files: equal exactly when the weights are.
+"""SHA-256 of the tensors in weight files, as float32: equal exactly when the weights are.
 
 python benchmarks/weights_hash.py runs/*/checkpoints/backbone.pth
 """
@@ -19,7 +19,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         digest = hashlib.sha256()
         for key, value in sorted(network_state(read_checkpoint(Path(name)), name).items()):
-            digest.update(key.encode() + value.contiguous().numpy().tobytes())
+            digest.update(key.encode() + value.float().contiguous().numpy().tobytes())
         print(digest.hexdigest()[:16], name)
 
 
