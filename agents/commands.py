@@ -51,7 +51,7 @@ def trained_agent(folder: RunFolder, hparams: Hparams) -> tuple[pl.LightningModu
         FileNotFoundError: the run has no checkpoint.
         ValueError: the settings do not fit the checkpoint.
     """
-    checkpoint = folder.best if folder.best.exists() else folder.last
+    checkpoint = folder.chosen
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder.path} has no checkpoint to evaluate.")
     quiet_libraries()

@@ -13,7 +13,7 @@ from rich.progress import track
 from agents.segmentation import Segmentation
 from config import names
 from config.hparams import Hparams
-from datamodules.base import IMAGE_SUFFIXES
+from datamodules.base import IMAGE_SUFFIXES, is_image
 from datamodules.loading import UNREADABLE, read_rgb
 from datamodules.transforms.segmentation import Protocol
 from models.heads.base import resize
@@ -58,10 +58,9 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     if not done:
         raise ValueError(f"None of {len(files)} files could be read, first: {unreadable[0]}.")
     print(f"{done} images labelled: {out}/labels (palette PNGs), {out}/overlays.")
-    for count, what in ((len(unreadable), "unreadable"), (len(others), "no images")):
-        if count:
-            shown = ", ".join([*unreadable, *map(str, others)][:3])
-            print(f"{count} files skipped ({what}): {shown}")
+    for skipped, what in ((unreadable, "unreadable"), (list(map(str, others)), "no images")):
+        if skipped:
+            print(f"{len(skipped)} files skipped ({what}): {', '.join(skipped[:3])}")
     return 0
 
 
@@ -75,13 +74,13 @@ def find_images(place: Path) -> tuple[list[Path], list[Path]]:
     if not place.exists():
         raise FileNotFoundError(f"--images {place}: there is no such file or folder.")
     found = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
-    images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = list(filter(is_image, found))
     if not images:
         raise ValueError(
             f"--images {place}: none of {len(found)} files is an image "
             f"({', '.join(sorted(IMAGE_SUFFIXES))})."
         )
-    return images, [file for file in found if file not in set(images)]
+    return images, [file for file in found if not is_image(file)]
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
-from config.parsing import find_run
 from config.resolve import resolve
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
@@ -34,7 +33,7 @@ from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, record_environment
+from utils.run_folder import RunFolder, create, named_run, record_environment
 from utils.weights import read_checkpoint
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -154,6 +153,7 @@ class Trainer:
 
     def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
+        transductive = data.transductive or _weights_are_transductive(self.hparams)
         loggers = build_loggers(self.hparams.logger, folder)
         if self.resumed:
             _forget_later_steps(loggers, folder)
@@ -190,7 +190,7 @@ class Trainer:
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
             result |= {
                 **cast(Agent, agent).facts,
-                "transductive": data.transductive or _weights_are_transductive(self.hparams),
+                "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
             }
@@ -233,9 +233,12 @@ class Trainer:
             self.metrics |= trainer.callback_metrics
             save_backbone(agent, folder)
             if is_overridden("test_step", agent):
-                best = folder.best if folder.best.exists() else folder.last
                 trainer.test(
-                    agent, datamodule=data, ckpt_path=best, weights_only=True, verbose=False
+                    agent,
+                    datamodule=data,
+                    ckpt_path=folder.chosen,
+                    weights_only=True,
+                    verbose=False,
                 )
         except Interrupted as interruption:
             return "interrupted", str(interruption)
@@ -248,11 +251,8 @@ class Trainer:
 
 
 def _weights_are_transductive(hparams: Hparams) -> bool:
-    weights = hparams.backbone.weights
-    if not weights.startswith("run:"):
-        return False
-    folder = find_run(weights, hparams.run.dir)
-    return bool(RunFolder(folder).read_summary().get("transductive"))
+    run = named_run(hparams.backbone.weights, hparams.run.dir)
+    return run is not None and bool(run.read_summary().get("transductive"))
 
 
 def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:

@@ -54,6 +54,8 @@ class EffectiveReceptiveField(Callback):
         Raises:
             ValueError: a layer that the network does not have.
         """
+        if stage != "fit":
+            return
         backbone = backbone_of(pl_module)
         size = 2 * max(backbone.patch_multiple, *backbone.map_strides)
         with looking(pl_module):
@@ -230,5 +232,6 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
         label="|gradient| / maximum",
         ticks=[0, 0.05, 0.25, 0.5, 1],
     )
-    figure.text(0.01, 0.01, "blue: smallest centred square with 50 % of the field", fontsize=7)
+    # Not figure.text, for which the layout leaves no room.
+    figure.supxlabel("blue: smallest centred square with 50 % of the field", fontsize=7)
     return figure

@@ -138,6 +138,11 @@ def read_square(file: ImageItem, size: int) -> Tensor | None:
     return F.pil_to_tensor(image)
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file is an image by its name."""
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
 def image_files(folder: Path) -> list[Path]:
     """Lists the images below a folder, sorted by path.
 
@@ -146,7 +151,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Set --data.root.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(filter(is_image, folder.rglob("*")))
     if not files:
         raise FileNotFoundError(
             f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."

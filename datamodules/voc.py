@@ -68,7 +68,23 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     if split == "all_minus_val":
         val = set(voc_files(folder, "val"))
         return [file for file in voc_files(folder, "all") if file not in val]
-    listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    listing = _listing(folder, split)
+    names = _listed(listing)
+    files = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
+    require(files, listing, "images")
+    if split != "val" and (shared := sorted(set(names) & set(_listed(_listing(folder, "val"))))):
+        raise ValueError(
+            f"{listing} holds {len(shared)} validation images, first: {shared[0]}. Training "
+            "on them would make the result worthless; use a list without them."
+        )
+    return files
+
+
+def _listing(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+
+
+def _listed(listing: Path) -> list[str]:
     if not listing.is_file():
         raise FileNotFoundError(f"{listing} is missing: the VOC folder is incomplete.")
     # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
@@ -76,14 +92,7 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     names = [Path(word).stem if "/" in word else word for word in first]
     if not names:
         raise ValueError(f"{listing} lists no images.")
-    files = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
-    require(files, listing, "images")
-    if split != "val" and (shared := sorted(set(files) & set(voc_files(folder, "val")))):
-        raise ValueError(
-            f"{listing} holds {len(shared)} validation images, first: {shared[0].stem}. Training "
-            "on them would make the result worthless; use a list without them."
-        )
-    return files
+    return names
 
 
 def require(files: list[Path], listing: Path, what: str) -> None:
@@ -116,7 +125,7 @@ def voc_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
             f"{folder} has no {masks.name}: segmentation needs the full VOC 2012 archive, {extra}."
         )
     files = [masks / f"{image.stem}.png" for image in images]
-    require(files, folder / "ImageSets" / "Segmentation" / f"{split}.txt", "masks")
+    require(files, _listing(folder, split), "masks")
     return list(zip(images, files, strict=True))
 
 

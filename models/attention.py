@@ -56,6 +56,12 @@ class Attention:
         return self.weights[..., self.num_prefix :].unflatten(-1, self.grid)
 
 
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Returns half-precision tensors as float32, others as they are."""
+    half = (torch.float16, torch.bfloat16)
+    return tuple(tensor.float() if tensor.dtype in half else tensor for tensor in tensors)
+
+
 def attention_rows(
     q: Tensor, k: Tensor, scale: float, num_prefix: int, queries: Literal["cls", "mean", "all"]
 ) -> Tensor:
@@ -81,8 +87,7 @@ def attention_rows(
     elif queries == "mean":
         q = q[:, :, num_prefix:]
     with torch.autocast(q.device.type, enabled=False):
-        if q.dtype in (torch.float16, torch.bfloat16):
-            q, k = q.float(), k.float()
+        q, k = at_least_float32(q, k)
         rows = (q @ k.transpose(-2, -1) * scale).softmax(-1)
     return rows.mean(2, keepdim=True) if queries == "mean" else rows
 

@@ -35,6 +35,10 @@ TINY = {
     "callbacks.feature_maps.enabled": "false",
     "callbacks.report.enabled": "false",
 }
+# For backbones that are no ViT.
+NO_VIT_SIZES = dict.fromkeys(
+    ("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...
+)
 NO_SEGMENTATION_FIGURES = {
     f"callbacks.{name}.enabled": "false"
     for name in ("segmentation_predictions", "class_iou", "confusion_matrix")

@@ -52,6 +52,11 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @property
+    def chosen(self) -> Path:
+        """The best checkpoint, the last where none was chosen; it may not exist."""
+        return self.best if self.best.exists() else self.last
+
+    @property
     def backbone(self) -> Path:
         """The trained backbone in its architecture's public layout."""
         return self.checkpoints / "backbone.pth"
@@ -79,6 +84,15 @@ class RunFolder:
         """Returns environment.json, empty before there is one."""
         file = self.path / "environment.json"
         return json.loads(file.read_text()) if file.exists() else {}
+
+
+def named_run(weights: str, runs_dir: str) -> RunFolder | None:
+    """Returns the folder of `run:NAME`, or of `run:PATH`; None for anything else."""
+    if not weights.startswith("run:"):
+        return None
+    name = weights.removeprefix("run:")
+    inside = Path(runs_dir) / name
+    return RunFolder(inside if inside.is_dir() else Path(name))
 
 
 def create(runs_dir: str, name: str | None) -> RunFolder:

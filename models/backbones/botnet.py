@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet as Net
 
-from models.attention import Attention, AttentionRequest
+from models.attention import Attention, AttentionRequest, at_least_float32
 from models.backbones.base import AttentionBackbone, Features
 from models.backbones.resnet import ResNet, make_net, resnet50_sources
 
@@ -50,8 +50,7 @@ class RelativeAttention2d(nn.Module):
         """Returns the attention `(B, heads, N, N)`, in float32 or better."""
         q, k, _ = self._qkv(x)
         with torch.autocast(x.device.type, enabled=False):
-            if q.dtype in (torch.float16, torch.bfloat16):
-                q, k = q.float(), k.float()
+            q, k = at_least_float32(q, k)
             return self._logits(q, k, (x.shape[2], x.shape[3])).softmax(-1)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

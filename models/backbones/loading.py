@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.backbones.base import Backbone
+from utils.run_folder import named_run
 from utils.weights import network_state, read_checkpoint
 
 
@@ -65,11 +66,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
                 f"(published for it: {known}). A file or run:NAME works too."
             )
         return load_state(backbone, backbone.sources[weights](), weights)
-    file = Path(weights)
-    if weights.startswith("run:"):
-        run = weights.removeprefix("run:")
-        folder = Path(runs_dir) / run if (Path(runs_dir) / run).is_dir() else Path(run)
-        file = folder / "checkpoints" / "backbone.pth"
+    run = named_run(weights, runs_dir)
+    file = run.backbone if run else Path(weights)
     return load_state(backbone, network_state(read_checkpoint(file), str(file)), str(file))
 
 

@@ -12,7 +12,7 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from models.attention import Attention, AttentionRequest
+from models.attention import Attention, AttentionRequest, at_least_float32
 from models.backbones.base import AttentionBackbone, Features, StateDict, parse_layers
 
 _STAGES = 4
@@ -96,9 +96,7 @@ def _windows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     # As in the block: shift (B, h, w, C), pad, cut into windows. Returns (B * windows, area, C).
     if any(block.shift_size):
         x = torch.roll(x, (-block.shift_size[0], -block.shift_size[1]), (1, 2))
-    height, width = block.window_size
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
-    return window_partition(x, block.window_size).flatten(1, 2)
+    return window_partition(_padded(block, x), block.window_size).flatten(1, 2)
 
 
 @torch.no_grad()
@@ -145,8 +143,7 @@ def _window_rows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     qkv = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = qkv[0], qkv[1]  # (B * windows, heads, area, d)
     with torch.autocast(x.device.type, enabled=False):
-        if q.dtype in (torch.float16, torch.bfloat16):
-            q, k = q.float(), k.float()
+        q, k = at_least_float32(q, k)
         logits = q @ k.transpose(-2, -1) * attn.scale + attn._get_rel_pos_bias()
         mask = block.get_attn_mask(_padded(block, x))
         if mask is not None:
@@ -156,7 +153,7 @@ def _window_rows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
 
 
 def _padded(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    # Only its size is looked at, and it must be that of whole windows.
+    # (B, h, w, C) to the size of whole windows.
     height, width = block.window_size
     return F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
 

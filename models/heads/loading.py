@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.heads.base import Head
+from utils.run_folder import named_run
 from utils.weights import read_checkpoint, tensors_in
 
 
@@ -34,11 +35,8 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
             raise ValueError("--segmentation.head_weights coco: there are some for deeplabv3 only.")
         state = head.sources[weights]()
     else:
-        file = Path(weights)
-        if weights.startswith("run:"):
-            checkpoints = Path(runs_dir) / weights.removeprefix("run:") / "checkpoints"
-            best, last = checkpoints / "best.ckpt", checkpoints / "last.ckpt"
-            file = best if best.exists() else last
+        run = named_run(weights, runs_dir)
+        file = run.chosen if run else Path(weights)
         state = tensors_in(read_checkpoint(file), str(file))
     _load(head, state, weights)
     return f"head weights from {weights}: {len(head.state_dict())} tensors matched (100%)"

@@ -18,7 +18,15 @@ from config.resolve import resolve
 from datamodules.segmentation import collate
 from datamodules.shapes import Shapes, generate
 from main import main
-from tests.conftest import NO_SEGMENTATION_FIGURES, TINY, assert_same, options, summary, weights
+from tests.conftest import (
+    NO_SEGMENTATION_FIGURES,
+    NO_VIT_SIZES,
+    TINY,
+    assert_same,
+    options,
+    summary,
+    weights,
+)
 
 VOID = 255
 SETTINGS = {
@@ -206,9 +214,7 @@ def digest(module: torch.nn.Module) -> str:
 def test_a_frozen_backbone_stays_as_it_was(train, backbone, monkeypatch):
     changed = {"backbone__name": backbone}
     if backbone == "resnet18":
-        changed |= dict.fromkeys(
-            ("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...
-        )
+        changed |= NO_VIT_SIZES
     digests, modes = [], []
     original = Segmentation.training_step
 
@@ -382,7 +388,7 @@ def test_deeplab_on_a_resnet_trains(train):
         segmentation__head="deeplabv3",
         trainer__max_steps=2,
         trainer__limit_val_batches=0,
-        **dict.fromkeys(("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...),
+        **NO_VIT_SIZES,
     )
     assert code == 0
     assert summary(folder)["steps"] == 2

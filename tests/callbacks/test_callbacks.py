@@ -12,7 +12,7 @@ from callbacks.early_stopping import early_stopping
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.looking import looking
 from callbacks.views import draw as draw_views
-from tests.conftest import assert_same, weights
+from tests.conftest import NO_VIT_SIZES, assert_same, weights
 from utils import figures
 
 ALL_ON = {
@@ -154,13 +154,12 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
 
 
 def test_a_network_without_attention_is_told_once(train, caplog):
-    shared = {"backbone__" + leaf: ... for leaf in ("patch_size", "depth", "embed_dim")}
     code, folder = train(
         "resnet",
         backbone__name="resnet18",
         callbacks__attention_maps__enabled="true",
         trainer__max_epochs=1,
-        **shared,
+        **NO_VIT_SIZES,
     )
     assert code == 0
     assert not (folder / "figures" / "attention_maps").exists()

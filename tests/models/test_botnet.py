@@ -9,6 +9,7 @@ from models.attention import AttentionRequest
 from models.backbones.botnet import BoTNet, RelativeAttention2d, botnet50
 from models.backbones.loading import load_state
 from models.backbones.resnet import resnet50
+from tests.conftest import NO_VIT_SIZES
 
 
 def net(**settings) -> BoTNet:
@@ -142,7 +143,7 @@ def test_it_trains_with_a_cifar_stem_and_shows_its_attention(train):
         backbone__stem="cifar",
         trainer__max_steps=1,
         callbacks__attention_maps__enabled="true",
-        **dict.fromkeys(("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...),
+        **NO_VIT_SIZES,
     )
     assert code == 0
     assert list((folder / "figures" / "attention_maps" / "train").glob("block-03/*.png"))

@@ -8,6 +8,7 @@ from callbacks.effective_receptive_field import receptive_fields
 from models.attention import AttentionRequest
 from models.backbones.loading import load_state
 from models.backbones.swin import Swin, build, swin_tiny
+from tests.conftest import NO_VIT_SIZES, summary
 
 
 def tiny(image_size: int = 64, layers: str = "last4", window: int = 4, **settings) -> Swin:
@@ -155,15 +156,13 @@ def test_parameter_count_is_the_papers():
 
 
 def test_a_swin_is_pretrained_and_looked_into(train):
-    from tests.conftest import summary
-
     code, folder = train(
         "swin",
         backbone__name="swin_tiny",
         trainer__max_steps=1,
         callbacks__attention_maps__enabled="true",
         callbacks__effective_receptive_field__enabled="true",
-        **dict.fromkeys(("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...),
+        **NO_VIT_SIZES,
     )
     assert code == 0
     assert summary(folder)["steps"] == 1
