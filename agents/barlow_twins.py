@@ -27,6 +27,7 @@ from models.losses.barlow_twins import (
     rank_bound,
     summarise,
 )
+from utils.distributed import gather_batch
 
 # λ(D-1)/(N-1) above which sampling noise, not redundancy, dominates the loss; the study's failed
 # batch of 32 at width 512 lies at 0.08.
@@ -75,19 +76,17 @@ class BarlowTwins(LightningModule):
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two random views of every image."""
         size = hparams.data.image_size
-        return ViewsDataModule(source, BarlowTwinsViews(size), size, loading)
+        return ViewsDataModule(source, BarlowTwinsViews(size, hparams.data.blur), size, loading)
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.backbone(images).pooled
 
-    def embed(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Embeds one view.
+    def features(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Returns the pooled features of one view on all processes, `(N, D)`.
 
         Args:
-            chunks: its micro-batches `(n, 3, H, W)` uint8, n summing to N; they may be on the host.
-
-        Returns:
-            `(N, projector_dim)`. The backbone sees one chunk at a time, the projector all N.
+            chunks: the micro-batches `(n, 3, H, W)` uint8 of this process; they may be on the host.
+                The backbone sees one at a time.
         """
         if self.backbone.frozen or not torch.is_grad_enabled():
             with torch.no_grad():
@@ -96,10 +95,10 @@ class BarlowTwins(LightningModule):
             features = self._pooled(chunks[0].to(self.device))
         else:
             features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
-        return self.projector(features)
+        return gather_batch(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch, with the embeddings `z1`, `z2` `(N, D)` for callbacks."""
+        """Loss of one batch, with first view's `features` and the embeddings `z1`, `z2`."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -109,11 +108,18 @@ class BarlowTwins(LightningModule):
     def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         method = self.settings.barlow_twins
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        z1, z2 = (self.embed(chunks) for chunks in batch.views)
+        features = [self.features(chunks) for chunks in batch.views]
+        # The projector sees the whole batch, so that its BatchNorm does.
+        z1, z2 = (self.projector(view) for view in features)
         correlation = cross_correlation(z1, z2)
         loss = method.scale * barlow_twins_loss(correlation, method.lambd)
         self._report(split, loss, correlation.detach(), z1.detach())
-        return {"loss": loss, "z1": z1.detach(), "z2": z2.detach()}
+        return {
+            "loss": loss,
+            "features": features[0].detach(),
+            "z1": z1.detach(),
+            "z2": z2.detach(),
+        }
 
     def _report(self, split: str, loss: Tensor, correlation: Tensor, z: Tensor) -> None:
         method, size = self.settings.barlow_twins, len(z)

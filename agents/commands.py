@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.build import build_agent, build_data, check_fits
 from agents.compare import compare
 from agents.predict import predict
 from agents.study import run_study
-from agents.trainer import Trainer
+from agents.trainer import Trainer, save_backbone
 from config.hparams import Hparams
 from config.parsing import Command, find_run
 from config.resolve import resolve
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
-from utils.weights import network_state, read_checkpoint
+from utils.weights import read_checkpoint
 
 
 def execute(command: Command) -> int:
@@ -30,30 +29,32 @@ def execute(command: Command) -> int:
         print(compare([RunFolder(find_run(run, runs_dir)) for run in command.compare]))
         return 0
     if command.export:
-        return export(RunFolder(find_run(command.export, runs_dir)))
+        return export(RunFolder(find_run(command.export, runs_dir)), hparams)
     if command.evaluate:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
-        agent, hparams = trained_agent(folder, hparams)
+        agent, hparams = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
     return Trainer(hparams).run()
 
 
-def trained_agent(folder: RunFolder, hparams: Hparams) -> tuple[pl.LightningModule, Hparams]:
-    """Builds the agent of a run with the weights of its best checkpoint, the last without one.
+def trained_agent(
+    folder: RunFolder, hparams: Hparams, checkpoint: Path
+) -> tuple[pl.LightningModule, Hparams]:
+    """Builds the agent of a run with the weights of a checkpoint.
 
     Args:
         folder: the run.
         hparams: its settings, those given on the command line instead of them included.
+        checkpoint: its best one, or its last.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint.
+        FileNotFoundError: the run has no such checkpoint.
         ValueError: the settings do not fit the checkpoint.
     """
-    checkpoint = folder.chosen
     if not checkpoint.exists():
-        raise FileNotFoundError(f"{folder.path} has no checkpoint to evaluate.")
+        raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
     quiet_libraries()
     hparams = resolve(hparams)
     agent = build_agent(hparams, load=False)
@@ -68,7 +69,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     On the test set, by the protocol of the settings, where the task has a test; else on the
     validation set.
     """
-    agent, hparams = trained_agent(folder, hparams)
+    agent, hparams = trained_agent(folder, hparams, folder.chosen)
     data = build_data(hparams)
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
@@ -90,16 +91,10 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     return 0
 
 
-def export(folder: RunFolder) -> int:
-    """Writes the last backbone of a run, finished or not, in its public layout.
-
-    Raises:
-        FileNotFoundError: the run has no checkpoint.
-    """
-    if not folder.last.exists():
-        raise FileNotFoundError(f"{folder.path} has no checkpoint to export.")
-    state = network_state(read_checkpoint(folder.last), str(folder.last))
-    torch.save(state, folder.backbone)
+def export(folder: RunFolder, hparams: Hparams) -> int:
+    """Writes the last backbone of a run, finished or not, in its public layout."""
+    agent, _ = trained_agent(folder, hparams, folder.last)
+    state = save_backbone(agent, folder)
     print(
         f"{folder.backbone}: {len(state)} tensors.\n"
         f"Use it here:      --backbone.weights run:{folder.name}\n"

@@ -9,11 +9,12 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from config import names
 from config.hparams import OptimHparams
-from utils.optim import parameter_groups
+from utils.optim import decays, parameter_groups
 
 
 def configure(
@@ -44,3 +45,10 @@ def configure(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
     }
+
+
+def set_weight_decay(optimizer: Optimizer, value: float) -> None:
+    """Sets the weight decay of the parameters that have one."""
+    for group in optimizer.param_groups:
+        if decays(group["params"][0]):
+            group["weight_decay"] = value

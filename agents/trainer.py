@@ -26,9 +26,10 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
-from config.resolve import resolve
+from config.resolve import resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
+from datamodules.self_supervised import ViewsDataModule
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
@@ -82,6 +83,9 @@ class Trainer:
         data = build_data(self.hparams)
         data.prepare_data()
         data.setup("fit")
+        self.hparams, choices = resolve_for_data(self.hparams, len(data.train_files))
+        if choices:
+            console.info("%s", choices)
         agent = build_agent(self.hparams, load=not self.resumed)
         data.train_dataloader()  # a batch larger than the data set stops before a folder is made
         folder = self._open_folder(agent)
@@ -112,7 +116,7 @@ class Trainer:
                 agent,
                 self._lightning_trainer,
                 self.hparams.data.batch_size,
-                self.hparams.data.image_size,
+                cast(ViewsDataModule, data).views.sizes,
                 self.device,
             )
             data.loading = replace(data.loading, chunk_size=options.chunk_size)
@@ -262,7 +266,9 @@ def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
             logger.forget_after(step - 1)  # rows count steps from 0
 
 
-def save_backbone(agent: pl.LightningModule, folder: RunFolder) -> None:
+def save_backbone(agent: pl.LightningModule, folder: RunFolder) -> dict[str, torch.Tensor]:
     """Writes backbone.pth: the backbone's last weights, key names of its public layout."""
     backbone: Any = agent.backbone
-    torch.save({k: v.cpu() for k, v in backbone.net.state_dict().items()}, folder.backbone)
+    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
+    torch.save(state, folder.backbone)
+    return state

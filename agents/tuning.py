@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -67,14 +67,20 @@ def tune_chunk_size(
     agent: pl.LightningModule,
     make_trainer: TrainerFactory,
     batch_size: int,
-    image_size: int,
+    view_sizes: Sequence[int],
     device: torch.device,
-    num_views: int = 2,
 ) -> int:
     """Searches the largest `chunk_size` by training a copy for two real steps on random images.
 
     Two, because the optimizer allocates its state in the first. On the CPU a chunk is not tried
     when its memory, extrapolated from the last one, would exceed what is available.
+
+    Args:
+        agent: is copied.
+        make_trainer: builds a Lightning trainer.
+        batch_size: images per step.
+        view_sizes: side of each view of an image in pixels.
+        device: where it trains.
 
     Returns:
         A chunk size that was tried; `batch_size` when the whole batch fits at once.
@@ -87,7 +93,7 @@ def tune_chunk_size(
         if on_cpu and last and last[1] * chunk / last[0] > CPU_SHARE * available_mb():
             return False
         try:
-            used = _probe(agent, make_trainer, batch_size, chunk, image_size, device, num_views)
+            used = _probe(agent, make_trainer, batch_size, chunk, view_sizes, device)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,18 +112,14 @@ def _probe(
     make_trainer: TrainerFactory,
     batch_size: int,
     chunk: int,
-    image_size: int,
+    view_sizes: Sequence[int],
     device: torch.device,
-    num_views: int,
 ) -> float:
     sizes = chunk_sizes(batch_size, chunk)
     with rng_preserved(), tempfile.TemporaryDirectory() as folder:
         views = tuple(
-            [
-                torch.randint(0, 256, (n, 3, image_size, image_size), dtype=torch.uint8)
-                for n in sizes
-            ]
-            for _ in range(num_views)
+            [torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8) for n in sizes]
+            for side in view_sizes
         )
         batch = Batch(views, torch.arange(batch_size), ())
         trainer = make_trainer(max_steps=2, max_epochs=-1, default_root_dir=folder, callbacks=[])

@@ -40,7 +40,7 @@ def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
     agent.eval()
     batch = next(iter(data.loading.loader(data.train_set, shuffle=False)))
     with torch.no_grad():
-        z1, z2 = (agent.embed(view) for view in batch.views)
+        z1, z2 = (agent.projector(agent.features(view)) for view in batch.views)
     steps = 0 if start_over else checkpoint["global_step"]
     return cross_correlation(z1, z2), steps, hparams.barlow_twins.lambd
 

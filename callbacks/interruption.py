@@ -44,7 +44,9 @@ class Interruption(Callback):
         batch_idx: int,
     ) -> None:
         """Saves when asked to stop. The step's metrics are logged after this hook, so go on."""
-        if self.asked:
+        # Gradients that are still being accumulated are in no checkpoint.
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if self.asked and complete:
             trainer.save_checkpoint(self.checkpoint)
             self.saved_at = trainer.global_step
 

@@ -60,8 +60,11 @@ class DataHparams:
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long."""
     batch_size: Annotated[int, Between(2)] = 128
-    """Images per optimizer step: a *scientific* choice. Barlow Twins correlates over exactly this
-    many; when memory is short lower trainer.chunk_size instead, the result stays the same."""
+    """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
+    correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
+    result stays the same."""
+    blur: bool = True
+    """Blur among the augmentations; the recipes for images of 32 px have none."""
     num_workers: Natural | None = None
     """Loader processes. null: one per core but one, at most 8. 0: load in the main process."""
 
@@ -119,6 +122,70 @@ class BarlowTwinsHparams:
 
 
 @dataclass
+class DINOHparams:
+    """DINO (Caron et al. 2021). auto: by the number of images and steps, printed at the start."""
+
+    out_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
+    """Prototypes K. auto: 1024 up to 20k images, 2048 to 50k, 4096 to 100k, 16384 to 200k, 32768 to
+    500k, else the paper's 65536."""
+    hidden_dim: Count = 2048
+    """Head: width of the MLP."""
+    bottleneck_dim: Count = 256
+    """Head: width before the last layer."""
+    head_layers: Count = 3
+    """Head: linear layers of the MLP."""
+    norm_last_layer: bool = True
+    """Keep the prototypes' norms at 1: steadier; false can be a little better for small ViTs."""
+    student_temp: Annotated[float, Between(1e-3)] = 0.1
+    """Temperature of the student."""
+    teacher_temp: Annotated[float | str, Auto(), Between(1e-3)] = "auto"
+    """Temperature of the teacher after the warm-up. auto: 0.02 up to 20k images, rising to 0.07 at
+    ImageNet's. Lower it when the loss stays at ln(out_dim)."""
+    warmup_teacher_temp: Annotated[float | str, Auto(), Between(1e-3)] = "auto"
+    """Its value at the start. auto: 0.04, or teacher_temp where that is lower."""
+    warmup_teacher_temp_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
+    """Steps until teacher_temp. auto: 30 % of the run, at most 37500."""
+    momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0)] = "auto"
+    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, rising
+    to 0.996 at ImageNet's."""
+    center_momentum: Fraction = 0.9
+    """Momentum of the centre."""
+    freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
+    """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250."""
+    clip_grad: NonNegative = 3.0
+    """Largest gradient norm of each tensor by itself; 0: no clipping."""
+    local_crops_number: Natural = 8
+    """Local views beside the two global ones. 2 cost a sixth of 8."""
+    local_crop_size: Annotated[int | str, Auto(), Between(8)] = "auto"
+    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16."""
+    global_crops_scale: list[float] = field(default_factory=list)
+    """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
+    local_crops_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])
+    """Share of the image in a local view."""
+    export: Literal["teacher", "student"] = "teacher"
+    """The backbone that is kept, drawn and evaluated."""
+    centering: bool = True
+    """Subtract the centre from the teacher's outputs. Without: one prototype tends to win."""
+    sharpening: bool = True
+    """A lower temperature for the teacher. Without (the student's): outputs tend to be uniform."""
+    ema: bool = True
+    """The teacher is an average. Without: the student of the step before."""
+    multi_crop: bool = True
+    """Local views. Without: two global views only."""
+
+
+@dataclass
+class DINOTwinsHparams:
+    """DINO and Barlow Twins on one backbone; groups dino and barlow_twins set the two heads."""
+
+    beta: NonNegative = 2.5e-3
+    """Weight of Barlow Twins. The study's: its part is then about half of DINO's at the start."""
+    pairs: Literal["global", "global_local", "all"] = "global"
+    """Views that are correlated: the two global ones | pairs with a global one | all, as in the
+    study."""
+
+
+@dataclass
 class SegmentationHparams:
     """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
 
@@ -148,12 +215,16 @@ class OptimHparams:
     name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Peak learning rate. auto: 1e-3 x sqrt(batch_size / 256) for adamw, 0.2 (lars) or 0.03 (sgd)
-    x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for adamw, and
-    1e-4 x the same when a loaded backbone is trained with it. The small default network bears twice
-    the first."""
+    """Peak learning rate. auto: 1e-3 (DINO: 5e-4) x sqrt(batch_size / 256) for adamw, 0.2 (lars) or
+    0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for
+    adamw, and 1e-4 x the same when a loaded backbone is trained with it. The small default network
+    bears twice the first."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Never applied to norms and biases. auto: 0.05 (adamw), 1.5e-6 (lars), 1e-4 (sgd)."""
+    """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
+    (sgd)."""
+    final_weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """dino, dino_twins: its value at the end, reached along a cosine. auto: 0.4 for adamw, else as
+    at the start."""
     momentum: Fraction = 0.9
     """lars, sgd."""
     schedule: Annotated[str, OneOf(names.SCHEDULES)] = "cosine"
@@ -184,10 +255,11 @@ class TrainerHparams:
     """torch.compile the backbone's training pass. Not on Pascal cards."""
     chunk_size: Annotated[int, Between(2)] | None = None
     """Images that pass the backbone at once: memory follows this, the result follows batch_size.
-    null: the whole batch at once."""
+    null: the whole batch at once. DINO then takes one view after the other: batch_size here already
+    saves much."""
     accumulate: Count = 1
-    """Sum gradients over this many batches. NOT a larger batch for Barlow Twins: every batch has
-    its own matrix. Use batch_size with chunk_size for that."""
+    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins:
+    every batch has its own matrix. Use batch_size with chunk_size for that."""
     gradient_clip: NonNegative = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: bool = False
@@ -372,12 +444,15 @@ class CallbackHparams:
 class Hparams:
     """A run."""
 
-    task: Literal["barlow_twins", "segmentation"] = "barlow_twins"
-    """What to train: barlow_twins (a backbone, without labels) | segmentation (a head on one)."""
+    task: Literal["barlow_twins", "dino", "dino_twins", "segmentation"] = "barlow_twins"
+    """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | segmentation (a
+    head on one)."""
     run: RunHparams = field(default_factory=RunHparams)
     data: DataHparams = field(default_factory=DataHparams)
     backbone: BackboneHparams = field(default_factory=BackboneHparams)
     barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
+    dino: DINOHparams = field(default_factory=DINOHparams)
+    dino_twins: DINOTwinsHparams = field(default_factory=DINOTwinsHparams)
     segmentation: SegmentationHparams = field(default_factory=SegmentationHparams)
     optim: OptimHparams = field(default_factory=OptimHparams)
     trainer: TrainerHparams = field(default_factory=TrainerHparams)

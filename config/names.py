@@ -49,6 +49,10 @@ TASKS: dict[str, Part] = {
         "agents.barlow_twins:BarlowTwins",
         (*_COMMON, "barlow_twins", "callbacks.cross_correlation"),
     ),
+    "dino": Part("agents.dino:DINO", (*_COMMON, "dino")),
+    "dino_twins": Part(
+        "agents.dino_twins:DINOTwins", (*_COMMON, "dino_twins", "dino", "barlow_twins")
+    ),
     "segmentation": Part(
         "agents.segmentation:Segmentation",
         (
@@ -69,9 +73,13 @@ def reads(task: str, path: str) -> bool:
 
 
 # Leaves of shared groups that only some tasks read.
+_PRETRAINING = ("barlow_twins", "dino", "dino_twins")
 TASK_ONLY: dict[str, tuple[str, ...]] = {
-    "trainer.chunk_size": ("barlow_twins",),
-    "trainer.tune_batch_size": ("barlow_twins",),
+    "barlow_twins.scale": ("barlow_twins",),
+    "data.blur": _PRETRAINING,
+    "optim.final_weight_decay": ("dino", "dino_twins"),
+    "trainer.chunk_size": _PRETRAINING,
+    "trainer.tune_batch_size": _PRETRAINING,
 }
 
 _VIT = ("patch_size", "depth", "embed_dim", "num_heads", "mlp_ratio", "pool", "layers", "drop_path")
@@ -99,14 +107,14 @@ DATASETS: dict[str, Part] = {
     "cifar10": Part("datamodules.cifar10:CIFAR10", ("download",)),
     "image_folder": Part("datamodules.image_folder:ImageFolder", ("split", "val_fraction")),
 }
-DATA_COMMON = ("name", "root", "image_size", "batch_size", "num_workers")
+DATA_COMMON = ("name", "root", "image_size", "batch_size", "num_workers", "blur")
 
 OPTIMIZERS: dict[str, Part] = {
     "adamw": Part("utils.optim:adamw"),
     "lars": Part("utils.optim:lars", ("momentum",)),
     "sgd": Part("utils.optim:sgd", ("momentum",)),
 }
-OPTIM_COMMON = ("name", "lr", "weight_decay", "schedule")
+OPTIM_COMMON = ("name", "lr", "weight_decay", "final_weight_decay", "schedule")
 SCHEDULES: dict[str, Part] = {
     "cosine": Part("utils.schedules:warmup_cosine", ("warmup_epochs", "final_lr_ratio")),
     "poly": Part("utils.schedules:warmup_poly", ("warmup_epochs", "final_lr_ratio")),

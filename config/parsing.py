@@ -166,7 +166,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     early = _early(argv)
     hparams = Hparams()
     resumed = None if early.resume == "none" else early.resume
-    again = resumed or early.evaluate or early.predict
+    again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:
         raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
     if early.experiment:
@@ -205,6 +205,7 @@ def _early(argv: Sequence[str]) -> argparse.Namespace:
     early.add_argument("--experiment")
     early.add_argument("--evaluate")
     early.add_argument("--predict")
+    early.add_argument("--export")
     early.add_argument("--run.resume", dest="resume", default=Hparams().run.resume)
     early.add_argument("--run.dir", dest="dir")
     try:

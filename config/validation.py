@@ -113,6 +113,13 @@ def _unread(choice: str, table: Mapping[str, names.Part], leaf: str, what: str) 
 
 def _check_combinations(hparams: Hparams) -> None:
     data, trainer, segmentation = hparams.data, hparams.trainer, hparams.segmentation
+    for name in ("global_crops_scale", "local_crops_scale"):
+        scale = getattr(hparams.dino, name)
+        if scale and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
+            raise ConfigError(
+                f"--dino.{name} {_words(scale)}: expected two shares of the image, smallest and "
+                "largest, such as 0.05 0.4."
+            )
     if data.split == "trainaug" and data.name != "voc":
         raise ConfigError(f"--data.split trainaug: only voc has it, not {data.name}.")
     if hparams.task == "segmentation" and data.split in ("all", "all_minus_val"):

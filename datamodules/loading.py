@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
 from models.chunking import chunk_sizes
 
-Views = Callable[[Image.Image], tuple[Tensor, ...]]
+
+class Views(Protocol):
+    """From an image as stored, in RGB, to its views `(3, H, W)` uint8.
+
+    Attributes:
+        sizes: side of each view in pixels.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
+        """Draws the views from torch's generator."""
+        ...
+
 
 # What Pillow raises for files it cannot read; SyntaxError for some broken PNGs.
 UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError)

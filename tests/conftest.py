@@ -39,6 +39,13 @@ TINY = {
 NO_VIT_SIZES = dict.fromkeys(
     ("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...
 )
+TINY_DINO = {
+    "dino.out_dim": 24,
+    "dino.hidden_dim": 20,
+    "dino.bottleneck_dim": 12,
+    "dino.local_crops_number": 2,
+    "dino.local_crop_size": 16,
+}
 NO_SEGMENTATION_FIGURES = {
     f"callbacks.{name}.enabled": "false"
     for name in ("segmentation_predictions", "class_iou", "confusion_matrix")
@@ -68,9 +75,14 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
             "run.name": name,
             "data.root": shapes_root,
         }
-        if changed.get("task") == "segmentation":
-            for key in ("barlow_twins.projector_dim", "callbacks.cross_correlation.enabled"):
-                del settings[key]
+        task = changed.get("task", "barlow_twins")
+        if task != "barlow_twins":
+            del settings["callbacks.cross_correlation.enabled"]
+        if task not in ("barlow_twins", "dino_twins"):
+            del settings["barlow_twins.projector_dim"]
+        if task in ("dino", "dino_twins"):
+            settings |= TINY_DINO
+        if task == "segmentation":
             settings |= NO_SEGMENTATION_FIGURES
         settings |= {key.replace("__", "."): value for key, value in changed.items()}
         settings = {key: value for key, value in settings.items() if value is not ...}

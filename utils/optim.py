@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from timm.optim import Lars
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # Official Barlow Twins: learning rate 0.0048 for biases and norms beside 0.2 for matrices. LARS
 # does not adapt their step to the size of the weights: the same rate would be far too large.
 LARS_UNADAPTED_LR = 0.0048 / 0.2
+
+
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, not to norms and biases."""
+    return parameter.ndim > 1
 
 
 def parameter_groups(
@@ -34,7 +39,7 @@ def parameter_groups(
     groups: list[dict[str, Any]] = []
     for module, factor in modules.items():
         trained = [p for p in module.parameters() if p.requires_grad]
-        matrices, others = ([p for p in trained if (p.ndim > 1) == big] for big in (True, False))
+        matrices, others = ([p for p in trained if decays(p) == big] for big in (True, False))
         for members, decay in ((matrices, weight_decay), (others, 0.0)):
             if members:
                 groups.append({"params": members, "lr": factor * lr, "weight_decay": decay})
@@ -52,7 +57,7 @@ def adamw(groups: list[dict[str, Any]]) -> Optimizer:
 def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """LARS (You et al. 2017) as in Barlow Twins: norms and biases neither decay nor adapt."""
     rated = [
-        group | {"lr": group["lr"] * (1 if group["params"][0].ndim > 1 else LARS_UNADAPTED_LR)}
+        group | {"lr": group["lr"] * (1 if decays(group["params"][0]) else LARS_UNADAPTED_LR)}
         for group in groups
     ]
     return Lars(rated, momentum=momentum)
@@ -61,3 +66,10 @@ def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
 def sgd(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """SGD with momentum."""
     return torch.optim.SGD(groups, momentum=momentum)
+
+
+def clip_each(parameters: Iterable[Tensor], limit: float) -> None:
+    """Scales every gradient whose own norm exceeds `limit` down to it (DINO's official code)."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            nn.utils.clip_grad_norm_(parameter, limit)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so that resuming needs no state."""
+"""Schedules: pure functions of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def warmup_poly(step: int, total: int, warmup: int, final: float = 0.0) -> float
         return (step + 1) / warmup
     progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
     return final + (1 - final) * (1 - progress) ** 0.9
+
+
+def cosine(step: int, total: int, start: float, end: float) -> float:
+    """From `start` at step 0 to nearly `end` at step total - 1, along half a cosine; then `end`."""
+    progress = min(1.0, step / max(1, total))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(step: int, length: int, start: float, end: float) -> float:
+    """From `start` at step 0 to `end` at step `length`; then `end`."""
+    return start + (end - start) * min(1.0, step / length) if length else end

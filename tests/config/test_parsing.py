@@ -2,6 +2,7 @@ from dataclasses import asdict
 
 import pytest
 
+from config import names
 from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
 from config.hparams import Hparams
 from config.parsing import CONFIG_DIR, Command, parse
@@ -121,7 +122,8 @@ def test_help_names_choices_and_defaults():
     assert "--segmentation.head" not in page
     assert "--barlow_twins.lambd" not in other
     assert "--callbacks.cross_correlation.enabled" not in other
-    page += other
+    for task in names.TASKS:
+        page += parse(["--help", "--task", task])
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page

@@ -6,7 +6,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.seeding import seeded
-from datamodules.transforms.barlow_twins import BarlowTwinsViews, PILGaussianBlur
+from datamodules.transforms.augmentations import PILGaussianBlur
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
 
 
 def picture(width: int = 80, height: int = 60) -> Image.Image:

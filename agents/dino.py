@@ -1,0 +1,303 @@
+"""DINO: self-distillation with no labels (Caron et al. 2021, arXiv 2104.14294)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any, ClassVar
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from agents.build import build_backbone
+from agents.optimizers import configure, set_weight_decay
+from config.hparams import Hparams
+from datamodules.base import ImageSource
+from datamodules.loading import Batch, Loading
+from datamodules.self_supervised import ViewsDataModule
+from datamodules.transforms.dino import MultiCropViews
+from models.backbones.base import Backbone
+from models.chunking import forward_in_chunks
+from models.ema import teacher_of, update
+from models.heads.dino import DINOHead
+from models.losses.dino import (
+    Center,
+    dino_loss,
+    entropy,
+    num_pairs,
+    others,
+    teacher_targets,
+    view_loss,
+)
+from models.pieces import sum_in_pieces
+from utils.optim import clip_each
+from utils.schedules import cosine, linear
+
+NUM_GLOBAL = 2  # views the teacher sees
+
+
+class Branch(nn.Module):
+    """A backbone and the head on it: the student, and the teacher."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+
+class DINO(LightningModule):
+    """A student learns to say of every view what its own moving average says of the global views.
+
+    loss = mean over pairs of views of -Σ_k p_k log q_k, with
+    p = softmax((teacher - centre) / τ_t) and q = softmax(student / τ_s).
+
+    Args:
+        backbone: the student's.
+        hparams: groups `dino`, `optim`, `trainer`, resolved for the data.
+
+    Attributes:
+        monitor, facts: see `agents.trainer.Agent`.
+    """
+
+    monitor = ("val/loss", "min")
+    facts: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
+        super().__init__()
+        self.settings = hparams
+        dino = hparams.dino
+        check_sizes(backbone, hparams)
+        head = DINOHead(
+            backbone.embed_dim,
+            int(dino.out_dim),
+            dino.hidden_dim,
+            dino.bottleneck_dim,
+            dino.head_layers,
+            dino.norm_last_layer,
+        )
+        self.student = Branch(backbone, head)
+        self.teacher = teacher_of(self.student)
+        self.center = Center(int(dino.out_dim), dino.center_momentum)
+        self.lr = float(hparams.optim.lr)
+        self._training_pass = torch.compile(self._pool) if hparams.trainer.compile else self._pool
+
+    @classmethod
+    def build(cls, hparams: Hparams, load: bool = True) -> DINO:
+        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
+        return cls(build_backbone(hparams, load), hparams)
+
+    @staticmethod
+    def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
+        """Two global and several local views of every image."""
+        dino, data = hparams.dino, hparams.data
+        views = MultiCropViews(
+            data.image_size,
+            int(dino.local_crop_size),
+            dino.local_crops_number if dino.multi_crop else 0,
+            (dino.global_crops_scale[0], dino.global_crops_scale[1]),
+            (dino.local_crops_scale[0], dino.local_crops_scale[1]),
+            data.blur,
+        )
+        return ViewsDataModule(source, views, data.image_size, loading)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that is kept and looked at: the teacher's, unless the settings say not."""
+        kept = self.student if self.settings.dino.export == "student" else self.teacher
+        return kept.backbone
+
+    def _pool(self, images: Tensor) -> Tensor:
+        return self.student.backbone(images).pooled
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss of one batch, with the kept features `(N, D)` of its first view for callbacks."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The same on held-out images, whose views never change; the centre stays as it is."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+        features, logits = self._teach(batch.views[:NUM_GLOBAL])
+        temperature = self.teacher_temperature()
+        targets = [teacher_targets(t, self.center.value, temperature) for t in logits]
+        loss, scalars = self.student_loss(batch, targets)
+        if split == "train" and self.settings.dino.centering:
+            for each in logits:
+                self.center.collect(each)
+        self._report(split, loss, targets, scalars | {"teacher_temperature": temperature})
+        return {"loss": loss, "features": features[0]}
+
+    @torch.no_grad()
+    def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        features = [
+            torch.cat([self.teacher.backbone(chunk.to(self.device)).pooled for chunk in chunks])
+            for chunks in views
+        ]
+        logits: Tensor = self.teacher.head(torch.cat(features))
+        return features, list(logits.chunk(len(views)))
+
+    def student_loss(
+        self, batch: Batch, targets: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss against the teacher's targets, `(N, K)` for each global view.
+
+        With one chunk: one backbone pass per resolution, one head pass over all views (which
+        matters to BatchNorm). With several: one chunk of one view at a time, differentiated and
+        forgotten.
+
+        Returns:
+            The loss, and its parts by name where it has several.
+        """
+        if len(batch.views[0]) > 1 and torch.is_grad_enabled():
+            return self._loss_in_pieces(batch.views, targets), {}
+        features = self.embed(batch.views)
+        logits = self.student.head(torch.cat(features)).chunk(len(features))
+        return dino_loss(logits, targets, self.settings.dino.student_temp), {}
+
+    def _loss_in_pieces(
+        self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
+    ) -> Tensor:
+        trained = [p for p in self.student.parameters() if p.requires_grad]
+        pairs = num_pairs(len(views), len(targets)) * len(targets[0])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+
+        def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
+            logits = self.student.head(self._pool(chunk.to(self.device)))
+            return view_loss(logits, against, self.settings.dino.student_temp) / pairs
+
+        def pieces() -> Iterator[Callable[[], Tensor]]:
+            for view, chunks in enumerate(views):
+                start = 0
+                for chunk in chunks:
+                    rows = slice(start, start := start + len(chunk))
+                    yield partial(loss, chunk, [t[rows] for t in others(targets, view)])
+
+        return sum_in_pieces(pieces(), trained, scaler.get_scale() if scaler else 1.0)
+
+    def embed(self, views: Sequence[list[Tensor]]) -> list[Tensor]:
+        """Returns the student's pooled features of every view, `(N, D)` each.
+
+        Args:
+            views: each as micro-batches `(n, 3, H, W)` uint8, which may be on the host.
+        """
+        if not torch.is_grad_enabled():
+            return [torch.cat([self._pool(c.to(self.device)) for c in chunks]) for chunks in views]
+        if len(views[0]) > 1:
+            backbone = self.student.backbone
+            return [forward_in_chunks(backbone, self._pool, c, self.device) for c in views]
+        features: list[Tensor] = []
+        for _, group in groupby(views, key=lambda chunks: chunks[0].shape[-2:]):
+            images = [chunks[0] for chunks in group]
+            pooled = self._training_pass(torch.cat(images).to(self.device))
+            features += pooled.chunk(len(images))
+        return features
+
+    def teacher_temperature(self) -> float:
+        """τ_t now: it rises linearly; without sharpening it is the student's."""
+        dino = self.settings.dino
+        if not dino.sharpening:
+            return dino.student_temp
+        if self.trainer.state.fn != "fit":
+            return float(dino.teacher_temp)
+        return linear(
+            self.trainer.global_step,
+            int(dino.warmup_teacher_temp_steps),
+            float(dino.warmup_teacher_temp),
+            float(dino.teacher_temp),
+        )
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Steps, then moves teacher and centre: once per optimizer step, however many batches."""
+        dino, step = self.settings.dino, self.trainer.global_step
+        total = int(self.trainer.estimated_stepping_batches)
+        optim = self.settings.optim
+        decay = cosine(step, total, float(optim.weight_decay), float(optim.final_weight_decay))
+        set_weight_decay(self.trainer.optimizers[0], decay)
+        super().optimizer_step(*arguments, **named)
+        momentum = cosine(step, total, float(dino.momentum_teacher), 1.0) if dino.ema else 0.0
+        update(self.teacher, self.student, momentum)
+        self.center.update()
+        self.log_dict({"train/momentum_teacher": momentum, "train/weight_decay": decay})
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips every tensor by itself, on unscaled gradients; the last layer waits at first."""
+        dino = self.settings.dino
+        if dino.clip_grad:
+            clip_each(self.student.parameters(), dino.clip_grad)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.trainer.global_step < int(dino.freeze_last_layer_steps):
+            head: Any = self.student.head
+            for parameter in head.last_layer.parameters():
+                parameter.grad = None
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and stepwise schedule of the student."""
+        return configure(self, {self.student: 1.0}, self.settings.optim, self.lr)
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Leaves the images on the host: micro-batches are moved one at a time."""
+        return batch
+
+    def _report(
+        self,
+        split: str,
+        loss: Tensor,
+        targets: Sequence[Tensor],
+        scalars: Mapping[str, Tensor | float],
+    ) -> None:
+        probabilities = torch.stack(list(targets))  # (2, N, K)
+        found = {
+            "chance_level": math.log(targets[0].shape[-1]),
+            "teacher_entropy": entropy(probabilities).mean(),
+            "teacher_mean_entropy": entropy(probabilities.mean((0, 1))),
+            "center_norm": self.center.value.norm(),
+            **scalars,
+        }
+        if split == "train" and self.trainer.optimizers:
+            found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        size = targets[0].shape[0]
+        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict({f"{split}/{key}": value for key, value in found.items()}, batch_size=size)
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        split = "val" if "val/loss" in summary else "train"
+        if f"{split}/loss" not in summary:
+            return ["No step was finished, so there is nothing to say about the loss."]
+        loss, sharp, spread = (
+            summary[f"{split}/{name}"]
+            for name in ("loss", "teacher_entropy", "teacher_mean_entropy")
+        )
+        most = math.log(int(self.settings.dino.out_dim))
+        return [
+            f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "
+            "says little by itself: a collapsed network has a low loss too.",
+            f"The teacher is sure of single images (entropy {sharp:.2f} of {most:.2f}) and uses "
+            f"{math.exp(spread):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
+        ]
+
+
+def check_sizes(backbone: Backbone, hparams: Hparams) -> None:
+    """Checks that the crops fit the patches.
+
+    Raises:
+        ValueError: a side that is no multiple of the patch size.
+    """
+    dino, sizes = hparams.dino, {"data.image_size": hparams.data.image_size}
+    if dino.multi_crop and dino.local_crops_number:
+        sizes["dino.local_crop_size"] = int(dino.local_crop_size)
+    for name, size in sizes.items():
+        if size % backbone.patch_multiple:
+            raise ValueError(
+                f"--{name} {size} is not a multiple of the patch size {backbone.patch_multiple}."
+            )

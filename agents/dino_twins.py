@@ -1,0 +1,90 @@
+"""DINO-Twins: DINO and Barlow Twins on one backbone (Tronchon & Zucker 2022).
+
+Barlow Twins cannot collapse; whether it lets DINO do without its crutches can be tried with the
+switches `dino.centering`, `sharpening`, `ema` and `multi_crop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.dino import DINO, NUM_GLOBAL
+from agents.optimizers import configure
+from config.hparams import Hparams
+from datamodules.loading import Batch
+from models.backbones.base import Backbone
+from models.heads.projector import projector
+from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
+from models.losses.dino import dino_loss
+from utils.distributed import gather_batch
+
+
+class DINOTwins(DINO):
+    """loss = L_DINO + β mean over pairs of views of L_BT, the student's backbone with two heads.
+
+    Args:
+        backbone: the student's.
+        hparams: groups `dino_twins`, `dino`, `barlow_twins`, `optim`, `trainer`.
+    """
+
+    def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
+        super().__init__(backbone, hparams)
+        method = hparams.barlow_twins
+        self.projector = projector(
+            backbone.embed_dim, method.projector_dim, method.projector_layers
+        )
+
+    def student_loss(
+        self, batch: Batch, targets: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `DINO.student_loss`; correlations need the whole batch of features at once."""
+        method, twins = self.settings.barlow_twins, self.settings.dino_twins
+        features = self.embed(batch.views)
+        logits = self.student.head(torch.cat(features)).chunk(len(features))
+        dino = dino_loss(logits, targets, self.settings.dino.student_temp)
+
+        # View after view: BatchNorm statistics are a view's own, over all processes.
+        z = [self.projector(gather_batch(view)) for view in features]
+        correlations = [cross_correlation(z[i], z[j]) for i, j in pairs(len(z), twins.pairs)]
+        barlow = torch.stack([barlow_twins_loss(c, method.lambd) for c in correlations]).mean()
+        summary = summarise(correlations[0].detach(), z[0].detach())
+        return dino + twins.beta * barlow, {
+            "dino_loss": dino.detach(),
+            "barlow_twins_loss": barlow.detach(),
+            "diagonal_mean": summary.diagonal_mean,
+            "off_diagonal_rms": summary.off_diagonal_rms,
+            "embedding_std": summary.embedding_std,
+        }
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and stepwise schedule of the student and the projector."""
+        modules = {self.student: 1.0, self.projector: 1.0}
+        return configure(self, modules, self.settings.optim, self.lr)
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        split = "val" if "val/loss" in summary else "train"
+        if f"{split}/dino_loss" not in summary:
+            return super().in_words(summary)
+        dino, diagonal = summary[f"{split}/dino_loss"], summary[f"{split}/diagonal_mean"]
+        return [
+            *super().in_words({**summary, f"{split}/loss": dino}),
+            f"The two global views agree with a mean diagonal of {diagonal:.2f} (goal 1).",
+        ]
+
+
+def pairs(num_views: int, which: str) -> list[tuple[int, int]]:
+    """Returns the unordered pairs of views that are correlated.
+
+    Args:
+        num_views: global ones first.
+        which: `global` (the two global views), `global_local` (at least one global) or `all`.
+    """
+    smallest = {"global": (NUM_GLOBAL, NUM_GLOBAL), "global_local": (NUM_GLOBAL, num_views)}
+    first, second = smallest.get(which, (num_views, num_views))
+    return [(i, j) for i, j in combinations(range(num_views), 2) if i < first and j < second]

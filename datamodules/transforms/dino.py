@@ -1,0 +1,43 @@
+"""The views of DINO: two global crops and several small local ones (Caron et al. 2021)."""
+
+from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
+
+from datamodules.transforms.augmentations import random_view
+
+
+class MultiCropViews:
+    """Two global views of an image, then the local ones (multi-crop, SwAV), all from the original.
+
+    Args:
+        image_size: side of the global views in pixels.
+        local_size: side of the local views in pixels.
+        local_number: how many local views; 0: no multi-crop.
+        global_scale: share of the image's area in a global view, smallest and largest.
+        local_scale: the same of a local view.
+        blur: with blur; images of 32 px are trained on without.
+
+    Attributes:
+        sizes: side of each view in pixels.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        local_size: int,
+        local_number: int,
+        global_scale: tuple[float, float],
+        local_scale: tuple[float, float],
+        blur: bool = True,
+    ) -> None:
+        self.sizes: tuple[int, ...] = (image_size,) * 2 + (local_size,) * local_number
+        first = random_view(image_size, global_scale, blur=1.0 * blur, solarize=0.0)
+        second = random_view(image_size, global_scale, blur=0.1 * blur, solarize=0.2)
+        local = random_view(local_size, local_scale, blur=0.5 * blur, solarize=0.0)
+        self.views = (first, second) + (local,) * local_number
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
+        """Draws all views, `(3, H, W)` uint8 each, from torch's generator."""
+        return tuple(view(image) for view in self.views)

@@ -1,0 +1,101 @@
+"""DINO's loss and centre (Caron et al. 2021, arXiv 2104.14294, section 3.1, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.distributed import sum_over_processes
+
+
+def teacher_targets(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """softmax((t - c) / τ) of the teacher's logits `(N, K)`, in float32 or better, no gradient."""
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        return ((_precise(logits) - center) / temperature).softmax(-1)
+
+
+def view_loss(logits: Tensor, targets: Sequence[Tensor], temperature: float) -> Tensor:
+    """Σ over targets and images of the cross-entropy -Σ_k p_k log softmax(s / τ)_k.
+
+    Args:
+        logits: of the student for one view, `(N, K)`.
+        targets: of the teacher for other views of the same images, `(N, K)` each.
+        temperature: τ of the student.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        log_probabilities = (_precise(logits) / temperature).log_softmax(-1)
+        return torch.stack([-(t * log_probabilities).sum() for t in targets]).sum()
+
+
+def dino_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], temperature: float) -> Tensor:
+    """Mean cross-entropy over images and all pairs of a target and another view.
+
+    Args:
+        logits: of the student, `(N, K)` a view.
+        targets: of the teacher for the first views, `(N, K)` each.
+        temperature: τ of the student.
+    """
+    losses = [view_loss(s, others(targets, view), temperature) for view, s in enumerate(logits)]
+    return torch.stack(losses).sum() / (num_pairs(len(logits), len(targets)) * len(logits[0]))
+
+
+def others(targets: Sequence[Tensor], view: int) -> list[Tensor]:
+    """Returns the targets that do not come from this view."""
+    return [target for index, target in enumerate(targets) if index != view]
+
+
+def num_pairs(views: int, targets: int) -> int:
+    """Pairs of a target and another view, where the first views are the targets."""
+    return targets * (views - 1)
+
+
+class Center(nn.Module):
+    """Running mean of the teacher's outputs, which centring subtracts: c ← m c + (1 - m) mean(t).
+
+    What is collected counts only from the next `update` on, so that every batch is centred by what
+    came before it, and all batches of one accumulated step alike.
+
+    Args:
+        dim: K.
+        momentum: m.
+
+    Attributes:
+        value: c, `(1, K)`; in the checkpoint.
+    """
+
+    value: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(1, dim))
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    @torch.no_grad()
+    def collect(self, logits: Tensor) -> None:
+        """Adds teacher outputs `(N, K)`."""
+        total = logits.to(self.value.dtype).sum(0, keepdim=True)
+        self._sum = total if self._sum is None else self._sum + total
+        self._count += len(logits)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves towards the mean of what was collected on all processes, and forgets it."""
+        if self._sum is None:
+            return
+        count = self._sum.new_tensor(float(self._count))
+        mean = sum_over_processes(self._sum) / sum_over_processes(count)
+        self.value.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
+        self._sum, self._count = None, 0
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """-Σ_k p_k log p_k of `(…, K)`, in nats."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,55 @@
+"""A loss that is a sum of pieces, of which only one has its activations in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Precomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if g is None else g * outer[0] for g in ctx.gradients)
+
+
+def sum_in_pieces(
+    pieces: Iterable[Callable[[], Tensor]], parameters: Sequence[Tensor], scale: float = 1.0
+) -> Tensor:
+    """Returns Σ piece(), differentiated piece by piece.
+
+    Every piece is computed, differentiated and forgotten before the next one; what is returned
+    hands the summed gradients on when its own turn comes. Exact, without a second forward pass, for
+    losses that are sums over samples (DINO's views, https://github.com/facebookresearch/dino/issues/269).
+
+    Args:
+        pieces: compute scalar losses.
+        parameters: what the gradients are for.
+        scale: pieces are multiplied by it while they are differentiated, so that float16 gradients
+            do not vanish (the one of the gradient scaler).
+    """
+    total: Tensor | None = None
+    gradients: list[Tensor | None] = [None] * len(parameters)
+    for piece in pieces:
+        loss = piece()
+        # Backward passes are not made for autocast.
+        with torch.autocast(loss.device.type, enabled=False):
+            found = torch.autograd.grad(scale * loss, parameters, allow_unused=True)
+        for index, gradient in enumerate(found):
+            if gradient is not None:
+                sofar = gradients[index]
+                gradients[index] = gradient if sofar is None else sofar.add_(gradient)
+        total = loss.detach() if total is None else total + loss.detach()
+    if total is None:
+        raise ValueError("A sum of no pieces has no gradient.")
+    if scale != 1:
+        gradients = [None if g is None else g / scale for g in gradients]
+    result: Tensor = _Precomputed.apply(total, gradients, *parameters)
+    return result

@@ -1,0 +1,307 @@
+"""DINO and DINO-Twins in a real training loop."""
+
+import math
+import os
+import signal
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from agents.dino import DINO
+from agents.dino_twins import pairs
+from callbacks.interruption import Interruption
+from config.hparams import Hparams
+from config.resolve import resolve, resolve_for_data
+from main import main
+from tests.agents.test_barlow_twins import difference
+from tests.conftest import assert_same, summary, weights
+from utils.console import console
+from utils.logging import read_metrics
+
+# Adam would blow rounding differences of zero gradients up to whole steps.
+EXACT = {
+    "trainer__precision": "64-true",
+    "optim__name": "sgd",
+    "optim__lr": 0.05,
+    "optim__warmup_epochs": 0,
+    "dino__freeze_last_layer_steps": 0,
+}
+BOTH = pytest.mark.parametrize("task", ["dino", "dino_twins"])
+
+
+@BOTH
+def test_chunks_and_one_view_at_a_time_equal_the_whole_batch_in_float64(train, task):
+    shared = {**EXACT, "task": task, "trainer__max_epochs": 1}
+    _, whole = train("whole", **shared)
+    for chunk in (3, 8):
+        _, chunked = train(f"chunk-{chunk}", trainer__chunk_size=chunk, **shared)
+        assert difference(weights(chunked), weights(whole)) < 1e-10
+        one, other = (read_metrics(f / "metrics.csv") for f in (chunked, whole))
+        assert one[2]["train/loss"] == pytest.approx(other[2]["train/loss"], rel=1e-6)
+
+
+def test_accumulated_batches_equal_one_large_batch_in_float64(train):
+    # 24 images: three steps of 8, or three steps of 2 x 4. Centre and teacher have to wait.
+    shared = {**EXACT, "task": "dino", "trainer__max_epochs": 2, "dino__momentum_teacher": 0.8}
+    _, whole = train("whole", **shared)
+    _, accumulated = train("accumulated", data__batch_size=4, trainer__accumulate=2, **shared)
+    assert summary(accumulated)["steps"] == summary(whole)["steps"] == 6
+    one, other = weights(accumulated), weights(whole)
+    assert float(other["center.value"].abs().max()) > 0
+    assert difference(one, other) < 1e-10
+
+
+@BOTH
+def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, task):
+    shared = {"task": task, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
+    _, whole = train("whole", **shared)
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    code, half = train("half", **shared)
+    assert code == 130
+    monkeypatch.undo()
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    assert_same(weights(half), weights(whole))
+
+
+def test_interrupted_while_accumulating_it_finishes_the_step_first(train, monkeypatch):
+    shared = {"task": "dino", "data__batch_size": 4, "trainer__accumulate": 2}
+    _, whole = train("whole", **shared)
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, module, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    code, half = train("half", **shared)
+    assert (code, summary(half)["steps"]) == (130, 5)
+    monkeypatch.undo()
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    assert_same(weights(half), weights(whole))
+
+
+def test_teacher_follows_once_per_step_and_is_what_is_kept(train):
+    _, folder = train(
+        "run",
+        task="dino",
+        data__batch_size=4,
+        trainer__accumulate=3,
+        trainer__max_epochs=1,
+        dino__momentum_teacher=0.5,
+    )
+    state = weights(folder)
+    rows = read_metrics(folder / "metrics.csv")
+    momenta = [row["train/momentum_teacher"] for row in rows.values() if "train/lr" in row]
+    assert sorted(set(momenta)) == pytest.approx([0.5, 0.75])  # two steps, cosine from 0.5 to 1
+    kept = torch.load(folder / "checkpoints" / "backbone.pth", weights_only=True)
+    for key, value in kept.items():
+        assert torch.equal(value, state[f"teacher.backbone.net.{key}"]), key
+    student = state["student.backbone.net.blocks.0.attn.qkv.weight"]
+    assert not torch.equal(kept["blocks.0.attn.qkv.weight"], student)
+
+
+def test_the_student_is_kept_when_asked_for_and_export_agrees(train):
+    _, folder = train("run", task="dino", dino__export="student", trainer__max_epochs=1)
+    kept = torch.load(folder / "checkpoints" / "backbone.pth", weights_only=True)
+    (folder / "checkpoints" / "backbone.pth").unlink()
+    assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 0
+    assert_same(torch.load(folder / "checkpoints" / "backbone.pth", weights_only=True), kept)
+    state = weights(folder)
+    assert torch.equal(kept["cls_token"], state["student.backbone.net.cls_token"])
+
+
+def test_weight_decay_rises_and_the_last_layer_waits(train):
+    shared = {"task": "dino", "dino__norm_last_layer": "false", "optim__warmup_epochs": 0}
+    _, folder = train("run", dino__freeze_last_layer_steps=6, **shared)
+    decays = [
+        row["train/weight_decay"]
+        for row in read_metrics(folder / "metrics.csv").values()
+        if "train/weight_decay" in row
+    ]
+    assert decays[0] == pytest.approx(0.04)
+    assert all(a < b for a, b in pairwise(decays))
+    assert decays[-1] < 0.4
+    _, free = train("free", dino__freeze_last_layer_steps=0, **shared)
+    key = "student.head.last_layer.parametrizations.weight.original1"
+    frozen, start = weights(folder)[key], weights(folder)["teacher" + key[7:]]
+    assert torch.equal(frozen, start)
+    assert not torch.equal(weights(free)[key], frozen)
+
+
+def agent_for(**changed) -> DINO:
+    from agents.build import build_agent
+
+    hparams = Hparams(task="dino")
+    for path, value in changed.items():
+        group, leaf = path.split("__")
+        setattr(getattr(hparams, group), leaf, value)
+    hparams, _ = resolve_for_data(resolve(hparams), 512)
+    return build_agent(hparams)
+
+
+def test_gradients_are_clipped_tensor_by_tensor():
+    agent = agent_for(dino__clip_grad=3.0, dino__hidden_dim=16)
+    agent.clip_gradients = lambda *_: None
+    agent._trainer = SimpleNamespace(global_step=10**6)
+    for index, parameter in enumerate(agent.student.parameters()):
+        parameter.grad = torch.full_like(parameter, (10.0 if index % 2 else 1.0))
+        parameter.grad *= 1 / parameter.numel() ** 0.5  # norms 10 and 1
+    agent.configure_gradient_clipping(None)
+    norms = [float(p.grad.norm()) for p in agent.student.parameters()]
+    assert norms == pytest.approx(
+        [3.0 if index % 2 else 1.0 for index in range(len(norms))], rel=1e-4
+    )
+
+
+def test_views_of_one_size_pass_the_backbone_together():
+    agent = agent_for(dino__hidden_dim=16)
+    sizes = []
+    agent._training_pass = lambda images: sizes.append(tuple(images.shape)) or agent._pool(images)
+    views = [[torch.zeros(2, 3, side, side, dtype=torch.uint8)] for side in (64, 64, 32, 32, 32)]
+    features = agent.embed(views)
+    assert sizes == [(4, 3, 64, 64), (6, 3, 32, 32)]
+    assert [f.shape for f in features] == [(2, 96)] * 5
+
+
+def test_validation_leaves_the_centre(train):
+    _, with_val = train("with", task="dino", dino__center_momentum=0.5)
+    _, without = train(
+        "without", task="dino", dino__center_momentum=0.5, trainer__limit_val_batches=0
+    )
+    assert_same(weights(with_val), weights(without))
+
+
+@pytest.mark.parametrize(
+    ("images", "out_dim", "momentum", "temperature"),
+    [
+        (1464, 1024, 0.99, 0.02),
+        (20_000, 1024, 0.99, 0.02),
+        (50_000, 2048, None, None),
+        (118_287, 16384, None, None),
+        (1_281_167, 65536, 0.996, 0.07),
+    ],
+)
+def test_defaults_follow_the_size_of_the_data(images, out_dim, momentum, temperature):
+    hparams = resolve(Hparams(task="dino"))
+    found, words = resolve_for_data(hparams, images)
+    assert found.dino.out_dim == out_dim
+    if momentum:
+        assert found.dino.momentum_teacher == pytest.approx(momentum)
+        assert found.dino.teacher_temp == pytest.approx(temperature)
+    else:
+        assert 0.99 < found.dino.momentum_teacher < 0.996
+        assert 0.02 < found.dino.teacher_temp < 0.07
+    steps = 24 * (images // 128)
+    assert found.dino.warmup_teacher_temp_steps == min(37500, math.ceil(0.3 * steps))
+    assert found.dino.freeze_last_layer_steps == min(1250, images // 128)
+    assert f"out_dim {out_dim}" in words
+    assert f"{images} images" in words
+    assert resolve_for_data(found, 5) == (found, "")  # nothing is left to choose
+
+
+def test_choices_are_printed(train, monkeypatch):
+    said = []
+    monkeypatch.setattr(console, "info", lambda text, *values: said.append(text % values))
+    train("run", task="dino", dino__out_dim=..., trainer__max_epochs=1)
+    assert any("dino, auto for 24 images and 3 steps: out_dim 1024" in text for text in said)
+
+
+def test_saved_settings_repeat_the_run(train):
+    _, folder = train("first", task="dino", dino__out_dim=...)
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert saved["dino"]["out_dim"] == 1024
+    assert saved["dino"]["global_crops_scale"] == [0.4, 1.0]
+    assert "barlow_twins" not in saved
+    assert main(["--experiment", str(folder / "hparams.yaml"), "--run.name", "again"]) == 0
+    assert_same(weights(folder.parent / "again"), weights(folder))
+
+
+@BOTH
+def test_mixed_precision_trains_one_view_at_a_time(train, task):
+    code, folder = train(
+        "amp",
+        task=task,
+        trainer__precision="bf16-mixed",
+        trainer__chunk_size=8,
+        trainer__gradient_clip=1.0,
+        trainer__max_epochs=1,
+    )
+    assert code == 0
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+@BOTH
+@pytest.mark.parametrize("crutch", ["centering", "sharpening", "ema", "multi_crop"])
+def test_crutches_can_be_dropped_one_by_one(train, task, crutch):
+    code, folder = train(
+        "run",
+        task=task,
+        trainer__max_epochs=1,
+        dino__momentum_teacher=0.9,
+        **{f"dino__{crutch}": "false"},
+    )
+    assert code == 0
+    state, row = weights(folder), read_metrics(folder / "metrics.csv")[2]
+    assert bool(state["center.value"].abs().max() > 0) is (crutch != "centering")
+    assert (row["train/teacher_temperature"] == pytest.approx(0.1)) is (crutch == "sharpening")
+    assert (row["train/momentum_teacher"] == 0) is (crutch == "ema")
+    student, teacher = (
+        {k.partition(".")[2]: v for k, v in state.items() if k.startswith(which)}
+        for which in ("student.", "teacher.")
+    )
+    same = all(torch.allclose(student[k], teacher[k], atol=1e-7) for k in student)
+    assert same is (crutch == "ema")
+    if crutch == "multi_crop":
+        saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+        assert saved["dino"]["global_crops_scale"] == [0.14, 1.0]
+
+
+def test_pairs_are_unordered():
+    assert pairs(4, "global") == [(0, 1)]
+    assert pairs(4, "global_local") == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+    assert pairs(4, "all") == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert pairs(2, "all") == pairs(2, "global_local") == [(0, 1)]
+
+
+def test_twins_add_up(train):
+    _, folder = train("run", task="dino_twins", dino_twins__beta=0.5, trainer__max_epochs=1)
+    for row in read_metrics(folder / "metrics.csv").values():
+        if "train/loss" in row:
+            total = row["train/dino_loss"] + 0.5 * row["train/barlow_twins_loss"]
+            assert row["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_another_out_dim_on_resume(train, capsys):
+    _, folder = train("first", task="dino", trainer__max_epochs=1)
+    words = ["--run.resume", "first", "--run.dir", str(folder.parent), "--dino.out_dim", "12"]
+    assert main(words) == 2
+    text = capsys.readouterr().err
+    assert "center.value is (1, 24) there and (1, 12)" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dino__local_crop_size": 24}, "--dino.local_crop_size 24 is not a multiple"),
+        ({"dino__local_crops_scale": 0.5}, "expected two shares"),
+        ({"dino__out_dim": "many"}, "expected a number or auto"),
+        ({"barlow_twins__projector_dim": 8}, "no effect on task dino"),
+        ({"barlow_twins__scale": 2, "task": "dino_twins"}, "no effect on task dino_twins"),
+    ],
+)
+def test_impossible_settings(train, capsys, changed, message):
+    code, folder = train("run", **({"task": "dino"} | changed))
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
