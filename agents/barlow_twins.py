@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from agents.build import build_backbone
+from agents.build import build_backbone, probe_files
 from agents.optimizers import configure
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -45,11 +46,12 @@ class BarlowTwins(LightningModule):
         hparams: groups `barlow_twins`, `optim`, and the batch size.
 
     Attributes:
-        monitor, facts: see `agents.trainer.Agent`.
+        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = ("val/loss", "min")
     facts: ClassVar[dict[str, str]] = {}
+    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
@@ -76,7 +78,8 @@ class BarlowTwins(LightningModule):
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two random views of every image."""
         size = hparams.data.image_size
-        return ViewsDataModule(source, BarlowTwinsViews(size, hparams.data.blur), size, loading)
+        views = BarlowTwinsViews(size, hparams.data.blur)
+        return ViewsDataModule(source, views, size, loading, partial(probe_files, source, hparams))
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.backbone(images).pooled

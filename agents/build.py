@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 
 from config import names
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule
+from datamodules.base import ImageDataModule, ImageSource, LabelledSource
+from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import Loading
 from models.backbones.base import Backbone
 from models.backbones.loading import load_weights
@@ -17,9 +18,50 @@ from utils.console import console
 from utils.weights import read_checkpoint
 
 
+def build_source(hparams: Hparams) -> ImageSource:
+    """Builds the chosen data set: where images and labels are."""
+    part = names.DATASETS[hparams.data.name]
+    settings = {leaf: getattr(hparams.data, leaf) for leaf in part.settings}
+    source: ImageSource = part.load()(root=hparams.data.root, **settings)
+    return source
+
+
+def labelled(source: ImageSource, name: str) -> LabelledSource:
+    """Returns `source` when its images have one class each.
+
+    Raises:
+        ValueError: they have none.
+    """
+    if not isinstance(source, LabelledSource):
+        having = [n for n, p in names.DATASETS.items() if issubclass(p.load(), LabelledSource)]
+        raise ValueError(
+            f"The images of {name} have no classes; probes work with {', '.join(having)}."
+        )
+    return source
+
+
+def probe_files(source: ImageSource, hparams: Hparams) -> LabelledFiles | None:
+    """Lists the labelled training images that are looked at while a backbone is pretrained.
+
+    Returns:
+        Those of `probe.data`, else those trained on; None when these have no labels.
+
+    Raises:
+        FileNotFoundError, ValueError: `probe.data` is not there or has no labels.
+    """
+    other = hparams.probe.data
+    if other.name is None:
+        try:
+            return labelled_files(labelled(source, hparams.data.name), "train")
+        except ValueError:
+            return None
+    chosen = names.DATASETS[other.name].load()(root=other.root or f"data/{other.name}")
+    return labelled_files(labelled(chosen, f"--probe.data.name {other.name}"), "train")
+
+
 def build_data(hparams: Hparams) -> ImageDataModule:
     """Builds the chosen data set as the task loads it."""
-    data, part = hparams.data, names.DATASETS[hparams.data.name]
+    data = hparams.data
     loading = Loading(
         data.batch_size,
         data.num_workers or 0,
@@ -27,9 +69,8 @@ def build_data(hparams: Hparams) -> ImageDataModule:
         hparams.trainer.chunk_size,
         hparams.trainer.limit_train_batches,
     )
-    settings = {leaf: getattr(data, leaf) for leaf in part.settings}
-    source = part.load()(root=data.root, **settings)
-    module: ImageDataModule = names.TASKS[hparams.task].load().data(source, hparams, loading)
+    task = names.TASKS[hparams.task].load()
+    module: ImageDataModule = task.data(build_source(hparams), hparams, loading)
     return module
 
 
@@ -64,6 +105,9 @@ def build_figure_callbacks(hparams: Hparams) -> list[pl.Callback]:
     for name, part in names.CALLBACKS.items():
         settings = dataclasses.asdict(getattr(hparams.callbacks, name))
         active = f"callbacks.{name}" in names.TASKS[hparams.task].settings
+        if name == "online_probe":
+            probe = hparams.probe
+            settings |= {"kind": probe.kind, "k": probe.k, "temperature": probe.temperature}
         if settings.pop("enabled") and active:
             built.append(part.load()(**settings))
     return built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -11,7 +12,7 @@ from agents.build import build_agent, build_data, check_fits
 from agents.compare import compare
 from agents.predict import predict
 from agents.study import run_study
-from agents.trainer import Trainer, save_backbone
+from agents.trainer import Agent, Trainer, save_backbone
 from config.hparams import Hparams
 from config.parsing import Command, find_run
 from config.resolve import resolve
@@ -80,7 +81,8 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     )
     if is_overridden("test_step", agent):
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        old, new = "test/", f"evaluate/{hparams.segmentation.protocol}/"
+        protocol = cast(Agent, agent).facts.get("protocol")
+        old, new = "test/", f"evaluate/{protocol}/" if protocol else "evaluate/"
     else:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, new = "val/", "evaluate/"

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.build import build_backbone
+from agents.build import build_backbone, probe_files
 from agents.optimizers import configure, set_weight_decay
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -60,11 +60,12 @@ class DINO(LightningModule):
         hparams: groups `dino`, `optim`, `trainer`, resolved for the data.
 
     Attributes:
-        monitor, facts: see `agents.trainer.Agent`.
+        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = ("val/loss", "min")
     facts: ClassVar[dict[str, str]] = {}
+    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
@@ -102,7 +103,8 @@ class DINO(LightningModule):
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
             data.blur,
         )
-        return ViewsDataModule(source, views, data.image_size, loading)
+        find_labelled = partial(probe_files, source, hparams)
+        return ViewsDataModule(source, views, data.image_size, loading, find_labelled)
 
     @property
     def backbone(self) -> Backbone:

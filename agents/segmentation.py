@@ -46,11 +46,12 @@ class Segmentation(LightningModule):
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
-        monitor, facts: see `agents.trainer.Agent`; chosen on training images held out.
+        monitor, facts, trains: see `agents.trainer.Agent`; chosen on training images held out.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
 
     monitor = ("val/miou", "max")
+    trains = True
 
     def __init__(
         self, backbone: Backbone, head: Head, classes: Sequence[str], hparams: Hparams

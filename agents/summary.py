@@ -90,9 +90,16 @@ def _next(folder: RunFolder, hparams: Hparams, status: str) -> list[str]:
             f"           the other protocol: python main.py --evaluate {folder.name} "
             f"--segmentation.protocol voc12_seed224{where}",
         ]
+    if hparams.task == "linear_probe":
+        return [
+            f"Next:      compare with others: python main.py --compare {folder.name} RUN{where}"
+        ]
     return [
-        "Next:      train longer:       python main.py --trainer.max_epochs 100",
+        f"Next:      train longer:       python main.py --task {hparams.task} "
+        "--trainer.max_epochs 100",
         "           your images:        python main.py --data.name image_folder --data.root FOLDER",
         f"           what it has learnt: python main.py --task segmentation --backbone.freeze true "
+        f"--backbone.weights run:{folder.name}{where}",
+        f"                               python main.py --task linear_probe --data.name cifar10 "
         f"--backbone.weights run:{folder.name}{where}",
     ]

@@ -46,10 +46,12 @@ class Agent(Protocol):
     Attributes:
         monitor: the metric that chooses the best checkpoint, and `min` or `max`.
         facts: what a table of results must say beside them.
+        trains: whether there is something to train; else the run is its test.
     """
 
     monitor: tuple[str, str]
     facts: dict[str, str]
+    trains: bool
 
     def in_words(self, summary: dict[str, Any]) -> list[str]:
         """Says what the final numbers mean, in sentences."""
@@ -232,15 +234,17 @@ class Trainer:
         folder: RunFolder,
     ) -> tuple[str, str | None]:
         try:
-            resume = folder.last if self.resumed else None
-            trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
-            self.metrics |= trainer.callback_metrics
-            save_backbone(agent, folder)
+            trains = cast(Agent, agent).trains
+            if trains:
+                resume = folder.last if self.resumed else None
+                trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
+                self.metrics |= trainer.callback_metrics
+                save_backbone(agent, folder)
             if is_overridden("test_step", agent):
                 trainer.test(
                     agent,
                     datamodule=data,
-                    ckpt_path=folder.chosen,
+                    ckpt_path=folder.chosen if trains else None,
                     weights_only=True,
                     verbose=False,
                 )

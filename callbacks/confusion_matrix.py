@@ -27,7 +27,7 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     side = 0.34 * len(names) + 1.6
-    title = f"What the pixels of each class are taken for, {where}"
+    title = f"What each class is taken for, {where}"
     figure, axes = figures.grid(1, 1, cell=(side + 1.2, side), title=title)
     text = np.where(shares >= 0.005, np.char.mod("%.0f", 100 * shares), "")
     sns.heatmap(
@@ -41,7 +41,7 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
         cmap="Blues",
         xticklabels=names,
         yticklabels=names,
-        cbar_kws={"label": "share of the true class's pixels (cells: %)", "shrink": 0.7},
+        cbar_kws={"label": "share of the true class (cells: %)", "shrink": 0.7},
         linewidths=0.3,
         linecolor="#dddddd",
         square=True,

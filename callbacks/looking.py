@@ -26,6 +26,16 @@ class ExampleImages(Protocol):
         ...
 
 
+class LabelledExamples(Protocol):
+    """A datamodule that may have labelled images to look at."""
+
+    def labelled_examples(
+        self, count: int, held_out: float
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
+        """See `labelled_images`."""
+        ...
+
+
 @runtime_checkable
 class Classifies(Protocol):
     """An agent with named classes and counts of what it took for what.
@@ -93,6 +103,36 @@ def held_out_examples(
     split = "val" if len(data.val_files) else "train"
     side = enlarged * data.image_size // backbone.patch_multiple * backbone.patch_multiple
     return data.examples(split, count, side), split
+
+
+Labelled = tuple[Tensor, Tensor]  # images (N, 3, S, S) uint8, labels (N,)
+
+
+def labelled_images(
+    trainer: Trainer, count: int, held_out: float
+) -> tuple[Labelled, Labelled, tuple[str, ...]] | None:
+    """Returns labelled training images in two parts that do not overlap, and the classes.
+
+    Args:
+        trainer: of the run.
+        count: images, evenly spaced over the set.
+        held_out: share of the second part.
+
+    Returns:
+        None when the data has no labels.
+    """
+    data = cast(LabelledExamples, trainer.datamodule)  # type: ignore[attr-defined]
+    return data.labelled_examples(count, held_out)
+
+
+def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Tensor:
+    """Returns the pooled features `(N, D)` of images `(N, 3, S, S)` uint8, on its device.
+
+    To be called while `looking`.
+    """
+    device = backbone.mean.device
+    parts = [backbone(part.to(device)).pooled for part in images.split(at_once)]
+    return torch.cat(parts).float()
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class DataHparams:
 
     name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
     """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
-    batches, or an npz file) | image_folder (any folder of images). Masks: shapes and voc."""
+    batches, or an npz file) | image_folder (any folder of images). Masks: shapes and voc; classes:
+    cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
@@ -55,7 +56,8 @@ class DataHparams:
     """voc, cifar10: fetch the official archive (2 GB, 170 MB) into `root` if it is not there."""
     val_fraction: Annotated[float, Between(0.0, 0.5)] = 0.1
     """Share of the training images held out for validation: image_folder without a val/ folder,
-    and segmentation, where the data set's own val split is the test set and chooses nothing."""
+    segmentation and linear_probe, where the data set's own val split is the test set and chooses
+    nothing."""
     image_size: Annotated[int, Between(16)] = 64
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long."""
@@ -89,8 +91,9 @@ class BackboneHparams:
     """ViT (timm), Swin: stochastic depth rate of the last block, growing linearly over depth."""
     dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
     """vit_pytorch: dropout on embeddings, attention and MLPs (the study used 0.1)."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """ResNet, BoTNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px."""
+    stem: Literal["imagenet", "cifar", "cifar_maxpool"] = "imagenet"
+    """ResNet, BoTNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px |
+    cifar_maxpool (the same and a max-pool: a quarter of the work)."""
     output_stride: Literal[8, 16, 32] = 32
     """8 or 16: denser maps, by dilation (resnet50) or without the last halving (botnet50: 16)."""
     pool: Literal["cls", "mean"] = "cls"
@@ -144,10 +147,11 @@ class DINOHparams:
     warmup_teacher_temp: Annotated[float | str, Auto(), Between(1e-3)] = "auto"
     """Its value at the start. auto: 0.04, or teacher_temp where that is lower."""
     warmup_teacher_temp_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
-    """Steps until teacher_temp. auto: 30 % of the run, at most 37500."""
+    """Steps until teacher_temp. auto: three tenths of the run, at most 37500."""
     momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0)] = "auto"
-    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, rising
-    to 0.996 at ImageNet's."""
+    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, more up
+    to 0.996 at ImageNet's, less in runs of under 1000 steps, which would end with a teacher that
+    still remembers its random start."""
     center_momentum: Fraction = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
@@ -186,6 +190,32 @@ class DINOTwinsHparams:
 
 
 @dataclass
+class ProbeDataHparams:
+    """A labelled data set beside the one that is trained on."""
+
+    name: Annotated[str, OneOf(names.DATASETS)] | None = None
+    """cifar10 | image_folder. null: the images trained on, if they have labels."""
+    root: str | None = None
+    """Where it lies. null: data/<name>."""
+
+
+@dataclass
+class ProbeHparams:
+    """How features are judged by classes: task linear_probe, and callbacks.online_probe."""
+
+    kind: Literal["linear", "knn", "both"] = "both"
+    """A linear classifier, k nearest neighbours, or both."""
+    features: Literal["pooled", "cls"] = "pooled"
+    """linear_probe: the backbone's pooled output | the CLS tokens of backbone.layers, concatenated
+    (DINO's protocol for ViT-S: last4)."""
+    k: Count = 20
+    """Neighbours."""
+    temperature: Annotated[float, Between(1e-3)] = 0.07
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+    data: ProbeDataHparams = field(default_factory=ProbeDataHparams)
+
+
+@dataclass
 class SegmentationHparams:
     """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
 
@@ -217,8 +247,8 @@ class OptimHparams:
     lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Peak learning rate. auto: 1e-3 (DINO: 5e-4) x sqrt(batch_size / 256) for adamw, 0.2 (lars) or
     0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for
-    adamw, and 1e-4 x the same when a loaded backbone is trained with it. The small default network
-    bears twice the first."""
+    adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe: 1e-3 x
+    sqrt(batch_size / 256). The small default network bears twice the first."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
     (sgd)."""
@@ -388,6 +418,30 @@ class ReportHparams:
 
 
 @dataclass
+class OnlineProbeHparams:
+    """k-NN and linear accuracy while a backbone is pretrained, on labelled *training* images."""
+
+    enabled: bool = True
+    """Measure it, if there are labels (see probe.data)."""
+    every_n_epochs: Count = 5
+    """Measure every n epochs, and at the end."""
+    num_images: Annotated[int, Between(10)] = 1000
+    """Labelled images; a fifth of them, by a hash of the names, are queries."""
+
+
+@dataclass
+class EmbeddingsHparams:
+    """Images as points, coloured by class: principal components and t-SNE (needs scikit-learn)."""
+
+    enabled: bool = True
+    """Draw it."""
+    every_n_epochs: Count = 10
+    """Draw every n epochs, and at the end."""
+    num_images: Annotated[int, Between(10)] = 500
+    """Points."""
+
+
+@dataclass
 class ViewsHparams:
     """The augmented views the network is fed: look at these first when a run does not learn."""
 
@@ -411,7 +465,7 @@ class LearningCurvesHparams:
 
 @dataclass
 class EarlyStoppingHparams:
-    """Stop when the quantity that chooses best.ckpt (val/loss, segmentation: val/miou) is stuck."""
+    """Stop when what chooses best.ckpt is stuck: val/loss, val/miou or val/linear_accuracy."""
 
     enabled: bool = False
     """Do it."""
@@ -434,6 +488,8 @@ class CallbackHparams:
     )
     class_iou: ClassIoUHparams = field(default_factory=ClassIoUHparams)
     confusion_matrix: ConfusionMatrixHparams = field(default_factory=ConfusionMatrixHparams)
+    online_probe: OnlineProbeHparams = field(default_factory=OnlineProbeHparams)
+    embeddings: EmbeddingsHparams = field(default_factory=EmbeddingsHparams)
     views: ViewsHparams = field(default_factory=ViewsHparams)
     learning_curves: LearningCurvesHparams = field(default_factory=LearningCurvesHparams)
     report: ReportHparams = field(default_factory=ReportHparams)
@@ -444,15 +500,16 @@ class CallbackHparams:
 class Hparams:
     """A run."""
 
-    task: Literal["barlow_twins", "dino", "dino_twins", "segmentation"] = "barlow_twins"
-    """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | segmentation (a
-    head on one)."""
+    task: Annotated[str, OneOf(names.TASKS)] = "barlow_twins"
+    """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | linear_probe (a
+    classifier on a frozen one) | segmentation (a head on one)."""
     run: RunHparams = field(default_factory=RunHparams)
     data: DataHparams = field(default_factory=DataHparams)
     backbone: BackboneHparams = field(default_factory=BackboneHparams)
     barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
     dino: DINOHparams = field(default_factory=DINOHparams)
     dino_twins: DINOTwinsHparams = field(default_factory=DINOTwinsHparams)
+    probe: ProbeHparams = field(default_factory=ProbeHparams)
     segmentation: SegmentationHparams = field(default_factory=SegmentationHparams)
     optim: OptimHparams = field(default_factory=OptimHparams)
     trainer: TrainerHparams = field(default_factory=TrainerHparams)

@@ -35,28 +35,36 @@ _COMMON = (
     "optim",
     "trainer",
     "logger",
-    "callbacks.attention_maps",
-    "callbacks.effective_receptive_field",
-    "callbacks.feature_maps",
-    "callbacks.views",
     "callbacks.learning_curves",
     "callbacks.report",
     "callbacks.early_stopping",
 )
+_INSIDE = (
+    "callbacks.attention_maps",
+    "callbacks.effective_receptive_field",
+    "callbacks.feature_maps",
+    "callbacks.views",
+)
+_SELF_SUPERVISED = (*_INSIDE, "probe", "callbacks.online_probe", "callbacks.embeddings")
 # Every task names the hparams groups it reads, `task` and `run` aside.
 TASKS: dict[str, Part] = {
     "barlow_twins": Part(
         "agents.barlow_twins:BarlowTwins",
-        (*_COMMON, "barlow_twins", "callbacks.cross_correlation"),
+        (*_COMMON, *_SELF_SUPERVISED, "barlow_twins", "callbacks.cross_correlation"),
     ),
-    "dino": Part("agents.dino:DINO", (*_COMMON, "dino")),
+    "dino": Part("agents.dino:DINO", (*_COMMON, *_SELF_SUPERVISED, "dino")),
     "dino_twins": Part(
-        "agents.dino_twins:DINOTwins", (*_COMMON, "dino_twins", "dino", "barlow_twins")
+        "agents.dino_twins:DINOTwins",
+        (*_COMMON, *_SELF_SUPERVISED, "dino_twins", "dino", "barlow_twins"),
+    ),
+    "linear_probe": Part(
+        "agents.linear_probe:LinearProbe", (*_COMMON, "probe", "callbacks.confusion_matrix")
     ),
     "segmentation": Part(
         "agents.segmentation:Segmentation",
         (
             *_COMMON,
+            *_INSIDE,
             "segmentation",
             "callbacks.segmentation_predictions",
             "callbacks.class_iou",
@@ -74,9 +82,17 @@ def reads(task: str, path: str) -> bool:
 
 # Leaves of shared groups that only some tasks read.
 _PRETRAINING = ("barlow_twins", "dino", "dino_twins")
+_TRAIN_BACKBONES = (*_PRETRAINING, "segmentation")
 TASK_ONLY: dict[str, tuple[str, ...]] = {
+    "backbone.freeze": _TRAIN_BACKBONES,
+    "backbone.unfreeze_last": _TRAIN_BACKBONES,
+    "backbone.drop_path": _TRAIN_BACKBONES,
+    "trainer.compile": _TRAIN_BACKBONES,
     "barlow_twins.scale": ("barlow_twins",),
     "data.blur": _PRETRAINING,
+    "probe.data.name": _PRETRAINING,
+    "probe.data.root": _PRETRAINING,
+    "probe.features": ("linear_probe",),
     "optim.final_weight_decay": ("dino", "dino_twins"),
     "trainer.chunk_size": _PRETRAINING,
     "trainer.tune_batch_size": _PRETRAINING,
@@ -153,6 +169,8 @@ CALLBACKS: dict[str, Part] = {
     "segmentation_predictions": Part("callbacks.segmentation_predictions:SegmentationPredictions"),
     "class_iou": Part("callbacks.class_iou:ClassIoU"),
     "confusion_matrix": Part("callbacks.confusion_matrix:ConfusionMatrix"),
+    "online_probe": Part("callbacks.online_probe:OnlineProbe"),
+    "embeddings": Part("callbacks.embeddings:Embeddings"),
     "views": Part("callbacks.views:Views"),
     "learning_curves": Part("callbacks.learning_curves:LearningCurves"),
 }

@@ -21,6 +21,8 @@ _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 # backbone below it when that is trained too (SegFormer's AdamW).
 _HEAD_LR = {"adamw": 5e-3, "lars": 0.01, "sgd": 0.01}
 _FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.01, "sgd": 0.01}
+# Of a linear classifier on standardised features, at batch 256.
+_PROBE_LR = {"adamw": 1e-3, "lars": 0.1, "sgd": 0.1}
 
 
 def resolve(hparams: Hparams) -> Hparams:
@@ -47,6 +49,8 @@ def _learning_rate(hparams: Hparams) -> float:
         base, batch = _HEAD_LR[name], 16
     elif hparams.task == "segmentation" and backbone.weights != "none":
         base, batch = _FINE_TUNING_LR[name], 16
+    elif hparams.task == "linear_probe":
+        base, batch = _PROBE_LR[name], 256
     elif hparams.task in _DINO_TASKS and name == "adamw":
         base, batch = _DINO_LR, 256
     else:
@@ -58,6 +62,8 @@ def _resolve_weight_decay(hparams: Hparams) -> None:
     optim = hparams.optim
     dino = hparams.task in _DINO_TASKS
     rising = dino and optim.name == "adamw"
+    if optim.weight_decay == "auto" and hparams.task == "linear_probe":
+        optim.weight_decay = 0.0  # DINO's linear evaluation
     if optim.weight_decay == "auto":
         optim.weight_decay = _DINO_WEIGHT_DECAY if rising else _WEIGHT_DECAY[optim.name]
     if dino and optim.final_weight_decay == "auto":
@@ -84,6 +90,14 @@ _SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and mo
 _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
+def _momentum(usual: float, steps: int) -> float:
+    """Lowers the teacher's momentum for runs too short to forget the random start otherwise.
+
+    Along its cosine to 1 the average keeps exp(-(1 - m) steps / 2) of it: here at most exp(-5).
+    """
+    return min(usual, max(0.5, 1 - 10 / steps))
+
+
 def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
     """Replaces what `auto` makes depend on the size of the data set.
 
@@ -105,7 +119,7 @@ def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
         "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
         "teacher_temp": 0.02 + share * 0.05,
         "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, math.ceil(0.3 * steps)),
-        "momentum_teacher": 0.99 + share * 0.006,
+        "momentum_teacher": _momentum(0.99 + share * 0.006, steps),
         "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch),
     }
     chosen = {name: value for name, value in chosen.items() if getattr(dino, name) == "auto"}

@@ -14,6 +14,10 @@ class OneOf:
 
     names: Collection[str]
 
+    def __post_init__(self) -> None:
+        # Hashable, as members of a union have to be.
+        object.__setattr__(self, "names", tuple(self.names))
+
     def problem(self, value: object) -> str | None:
         """Says what is wrong with `value`, or None."""
         if value in self.names:

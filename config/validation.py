@@ -40,6 +40,8 @@ def _problem(value: Any, annotation: Any) -> str | None:
     allowed = base_types(annotation)
     if not any(_is_a(value, kind) for kind in allowed):
         return f"expected {_describe(allowed)}, got {type(value).__name__}"
+    if value is None:
+        return None
     for constraint in _constraints(annotation):
         if problem := constraint.problem(value):
             return str(problem)
@@ -90,7 +92,7 @@ def no_effect(hparams: Hparams, path: str) -> str | None:
         return f"on task {hparams.task}"
     if hparams.task not in names.TASK_ONLY.get(path, (hparams.task,)):
         return f"on task {hparams.task} (it is read by: {', '.join(names.TASK_ONLY[path])})"
-    if path == "data.val_fraction" and hparams.task == "segmentation":
+    if path == "data.val_fraction" and hparams.task in ("segmentation", "linear_probe"):
         return None
     if group == "optim" and any(leaf in part.settings for part in names.SCHEDULES.values()):
         return _unread(hparams.optim.schedule, names.SCHEDULES, leaf, "schedule")
@@ -126,6 +128,8 @@ def _check_combinations(hparams: Hparams) -> None:
         raise ConfigError(
             f"--data.split {data.split}: segmentation needs masks, which train and trainaug have."
         )
+    if hparams.task == "linear_probe" and data.split != "train":
+        raise ConfigError(f"--data.split {data.split}: a linear probe is trained on train.")
     if segmentation.loss_weights and len(segmentation.loss) != len(segmentation.loss_weights):
         raise ConfigError(
             f"--segmentation.loss_weights {_words(segmentation.loss_weights)}: expected one weight "

@@ -58,6 +58,19 @@ class MaskedSource(ImageSource):
         """Returns images and their masks of a split; otherwise as `files`."""
 
 
+class LabelledSource(ImageSource):
+    """A data set whose images have one class each."""
+
+    @abstractmethod
+    def labels(self, split: str) -> tuple[tuple[str, ...], Sequence[int]]:
+        """Returns the names of the classes, and the class of each of `files(split)`.
+
+        Raises:
+            FileNotFoundError: as `files`.
+            ValueError: the images have no labels, or there is no such split.
+        """
+
+
 class ImageDataModule(LightningDataModule, ABC):
     """A data set as one task loads it.
 
@@ -136,6 +149,14 @@ def read_square(file: ImageItem, size: int) -> Tensor | None:
         return None
     image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size])
     return F.pil_to_tensor(image)
+
+
+def shorter_side(file: ImageItem) -> int | None:
+    """Returns the shorter side of an image in pixels, None when it cannot be read."""
+    try:
+        return min(read_rgb(file).size)
+    except UNREADABLE:
+        return None
 
 
 def is_image(file: Path) -> bool:

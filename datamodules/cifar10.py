@@ -5,22 +5,41 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10 as Official
 
-from datamodules.base import ImageSource
+from datamodules.base import LabelledSource
 from datamodules.loading import ImageItem, StoredImage
 
-_ARRAYS = ("x_train", "x_test")
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 
-class CIFAR10(ImageSource):
+class Images(NamedTuple):
+    """A split: pixels `(N, 32, 32, 3)` uint8, labels `(N,)`, None where the file has none."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.integer] | None
+
+
+class CIFAR10(LabelledSource):
     """The official batches, or an npz file with `x_train` and `x_test`, `(N, 32, 32, 3)` uint8.
 
-    The test images are the validation split: self-supervised training never sees them.
+    The npz file may also have `y_train` and `y_test`, `(N,)`, and `classes`, the names. The test
+    images are the validation split: self-supervised training never sees them.
 
     Args:
         root: the folder that holds cifar-10-batches-py, or the npz file.
@@ -30,7 +49,7 @@ class CIFAR10(ImageSource):
     def __init__(self, root: str, download: bool = False) -> None:
         super().__init__(root)
         self.download = download
-        self._read: dict[str, NDArray[Any]] = {}
+        self._read: dict[str, Images] = {}
 
     def prepare(self) -> None:
         """Downloads with torchvision when asked to and not there yet."""
@@ -39,17 +58,27 @@ class CIFAR10(ImageSource):
 
     def files(self, split: str) -> Sequence[ImageItem]:
         """See `ImageSource.files`; `train` and `val`."""
+        return [
+            StoredImage(f"{self.root.name}/{split}/{number:05d}", pixels)
+            for number, pixels in enumerate(self._images(split).pixels)
+        ]
+
+    def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
+        """See `LabelledSource.labels`; `train` and `val`."""
+        labels = self._images(split).labels
+        if labels is None:
+            raise ValueError(f"{self.root} has no labels: y_train and y_test are missing.")
+        return CLASSES, labels.tolist()
+
+    def _images(self, split: str) -> Images:
         if split not in ("train", "val"):
             raise ValueError(f"--data.split {split}: CIFAR-10 has train and val only.")
         if not self._read:
             self._read = dict(zip(("train", "val"), _arrays(self.root), strict=True))
-        return [
-            StoredImage(f"{self.root.name}/{split}/{number:05d}", pixels)
-            for number, pixels in enumerate(self._read[split])
-        ]
+        return self._read[split]
 
 
-def _arrays(root: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _arrays(root: Path) -> tuple[Images, Images]:
     if root.is_file():
         return _from_npz(root)
     if not (root / Official.base_folder).is_dir():
@@ -58,25 +87,37 @@ def _arrays(root: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             "or an npz file. --data.download true fetches it (170 MB)."
         )
     try:
-        return Official(str(root), train=True).data, Official(str(root), train=False).data
+        both = [Official(str(root), train=train) for train in (True, False)]
     except RuntimeError as error:  # torchvision's word for a missing or altered batch
         raise ValueError(
             f"{root / Official.base_folder} is incomplete or corrupted; remove it and use "
             "--data.download true."
         ) from error
+    train, test = (Images(part.data, np.array(part.targets)) for part in both)
+    return train, test
 
 
-def _from_npz(file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+def _from_npz(file: Path) -> tuple[Images, Images]:
     try:
         with np.load(file, allow_pickle=False) as content:
-            train, test = (content[name] for name in _ARRAYS)
+            train, test = (
+                Images(content[f"x_{part}"], content.get(f"y_{part}")) for part in ("train", "test")
+            )
+            names = tuple(map(str, content.get("classes", CLASSES)))
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{file} is no npz file of CIFAR-10: it needs {' and '.join(_ARRAYS)} ({error})."
+            f"{file} is no npz file of CIFAR-10: it needs x_train and x_test ({error})."
         ) from error
-    for name, images in zip(_ARRAYS, (train, test), strict=True):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    if names != CLASSES:
+        raise ValueError(f"{file} has classes {', '.join(names[:4])}, …: these are not CIFAR-10's.")
+    for part, (pixels, labels) in (("train", train), ("test", test)):
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(
-                f"{file}: {name} is {images.dtype} {images.shape}, expected uint8 (N, 32, 32, 3)."
+                f"{file}: x_{part} is {pixels.dtype} {pixels.shape}, expected uint8 (N, 32, 32, 3)."
+            )
+        if labels is not None and labels.shape != (len(pixels),):
+            raise ValueError(
+                f"{file}: y_{part} is {labels.shape}, expected one label for each of the "
+                f"{len(pixels)} images."
             )
     return train, test

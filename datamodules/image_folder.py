@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.base import ImageSource, held_out, image_files
+from datamodules.base import LabelledSource, held_out, image_files
 
 
-class ImageFolder(ImageSource):
-    """Images at any depth below `root`.
+class ImageFolder(LabelledSource):
+    """Images at any depth below `root`; those of a class share a folder, if they have classes.
 
     With `root/train` and `root/val` these are the splits. Otherwise `val_fraction` of the images is
     held out by a hash of the file name.
@@ -24,9 +24,32 @@ class ImageFolder(ImageSource):
             raise ValueError(f"--data.split {split}: a folder of images has no such split.")
         if split == "all":
             return image_files(self.root)
-        if (self.root / "train").is_dir() and (self.root / "val").is_dir():
-            return image_files(self.root / ("val" if split == "val" else "train"))
+        if self._has_splits():
+            return image_files(self._folder(split))
         return [file for file in image_files(self.root) if self._held_out(file) == (split == "val")]
+
+    def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
+        """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`."""
+        if split == "all" and self._has_splits():
+            raise ValueError("--data.split all: with train/ and val/ folders, labels need a split.")
+        folder = self._folder(split)
+        inside = [file.relative_to(folder).parts for file in self.files(split)]
+        if loose := [parts[0] for parts in inside if len(parts) == 1]:
+            raise ValueError(
+                f"The images below {folder} have no labels: {loose[0]} lies in no folder of a "
+                f"class. Expected {folder}/CLASS/IMAGE."
+            )
+        classes = tuple(sorted({parts[0] for parts in inside}))
+        number = {name: index for index, name in enumerate(classes)}
+        return classes, [number[parts[0]] for parts in inside]
+
+    def _has_splits(self) -> bool:
+        return (self.root / "train").is_dir() and (self.root / "val").is_dir()
+
+    def _folder(self, split: str) -> Path:
+        if not self._has_splits():
+            return self.root
+        return self.root / ("val" if split == "val" else "train")
 
     def _held_out(self, file: Path) -> bool:
         return held_out(file.relative_to(self.root).as_posix(), self.val_fraction)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from datamodules.base import ImageDataModule, ImageSource
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from datamodules.base import ImageDataModule, ImageSource, shorter_side
+from datamodules.labelled import LabelledFiles
 from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
+
+_LOOKED_AT = 16  # images whose size is compared with the views'
 
 
 class ViewsDataModule(ImageDataModule):
@@ -16,21 +23,65 @@ class ViewsDataModule(ImageDataModule):
         views: from an image to its views.
         image_size: side of the views in pixels.
         loading: batches, workers, seed.
+        find_labelled: lists labelled training images of this data set or another, to look at what
+            has been learnt; None where there are none.
+
+    Attributes:
+        labelled: these images.
     """
 
     def __init__(
-        self, source: ImageSource, views: Views, image_size: int, loading: Loading
+        self,
+        source: ImageSource,
+        views: Views,
+        image_size: int,
+        loading: Loading,
+        find_labelled: Callable[[], LabelledFiles | None] = lambda: None,
     ) -> None:
         super().__init__(source, image_size, loading)
         self.views = views
+        self.find_labelled = find_labelled
+        self.labelled: LabelledFiles | None = None
 
     def setup(self, stage: str) -> None:
-        """Lists the images."""
+        """Lists the images, and says so when they are smaller than the views."""
         self.train_files = self.source.files(self.source.split)
         self.val_files = self.source.files("val")
         seed = self.loading.seed
         self.train_set = ImageFiles(self.train_files, self.views, seed)
         self.val_set = ImageFiles(self.val_files, self.views, seed)
+        self.labelled = self.find_labelled()
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        picked = [
+            self.train_files[i * len(self.train_files) // _LOOKED_AT] for i in range(_LOOKED_AT)
+        ]
+        sides = [side for file in picked if (side := shorter_side(file)) is not None]
+        if sides and max(sides) < self.image_size:
+            rank_zero_warn(
+                f"The images are small: {min(sides)} to {max(sides)} px in {len(sides)} examples, "
+                f"fewer than --data.image_size {self.image_size}. Crops are enlarged, which costs "
+                "time and shows nothing new; 32 suits CIFAR-10."
+            )
+
+    def labelled_examples(
+        self, count: int, held_out: float
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
+        """Returns labelled training images as they are, a share of them held out, and the classes.
+
+        Args:
+            count: images, evenly spaced over the set.
+            held_out: share of the second part.
+
+        Returns:
+            Images `(N, 3, S, S)` uint8 and labels `(N,)` of both parts; None without labels. Files
+            that cannot be read are left out.
+        """
+        if self.labelled is None:
+            return None
+        first, second = self.labelled.evenly(count).parted(held_out)
+        return first.read(self.image_size), second.read(self.image_size), self.labelled.classes
 
     @property
     def validates(self) -> bool:

@@ -33,6 +33,8 @@ TINY = {
     "callbacks.views.enabled": "false",
     "callbacks.effective_receptive_field.enabled": "false",
     "callbacks.feature_maps.enabled": "false",
+    "callbacks.online_probe.enabled": "false",
+    "callbacks.embeddings.enabled": "false",
     "callbacks.report.enabled": "false",
 }
 # For backbones that are no ViT.
@@ -80,6 +82,18 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
             del settings["callbacks.cross_correlation.enabled"]
         if task not in ("barlow_twins", "dino_twins"):
             del settings["barlow_twins.projector_dim"]
+        if task in ("segmentation", "linear_probe"):
+            for callback in ("online_probe", "embeddings"):
+                del settings[f"callbacks.{callback}.enabled"]
+        if task == "linear_probe":
+            for callback in (
+                "attention_maps",
+                "views",
+                "effective_receptive_field",
+                "feature_maps",
+            ):
+                del settings[f"callbacks.{callback}.enabled"]
+            settings["callbacks.confusion_matrix.enabled"] = "false"
         if task in ("dino", "dino_twins"):
             settings |= TINY_DINO
         if task == "segmentation":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ console = logging.getLogger("twinsight")
 def quiet_libraries() -> None:
     """Shows our messages plainly and silences notices a user can do nothing about."""
     if not console.handlers:
-        console.addHandler(logging.StreamHandler())
+        console.addHandler(_ToStderr())
         console.setLevel(logging.INFO)
         console.propagate = False
     warnings.formatwarning = _plainly  # type: ignore[assignment]
@@ -30,6 +31,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Frozen backbones are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+
+
+class _ToStderr(logging.Handler):
+    # Not a StreamHandler: that would keep the stream there was when it was made.
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 def _plainly(message: Warning | str, *_: Any) -> str:

@@ -86,7 +86,7 @@ def make_net(
     Raises:
         ValueError: a stride this network cannot have.
     """
-    if output_stride != 32 and (not dilatable or stem == "cifar"):
+    if output_stride != 32 and (not dilatable or stem != "imagenet"):
         raise ValueError(
             f"backbone.output_stride {output_stride} needs a ResNet-50 with the imagenet stem."
         )
@@ -97,6 +97,8 @@ def make_net(
         return net, tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
     net.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem == "cifar_maxpool":
+        return net, (2, 4, 8, 16)
     net.maxpool = nn.Identity()  # type: ignore[assignment]
     return net, (1, 2, 4, 8)
 

@@ -1,0 +1,210 @@
+"""What frozen features know of classes: a linear classifier and k nearest neighbours on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from agents.build import build_backbone, build_source, labelled
+from agents.optimizers import configure
+from config.hparams import Hparams
+from datamodules.base import ImageSource
+from datamodules.labelled import LabelledDataModule, ProbeBatch
+from datamodules.loading import Loading
+from models.backbones.base import Backbone, Features
+from models.knn import knn_accuracy
+from utils.console import console
+from utils.distributed import gather_rows
+
+_MEASURED = ("val", "test", "test_last")
+
+
+class LinearProbe(LightningModule):
+    """A linear layer on standardised features of a frozen backbone in eval mode.
+
+    The features of every image and its mirror image are computed once. The held-out part of the
+    training images chooses the checkpoint; the test images are judged once, with the best and with
+    the last classifier. k-NN needs no training: its bank is all training images, its queries the
+    test images.
+
+    Args:
+        backbone: frozen here.
+        classes: names by label.
+        hparams: groups `probe`, `optim`.
+
+    Attributes:
+        monitor, facts, trains: see `agents.trainer.Agent`.
+        confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
+    """
+
+    monitor = ("val/linear_accuracy", "max")
+
+    def __init__(self, backbone: Backbone, classes: Sequence[str], hparams: Hparams) -> None:
+        super().__init__()
+        backbone.freeze()
+        self.settings = hparams
+        self.backbone = backbone
+        self.classes = tuple(classes)
+        self.facts = {"features": hparams.probe.features}
+        self.trains = hparams.probe.kind != "knn"
+        self.lr = float(hparams.optim.lr)
+        width = backbone.embed_dim
+        if hparams.probe.features == "cls":
+            width = sum(backbone.map_channels)
+        # Standardised (as in MAE's linear probing), so that one learning rate serves all backbones.
+        self.classifier = nn.Sequential(
+            nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(classes))
+        )
+        self.accuracies = nn.ModuleDict(
+            {name: MulticlassAccuracy(len(classes), average="micro") for name in _MEASURED}
+        )
+        self.counts = nn.ModuleDict(
+            {name: MulticlassConfusionMatrix(len(classes)) for name in ("val", "test")}
+        )
+        self.confusion: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] = {}
+        # In a list: not a part of the agent, whose checkpoints do not have it.
+        self._last: list[nn.Module] = []
+
+    @classmethod
+    def build(cls, hparams: Hparams, load: bool = True) -> LinearProbe:
+        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
+        classes, _ = labelled(build_source(hparams), hparams.data.name).labels("train")
+        return cls(build_backbone(hparams, load), classes, hparams)
+
+    @staticmethod
+    def data(source: ImageSource, hparams: Hparams, loading: Loading) -> LabelledDataModule:
+        """Images with classes, a part of the training images held out for choices."""
+        data = hparams.data
+        return LabelledDataModule(
+            labelled(source, data.name), data.image_size, loading, data.val_fraction
+        )
+
+    def features(self, split: str) -> Tensor:
+        """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
+
+        Computed on first use, every process its share of the images.
+        """
+        if split not in self._features:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            console.info("features of %d %s images, once", len(data.splits[split]), split)
+            self._features[split] = self._extract(data.images(split))
+        return self._features[split]
+
+    def _extract(self, loader: Any) -> Tensor:
+        rows, places = [], []
+        with torch.inference_mode(False), torch.no_grad():
+            for images, positions in loader:
+                images = images.to(self.device)
+                both = [self._describe(self.backbone(i)) for i in (images, images.flip(-1))]
+                rows.append(torch.stack(both, dim=1).float())
+                places.append(positions.to(self.device))
+            features, order = gather_rows(torch.cat(rows)), gather_rows(torch.cat(places))
+            return features[order.argsort()]
+
+    def _describe(self, features: Features) -> Tensor:
+        if self.settings.probe.features == "pooled":
+            return features.pooled
+        if not features.prefix[0].shape[1]:
+            raise ValueError("--probe.features cls: this backbone has no CLS token. Use pooled.")
+        return torch.cat([prefix[:, 0] for prefix in features.prefix], dim=1)
+
+    def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy of a batch."""
+        logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return {"loss": loss}
+
+    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Counts on held-out training images."""
+        self._judge(batch, "val", self.classifier, "val")
+
+    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Counts on test images, with the best classifier and with the last."""
+        if self.trains:
+            self._judge(batch, "test", self.classifier, "test")
+        for last in self._last:
+            self._judge(batch, "test", last, "test_last")
+
+    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module, name: str) -> None:
+        logits = classifier(self.features(split)[batch.indices, 0])
+        accuracy: Any = self.accuracies[name]
+        accuracy.update(logits, batch.labels)
+        if name in self.counts:
+            counts: Any = self.counts[name]
+            counts.update(logits, batch.labels)
+            loss = F.cross_entropy(logits, batch.labels)
+            self.log(f"{name}/loss", loss, batch_size=len(batch), sync_dist=True)
+
+    def on_train_end(self) -> None:
+        """Keeps the last classifier: the test loads the best one."""
+        self._last = [deepcopy(self.classifier)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the accuracy on held-out images."""
+        self._report("val", "val/linear_accuracy", "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the accuracies on test images."""
+        if self.trains:
+            self._report("test", "test/linear_accuracy", "test")
+        if self._last:
+            self._report("test_last", "test/linear_accuracy_last", None)
+        if self.settings.probe.kind != "linear":
+            self.log("test/knn_accuracy", self._knn())
+
+    def _report(self, name: str, key: str, split: str | None) -> None:
+        accuracy: Any = self.accuracies[name]
+        self.log(key, accuracy.compute())
+        accuracy.reset()
+        if split:
+            counts: Any = self.counts[split]
+            self.confusion[split] = counts.compute().cpu()
+            counts.reset()
+
+    def _knn(self) -> float:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        bank = [part for part in ("train", "val") if len(data.splits[part])]
+        labels = [torch.tensor(data.splits[part].labels) for part in bank]
+        probe = self.settings.probe
+        return knn_accuracy(
+            self.features("test")[:, 0],
+            torch.tensor(data.splits["test"].labels, device=self.device),
+            torch.cat([self.features(part)[:, 0] for part in bank]),
+            torch.cat(labels).to(self.device),
+            len(self.classes),
+            probe.k,
+            probe.temperature,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and stepwise schedule of the classifier."""
+        return configure(self, {self.classifier: 1.0}, self.settings.optim, self.lr)
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        lines = []
+        if "test/linear_accuracy" in summary:
+            last = summary.get("test/linear_accuracy_last")
+            lines.append(
+                f"Linear probe: test accuracy {summary['test/linear_accuracy']:.1%} with the "
+                "checkpoint that the held-out training images chose"
+                + (f", {last:.1%} with the last." if last is not None else ".")
+            )
+        if "test/knn_accuracy" in summary:
+            lines.append(
+                f"k-NN (k = {self.settings.probe.k}, T = {self.settings.probe.temperature}): test "
+                f"accuracy {summary['test/knn_accuracy']:.1%}."
+            )
+        if not lines:
+            return ["The run did not get as far as the test."]
+        return [*lines, f"Guessing would give {1 / len(self.classes):.1%}."]

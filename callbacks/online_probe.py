@@ -1,0 +1,105 @@
+"""How well features tell classes apart while they are learnt, without touching the learning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.looking import (
+    SayOnce,
+    backbone_of,
+    due,
+    labelled_images,
+    looking,
+    pooled_features,
+)
+from models.knn import knn_accuracy
+
+_HELD_OUT = 0.2  # share of the labelled images that are queries
+_PASSES, _BATCH, _LR = 20, 128, 1e-3
+
+
+class OnlineProbe(Callback):
+    """Logs `val/knn_accuracy` and `val/linear_accuracy` of the kept backbone.
+
+    Both on labelled *training* images, a part of them held out by a hash of the names: the test set
+    is not looked at. The linear classifier lives in the callback's own state, so that checkpoints
+    of the agent stay as they are; it goes on from where it was as the features move.
+
+    Args:
+        every_n_epochs: when to measure.
+        num_images: labelled images used.
+        kind: `linear`, `knn` or `both`.
+        k: neighbours.
+        temperature: of their votes.
+    """
+
+    def __init__(
+        self, every_n_epochs: int, num_images: int, kind: str, k: int, temperature: float
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.kind = kind
+        self.k = k
+        self.temperature = temperature
+        self.linear: nn.Linear | None = None
+        self._saved: dict[str, Tensor] = {}
+        self.say = SayOnce()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The classifier."""
+        return dict(self.linear.state_dict()) if self.linear else self._saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the classifier until it is needed."""
+        self._saved = state_dict
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures."""
+        if not due(trainer, self.every_n_epochs):
+            return
+        found = labelled_images(trainer, self.num_images, _HELD_OUT)
+        if found is None:
+            self.say(
+                "online_probe, embeddings: these images have no classes. To follow k-NN and linear "
+                "accuracy set --probe.data.name (cifar10, image_folder) and --probe.data.root."
+            )
+            return
+        (bank, labels), (queries, truth), classes = found
+        backbone = backbone_of(pl_module)
+        with looking(pl_module):
+            bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
+            labels, truth = labels.to(bank.device), truth.to(bank.device)
+            scores = {}
+            if self.kind != "linear":
+                scores["val/knn_accuracy"] = knn_accuracy(
+                    queries, truth, bank, labels, len(classes), self.k, self.temperature
+                )
+            if self.kind != "knn":
+                accuracy = self._fit(bank, labels, queries, truth, len(classes))
+                scores["val/linear_accuracy"] = accuracy
+        pl_module.log_dict(scores)
+
+    def _fit(
+        self, bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, num_classes: int
+    ) -> float:
+        mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+        bank, queries = (bank - mean) / std, (queries - mean) / std
+        with torch.inference_mode(False), torch.enable_grad():
+            if self.linear is None:
+                self.linear = nn.Linear(bank.shape[1], num_classes)
+                if self._saved:
+                    self.linear.load_state_dict(self._saved)
+            linear = self.linear.to(bank.device)
+            optimizer = torch.optim.AdamW(linear.parameters(), lr=_LR)
+            order = torch.Generator().manual_seed(0)
+            for _ in range(_PASSES):
+                for rows in torch.randperm(len(bank), generator=order).split(_BATCH):
+                    optimizer.zero_grad()
+                    F.cross_entropy(linear(bank[rows]), labels[rows]).backward()
+                    optimizer.step()
+        return float((linear(queries).argmax(1) == truth).float().mean())

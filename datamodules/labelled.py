@@ -1,0 +1,248 @@
+"""Images with one class each: for probes, and for pictures coloured by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import ImageDataModule, LabelledSource, held_out, read_square
+from datamodules.loading import BatchLoader, ImageItem, Loading
+from datamodules.seeding import Draw, seeded
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """Images and the class of each.
+
+    Attributes:
+        files: the images.
+        labels: position of their class in `classes`.
+        classes: names.
+    """
+
+    files: tuple[ImageItem, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def take(self, positions: Sequence[int]) -> LabelledFiles:
+        """Returns the images at these positions."""
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in positions),
+            labels=tuple(self.labels[i] for i in positions),
+        )
+
+    def parted(self, fraction: float) -> tuple[LabelledFiles, LabelledFiles]:
+        """Splits by a hash of the names: most, and the share that is held out."""
+        parts: tuple[list[int], list[int]] = ([], [])
+        for position, file in enumerate(self.files):
+            parts[held_out(name_of(file), fraction)].append(position)
+        return self.take(parts[0]), self.take(parts[1])
+
+    def evenly(self, count: int) -> LabelledFiles:
+        """Returns at most `count` images, evenly spaced over the set."""
+        count = min(count, len(self))
+        return self.take([i * len(self) // count for i in range(count)])
+
+    def read(self, size: int) -> tuple[Tensor, Tensor]:
+        """Returns the images, `(N, 3, size, size)` uint8, and their labels `(N,)`.
+
+        Files that cannot be read are left out.
+        """
+        images, labels = [torch.empty(0, 3, size, size, dtype=torch.uint8)], []
+        for file, label in zip(self.files, self.labels, strict=True):
+            image = read_square(file, size)
+            if image is not None:
+                images.append(image[None])
+                labels.append(label)
+        return torch.cat(images), torch.tensor(labels, dtype=torch.long)
+
+
+def name_of(item: ImageItem) -> str:
+    """Returns a name that stays when the data set moves: folder and file."""
+    return "/".join(item.parts[-2:]) if isinstance(item, Path) else str(item)
+
+
+def labelled_files(source: LabelledSource, split: str) -> LabelledFiles:
+    """Lists a split with its labels.
+
+    Raises:
+        FileNotFoundError: no such data.
+        ValueError: the images have no labels.
+    """
+    classes, labels = source.labels(split)
+    return LabelledFiles(tuple(source.files(split)), tuple(labels), classes)
+
+
+class Square(NamedTuple):
+    """An image `(3, S, S)` uint8 and its position."""
+
+    image: Tensor
+    position: int
+
+
+class Squares(Dataset[Square]):
+    """Images as they are: shorter side resized, centre cropped.
+
+    Args:
+        files: the images.
+        size: S in pixels.
+    """
+
+    def __init__(self, files: Sequence[ImageItem], size: int) -> None:
+        self.files = files
+        self.size = size
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def __getitem__(self, draw: Draw) -> Square:
+        """Reads an image.
+
+        Raises:
+            ValueError: it cannot be read; a probe needs every image.
+        """
+        _, index = draw
+        image = read_square(self.files[index], self.size)
+        if image is None:
+            raise ValueError(f"{self.files[index]} cannot be read, and a probe needs every image.")
+        return Square(image, index)
+
+
+def collate_squares(squares: Sequence[Square]) -> tuple[Tensor, Tensor]:
+    """Stacks images `(B, 3, S, S)` and their positions `(B,)`."""
+    return torch.stack([s.image for s in squares]), torch.tensor([s.position for s in squares])
+
+
+@dataclass  # not frozen: Lightning rebuilds batches to move them
+class ProbeBatch:
+    """Which images are meant; their features are known already.
+
+    Attributes:
+        indices: positions in the split, `(B,)`.
+        labels: `(B,)`.
+        mirrored: whether the mirror image is meant, `(B,)` of 0 and 1.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    mirrored: Tensor
+    unreadable: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.indices)
+
+
+class _Draws(Dataset[Draw]):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        return draw
+
+
+def _probe_batch(draws: Sequence[Draw], labels: Tensor, seed: int | None) -> ProbeBatch:
+    indices = torch.tensor([index for _, index in draws])
+    mirrored = torch.zeros_like(indices)
+    if seed is not None:
+        for position, draw in enumerate(draws):
+            with seeded(seed, *draw):
+                mirrored[position] = torch.randint(2, ())
+    return ProbeBatch(indices, labels[indices], mirrored)
+
+
+class LabelledDataModule(ImageDataModule):
+    """Training images, a part of them held out for choices, and the test images.
+
+    The data set's own `val` split is the test set: it is never used to choose anything. Every image
+    is looked at once, by `images`; the loaders then only say which ones make a batch.
+
+    Args:
+        source: the data set.
+        image_size: side of the images in pixels.
+        loading: batches, workers, seed.
+        val_fraction: share of the training images that is held out.
+
+    Attributes:
+        splits: `train`, `val` (held out) and `test`.
+    """
+
+    source: LabelledSource
+
+    def __init__(
+        self, source: LabelledSource, image_size: int, loading: Loading, val_fraction: float
+    ) -> None:
+        super().__init__(source, image_size, loading)
+        self.val_fraction = val_fraction
+        self.splits: dict[str, LabelledFiles] = {}
+
+    def setup(self, stage: str) -> None:
+        """Lists the images.
+
+        Raises:
+            ValueError: training and test images do not have the same classes.
+        """
+        train, test = (labelled_files(self.source, s) for s in (self.source.split, "val"))
+        if train.classes != test.classes:
+            different = sorted(set(train.classes) ^ set(test.classes))
+            raise ValueError(
+                f"Training and test images have different classes: {', '.join(different[:6])} "
+                f"occur in one of them only ({len(train.classes)} and {len(test.classes)} classes)."
+            )
+        train, val = train.parted(self.val_fraction)
+        self.splits = {"train": train, "val": val, "test": test}
+        self.train_files, self.val_files = train.files, val.files
+
+    @property
+    def transductive(self) -> bool:
+        """Whether training images are test images as well."""
+        return bool(set(self.train_files) & set(self.splits["test"].files))
+
+    def images(self, split: str) -> BatchLoader:
+        """Every image of a split once, as `collate_squares` gives them."""
+        return self.loading.every(
+            Squares(self.splits[split].files, self.image_size), collate_squares
+        )
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled full batches, half of the images mirrored, continuing where the trainer is."""
+        train = self.splits["train"]
+        return replace(self.loading, num_workers=0).loader(
+            _Draws(len(train)),
+            shuffle=True,
+            first_batch=self._batches_done,
+            collate=partial(
+                _probe_batch, labels=torch.tensor(train.labels), seed=self.loading.seed
+            ),
+            join=itemgetter(0),
+        )
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The held-out training images."""
+        return self._in_order("val") if len(self.splits["val"]) else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """The test images."""
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> BatchLoader:
+        files = self.splits[split]
+        collate = partial(_probe_batch, labels=torch.tensor(files.labels), seed=None)
+        return replace(self.loading, num_workers=0).every(_Draws(len(files)), collate)

@@ -1,0 +1,55 @@
+"""Weighted k-nearest-neighbour classification (Wu et al. 2018; DINO, appendix F)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_QUERIES_AT_ONCE = 512
+
+
+@torch.no_grad()
+def knn_scores(
+    queries: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Lets the k nearest of the bank vote, each with weight exp(cosine / T).
+
+    Args:
+        queries: features `(M, D)`.
+        bank: features `(N, D)`.
+        labels: of the bank, `(N,)`.
+        num_classes: C.
+        k: neighbours; all of the bank where it is smaller.
+        temperature: T.
+
+    Returns:
+        `(M, C)`, the votes; the largest wins.
+    """
+    queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
+    votes = []
+    for some in queries.split(_QUERIES_AT_ONCE):
+        similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
+        weights = (similarity / temperature).exp()
+        score = weights.new_zeros(len(some), num_classes)
+        votes.append(score.scatter_add_(1, labels[nearest], weights))
+    return torch.cat(votes)
+
+
+def knn_accuracy(
+    queries: Tensor,
+    truth: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share of queries whose class `truth` `(M,)` gets most votes; otherwise as `knn_scores`."""
+    scores = knn_scores(queries, bank, labels, num_classes, k, temperature)
+    return float((scores.argmax(1) == truth).float().mean())

@@ -1,0 +1,362 @@
+"""Probes: what is held out, what is touched, and what is told."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from agents.linear_probe import LinearProbe
+from config.hparams import Hparams
+from datamodules.cifar10 import CIFAR10
+from datamodules.labelled import LabelledDataModule
+from datamodules.loading import Loading
+from main import main
+from models.knn import knn_accuracy, knn_scores
+from tests.conftest import NO_VIT_SIZES, summary, weights
+from utils.logging import read_metrics
+
+
+def colours(folder, classes=3, each=8, split=("train", "val"), names=None):
+    """Folders of classes that colour tells apart."""
+    rng = np.random.default_rng(0)
+    for part in split:
+        for label in range(classes):
+            place = folder / part / (names or [f"class{i}" for i in range(classes)])[label]
+            place.mkdir(parents=True)
+            for index in range(each):
+                pixels = rng.integers(0, 60, (32, 32, 3), np.uint8)
+                pixels[..., label % 3] += 150
+                Image.fromarray(pixels).save(place / f"{part}{index:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def probe(train, tmp_path):
+    root = colours(tmp_path / "colours")
+
+    def run(name="probe", **changed):
+        settings = {
+            "task": "linear_probe",
+            "data__name": "image_folder",
+            "data__root": root,
+            "trainer__max_epochs": 20,
+            "data__val_fraction": 0.25,
+            "optim__lr": 0.05,
+        }
+        return train(name, **(settings | changed))
+
+    return run
+
+
+def test_colours_are_told_apart_and_the_test_is_touched_once(probe, monkeypatch, capsys):
+    tests = []
+    original = LinearProbe.on_test_epoch_end
+    monkeypatch.setattr(
+        LinearProbe, "on_test_epoch_end", lambda self: tests.append(1) or original(self)
+    )
+    code, folder = probe()
+    assert code == 0
+    found = summary(folder)
+    for name in ("linear_accuracy", "linear_accuracy_last", "knn_accuracy"):
+        assert found[f"test/{name}"] > 0.85, name
+    assert tests == [1]
+    assert "held-out training images chose" in capsys.readouterr().out
+    rows = read_metrics(folder / "metrics.csv")
+    assert not any(key.startswith("test/") for row in list(rows.values())[:-1] for key in row)
+
+
+def test_best_and_last_are_two_classifiers(probe, monkeypatch):
+    # A rate that forgets: the best checkpoint is not the last.
+    code, folder = probe(optim__lr=20.0, optim__schedule="constant", trainer__max_epochs=6)
+    assert code == 0
+    best, last = (
+        weights(folder, name)["classifier.1.weight"] for name in ("best.ckpt", "last.ckpt")
+    )
+    assert not torch.equal(best, last)
+    assert {"test/linear_accuracy", "test/linear_accuracy_last"} <= summary(folder).keys()
+
+
+def test_the_backbone_is_frozen_whatever_it_is_made_of(train, tmp_path):
+    code, folder = train(
+        "probe",
+        task="linear_probe",
+        data__name="image_folder",
+        data__root=colours(tmp_path / "colours"),
+        backbone__name="resnet18",
+        backbone__stem="cifar",
+        **NO_VIT_SIZES,
+    )
+    assert code == 0
+    first, last = (weights(folder, name) for name in ("best.ckpt", "last.ckpt"))
+    for key, value in first.items():
+        if key.startswith("backbone"):
+            assert torch.equal(value, last[key]), key
+    assert int(last["backbone.net.bn1.num_batches_tracked"]) == 0
+
+
+def test_the_three_parts_do_not_overlap(tmp_path):
+    from datamodules.image_folder import ImageFolder
+
+    source = ImageFolder(str(colours(tmp_path, each=20)))
+    data = LabelledDataModule(source, 32, Loading(4), val_fraction=0.3)
+    data.setup("fit")
+    parts = {name: set(files.files) for name, files in data.splits.items()}
+    assert not parts["train"] & parts["val"]
+    assert not (parts["train"] | parts["val"]) & parts["test"]
+    assert len(parts["train"]) + len(parts["val"]) == len(parts["test"]) == 60
+    for files in data.splits.values():
+        for file, label in zip(files.files, files.labels, strict=True):
+            assert file.parent.name == files.classes[label]
+    assert not data.transductive
+
+
+@pytest.mark.parametrize(
+    ("kind", "absent"), [("knn", "linear_accuracy"), ("linear", "knn_accuracy")]
+)
+def test_either_kind_alone(probe, kind, absent):
+    code, folder = probe(probe__kind=kind, trainer__max_epochs=2)
+    assert code == 0
+    found = summary(folder)
+    assert found["status"] == "finished"
+    assert f"test/{absent}" not in found
+    assert any(key.startswith("test/") for key in found)
+    assert (folder / "checkpoints" / "best.ckpt").exists() is (kind == "linear")
+
+
+def test_interrupted_probes_go_on(probe, train):
+    _, folder = probe(trainer__max_epochs=4)
+    words = ["--run.resume", "probe", "--run.dir", str(folder.parent), "--trainer.max_epochs", "6"]
+    assert main(words) == 0
+    _, whole = probe("whole", trainer__max_epochs=6, optim__schedule="constant")
+    assert summary(folder)["steps"] == summary(whole)["steps"]
+
+
+def test_a_finished_probe_can_be_judged_again(probe, capsys):
+    _, folder = probe(trainer__max_epochs=3)
+    assert main(["--evaluate", "probe", "--run.dir", str(folder.parent)]) == 0
+    found = summary(folder)
+    assert found["evaluate/linear_accuracy"] == found["test/linear_accuracy"]
+    assert found["evaluate/knn_accuracy"] == found["test/knn_accuracy"]
+
+
+def test_cls_tokens_of_several_layers(probe):
+    code, folder = probe(backbone__layers="last2", probe__features="cls", trainer__max_epochs=1)
+    assert code == 0
+    assert weights(folder)["classifier.1.weight"].shape == (3, 2 * 24)
+    assert summary(folder)["features"] == "cls"
+
+
+def test_cls_tokens_of_a_network_without(train, tmp_path, capsys):
+    code, _ = train(
+        "probe",
+        task="linear_probe",
+        data__name="image_folder",
+        data__root=colours(tmp_path / "c"),
+        backbone__name="resnet18",
+        probe__features="cls",
+        **NO_VIT_SIZES,
+    )
+    assert code == 2
+    assert "no CLS token. Use pooled" in capsys.readouterr().err
+
+
+def naive_knn(queries, bank, labels, classes, k, temperature):
+    scores = torch.zeros(len(queries), classes, dtype=torch.float64)
+    for row, query in enumerate(queries):
+        cosines = [float(query @ other / query.norm() / other.norm()) for other in bank]
+        for index in sorted(range(len(bank)), key=lambda i: -cosines[i])[:k]:
+            scores[row, labels[index]] += np.exp(cosines[index] / temperature)
+    return scores
+
+
+def test_knn_is_a_weighted_vote_of_the_nearest():
+    torch.manual_seed(0)
+    bank, queries = torch.randn(40, 6), torch.randn(9, 6)
+    labels = torch.randint(0, 4, (40,))
+    found = knn_scores(queries, bank, labels, 4, k=5)
+    expected = naive_knn(queries, bank, labels, 4, 5, 0.07)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-6)
+    truth = expected.argmax(1)
+    assert knn_accuracy(queries, truth, bank, labels, 4, k=5) == 1.0
+    assert knn_accuracy(queries, truth + 1, bank, labels, 5, k=5) == 0.0
+    assert knn_scores(queries, bank[:3], labels[:3], 4, k=20).shape == (9, 4)
+
+
+def error_of(capsys):
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    return text
+
+
+def test_an_unlabelled_folder(train, image_folder, tmp_path, capsys):
+    code, folder = train(
+        "probe", task="linear_probe", data__name="image_folder", data__root=image_folder
+    )
+    assert code == 2
+    assert "lies in no folder of a class" in error_of(capsys)
+    assert not folder.exists()
+    code, _ = train("pre", probe__data__name="image_folder", probe__data__root=image_folder)
+    assert code == 2
+    assert "lies in no folder of a class" in error_of(capsys)
+
+
+def test_data_without_classes(train, capsys):
+    assert train("probe", task="linear_probe")[0] == 2
+    assert "The images of shapes have no classes; probes work with cifar10" in error_of(capsys)
+
+
+def test_other_classes_in_the_test(train, tmp_path, capsys):
+    root = colours(tmp_path / "c", split=("train",), names=["cat", "dog", "emu"])
+    colours(root, split=("val",), names=["cat", "dog", "fox"])
+    code, folder = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
+    assert code == 2
+    assert "different classes: emu, fox occur in one of them only" in error_of(capsys)
+    assert not folder.exists()
+
+
+def test_a_corrupt_image_is_named(train, tmp_path, capsys):
+    root = colours(tmp_path / "c")
+    (root / "val" / "class1" / "val03.png").write_bytes(b"no image")
+    code, _ = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
+    assert code == 2
+    assert "val03.png cannot be read, and a probe needs every image" in error_of(capsys)
+
+
+def test_settings_a_probe_does_not_read(train, capsys):
+    assert train("probe", task="linear_probe", backbone__freeze="true")[0] == 2
+    assert "no effect on task linear_probe" in error_of(capsys)
+
+
+def test_labels_of_both_forms_of_cifar10(tmp_path, monkeypatch):
+    from tests.datamodules.test_cifar10_and_coco import TEST, TRAIN, npz, official
+
+    y_train, y_test = np.arange(20, dtype=np.uint8) % 10, np.arange(8)
+    plain = CIFAR10(str(npz(tmp_path)))
+    with pytest.raises(ValueError, match="has no labels"):
+        plain.labels("train")
+    source = CIFAR10(str(npz(tmp_path, y_train=y_train, y_test=y_test)))
+    classes, labels = source.labels("train")
+    assert labels == y_train.tolist()
+    assert classes[3] == "cat"
+    assert source.labels("val")[1] == y_test.tolist()
+    with pytest.raises(ValueError, match="one label for each of the 20 images"):
+        CIFAR10(str(npz(tmp_path, y_train=y_test, y_test=y_test))).files("train")
+    with pytest.raises(ValueError, match="not CIFAR-10's"):
+        CIFAR10(str(npz(tmp_path, classes=np.array(["x"])))).files("train")
+    source = CIFAR10(str(official(tmp_path, monkeypatch)))
+    assert source.labels("train")[1] == [0] * len(TRAIN)
+    assert source.labels("val")[1] == [0] * len(TEST)
+
+
+ONLINE = {
+    "callbacks__online_probe__enabled": "true",
+    "callbacks__online_probe__every_n_epochs": 1,
+    "callbacks__online_probe__num_images": 60,
+    "trainer__max_epochs": 3,
+}
+
+
+def test_the_online_probe_leaves_no_trace_and_resumes(train, tmp_path, monkeypatch):
+    root = colours(tmp_path / "c", each=20)
+    shared = {"data__name": "image_folder", "data__root": root, **ONLINE}
+    _, watched = train("with", **shared)
+    _, alone = train("without", **shared | {"callbacks__online_probe__enabled": "false"})
+    one, other = weights(watched), weights(alone)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    rows = read_metrics(watched / "metrics.csv")
+    scores = {s: r for s, r in rows.items() if "val/knn_accuracy" in r}
+    assert len(scores) == 3
+    assert scores[max(scores)]["val/knn_accuracy"] > 0.9
+
+    _, half = train("half", **shared | {"trainer__max_epochs": 2, "optim__schedule": "constant"})
+    words = ["--run.resume", "half", "--run.dir", str(half.parent), "--trainer.max_epochs", "3"]
+    assert main(words) == 0
+    _, whole = train("whole", **shared | {"optim__schedule": "constant"})
+    again, expected = (read_metrics(f / "metrics.csv") for f in (half, whole))
+    last = max(step for step in expected if "val/linear_accuracy" in expected[step])
+    for name in ("val/linear_accuracy", "val/knn_accuracy"):
+        assert again[last][name] == expected[last][name]
+    state = torch.load(half / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    assert "weight" in state["OnlineProbe"]
+
+
+def test_a_second_labelled_data_set(train, tmp_path):
+    root = colours(tmp_path / "c", each=20)
+    _, folder = train("run", probe__data__name="image_folder", probe__data__root=root, **ONLINE)
+    assert summary(folder)["val/knn_accuracy"] > 0.9
+
+
+def test_an_online_probe_of_one_kind(train, tmp_path):
+    root = colours(tmp_path / "c", each=20)
+    shared = {"probe__data__name": "image_folder", "probe__data__root": root, **ONLINE}
+    for kind, absent in (("knn", "linear"), ("linear", "knn")):
+        _, folder = train(kind, probe__kind=kind, **shared)
+        assert f"val/{kind}_accuracy" in summary(folder)
+        assert f"val/{absent}_accuracy" not in summary(folder)
+
+
+def test_without_labels_it_says_what_to_do(train, caplog):
+    code, folder = train("run", **ONLINE)
+    assert code == 0
+    assert "val/knn_accuracy" not in summary(folder)
+    assert caplog.text.count("set --probe.data.name") == 1
+
+
+def test_embeddings_are_drawn_with_and_without_classes(train, tmp_path):
+    for name, labelled in (("plain", {}), ("coloured", {"probe__data__name": "image_folder"})):
+        if labelled:
+            labelled["probe__data__root"] = colours(tmp_path / "c")
+        code, folder = train(
+            name,
+            callbacks__embeddings__enabled="true",
+            callbacks__embeddings__num_images=24,
+            trainer__max_epochs=1,
+            **labelled,
+        )
+        assert code == 0
+        assert len(list(folder.glob("figures/embeddings/*.png"))) == 1
+
+
+def test_principal_components_against_the_covariance():
+    from callbacks.embeddings import principal_components
+
+    torch.manual_seed(0)
+    features = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([9, 4, 1, 1, 1, 0.5])
+    points, shares = principal_components(features)
+    values = torch.linalg.eigvalsh(torch.cov(features.T, correction=0)).flip(0)
+    np.testing.assert_allclose(points.var(0), values[:2].numpy())
+    np.testing.assert_allclose(shares, (values[:2] / values.sum()).numpy())
+
+
+def test_tsne_keeps_neighbours_together():
+    pytest.importorskip("sklearn")
+    from callbacks.embeddings import tsne
+
+    torch.manual_seed(0)
+    features = torch.randn(60, 8, dtype=torch.float64) + 30 * (torch.arange(60) % 3)[:, None]
+    points = tsne(features)
+    assert points.shape == (60, 2)
+    groups = [points[index::3] for index in range(3)]
+    spread = max(np.linalg.norm(g - g.mean(0), axis=1).max() for g in groups)
+    centres = [g.mean(0) for g in groups]
+    assert min(np.linalg.norm(a - b) for a, b in pairwise(centres)) > spread
+
+
+def test_small_images_are_enlarged_and_that_is_said(train, tmp_path):
+    root = colours(tmp_path / "c")  # 32 px
+    with pytest.warns(UserWarning, match=r"32 to 32 px .* fewer than --data.image_size 48"):
+        code, _ = train(
+            "run",
+            data__name="image_folder",
+            data__root=root,
+            data__image_size=48,
+            trainer__max_epochs=1,
+        )
+    assert code == 0
+
+
+def test_hparams_name_the_second_data_set():
+    assert Hparams().probe.data.name is None
