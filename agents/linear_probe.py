@@ -147,7 +147,7 @@ class LinearProbe(LightningModule):
 
     def on_train_end(self) -> None:
         """Keeps the last classifier: the test loads the best one."""
-        self._last = [deepcopy(self.classifier)]
+        self._last = [deepcopy(self.classifier).eval()]
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracy on held-out images."""

@@ -14,6 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datamodules.cifar10 import CIFAR10, CLASSES
+from datamodules.loading import read_rgb
 
 
 def main() -> None:
@@ -28,7 +29,10 @@ def main() -> None:
     y_train = np.array(train)
     of_class = [np.flatnonzero(y_train == c)[: arguments.per_class] for c in range(len(CLASSES))]
     rows = np.sort(np.concatenate(of_class))
-    x_train, x_test = (np.stack([i.pixels for i in source.files(s)]) for s in ("train", "val"))
+    x_train, x_test = (
+        np.stack([np.array(read_rgb(image)) for image in source.files(split)])
+        for split in ("train", "val")
+    )
     np.savez(
         arguments.out,
         x_train=x_train[rows],
