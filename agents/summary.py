@@ -50,7 +50,7 @@ def show(
     lines = [_what(hparams, result)]
     if result["reason"]:
         lines.append(result["reason"])
-    lines += words
+    lines += [*words, *result["alarms"]]
     if result["unreadable_images"]:
         names = ", ".join(result["unreadable_names"][:3])
         lines.append(f"{result['unreadable_images']} images could not be read: {names}.")

@@ -18,6 +18,7 @@ from agents.build import build_agent, build_data, build_figure_callbacks, check_
 from agents.loggers import build_loggers, finish
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
+from callbacks.health import Health
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
@@ -165,6 +166,7 @@ class Trainer:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
         reports = [Report(folder)] if self.hparams.callbacks.report.enabled else []
+        looking = build_figure_callbacks(self.hparams)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -173,7 +175,7 @@ class Trainer:
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(),
-                *build_figure_callbacks(self.hparams),
+                *looking,
                 *reports,
                 *choosing,
                 RichProgressBar(leave=False),
@@ -196,6 +198,7 @@ class Trainer:
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
             result |= {
                 **cast(Agent, agent).facts,
+                "alarms": [w for c in looking if isinstance(c, Health) for w in c.alarms.values()],
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),

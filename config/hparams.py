@@ -418,6 +418,16 @@ class ReportHparams:
 
 
 @dataclass
+class HealthHparams:
+    """Numbers that tell a healthy run from a collapsed one, and alarms in words."""
+
+    enabled: bool = True
+    """Measure them."""
+    every_n_steps: Count = 10
+    """Measure every n steps; alarms are judged once an epoch, from step 20 on."""
+
+
+@dataclass
 class OnlineProbeHparams:
     """k-NN and linear accuracy while a backbone is pretrained, on labelled *training* images."""
 
@@ -488,6 +498,7 @@ class CallbackHparams:
     )
     class_iou: ClassIoUHparams = field(default_factory=ClassIoUHparams)
     confusion_matrix: ConfusionMatrixHparams = field(default_factory=ConfusionMatrixHparams)
+    health: HealthHparams = field(default_factory=HealthHparams)
     online_probe: OnlineProbeHparams = field(default_factory=OnlineProbeHparams)
     embeddings: EmbeddingsHparams = field(default_factory=EmbeddingsHparams)
     views: ViewsHparams = field(default_factory=ViewsHparams)

@@ -45,7 +45,13 @@ _INSIDE = (
     "callbacks.feature_maps",
     "callbacks.views",
 )
-_SELF_SUPERVISED = (*_INSIDE, "probe", "callbacks.online_probe", "callbacks.embeddings")
+_SELF_SUPERVISED = (
+    *_INSIDE,
+    "probe",
+    "callbacks.health",
+    "callbacks.online_probe",
+    "callbacks.embeddings",
+)
 # Every task names the hparams groups it reads, `task` and `run` aside.
 TASKS: dict[str, Part] = {
     "barlow_twins": Part(
@@ -169,6 +175,7 @@ CALLBACKS: dict[str, Part] = {
     "segmentation_predictions": Part("callbacks.segmentation_predictions:SegmentationPredictions"),
     "class_iou": Part("callbacks.class_iou:ClassIoU"),
     "confusion_matrix": Part("callbacks.confusion_matrix:ConfusionMatrix"),
+    "health": Part("callbacks.health:Health"),
     "online_probe": Part("callbacks.online_probe:OnlineProbe"),
     "embeddings": Part("callbacks.embeddings:Embeddings"),
     "views": Part("callbacks.views:Views"),

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.feature_statistics import effective_rank, spread
+
 
 def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     """Cross-correlation matrix of two batches of embeddings (eq. 2).
@@ -78,10 +80,8 @@ class CorrelationSummary:
     Attributes:
         diagonal_mean: 1 when the views agree.
         off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
-        embedding_std: mean over dimensions of the standard deviation of L2-normalised embeddings,
-            times sqrt(D): 1 when directions are spread evenly, 0 after collapse.
-        effective_rank: exp of the entropy of the singular values (RankMe, Garrido et al. 2023);
-            None when not asked for.
+        embedding_std: see `feature_statistics.spread`.
+        effective_rank: see `feature_statistics.effective_rank`; None when not asked for.
     """
 
     diagonal_mean: Tensor
@@ -99,19 +99,11 @@ def summarise(correlation: Tensor, embeddings: Tensor, rank: bool = False) -> Co
         embeddings: of one view.
         rank: also the effective rank, which costs a singular value decomposition.
     """
-    dim = len(correlation)
-    off = ~torch.eye(dim, dtype=torch.bool, device=correlation.device)
+    off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
     embeddings = embeddings.to(correlation.dtype)
     return CorrelationSummary(
         diagonal_mean=correlation.diagonal().mean(),
         off_diagonal_rms=correlation[off].square().mean().sqrt(),
-        embedding_std=F.normalize(embeddings, dim=1).std(0, correction=0).mean() * dim**0.5,
+        embedding_std=spread(embeddings),
         effective_rank=effective_rank(embeddings) if rank else None,
     )
-
-
-def effective_rank(embeddings: Tensor) -> Tensor:
-    """RankMe: exp of the entropy of the normalised singular values of `(N, D)`."""
-    singular = torch.linalg.svdvals(embeddings)
-    share = singular / singular.sum().clamp_min(1e-12)
-    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())

@@ -62,7 +62,7 @@ def test_colours_are_told_apart_and_the_test_is_touched_once(probe, monkeypatch,
     for name in ("linear_accuracy", "linear_accuracy_last", "knn_accuracy"):
         assert found[f"test/{name}"] > 0.85, name
     assert tests == [1]
-    assert "held-out training images chose" in capsys.readouterr().out
+    assert "Linear probe: test accuracy" in capsys.readouterr().out
     rows = read_metrics(folder / "metrics.csv")
     assert not any(key.startswith("test/") for row in list(rows.values())[:-1] for key in row)
 

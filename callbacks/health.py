@@ -1,0 +1,205 @@
+"""Says in words when a run is going wrong, while there is still time."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from callbacks.throughput import Throughput
+from models.feature_statistics import effective_rank, mean_cosine, spread
+
+Reading = Mapping[str, float]  # medians over the last epoch, by name
+
+# No judgement before this many steps: fresh networks look collapsed.
+MIN_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that goes wrong.
+
+    Attributes:
+        needs: readings it looks at.
+        rings: whether it does.
+        words: what is the matter and what usually helps; takes the readings.
+    """
+
+    needs: tuple[str, ...]
+    rings: Callable[[Reading], bool]
+    words: str
+
+
+def _information(reading: Reading) -> float:
+    # Mutual information of image and output: 0 when the teacher says the same of every image.
+    return reading["teacher_mean_entropy"] - reading["teacher_entropy"]
+
+
+# DINO's chance level is ln(out_dim), the largest entropy there can be.
+_TEACHER = ("teacher_entropy", "teacher_mean_entropy", "chance_level")
+ALARMS: dict[str, Alarm] = {
+    "collapse": Alarm(
+        ("mean_cosine",),
+        lambda r: r["mean_cosine"] > 0.998,
+        "COLLAPSE: all images have nearly the same features (mean cosine {mean_cosine:.4f}). What "
+        "usually helps: a lower --optim.lr, a longer --optim.warmup_epochs, a larger batch; for "
+        "DINO centering, sharpening and ema on, and a lower --dino.teacher_temp.",
+    ),
+    "few_dimensions": Alarm(
+        ("rank_me", "largest_rank"),
+        lambda r: r["rank_me"] < max(2.0, 0.02 * r["largest_rank"]),
+        "DIMENSIONS LOST: the features use {rank_me:.1f} of {largest_rank:.0f} possible dimensions "
+        "(RankMe). What usually helps: a lower --optim.lr, stronger augmentations; for Barlow "
+        "Twins a larger --data.batch_size or --barlow_twins.lambd.",
+    ),
+    "uniform_output": Alarm(
+        _TEACHER,
+        lambda r: (
+            _information(r) < 0.02 * r["chance_level"]
+            and r["teacher_entropy"] > 0.9 * r["chance_level"]
+        ),
+        "COLLAPSE: the teacher's output is uniform whatever the image (entropy "
+        "{teacher_entropy:.2f} of at most {chance_level:.2f}), and the loss stays at ln(out_dim). "
+        "What usually helps: a lower --dino.teacher_temp (0.02), sharpening on, a smaller "
+        "--dino.out_dim, more steps.",
+    ),
+    "one_output": Alarm(
+        _TEACHER,
+        lambda r: (
+            _information(r) < 0.02 * r["chance_level"]
+            and r["teacher_entropy"] <= 0.9 * r["chance_level"]
+        ),
+        "COLLAPSE: the teacher gives every image the same few outputs (entropy over the batch "
+        "{teacher_mean_entropy:.2f} of {chance_level:.2f}, over one image {teacher_entropy:.2f}); "
+        "the loss falls, nothing is learnt. What usually helps: centering on, a slower teacher "
+        "(--dino.momentum_teacher), a lower --optim.lr.",
+    ),
+    "views_disagree": Alarm(
+        ("diagonal_mean",),
+        lambda r: r["diagonal_mean"] < 0.05,
+        "NOTHING LEARNT: two views of an image have nothing in common yet (mean diagonal "
+        "{diagonal_mean:.3f}). Look at figures/views; then a higher --optim.lr, a shorter warm-up.",
+    ),
+    "gradient_jumps": Alarm(
+        ("grad_norm", "largest_grad_norm"),
+        lambda r: r["largest_grad_norm"] > 50 * r["grad_norm"],
+        "GRADIENTS JUMP: norm {largest_grad_norm:.3g}, usually {grad_norm:.3g}. What usually "
+        "helps: --trainer.gradient_clip 1, a lower --optim.lr, --trainer.precision 32-true.",
+    ),
+    "gradient_vanishes": Alarm(
+        ("grad_norm",),
+        lambda r: r["grad_norm"] < 1e-7,
+        "GRADIENTS VANISH: norm {grad_norm:.1g}. Nothing is learnt any more: collapsed, or a loss "
+        "without effect.",
+    ),
+    "waits_for_data": Alarm(
+        ("data_wait_share",),
+        lambda r: r["data_wait_share"] > 0.5,
+        "WAITING: {data_wait_share:.0%} of the time goes into waiting for images. What usually "
+        "helps: more --data.num_workers, smaller images on disk.",
+    ),
+}
+
+
+class Health(Callback):
+    """Logs what tells a healthy run from a collapsed one, and rings each alarm once.
+
+    From the agent's step output `features` `(N, D)`: spread, mean cosine between images, RankMe.
+    From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
+    any clipping, and the share of time spent waiting for data.
+
+    Args:
+        every_n_steps: when to measure.
+
+    Attributes:
+        alarms: what rang, in words, by name.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
+        self.alarms: dict[str, str] = {}
+        self._readings: dict[str, list[float]] = {}
+        self._norm: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The alarms."""
+        return dict(self.alarms)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        self.alarms = state_dict
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Measures the gradient, unscaled and unclipped."""
+        if self._due(trainer):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Measures the features."""
+        if self._norm is None:  # not the step to measure, or gradients are being accumulated
+            return
+        found = {"grad_norm": float(self._norm)}
+        self._norm = None
+        features = outputs.get("features")
+        if features is not None and len(features) > 1:
+            features = features.float()
+            found |= {
+                "features_std": float(spread(features)),
+                "mean_cosine": float(mean_cosine(features)),
+                "rank_me": float(effective_rank(features)),
+            }
+            self._readings["largest_rank"] = [float(min(features.shape))]
+        pl_module.log_dict({f"train/{name}": value for name, value in found.items()})
+        for name in ("teacher_entropy", "teacher_mean_entropy", "chance_level", "diagonal_mean"):
+            if f"train/{name}" in trainer.callback_metrics:
+                found[name] = float(trainer.callback_metrics[f"train/{name}"])
+        for name, value in found.items():
+            self._readings.setdefault(name, []).append(value)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judges what was measured since the last judgement."""
+        if trainer.global_step < MIN_STEPS or not self._readings:
+            return
+        reading = {name: statistics.median(values) for name, values in self._readings.items()}
+        if "grad_norm" in self._readings:
+            reading["largest_grad_norm"] = max(self._readings["grad_norm"])
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        if throughput:
+            reading["data_wait_share"] = throughput.data_wait_share
+            pl_module.log("train/data_wait_share", throughput.data_wait_share)
+        self._readings = {}
+        for name, words in ringing(reading).items():
+            if name not in self.alarms:
+                self.alarms[name] = f"{words} (step {trainer.global_step})"
+                rank_zero_warn(self.alarms[name])
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self.every_n_steps == 0
+
+
+def ringing(reading: Reading) -> dict[str, str]:
+    """Returns the alarms that ring, in words; those whose readings are missing keep silent."""
+    return {
+        name: alarm.words.format(**reading)
+        for name, alarm in ALARMS.items()
+        if all(math.isfinite(reading.get(need, math.nan)) for need in alarm.needs)
+        and alarm.rings(reading)
+    }

@@ -1,0 +1,146 @@
+"""Every alarm is rung by a run that goes wrong in its way."""
+
+import math
+import time
+
+import pytest
+import torch
+
+import agents.barlow_twins
+from callbacks.health import ALARMS, ringing
+from datamodules.loading import BatchLoader
+from main import main
+from models.feature_statistics import effective_rank, mean_cosine, spread
+from tests.conftest import summary
+from utils.logging import read_metrics
+
+WATCHED = {"callbacks__health__every_n_steps": 1, "trainer__max_epochs": 12}
+DINO = {"task": "dino", **WATCHED}
+
+HEALTHY = {
+    "mean_cosine": 0.6,
+    "rank_me": 60.0,
+    "largest_rank": 128.0,
+    "teacher_entropy": 3.0,
+    "teacher_mean_entropy": 6.0,
+    "chance_level": math.log(1024),
+    "diagonal_mean": 0.7,
+    "grad_norm": 2.0,
+    "largest_grad_norm": 9.0,
+    "data_wait_share": 0.1,
+}
+
+
+def rung(folder):
+    return " | ".join(summary(folder)["alarms"])
+
+
+def test_a_healthy_reading_rings_nothing_and_a_missing_one_neither():
+    assert ringing(HEALTHY) == {}
+    assert ringing({}) == {}
+    assert ringing(HEALTHY | {"mean_cosine": math.nan}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("collapse", {"optim__lr": 3.0}, "nearly the same features"),
+        ("few_dimensions", {"optim__lr": 1.0}, "DIMENSIONS LOST: the features use 1."),
+        ("uniform_output", {**DINO, "dino__sharpening": "false"}, "output is uniform whatever"),
+        (
+            "one_output",
+            {**DINO, "dino__centering": "false", "dino__ema": "false", "optim__lr": 0.01},
+            "every image the same few outputs",
+        ),
+        ("views_disagree", {"barlow_twins__lambd": 100, "optim__lr": 0.01}, "NOTHING LEARNT"),
+    ],
+)
+def test_what_goes_wrong_is_said(train, capsys, name, changed, words):
+    code, folder = train("run", **{**WATCHED, **changed})
+    assert code == 0
+    assert words in rung(folder)
+    assert "What usually helps" in rung(folder) or name == "views_disagree"
+    assert words.split(":")[0][:20] in " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert name in ALARMS
+
+
+def test_gradients_that_vanish_and_jump(train, monkeypatch):
+    original, calls = agents.barlow_twins.barlow_twins_loss, []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        factor = 1e-20 if factors == "tiny" else 1e4 if len(calls) == 20 else 1.0
+        return original(*arguments) * factor
+
+    monkeypatch.setattr(agents.barlow_twins, "barlow_twins_loss", poisoned)
+    shared = WATCHED | {"trainer__limit_val_batches": 0, "optim__lr": 1e-5}
+    factors = "tiny"
+    _, folder = train("tiny", **shared)
+    assert "GRADIENTS VANISH" in rung(folder)
+    factors = "spike"
+    calls.clear()
+    _, folder = train("spike", **shared)
+    assert "GRADIENTS JUMP" in rung(folder)
+
+
+def test_waiting_for_data(train, monkeypatch):
+    original = BatchLoader.__iter__
+
+    def slowly(self):
+        for batch in original(self):
+            time.sleep(0.05)
+            yield batch
+
+    monkeypatch.setattr(BatchLoader, "__iter__", slowly)
+    _, folder = train("run", **WATCHED | {"trainer__max_epochs": 7})
+    assert "WAITING: " in rung(folder)
+    assert "data.num_workers" in rung(folder)
+
+
+def test_no_judgement_of_a_fresh_network(train):
+    _, folder = train("run", **WATCHED | {"optim__lr": 1.0, "trainer__max_epochs": 6})  # 18 steps
+    assert summary(folder)["alarms"] == []
+
+
+def test_numbers_are_logged_and_alarms_survive_a_resume(train):
+    shared = {**DINO, "dino__sharpening": "false"}
+    _, folder = train("run", **shared)
+    row = read_metrics(folder / "metrics.csv")[30]
+    for name in (
+        "features_std",
+        "mean_cosine",
+        "rank_me",
+        "grad_norm",
+        "teacher_entropy",
+        "center_norm",
+        "chance_level",
+    ):
+        assert f"train/{name}" in row, name
+    assert row["train/chance_level"] == pytest.approx(math.log(24))
+    before = summary(folder)["alarms"]
+    words = ["--run.resume", "run", "--run.dir", str(folder.parent), "--trainer.max_epochs", "13"]
+    assert main(words) == 0
+    assert summary(folder)["alarms"][: len(before)] == before
+
+
+def test_the_gradient_is_measured_unclipped(train):
+    shared = {**WATCHED, "trainer__max_epochs": 1}
+    norms = []
+    for name, clip in (("free", 0.0), ("clipped", 1e-3)):
+        _, folder = train(name, trainer__gradient_clip=clip, **shared)
+        norms.append(read_metrics(folder / "metrics.csv")[0]["train/grad_norm"])
+    assert norms[0] == norms[1] > 1
+
+
+def test_statistics_of_known_features():
+    torch.manual_seed(0)
+    random = torch.randn(400, 16, dtype=torch.float64)
+    assert float(spread(random)) == pytest.approx(1, abs=0.02)
+    assert float(mean_cosine(random)) == pytest.approx(0, abs=0.01)
+    same = torch.ones(5, 16) + 1e-4 * torch.randn(5, 16)
+    assert float(spread(same)) < 1e-3
+    assert float(mean_cosine(same)) > 0.999
+    cosines = torch.nn.functional.cosine_similarity(random[:9, None], random[None, :9], dim=-1)
+    off = cosines[~torch.eye(9, dtype=torch.bool)]
+    assert float(mean_cosine(random[:9])) == pytest.approx(float(off.mean()))
+    assert float(effective_rank(torch.eye(10)[:, :6])) == pytest.approx(6)
