@@ -145,7 +145,7 @@ class Segmentation(LightningModule):
             predictions.append(upsampled.argmax(1)[0].to(torch.uint8))
             measured.update(predictions[-1][None].int(), labels[None].int())
         loss = torch.stack(losses).mean()
-        self.log(f"{split}/loss", loss, batch_size=len(batch))
+        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
         return {"loss": loss, "predictions": predictions}
 
     def _each(self, images: Sequence[Tensor]) -> list[Tensor]:

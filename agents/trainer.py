@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
@@ -35,7 +36,7 @@ from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, named_run, record_environment
+from utils.run_folder import RunFolder, create, joined, named_run, record_environment
 from utils.weights import read_checkpoint
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -73,6 +74,9 @@ class Trainer:
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
         self.resumed = hparams.run.resume != "none"
+        self.leads = (
+            getattr(rank_zero_only, "rank", 0) == 0
+        )  # of several processes the one that writes
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:
@@ -84,7 +88,8 @@ class Trainer:
         quiet_libraries()
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
         data = build_data(self.hparams)
-        data.prepare_data()
+        if self.leads:
+            data.prepare_data()
         data.setup("fit")
         self.hparams, choices = resolve_for_data(self.hparams, len(data.train_files))
         if choices:
@@ -100,6 +105,8 @@ class Trainer:
 
     def _open_folder(self, agent: pl.LightningModule) -> RunFolder:
         run = self.hparams.run
+        if not self.resumed and not self.leads:
+            return joined(run.dir, run.name)
         if not self.resumed:
             folder = create(run.dir, run.name)
             record_environment(folder, device_name(self.hparams.trainer.accelerator))
@@ -130,6 +137,8 @@ class Trainer:
         options.tune_batch_size = options.tune_lr = False
 
     def _write_settings(self, folder: RunFolder) -> None:
+        if not self.leads:
+            return
         saved = deepcopy(self.hparams)
         saved.run.name, saved.run.resume = None, "none"
         write_yaml(active_settings(saved), folder.hparams)
@@ -142,7 +151,9 @@ class Trainer:
             "precision": options.precision,
             "accelerator": options.accelerator,
             "devices": options.devices,
+            "num_nodes": options.num_nodes,
             "strategy": options.strategy,
+            "sync_batchnorm": options.sync_batchnorm,
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
@@ -161,11 +172,12 @@ class Trainer:
     def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        loggers = build_loggers(self.hparams.logger, folder)
+        loggers = build_loggers(self.hparams.logger, folder) if self.leads else []
         if self.resumed:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
-        reports = [Report(folder)] if self.hparams.callbacks.report.enabled else []
+        report = self.hparams.callbacks.report.enabled and self.leads
+        reports = [Report(folder)] if report else []
         looking = build_figure_callbacks(self.hparams)
         trainer = self._lightning_trainer(
             logger=loggers,
@@ -174,7 +186,7 @@ class Trainer:
                 unreadable,
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
-                RandomState(),
+                RandomState(self.hparams.run.seed),
                 *looking,
                 *reports,
                 *choosing,
@@ -203,14 +215,16 @@ class Trainer:
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
             }
-            folder.write_summary(folder.read_summary() | result)
+            if self.leads:
+                folder.write_summary(folder.read_summary() | result)
             for logger in loggers:
                 logger.finalize(status)
             hints = finish(loggers)
             for report in reports:
                 report.write()
-        words = cast(Agent, agent).in_words(result)
-        summary.show(folder, self.hparams, words, result, hints)
+        if self.leads:
+            words = cast(Agent, agent).in_words(result)
+            summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 
     def _choosing(
@@ -242,7 +256,8 @@ class Trainer:
                 resume = folder.last if self.resumed else None
                 trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
-                save_backbone(agent, folder)
+                if self.leads:
+                    save_backbone(agent, folder)
             if is_overridden("test_step", agent):
                 trainer.test(
                     agent,

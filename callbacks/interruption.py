@@ -46,9 +46,16 @@ class Interruption(Callback):
         """Saves when asked to stop. The step's metrics are logged after this hook, so go on."""
         # Gradients that are still being accumulated are in no checkpoint.
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if self.asked and complete:
+        if complete and self._anyone_asked(trainer):
             trainer.save_checkpoint(self.checkpoint)
             self.saved_at = trainer.global_step
+
+    def _anyone_asked(self, trainer: Trainer) -> bool:
+        if trainer.world_size > 1:
+            # All processes have to stop at the same step, whichever was told to.
+            decided = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
+            self.asked = (self.asked or "another process") if decided else None
+        return self.asked is not None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

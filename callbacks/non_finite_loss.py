@@ -31,7 +31,10 @@ class NonFiniteLoss(Callback):
         Raises:
             NonFiniteLossError: with step, learning rate, and where to go on from.
         """
-        if torch.isfinite(loss):
+        finite = bool(torch.isfinite(loss))
+        if trainer.world_size > 1:
+            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
+        if finite:
             return
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         good = (

@@ -9,7 +9,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Counts images and seconds of training steps; validation and pictures do not count."""
+    """Counts images and seconds of training steps; validation and pictures do not count.
+
+    Images are those of all processes, seconds those of this one.
+    """
 
     def __init__(self) -> None:
         self.images = 0
@@ -53,4 +56,4 @@ class Throughput(Callback):
         """The step is done."""
         self._mark = time.perf_counter()
         self.step_seconds += self._mark - self._started
-        self.images += len(batch)
+        self.images += len(batch) * trainer.world_size

@@ -277,10 +277,15 @@ class TrainerHparams:
     """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: the GPU if there is one. An NVIDIA card torch cannot use is an error, not a CPU run."""
-    devices: Annotated[int, Between(1, 1)] = 1
-    """GPUs. One: the correlation matrix is not yet shared between processes."""
-    strategy: Literal["auto"] = "auto"
-    """Lightning's strategy."""
+    devices: Count = 1
+    """GPUs of this machine (CPU: processes). They share data.batch_size; gradients are those of one
+    GPU with the whole batch, but for BatchNorm in the backbone."""
+    num_nodes: Count = 1
+    """Machines, each started by torchrun or srun with the same --run.name."""
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    """Lightning's strategy. auto: ddp for several devices."""
+    sync_batchnorm: bool = False
+    """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
     compile: bool = False
     """torch.compile the backbone's training pass. Not on Pascal cards."""
     chunk_size: Annotated[int, Between(2)] | None = None

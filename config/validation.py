@@ -140,6 +140,17 @@ def _check_combinations(hparams: Hparams) -> None:
             f"--trainer.chunk_size {trainer.chunk_size} exceeds --data.batch_size "
             f"{data.batch_size}: a chunk is a part of the batch. Lower it, or use null."
         )
+    processes = trainer.devices * trainer.num_nodes
+    if data.batch_size % processes or data.batch_size < 2 * processes:
+        raise ConfigError(
+            f"--data.batch_size {data.batch_size} cannot be divided among {processes} processes "
+            f"(devices {trainer.devices} x num_nodes {trainer.num_nodes}), at least two images "
+            "each: choose a multiple."
+        )
+    if processes > 1 and (trainer.tune_batch_size or trainer.tune_lr):
+        raise ConfigError("--trainer.tune_batch_size and tune_lr work on one device; tune first.")
+    if processes == 1 and trainer.sync_batchnorm:
+        raise ConfigError("--trainer.sync_batchnorm has no effect on one device.")
     if trainer.compile and trainer.chunk_size is not None:
         raise ConfigError(
             "--trainer.compile has no effect together with --trainer.chunk_size: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
 from models.chunking import chunk_sizes
+from utils.distributed import num_processes, process_rank
 
 
 class Views(Protocol):
@@ -235,6 +237,8 @@ class Loading:
     ) -> BatchLoader:
         """Loads full batches only: a short last batch would be a different correlation.
 
+        With several processes each loads its part of every batch.
+
         Args:
             dataset: indexed by draws.
             shuffle: training order; else file order.
@@ -253,15 +257,26 @@ class Loading:
         batches = len(dataset) // self.batch_size
         if shuffle and self.limit_train_batches is not None:
             batches = min(batches, self.limit_train_batches)
-        sizes = chunk_sizes(self.batch_size, self.chunk_size)
-        sampler = MicroBatchSampler(len(dataset), sizes, batches, self.seed, shuffle, first_batch)
+        parts = num_processes()
+        sizes = chunk_sizes(self.batch_size // parts, self.chunk_size)
+        sampler = MicroBatchSampler(
+            len(dataset), sizes, batches, self.seed, shuffle, first_batch, (process_rank(), parts)
+        )
         return BatchLoader(self._data_loader(dataset, sampler, collate), len(sizes), join)
 
     def every(self, dataset: Sized, collate: Callable[[list[Any]], Any]) -> BatchLoader:
-        """Loads every item once, in order; the last batch may be short."""
-        draws = [(0, index) for index in range(len(dataset))]
-        step = self.batch_size
-        batches = [draws[start : start + step] for start in range(0, len(draws), step)]
+        """Loads every item once, by one of the processes; each has equally many batches.
+
+        Raises:
+            ValueError: fewer items than processes.
+        """
+        parts = num_processes()
+        if len(dataset) < parts:
+            raise ValueError(f"{len(dataset)} images cannot be shared by {parts} processes.")
+        draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
+        count = -(-len(dataset) // (parts * max(1, self.batch_size // parts)))
+        bounds = [i * len(draws) // count for i in range(count + 1)]
+        batches = [draws[start:end] for start, end in pairwise(bounds) if end > start]
         return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))
 
     def _data_loader(

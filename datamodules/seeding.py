@@ -38,11 +38,12 @@ class MicroBatchSampler(Sampler[list[Draw]]):
 
     Args:
         num_images: size of the data set.
-        sizes: images of each micro-batch; together they make one batch.
+        sizes: images of each micro-batch; together they make this process's part of a batch.
         batches_per_epoch: n.
         seed: seed of the permutations.
         shuffle: False: file order, and always epoch 0, so that validation repeats itself.
         first_batch: asked at the start of every iteration.
+        part: number of this process's part of every batch, and how many parts there are.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         seed: int,
         shuffle: bool,
         first_batch: Callable[[], int],
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.num_images = num_images
         self.sizes = sizes
@@ -60,6 +62,7 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         self.seed = seed
         self.shuffle = shuffle
         self.first_batch = first_batch
+        self.part = part
 
     def __len__(self) -> int:
         """Micro-batches per epoch."""
@@ -72,7 +75,8 @@ class MicroBatchSampler(Sampler[list[Draw]]):
             epoch = 0
         order = self.order(epoch)
         for batch in range(position, self.batches_per_epoch):
-            start = batch * sum(self.sizes)
+            number, parts = self.part
+            start = (batch * parts + number) * sum(self.sizes)
             for size in self.sizes:
                 yield [(epoch, index) for index in order[start : start + size]]
                 start += size

@@ -11,6 +11,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, ImageSource, shorter_side
 from datamodules.labelled import LabelledFiles
 from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
+from utils.distributed import num_processes
 
 _LOOKED_AT = 16  # images whose size is compared with the views'
 
@@ -85,8 +86,8 @@ class ViewsDataModule(ImageDataModule):
 
     @property
     def validates(self) -> bool:
-        """A correlation needs two images."""
-        return len(self.val_files) >= 2
+        """A correlation needs two images, of every process."""
+        return len(self.val_files) >= 2 * num_processes()
 
     @property
     def transductive(self) -> bool:
@@ -102,6 +103,7 @@ class ViewsDataModule(ImageDataModule):
         if not self.validates:
             return []
         size = min(self.loading.batch_size, len(self.val_set))
+        size -= size % num_processes()
         chunk = self.loading.chunk_size
         loading = replace(
             self.loading, batch_size=size, chunk_size=min(chunk, size) if chunk else None

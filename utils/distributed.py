@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,6 +28,14 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return total
 
 
+def of_all_processes(value: Any) -> list[Any]:
+    """Returns the values of all processes in the order of their ranks."""
+    values: list[Any] = [value] * num_processes()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Returns the rows `(n, …)` of all processes in the order of their ranks; no gradient.
 
@@ -46,7 +56,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def gather_batch(features: Tensor) -> Tensor:
     """Returns the features `(n, D)` of all processes, `(N, D)`, for a loss over the whole batch.
 
-    For losses that every process computes alike from all N rows, under
+    All have equally many rows. For losses that every process computes alike from all N rows, under
     DistributedDataParallel, which *averages* gradients: what follows the features has the same
     gradient everywhere, and the average leaves it; what precedes them has on each process only that
     of its own rows, which is therefore multiplied by the number of processes. (Official Barlow

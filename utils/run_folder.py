@@ -25,6 +25,9 @@ _PACKAGES = (
 )
 
 
+_TOLD = "TWINSIGHT_RUN_FOLDER"  # tells the processes Lightning starts which folder was made
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of one run."""
@@ -123,7 +126,22 @@ def create(runs_dir: str, name: str | None) -> RunFolder:
             f"The run folder {path} cannot be written ({error.strerror}). Set --run.dir to a "
             "folder you may write to."
         ) from error
+    os.environ[_TOLD] = str(path.resolve())
     return RunFolder(path)
+
+
+def joined(runs_dir: str, name: str | None) -> RunFolder:
+    """Returns the folder that the leading process made for a run of several processes.
+
+    Raises:
+        ValueError: its name is not known here.
+    """
+    told = os.environ.get(_TOLD)
+    if name is None and told is None:
+        raise ValueError(
+            "Several processes started from outside (torchrun, srun) need a common --run.name."
+        )
+    return RunFolder(Path(told) if told else Path(runs_dir) / str(name))
 
 
 def write_atomically(file: Path, text: str) -> None:
