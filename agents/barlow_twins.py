@@ -146,21 +146,7 @@ class BarlowTwins(LightningModule):
 
     def on_fit_start(self) -> None:
         """Warns of settings that are known to fail, before hours are spent on them."""
-        data, method = self.settings.data, self.settings.barlow_twins
-        noise = method.lambd * (method.projector_dim - 1) / (data.batch_size - 1)
-        if noise > NOISE_LIMIT:
-            rank_zero_warn(
-                f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
-                f"lambd*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the "
-                "loss and training is likely to fail. Raise --data.batch_size (memory stays the "
-                "same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
-            )
-        if self.settings.trainer.accumulate > 1:
-            rank_zero_warn(
-                f"--trainer.accumulate {self.settings.trainer.accumulate} is not a larger batch "
-                "for Barlow Twins: each batch has its own correlation matrix. For a larger batch "
-                "raise --data.batch_size and set --trainer.chunk_size."
-            )
+        warn_of_batch(self.settings)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
@@ -202,3 +188,22 @@ class BarlowTwins(LightningModule):
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
             f"Redundancy between dimensions: off-diagonal RMS {off:.3f} (goal 0).",
         ]
+
+
+def warn_of_batch(hparams: Hparams) -> None:
+    """Warns of a batch too small for the projector, and of accumulation, which does not help."""
+    data, method = hparams.data, hparams.barlow_twins
+    noise = method.lambd * (method.projector_dim - 1) / (data.batch_size - 1)
+    if noise > NOISE_LIMIT:
+        rank_zero_warn(
+            f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
+            f"lambda*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
+            "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
+            "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
+        )
+    if hparams.trainer.accumulate > 1:
+        rank_zero_warn(
+            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for Barlow "
+            "Twins: each batch has its own correlation matrix. For a larger batch raise "
+            "--data.batch_size and set --trainer.chunk_size."
+        )

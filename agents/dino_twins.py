@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.barlow_twins import warn_of_batch
 from agents.dino import DINO, NUM_GLOBAL
 from agents.optimizers import configure
 from config.hparams import Hparams
@@ -60,6 +61,10 @@ class DINOTwins(DINO):
             "off_diagonal_rms": summary.off_diagonal_rms,
             "embedding_std": summary.embedding_std,
         }
+
+    def on_fit_start(self) -> None:
+        """Warns of settings that are known to fail, before hours are spent on them."""
+        warn_of_batch(self.settings)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student and the projector."""

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
-def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
+def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, int, float]:
     """Returns C of `samples` images, the steps trained and lambda."""
     import torch
 
@@ -38,7 +38,8 @@ def matrix(run: Path, samples: int, start_over: bool) -> tuple[Any, int, float]:
     if not start_over:
         agent.load_state_dict(checkpoint["state_dict"])
     agent.eval()
-    batch = next(iter(data.loading.loader(data.train_set, shuffle=False)))
+    dataset = data.train_set if split == "train" else data.val_set
+    batch = next(iter(data.loading.loader(dataset, shuffle=False)))
     with torch.no_grad():
         z1, z2 = (agent.projector(agent.features(view)) for view in batch.views)
     steps = 0 if start_over else checkpoint["global_step"]
@@ -50,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--out", type=Path, default=Path("matrices.png"))
     arguments = parser.parse_args()
 
@@ -59,12 +61,15 @@ def main() -> None:
     from utils import figures
 
     arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
-    title = f"Cross-correlation of the same {arguments.samples} images in the same two views"
+    title = (
+        f"Cross-correlation of the same {arguments.samples} {arguments.split} images in the same "
+        "two views"
+    )
     figure, axes = figures.grid(1, len(arms), cell=(5.4, 5.4), title=title)
     print("| run | steps | mean diagonal | off-diagonal RMS | loss | chance | excess |")
     print("|---|---|---|---|---|---|---|")
     for axis, (run, start_over) in zip(axes[0], arms, strict=True):
-        correlation, steps, lambd = matrix(run, arguments.samples, start_over)
+        correlation, steps, lambd = matrix(run, arguments.samples, arguments.split, start_over)
         name = "before training" if start_over else run.name
         off = correlation[~torch.eye(len(correlation), dtype=torch.bool)].square().mean().sqrt()
         loss = barlow_twins_loss(correlation, lambd).item()

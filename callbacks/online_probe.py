@@ -65,8 +65,8 @@ class OnlineProbe(Callback):
         found = labelled_images(trainer, self.num_images, _HELD_OUT)
         if found is None:
             self.say(
-                "online_probe, embeddings: these images have no classes. To follow k-NN and linear "
-                "accuracy set --probe.data.name (cifar10, image_folder) and --probe.data.root."
+                "online_probe: these images have no classes. To follow k-NN and linear accuracy "
+                "set --probe.data.name (cifar10, image_folder) and --probe.data.root."
             )
             return
         (bank, labels), (queries, truth), classes = found

@@ -210,6 +210,30 @@ def test_defaults_follow_the_size_of_the_data(images, out_dim, momentum, tempera
     assert resolve_for_data(found, 5) == (found, "")  # nothing is left to choose
 
 
+def test_a_run_can_be_judged_again_and_looked_into(train):
+    pictures = {
+        f"callbacks__{name}__enabled": "true"
+        for name in ("attention_maps", "feature_maps", "views", "learning_curves")
+    }
+    _, folder = train("run", task="dino", trainer__max_epochs=1, **pictures)
+    kinds = {path.name for path in (folder / "figures").iterdir()}
+    assert kinds == {"attention_maps", "feature_maps", "views", "learning_curves"}
+    assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
+    found = summary(folder)
+    # The last temperature: the same as in the only epoch, whose warm-up starts at it.
+    assert found["evaluate/loss"] == pytest.approx(found["val/loss"], rel=1e-5)
+
+
+def test_accumulation_of_the_twins_is_called_by_its_name():
+    from agents.build import build_agent
+
+    hparams = Hparams(task="dino_twins")
+    hparams.trainer.accumulate = 4
+    hparams, _ = resolve_for_data(resolve(hparams), 512)
+    with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
+        build_agent(hparams).on_fit_start()
+
+
 def test_choices_are_printed(train, monkeypatch):
     said = []
     monkeypatch.setattr(console, "info", lambda text, *values: said.append(text % values))

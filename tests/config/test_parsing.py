@@ -64,7 +64,7 @@ def test_lists_and_flags():
         (["--backbone.unfreeze_last", "2"], "without --backbone.freeze"),
         (["--optim.schedule", "constant", "--optim.final_lr_ratio", "0.5"], "read by: cosine"),
         (["--trainer.chunk_size", "256"], "exceeds --data.batch_size"),
-        (["--trainer.devices", "2"], "at most 1"),
+        (["--trainer.devices", "0"], "expected at least 1"),
         (["--experiment", "nothing"], "no experiment nothing"),
         (["--run.resume", "nowhere"], "no run nowhere"),
         (["--export", "nowhere", "--evaluate", "nowhere"], "cannot be combined"),
