@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -57,6 +58,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
                 )
         if panel == "loss":
             _references(axis, curves)
+        _scale(axis)
         axis.set(title=panel.replace("_", " "), xlabel="step")
         axis.legend(fontsize=7)
     return figure
@@ -67,4 +69,15 @@ def _references(axis: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> No
         points = curves.get(f"train/{name}")
         if points and points[-1][1] > 0:
             axis.axhline(points[-1][1], linestyle=style, color="grey", label=name.replace("_", " "))
-    axis.set_yscale("log")
+    values = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axis.set_yscale("log")
+
+
+def _scale(axis: Axes) -> None:
+    low, high = axis.get_ylim()
+    if high - low < 1e-3 * max(abs(low), abs(high)):  # rounding is no news
+        margin = 0.1 * abs(high) or 1.0
+        axis.set_ylim(low - margin, high + margin)
+    if axis.get_yscale() == "linear":
+        axis.ticklabel_format(axis="y", useOffset=False)

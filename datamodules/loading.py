@@ -79,7 +79,7 @@ class Batch:
     def previews(self, count: int) -> dict[str, Tensor]:
         """Returns the views of the first images, `(n, 3, H, W)` uint8 each."""
         return {
-            f"view {number + 1}": torch.cat(chunks)[:count]
+            f"view {number + 1}, {chunks[0].shape[-1]} px": torch.cat(chunks)[:count]
             for number, chunks in enumerate(self.views)
         }
 
