@@ -149,9 +149,9 @@ class DINOHparams:
     warmup_teacher_temp_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
     """Steps until teacher_temp. auto: three tenths of the run, at most 37500."""
     momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0)] = "auto"
-    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, more up
-    to 0.996 at ImageNet's, less in runs of under 1000 steps, which would end with a teacher that
-    still remembers its random start."""
+    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, rising
+    to 0.996 at ImageNet's. In runs of a few hundred steps the teacher still remembers its random
+    start: export the student then; a lower momentum collapses."""
     center_momentum: Fraction = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"

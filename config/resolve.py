@@ -90,14 +90,6 @@ _SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and mo
 _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
-def _momentum(usual: float, steps: int) -> float:
-    """Lowers the teacher's momentum for runs too short to forget the random start otherwise.
-
-    Along its cosine to 1 the average keeps exp(-(1 - m) steps / 2) of it: here at most exp(-5).
-    """
-    return min(usual, max(0.5, 1 - 10 / steps))
-
-
 def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
     """Replaces what `auto` makes depend on the size of the data set.
 
@@ -119,7 +111,7 @@ def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
         "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
         "teacher_temp": 0.02 + share * 0.05,
         "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, math.ceil(0.3 * steps)),
-        "momentum_teacher": _momentum(0.99 + share * 0.006, steps),
+        "momentum_teacher": 0.99 + share * 0.006,
         "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch),
     }
     chosen = {name: value for name, value in chosen.items() if getattr(dino, name) == "auto"}
