@@ -148,14 +148,13 @@ class DINO(LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss against the teacher's targets, `(N, K)` for each global view.
 
-        With one chunk: one backbone pass per resolution, one head pass over all views (which
-        matters to BatchNorm). With several: one chunk of one view at a time, differentiated and
-        forgotten.
+        Without chunks: one backbone pass per resolution, one head pass over all views (which
+        matters to BatchNorm). With: one chunk of one view at a time, differentiated and forgotten.
 
         Returns:
             The loss, and its parts by name where it has several.
         """
-        if len(batch.views[0]) > 1 and torch.is_grad_enabled():
+        if self._in_chunks(batch.views) and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets), {}
         features = self.embed(batch.views)
         logits = self.student.head(torch.cat(features)).chunk(len(features))
@@ -189,7 +188,7 @@ class DINO(LightningModule):
         """
         if not torch.is_grad_enabled():
             return [torch.cat([self._pool(c.to(self.device)) for c in chunks]) for chunks in views]
-        if len(views[0]) > 1:
+        if self._in_chunks(views):
             backbone = self.student.backbone
             return [forward_in_chunks(backbone, self._pool, c, self.device) for c in views]
         features: list[Tensor] = []
@@ -198,6 +197,10 @@ class DINO(LightningModule):
             pooled = self._training_pass(torch.cat(images).to(self.device))
             features += pooled.chunk(len(images))
         return features
+
+    def _in_chunks(self, views: Sequence[Sequence[Tensor]]) -> bool:
+        # A chunk as large as the batch still means one view at a time.
+        return self.settings.trainer.chunk_size is not None or len(views[0]) > 1
 
     def teacher_temperature(self) -> float:
         """τ_t now: it rises linearly; without sharpening it is the student's."""

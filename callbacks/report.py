@@ -161,11 +161,17 @@ def _headline(
         parts.append("TRANSDUCTIVE: training saw evaluation images")
     if summary.get("reason"):
         parts.append(str(summary["reason"]))
+    parts += summary.get("alarms", [])
     return " · ".join(part for part in parts if part)
 
 
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if "/iou/" not in name}
+    shown_elsewhere = ("alarms", "reason")
+    return {
+        name: value
+        for name, value in summary.items()
+        if "/iou/" not in name and name not in shown_elsewhere
+    }
 
 
 def _classes(summary: Mapping[str, Any]) -> str:

@@ -72,3 +72,20 @@ def test_receptive_fields_are_those_of_the_cpu():
     on_gpu = receptive_fields(backbone.to(GPU).layer_maps, names, images.to(GPU))
     for name in names:
         torch.testing.assert_close(on_gpu[name], fields[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["dino", "dino_twins"])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_dino_trains_one_view_at_a_time(train, task, precision):
+    shared = {
+        "task": task,
+        "trainer__accelerator": "gpu",
+        "trainer__precision": precision,
+        "trainer__max_epochs": 1,
+        "dino__clip_grad": 0,
+    }
+    _, whole = train("whole", **shared)
+    code, pieces = train("pieces", trainer__chunk_size=4, **shared)
+    assert code == 0
+    one, other = (summary(folder)["val/loss"] for folder in (whole, pieces))
+    assert other == pytest.approx(one, rel=0.02)

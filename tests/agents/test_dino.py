@@ -164,6 +164,17 @@ def test_gradients_are_clipped_tensor_by_tensor():
     )
 
 
+@pytest.mark.parametrize(("chunk", "together"), [(None, (16, 16)), (8, (8, 8)), (4, (4, 4))])
+def test_how_many_images_pass_at_once(train, monkeypatch, chunk, together):
+    seen, original = [], DINO._pool
+    monkeypatch.setattr(
+        DINO, "_pool", lambda self, x: seen.append(tuple(x.shape[::2])) or original(self, x)
+    )
+    train("run", task="dino", trainer__max_steps=1, trainer__chunk_size=chunk or "null")
+    large, small = (max(n for n, side in seen if side == s) for s in (32, 16))
+    assert (large, small) == together  # 8 images in 2 global and 2 local views
+
+
 def test_views_of_one_size_pass_the_backbone_together():
     agent = agent_for(dino__hidden_dim=16)
     sizes = []

@@ -73,6 +73,27 @@ def test_chunk_size_under_injected_out_of_memory_is_used_and_written(train, monk
     assert summary(folder)["steps"] == 3
 
 
+def test_chunks_of_all_views_of_dino(train, monkeypatch):
+    import agents.dino as agent
+
+    seen, original = [], agent.DINO._pool
+
+    def pool(self, images):
+        seen.append(tuple(images.shape))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, images)
+
+    monkeypatch.setattr(agent.DINO, "_pool", pool)
+    code, folder = train(
+        "tuned", task="dino", trainer__tune_batch_size="true", trainer__max_epochs=1
+    )
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]
+    assert saved["chunk_size"] == 4
+    assert {shape[2] for shape in seen} == {32, 16}  # both resolutions were tried
+
+
 def test_another_error_is_not_swallowed(train, monkeypatch):
     import agents.barlow_twins as agent
 

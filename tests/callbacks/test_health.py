@@ -1,12 +1,13 @@
 """Every alarm is rung by a run that goes wrong in its way."""
 
 import math
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import agents.barlow_twins
+import callbacks.throughput
 from callbacks.health import ALARMS, ringing
 from datamodules.loading import BatchLoader
 from main import main
@@ -84,14 +85,19 @@ def test_gradients_that_vanish_and_jump(train, monkeypatch):
 
 
 def test_waiting_for_data(train, monkeypatch):
-    original = BatchLoader.__iter__
+    original, clock = BatchLoader.__iter__, [0.0]
 
     def slowly(self):
         for batch in original(self):
-            time.sleep(0.05)
+            clock[0] += 5
             yield batch
 
+    def read():
+        clock[0] += 1
+        return clock[0]
+
     monkeypatch.setattr(BatchLoader, "__iter__", slowly)
+    monkeypatch.setattr(callbacks.throughput, "time", SimpleNamespace(perf_counter=read))
     _, folder = train("run", **WATCHED | {"trainer__max_epochs": 7})
     assert "WAITING: " in rung(folder)
     assert "data.num_workers" in rung(folder)
