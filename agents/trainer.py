@@ -28,7 +28,7 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
-from config.resolve import resolve, resolve_for_data
+from config.resolve import choices, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(self, hparams: Hparams) -> None:
         check_accelerator(hparams.trainer.accelerator)
-        self.hparams = resolve(hparams)
+        self.given, self.hparams = hparams, resolve(hparams)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
@@ -91,9 +91,9 @@ class Trainer:
         if self.leads:
             data.prepare_data()
         data.setup("fit")
-        self.hparams, choices = resolve_for_data(self.hparams, len(data.train_files))
-        if choices:
-            console.info("%s", choices)
+        self.hparams = resolve_for_data(self.hparams, len(data.train_files))
+        if self.leads and (words := choices(self.given, self.hparams)):
+            console.info("%s", words)
         agent = build_agent(self.hparams, load=not self.resumed)
         data.train_dataloader()  # a batch larger than the data set stops before a folder is made
         folder = self._open_folder(agent)

@@ -77,8 +77,10 @@ def main() -> None:
     started = time.perf_counter()
     for epoch in range(arguments.epochs):
         for views in loader:
-            z = [head(backbone.net(view)) for view in views[:2]]
-            loss = criterion(*z)
+            # trainer.precision bf16-mixed: the loss in float32.
+            with torch.autocast("cpu", torch.bfloat16):
+                z = [head(backbone.net(view)) for view in views[:2]]
+            loss = criterion(*(each.float() for each in z))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -8,7 +8,9 @@ from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
 
+from config.convert import get_leaf, leaves
 from config.hparams import Hparams
+from config.validation import no_effect
 
 # Weight decay. adamw: small-ViT practice; lars: Barlow Twins official code; sgd: DINO's ResNet-50.
 _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
@@ -90,19 +92,16 @@ _SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and mo
 _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
-def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
-    """Replaces what `auto` makes depend on the size of the data set.
+def resolve_for_data(hparams: Hparams, images: int) -> Hparams:
+    """Returns a copy with what `auto` makes depend on the size of the data set.
 
     Args:
         hparams: resolved otherwise.
         images: number of training images.
-
-    Returns:
-        A copy, and the choices in words, empty when there were none.
     """
     hparams = deepcopy(hparams)
     if hparams.task not in _DINO_TASKS:
-        return hparams, ""
+        return hparams
     trainer, dino = hparams.trainer, hparams.dino
     per_epoch = max(1, images // hparams.data.batch_size // trainer.accumulate)
     steps = trainer.max_steps or trainer.max_epochs * per_epoch
@@ -114,12 +113,25 @@ def resolve_for_data(hparams: Hparams, images: int) -> tuple[Hparams, str]:
         "momentum_teacher": 0.99 + share * 0.006,
         "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch),
     }
-    chosen = {name: value for name, value in chosen.items() if getattr(dino, name) == "auto"}
     for name, value in chosen.items():
-        setattr(dino, name, value)
+        if getattr(dino, name) == "auto":
+            setattr(dino, name, value)
     if dino.warmup_teacher_temp == "auto":
-        dino.warmup_teacher_temp = chosen["warmup_teacher_temp"] = min(
-            0.04, float(dino.teacher_temp)
-        )
-    words = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-    return hparams, f"dino, auto for {images} images and {steps} steps: {words}" if words else ""
+        dino.warmup_teacher_temp = min(0.04, float(dino.teacher_temp))
+    return hparams
+
+
+def choices(given: Hparams, resolved: Hparams) -> str:
+    """Says in one line what became of every `auto` that this run reads; empty without any."""
+    left_open = [leaf.path for leaf in leaves(given) if leaf.value in ("auto", [])]
+    found = {
+        path: get_leaf(resolved, path)
+        for path in left_open
+        if get_leaf(resolved, path) not in ("auto", []) and not no_effect(resolved, path)
+    }
+    words = ", ".join(f"{path} {_shown(value)}" for path, value in found.items())
+    return f"auto: {words}" if words else ""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

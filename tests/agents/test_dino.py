@@ -14,7 +14,7 @@ from agents.dino import DINO
 from agents.dino_twins import pairs
 from callbacks.interruption import Interruption
 from config.hparams import Hparams
-from config.resolve import resolve, resolve_for_data
+from config.resolve import choices, resolve, resolve_for_data
 from main import main
 from tests.agents.test_barlow_twins import difference
 from tests.conftest import assert_same, summary, weights
@@ -146,7 +146,7 @@ def agent_for(**changed) -> DINO:
     for path, value in changed.items():
         group, leaf = path.split("__")
         setattr(getattr(hparams, group), leaf, value)
-    hparams, _ = resolve_for_data(resolve(hparams), 512)
+    hparams = resolve_for_data(resolve(hparams), 512)
     return build_agent(hparams)
 
 
@@ -205,7 +205,8 @@ def test_validation_leaves_the_centre(train):
 )
 def test_defaults_follow_the_size_of_the_data(images, out_dim, momentum, temperature):
     hparams = resolve(Hparams(task="dino"))
-    found, words = resolve_for_data(hparams, images)
+    found = resolve_for_data(hparams, images)
+    words = choices(Hparams(task="dino"), found)
     assert found.dino.out_dim == out_dim
     if momentum:
         assert found.dino.momentum_teacher == pytest.approx(momentum)
@@ -216,9 +217,11 @@ def test_defaults_follow_the_size_of_the_data(images, out_dim, momentum, tempera
     steps = 24 * (images // 128)
     assert found.dino.warmup_teacher_temp_steps == min(37500, math.ceil(0.3 * steps))
     assert found.dino.freeze_last_layer_steps == min(1250, images // 128)
-    assert f"out_dim {out_dim}" in words
-    assert f"{images} images" in words
-    assert resolve_for_data(found, 5) == (found, "")  # nothing is left to choose
+    for said in (f"dino.out_dim {out_dim}", "dino.local_crop_size 32", "optim.lr 0.0003536"):
+        assert said in words
+    assert "barlow_twins" not in words
+    assert resolve_for_data(found, 5) == found  # nothing is left to choose
+    assert choices(found, found) == ""
 
 
 def test_a_run_can_be_judged_again_and_looked_into(train):
@@ -240,7 +243,7 @@ def test_accumulation_of_the_twins_is_called_by_its_name():
 
     hparams = Hparams(task="dino_twins")
     hparams.trainer.accumulate = 4
-    hparams, _ = resolve_for_data(resolve(hparams), 512)
+    hparams = resolve_for_data(resolve(hparams), 512)
     with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
         build_agent(hparams).on_fit_start()
 
@@ -249,7 +252,9 @@ def test_choices_are_printed(train, monkeypatch):
     said = []
     monkeypatch.setattr(console, "info", lambda text, *values: said.append(text % values))
     train("run", task="dino", dino__out_dim=..., trainer__max_epochs=1)
-    assert any("dino, auto for 24 images and 3 steps: out_dim 1024" in text for text in said)
+    (line,) = [text for text in said if text.startswith("auto: ")]
+    assert "dino.out_dim 1024, dino.teacher_temp 0.02" in line
+    assert "dino.warmup_teacher_temp_steps 1," in line
 
 
 def test_saved_settings_repeat_the_run(train):
