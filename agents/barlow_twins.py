@@ -55,11 +55,7 @@ class BarlowTwins(LightningModule):
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
-        if hparams.data.image_size % backbone.patch_multiple:
-            raise ValueError(
-                f"data.image_size {hparams.data.image_size} is not a multiple of the patch size "
-                f"{backbone.patch_multiple}."
-            )
+        backbone.check_side(hparams.data.image_size, "data.image_size")
         self.settings = hparams
         self.backbone = backbone
         method = hparams.barlow_twins

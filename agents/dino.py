@@ -71,7 +71,9 @@ class DINO(LightningModule):
         super().__init__()
         self.settings = hparams
         dino = hparams.dino
-        check_sizes(backbone, hparams)
+        backbone.check_side(hparams.data.image_size, "data.image_size")
+        if dino.multi_crop and dino.local_crops_number:
+            backbone.check_side(int(dino.local_crop_size), "dino.local_crop_size")
         head = DINOHead(
             backbone.embed_dim,
             int(dino.out_dim),
@@ -291,19 +293,3 @@ class DINO(LightningModule):
             f"The teacher is sure of single images (entropy {sharp:.2f} of {most:.2f}) and uses "
             f"{math.exp(spread):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
         ]
-
-
-def check_sizes(backbone: Backbone, hparams: Hparams) -> None:
-    """Checks that the crops fit the patches.
-
-    Raises:
-        ValueError: a side that is no multiple of the patch size.
-    """
-    dino, sizes = hparams.dino, {"data.image_size": hparams.data.image_size}
-    if dino.multi_crop and dino.local_crops_number:
-        sizes["dino.local_crop_size"] = int(dino.local_crop_size)
-    for name, size in sizes.items():
-        if size % backbone.patch_multiple:
-            raise ValueError(
-                f"--{name} {size} is not a multiple of the patch size {backbone.patch_multiple}."
-            )

@@ -134,6 +134,17 @@ class Backbone(nn.Module, ABC):
             stage.train(mode)
         return self
 
+    def check_side(self, side: int, setting: str) -> None:
+        """Checks the side of images that are going to come, in pixels.
+
+        Raises:
+            ValueError: it is no multiple of `patch_multiple`; names the setting.
+        """
+        if side % self.patch_multiple:
+            raise ValueError(
+                f"--{setting} {side} is not a multiple of the patch size {self.patch_multiple}."
+            )
+
     def normalise(self, images: Tensor) -> Tensor:
         """Checks the size and returns images with ImageNet mean and deviation taken out."""
         height, width = images.shape[-2:]
