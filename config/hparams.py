@@ -102,7 +102,7 @@ class BackboneHparams:
     """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: str = "none"
     """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
-    resnet50) | a file | run:NAME."""
+    resnet50) | a file | run:NAME, which also brings its architecture."""
     freeze: bool = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Natural = 0

@@ -120,6 +120,17 @@ BACKBONES: dict[str, Part] = {
 }
 for _name in ("swin_tiny", "swin_small", "swin_base"):
     BACKBONES[_name] = Part(f"models.backbones.swin:{_name}", ("layers", "drop_path"))
+# What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
+ARCHITECTURE = (
+    "name",
+    "patch_size",
+    "depth",
+    "embed_dim",
+    "num_heads",
+    "mlp_ratio",
+    "stem",
+    "pool",
+)
 BACKBONE_COMMON = ("name", "weights", "freeze", "unfreeze_last")
 
 DATASETS: dict[str, Part] = {

@@ -169,9 +169,10 @@ def parse(argv: Sequence[str]) -> Command | str:
     again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:
         raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
-    if early.experiment:
-        file = find_experiment(early.experiment)
-        update(hparams, read_yaml(file), str(file))
+    experiment = find_experiment(early.experiment) if early.experiment else None
+    settings = read_yaml(experiment) if experiment else {}
+    _adopt_backbone(hparams, early.weights or settings.get("backbone", {}).get("weights"), early)
+    update(hparams, settings, str(experiment))
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
@@ -198,6 +199,19 @@ def parse(argv: Sequence[str]) -> Command | str:
     return command
 
 
+def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
+    """Starts from the architecture of the run that `run:NAME` weights come from."""
+    if not str(weights).startswith("run:"):
+        return
+    try:
+        file = find_run(str(weights), early.dir or hparams.run.dir) / "hparams.yaml"
+    except ConfigError:
+        return  # a bare backbone.pth in a folder has no settings; a missing one is named when loaded
+    backbone = read_yaml(file).get("backbone", {})
+    known = {leaf: backbone[leaf] for leaf in names.ARCHITECTURE if leaf in backbone}
+    update(hparams, {"backbone": known}, str(file))
+
+
 def _early(argv: Sequence[str]) -> argparse.Namespace:
     # These decide the defaults of everything else, so they are read first.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -205,6 +219,7 @@ def _early(argv: Sequence[str]) -> argparse.Namespace:
     early.add_argument("--experiment")
     early.add_argument("--evaluate")
     early.add_argument("--predict")
+    early.add_argument("--backbone.weights", dest="weights")
     early.add_argument("--export")
     early.add_argument("--run.resume", dest="resume", default=Hparams().run.resume)
     early.add_argument("--run.dir", dest="dir")

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from agents.linear_probe import LinearProbe
@@ -360,3 +361,23 @@ def test_small_images_are_enlarged_and_that_is_said(train, tmp_path):
 
 def test_hparams_name_the_second_data_set():
     assert Hparams().probe.data.name is None
+
+
+def test_weights_of_a_run_bring_its_architecture(train, tmp_path):
+    _, source = train("source", backbone__depth=3, backbone__pool="mean", trainer__max_epochs=1)
+    sizes = dict.fromkeys(("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...)
+    code, folder = train(
+        "probe",
+        task="linear_probe",
+        data__name="image_folder",
+        data__root=colours(tmp_path / "c"),
+        backbone__weights="run:source",
+        trainer__max_epochs=1,
+        **sizes,
+    )
+    assert code == 0
+    one, other = (yaml.safe_load((f / "hparams.yaml").read_text()) for f in (source, folder))
+    for leaf in ("name", "patch_size", "depth", "embed_dim", "pool"):
+        assert one["backbone"][leaf] == other["backbone"][leaf]
+    code, _ = train("other", backbone__weights="run:source", **sizes | {"backbone__depth": 2})
+    assert code == 2  # what is given wins, and does not fit
