@@ -63,7 +63,7 @@ class DINO(LightningModule):
         monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
-    monitor = ("val/loss", "min")
+    monitor = None  # a collapsed network has the lowest loss
     facts: ClassVar[dict[str, str]] = {}
     trains = True
 

@@ -46,12 +46,13 @@ class Agent(Protocol):
     """What a task's LightningModule offers beside training.
 
     Attributes:
-        monitor: the metric that chooses the best checkpoint, and `min` or `max`.
+        monitor: the metric that chooses the best checkpoint, and `min` or `max`; None where no
+            metric does, so that the last one counts.
         facts: what a table of results must say beside them.
         trains: whether there is something to train; else the run is its test.
     """
 
-    monitor: tuple[str, str]
+    monitor: tuple[str, str] | None
     facts: dict[str, str]
     trains: bool
 
@@ -238,7 +239,10 @@ class Trainer:
             if stopping.enabled:
                 raise ValueError("--callbacks.early_stopping needs validation images: none here.")
             return [last]
-        monitor, mode = cast(Agent, agent).monitor
+        choice = cast(Agent, agent).monitor
+        if choice is None:
+            return [last]
+        monitor, mode = choice
         best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
         stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
         return [best, last, *stop]

@@ -37,7 +37,6 @@ _COMMON = (
     "logger",
     "callbacks.learning_curves",
     "callbacks.report",
-    "callbacks.early_stopping",
 )
 _INSIDE = (
     "callbacks.attention_maps",
@@ -56,7 +55,13 @@ _SELF_SUPERVISED = (
 TASKS: dict[str, Part] = {
     "barlow_twins": Part(
         "agents.barlow_twins:BarlowTwins",
-        (*_COMMON, *_SELF_SUPERVISED, "barlow_twins", "callbacks.cross_correlation"),
+        (
+            *_COMMON,
+            *_SELF_SUPERVISED,
+            "barlow_twins",
+            "callbacks.cross_correlation",
+            "callbacks.early_stopping",
+        ),
     ),
     "dino": Part("agents.dino:DINO", (*_COMMON, *_SELF_SUPERVISED, "dino")),
     "dino_twins": Part(
@@ -64,7 +69,8 @@ TASKS: dict[str, Part] = {
         (*_COMMON, *_SELF_SUPERVISED, "dino_twins", "dino", "barlow_twins"),
     ),
     "linear_probe": Part(
-        "agents.linear_probe:LinearProbe", (*_COMMON, "probe", "callbacks.confusion_matrix")
+        "agents.linear_probe:LinearProbe",
+        (*_COMMON, "probe", "callbacks.confusion_matrix", "callbacks.early_stopping"),
     ),
     "segmentation": Part(
         "agents.segmentation:Segmentation",
@@ -72,6 +78,7 @@ TASKS: dict[str, Part] = {
             *_COMMON,
             *_INSIDE,
             "segmentation",
+            "callbacks.early_stopping",
             "callbacks.segmentation_predictions",
             "callbacks.class_iou",
             "callbacks.confusion_matrix",

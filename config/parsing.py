@@ -206,7 +206,7 @@ def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Names
     try:
         file = find_run(str(weights), early.dir or hparams.run.dir) / "hparams.yaml"
     except ConfigError:
-        return  # a bare backbone.pth in a folder has no settings; a missing one is named when loaded
+        return  # the loader says what is missing
     backbone = read_yaml(file).get("backbone", {})
     known = {leaf: backbone[leaf] for leaf in names.ARCHITECTURE if leaf in backbone}
     update(hparams, {"backbone": known}, str(file))
