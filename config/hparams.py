@@ -480,8 +480,10 @@ class LearningCurvesHparams:
 
 @dataclass
 class EarlyStoppingHparams:
-    """Stop when what chooses best.ckpt is stuck: val/loss, val/miou or val/linear_accuracy. Not for
-    DINO, whose loss is lowest after a collapse: there the last checkpoint counts."""
+    """Stop when what chooses best.ckpt is stuck: val/loss, val/miou or val/linear_accuracy.
+
+    Not for DINO, whose loss is lowest after a collapse: there the last checkpoint counts.
+    """
 
     enabled: bool = False
     """Do it."""
