@@ -1,7 +1,7 @@
 """Every setting of a run. Edit the defaults here, or override them from the command line.
 
     python main.py                                       the defaults below
-    python main.py --task segmentation                   the other task, same defaults
+    python main.py --task dino                           another task, same defaults
     python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
     python main.py --experiment brisk-valley             one of config/experiments/*.yaml
     python main.py --help                                this file, as help
