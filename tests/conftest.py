@@ -48,6 +48,17 @@ TINY_DINO = {
     "dino.local_crops_number": 2,
     "dino.local_crop_size": 16,
 }
+# What the other tasks do not read.
+PRETRAINING_ONLY = (
+    "barlow_twins.projector_dim",
+    "callbacks.cross_correlation.enabled",
+    "callbacks.online_probe.enabled",
+    "callbacks.embeddings.enabled",
+)
+INSIDE = tuple(
+    f"callbacks.{name}.enabled"
+    for name in ("attention_maps", "views", "effective_receptive_field", "feature_maps")
+)
 NO_SEGMENTATION_FIGURES = {
     f"callbacks.{name}.enabled": "false"
     for name in ("segmentation_predictions", "class_iou", "confusion_matrix")
@@ -78,21 +89,16 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
             "data.root": shapes_root,
         }
         task = changed.get("task", "barlow_twins")
-        if task != "barlow_twins":
-            del settings["callbacks.cross_correlation.enabled"]
-        if task not in ("barlow_twins", "dino_twins"):
-            del settings["barlow_twins.projector_dim"]
-        if task in ("segmentation", "linear_probe"):
-            for callback in ("online_probe", "embeddings"):
-                del settings[f"callbacks.{callback}.enabled"]
+        unread = {
+            "barlow_twins": (),
+            "dino": PRETRAINING_ONLY[:2],
+            "dino_twins": PRETRAINING_ONLY[1:2],
+            "segmentation": PRETRAINING_ONLY,
+            "linear_probe": (*PRETRAINING_ONLY, *INSIDE),
+        }
+        for leaf in unread[task]:
+            del settings[leaf]
         if task == "linear_probe":
-            for callback in (
-                "attention_maps",
-                "views",
-                "effective_receptive_field",
-                "feature_maps",
-            ):
-                del settings[f"callbacks.{callback}.enabled"]
             settings["callbacks.confusion_matrix.enabled"] = "false"
         if task in ("dino", "dino_twins"):
             settings |= TINY_DINO

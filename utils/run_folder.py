@@ -136,12 +136,13 @@ def joined(runs_dir: str, name: str | None) -> RunFolder:
     Raises:
         ValueError: its name is not known here.
     """
-    told = os.environ.get(_TOLD)
-    if name is None and told is None:
+    if name is not None:
+        return RunFolder(Path(runs_dir) / name)
+    if _TOLD not in os.environ:
         raise ValueError(
             "Several processes started from outside (torchrun, srun) need a common --run.name."
         )
-    return RunFolder(Path(told) if told else Path(runs_dir) / str(name))
+    return RunFolder(Path(os.environ[_TOLD]))
 
 
 def write_atomically(file: Path, text: str) -> None:

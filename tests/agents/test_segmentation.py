@@ -21,6 +21,7 @@ from main import main
 from tests.conftest import (
     NO_SEGMENTATION_FIGURES,
     NO_VIT_SIZES,
+    PRETRAINING_ONLY,
     TINY,
     assert_same,
     options,
@@ -32,7 +33,7 @@ VOID = 255
 SETTINGS = {
     key: value
     for key, value in {**TINY, **NO_SEGMENTATION_FIGURES}.items()
-    if key not in ("barlow_twins.projector_dim", "callbacks.cross_correlation.enabled")
+    if key not in PRETRAINING_ONLY
 }
 
 
