@@ -220,8 +220,9 @@ class SegmentationHparams:
     """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
 
     head: Annotated[str, OneOf(names.HEADS)] = "setr_naive"
-    """linear (1x1) | setr_naive | setr_pup | setr_mla (four layers) | fcn | deeplabv3 (for
-    output_stride 8) | seed_linear, seed_naive, seed_pup: the study's. All but setr_mla concatenate
+    """linear (1x1) | setr_naive | setr_pup | setr_mla (four layers) | segformer_mlp (pyramids) |
+    segmenter_mask (class tokens) | fcn | deeplabv3 (for output_stride 8) | seed_linear, seed_naive,
+    seed_pup: the study's. All but setr_mla and segformer_mlp concatenate
     several backbone.layers."""
     head_weights: str = "none"
     """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""

@@ -166,6 +166,8 @@ HEADS: dict[str, Part] = {
     "setr_naive": Part("models.heads.setr:SETRNaive"),
     "setr_pup": Part("models.heads.setr:SETRPUP"),
     "setr_mla": Part("models.heads.setr:SETRMLA"),
+    "segformer_mlp": Part("models.heads.segformer:SegFormerMLP"),
+    "segmenter_mask": Part("models.heads.segmenter:SegmenterMask"),
     "fcn": Part("models.heads.fcn:FCN"),
     "deeplabv3": Part("models.heads.deeplab:DeepLabV3"),
     "seed_linear": Part("models.heads.seed:SeedLinear"),

@@ -43,6 +43,8 @@ def parameters(module: nn.Module) -> int:
         ("setr_pup", 1, 16, 2_663_445),
         ("setr_pup", 1, 8, 2_663_445),
         ("setr_mla", 4, 16, 4_624_917),
+        ("segformer_mlp", 4, 16, 662_293),
+        ("segmenter_mask", 1, 16, 4_000_554),
         ("deeplabv3", 1, 16, 3_777_301),
         ("seed_linear", 1, 8, 517_440),
         ("seed_naive", 1, 8, 156_693),
@@ -205,3 +207,44 @@ def test_a_failed_load_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match="number of classes"):
         load_head(head, str(file))
     assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
+
+
+def test_segmenter_treats_all_classes_alike():
+    head = build("segmenter_mask", classes=5)
+    found = head(features((64, 64)), (64, 64))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    head.classes.data = head.classes.data[:, order]
+    torch.testing.assert_close(head(features((64, 64)), (64, 64)), found[:, order])
+    # A LayerNorm over the classes: every pixel's logits have mean 0 and variance 1.
+    decoded = head.decode(features((64, 64)).maps[0])
+    torch.testing.assert_close(decoded.mean(1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
+    assert decoded.var(1, correction=0).max() <= 1
+
+
+def test_segmenter_heads_divide_any_width():
+    assert (
+        build("segmenter_mask", width=100)(features((32, 32), width=100), (32, 32)).shape[1] == 21
+    )
+
+
+def test_segformer_reads_every_level_at_its_resolution():
+    head = HEADS["segformer_mlp"].load()((8, 16), (4, 8), 3).eval()
+    fine, coarse = torch.randn(1, 8, 16, 16), torch.randn(1, 16, 8, 8)
+    prefix = (torch.zeros(1, 0, 8), torch.zeros(1, 0, 16))
+    both = Features(torch.zeros(1, 16), (fine, coarse), prefix, (4, 8))
+    logits = head(both, (64, 64))
+    fused = head.fuse(
+        torch.cat(
+            [
+                F.conv2d(fine, head.project[0].weight, head.project[0].bias),
+                F.interpolate(
+                    F.conv2d(coarse, head.project[1].weight, head.project[1].bias),
+                    size=(16, 16),
+                    mode="bilinear",
+                ),
+            ],
+            1,
+        )
+    )
+    expected = F.interpolate(head.classify(fused), size=(64, 64), mode="bilinear")
+    torch.testing.assert_close(logits, expected)

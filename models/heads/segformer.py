@@ -1,0 +1,36 @@
+"""SegFormer's all-MLP decoder (Xie et al. 2021, arXiv 2105.15203, section 3.2, eq. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones.base import Features
+from models.heads.base import Head, Size, conv_bn_relu, resize
+
+WIDTH = 256
+DROPOUT = 0.1
+
+
+class SegFormerMLP(Head):
+    """Each map to 256 channels, all at the finest resolution, fused by one layer, classified.
+
+    Made for a pyramid (a Swin's or ResNet's four stages); several layers of a ViT work as well.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in channels)
+        self.fuse = conv_bn_relu(WIDTH * len(channels), WIDTH, 1)
+        self.classify = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(WIDTH, num_classes, 1))
+
+    def forward(self, features: Features, size: Size) -> Tensor:
+        """See `Head.forward`."""
+        finest = max((x.shape[-2], x.shape[-1]) for x in features.maps)
+        projected = [
+            resize(project(x), finest)
+            for project, x in zip(self.project, features.maps, strict=True)
+        ]
+        return resize(self.classify(self.fuse(torch.cat(projected, 1))), size)
