@@ -92,7 +92,12 @@ class Segmentation(LightningModule):
         """Images with masks, a part of the training images held out for choices."""
         settings = hparams.data
         protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(settings.image_size)
-        masked(type(source), settings.name)
+        classes = masked(type(source), settings.name).classes
+        if protocol.needs_background and classes[0] != "background":
+            raise ValueError(
+                f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "
+                f"background, which {settings.name} does not have."
+            )
         return SegmentationDataModule(
             cast(MaskedSource, source),
             protocol,

@@ -10,6 +10,8 @@ from callbacks.counts import CountsPicture
 from utils import figures
 from utils.palette import coloured
 
+_MOST_ROWS = 60  # bars below each other
+
 
 class ClassIoU(CountsPicture):
     """Draws it of the held-out images, and at the end of the test images."""
@@ -29,16 +31,21 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     there = (union > 0).numpy()
     mean = iou[there].mean() if there.any() else 0.0
     title = f"IoU by class, {where}: mean {mean:.3f} over {there.sum()} classes"
-    figure, axes = figures.grid(1, 1, cell=(6.4, 0.22 * len(names) + 0.8), title=title)
-    axis, rows = axes[0, 0], np.arange(len(names))
-    colours = coloured(rows.astype(np.uint8)) / 255
-    axis.barh(rows, np.where(there, iou, 0), color=colours, edgecolor="grey", linewidth=0.5)
-    for row in rows:
-        text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
-        axis.text(iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7)
-    axis.axvline(mean, linestyle="--", color="black", linewidth=1, label=f"mean {mean:.3f}")
-    axis.set(yticks=rows, yticklabels=names, xlim=(0, 1), xlabel="intersection over union")
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-    axis.legend(loc="lower right", fontsize=7)
+    columns = -(-len(names) // _MOST_ROWS)
+    longest = -(-len(names) // columns)
+    cell = (6.4 if columns == 1 else 4.4, 0.22 * longest + 0.8)
+    figure, axes = figures.grid(1, columns, cell=cell, title=title)
+    for axis, rows in zip(axes[0], np.array_split(np.arange(len(names)), columns), strict=True):
+        colours = coloured(rows.astype(np.uint8)) / 255
+        width = np.where(there, iou, 0)[rows]
+        axis.barh(rows, width, color=colours, edgecolor="grey", linewidth=0.5)
+        for row in rows:
+            text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
+            axis.text(iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7)
+        axis.axvline(mean, linestyle="--", color="black", linewidth=1, label=f"mean {mean:.3f}")
+        axis.set(yticks=rows, xlim=(0, 1), xlabel="intersection over union")
+        axis.set_yticklabels([names[row] for row in rows])
+        axis.set_ylim(rows[0] + longest - 0.4, rows[0] - 0.6)
+        axis.grid(axis="y", visible=False)
+        axis.legend(loc="lower right", fontsize=7)
     return figure

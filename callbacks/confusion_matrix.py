@@ -10,6 +10,8 @@ from torch import Tensor
 from callbacks.counts import CountsPicture
 from utils import figures
 
+_MOST_CLASSES = 40
+
 
 class ConfusionMatrix(CountsPicture):
     """Draws it of the held-out images, and at the end of the test images."""
@@ -23,12 +25,17 @@ class ConfusionMatrix(CountsPicture):
 
 def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     """Draws counts `(C, C)`, rows the truth, as shares of each row; empty rows stay blank."""
+    shown = f"What each class is taken for, {where}"
+    if len(names) > _MOST_CLASSES:
+        frequent = confusion.sum(1).argsort(descending=True)[:_MOST_CLASSES].sort().values
+        confusion = confusion[frequent][:, frequent]
+        shown += f"\n(the {_MOST_CLASSES} most frequent of {len(names)} classes, among themselves)"
+        names = tuple(names[index] for index in frequent)
     counts = confusion.double().numpy()
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     side = 0.34 * len(names) + 1.6
-    title = f"What each class is taken for, {where}"
-    figure, axes = figures.grid(1, 1, cell=(side + 1.2, side), title=title)
+    figure, axes = figures.grid(1, 1, cell=(side + 1.2, side), title=shown)
     text = np.where(shares >= 0.005, np.char.mod("%.0f", 100 * shares), "")
     sns.heatmap(
         shares,

@@ -43,8 +43,8 @@ class DataHparams:
 
     name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
     """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
-    batches, or an npz file) | image_folder (any folder of images). Masks: shapes and voc; classes:
-    cifar10, and image_folder with one folder a class."""
+    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff;
+    classes: cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
+from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -45,13 +47,16 @@ class ImageSource(ABC):
 
 
 class MaskedSource(ImageSource):
-    """A data set whose images have masks of labels: 0 background, 1 … the classes, 255 void.
+    """A data set whose images have masks of labels, 255 void.
 
     Attributes:
-        classes: names by label, background first.
+        classes: names by label; `background` first where there is one.
+        meanings: label of each value a mask file may hold, `(256,)`; values that may not be there
+            have one beyond the classes. None: values are labels.
     """
 
     classes: ClassVar[tuple[str, ...]]
+    meanings: ClassVar[NDArray[np.uint8] | None] = None
 
     @abstractmethod
     def pairs(self, split: str) -> list[tuple[Path, Path]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -81,6 +82,7 @@ class MaskedImages(Dataset[LabelledSample]):
         pairs: image and mask files.
         prepare: from the image in RGB and its labels as stored to what is loaded.
         num_classes: labels are 0 … num_classes - 1, and 255 void.
+        meanings: see `MaskedSource.meanings`.
         seed: makes random preparations a function of (seed, epoch, index).
         skip_unreadable: replace an image that cannot be read by the next one, and name it; in an
             evaluation every image counts, so there it is an error.
@@ -91,12 +93,14 @@ class MaskedImages(Dataset[LabelledSample]):
         pairs: Sequence[FilePair],
         prepare: Prepare,
         num_classes: int,
+        meanings: NDArray[np.uint8] | None,
         seed: int,
         skip_unreadable: bool,
     ) -> None:
         self.pairs = list(pairs)
         self.prepare = prepare
         self.num_classes = num_classes
+        self.meanings = meanings
         self.seed = seed
         self.skip_unreadable = skip_unreadable
 
@@ -124,7 +128,7 @@ class MaskedImages(Dataset[LabelledSample]):
                 raise ValueError(
                     f"{file} cannot be read ({error}), and an evaluation needs every image."
                 ) from error
-            labels = read_labels(mask, self.num_classes)
+            labels = read_labels(mask, self.num_classes, self.meanings)
             if labels.shape != (image.height, image.width):
                 raise ValueError(
                     f"{mask} is {labels.shape[1]} x {labels.shape[0]} px, its image {file.name} "
@@ -135,8 +139,13 @@ class MaskedImages(Dataset[LabelledSample]):
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
 
 
-def read_labels(file: Path, num_classes: int) -> Tensor:
+def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None) -> Tensor:
     """Reads a mask as `(H, W)` uint8.
+
+    Args:
+        file: palette or grey PNG.
+        num_classes: labels are 0 … num_classes - 1, and 255 void.
+        meanings: see `MaskedSource.meanings`.
 
     Raises:
         ValueError: not a palette or grey image, or labels that are no classes.
@@ -152,13 +161,15 @@ def read_labels(file: Path, num_classes: int) -> Tensor:
     except UNREADABLE as error:
         raise ValueError(f"The mask {file} cannot be read ({error}).") from error
     found = np.unique(labels)
-    foreign = found[(found >= num_classes) & (found != VOID)]
+    meant = found if meanings is None else meanings[found]
+    foreign = found[(meant >= num_classes) & (meant != VOID)]
     if len(foreign):
+        expected = f"0 to {num_classes - 1}" if meanings is None else "those of the data set"
         raise ValueError(
-            f"{file} has labels {foreign[:5].tolist()}: expected 0 to {num_classes - 1}, or {VOID} "
-            "for void. These are the masks of another data set."
+            f"{file} has labels {foreign[:5].tolist()}: expected {expected}, or {VOID} for void. "
+            "These are the masks of another data set."
         )
-    return torch.from_numpy(labels)
+    return torch.from_numpy(labels if meanings is None else meanings[labels])
 
 
 def collate(samples: Sequence[LabelledSample]) -> SegmentationBatch:
@@ -204,6 +215,7 @@ class SegmentationDataModule(ImageDataModule):
         super().__init__(source, image_size, loading)
         self.pairs = source.pairs
         self.num_classes = len(source.classes)
+        self.meanings = source.meanings
         self.protocol = protocol
         self.val_fraction = val_fraction
 
@@ -227,7 +239,9 @@ class SegmentationDataModule(ImageDataModule):
     def _images(
         self, pairs: Sequence[FilePair], prepare: Prepare, skip_unreadable: bool = False
     ) -> MaskedImages:
-        return MaskedImages(pairs, prepare, self.num_classes, self.loading.seed, skip_unreadable)
+        return MaskedImages(
+            pairs, prepare, self.num_classes, self.meanings, self.loading.seed, skip_unreadable
+        )
 
     @property
     def transductive(self) -> bool:

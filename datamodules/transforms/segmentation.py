@@ -21,7 +21,12 @@ class Protocol(ABC):
     """A complete recipe: what the network sees, and which labels count.
 
     Logits are always upsampled to the labels this gives, before argmax; label 255 never counts.
+
+    Attributes:
+        needs_background: whether label 0 has to be background.
     """
+
+    needs_background = False
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `image` and `labels` of an image and its mask."""
@@ -66,6 +71,7 @@ class Seed224(Protocol):
     must not be mixed: the same network scores differently.
     """
 
+    needs_background = True
     size = (224, 224)
 
     def __init__(self, image_size: int) -> None:

@@ -11,6 +11,7 @@ from datamodules import cifar10
 from datamodules.cifar10 import CIFAR10
 from datamodules.coco_stuff import COCOStuff
 from datamodules.loading import ImageFiles, read_rgb
+from datamodules.segmentation import read_labels
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from tests.conftest import summary
 
@@ -106,3 +107,76 @@ def test_coco_images(tmp_path, layout):
 def test_missing_coco_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected one of .*images/train2017"):
         COCOStuff(str(tmp_path)).files("train")
+
+
+def coco(folder: Path, value: int = 24) -> Path:
+    """Two images a split: a giraffe on grass under an unlabelled sky."""
+    for split in ("train2017", "val2017"):
+        images, masks = folder / "images" / split, folder / "stuffthingmaps" / split
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for index in range(8):
+            Image.fromarray(RNG.integers(0, 255, (40, 48, 3), np.uint8)).save(
+                images / f"{index:012d}.jpg"
+            )
+            mask = np.full((40, 48), 123, np.uint8)  # category 124, grass
+            mask[10:30, 10:30] = value
+            mask[:5] = 255
+            Image.fromarray(mask).save(masks / f"{index:012d}.png")
+    return folder
+
+
+def test_coco_stuff_has_171_classes_and_their_official_numbers():
+    names = COCOStuff.classes
+    assert len(names) == len(set(names)) == 171
+    assert (names[0], names[11], names[79], names[80], names[-1]) == (
+        "person",
+        "stop sign",  # category 13: 12 does not occur
+        "toothbrush",
+        "banner",
+        "wood",
+    )
+
+
+def test_coco_stuff_masks_become_labels(tmp_path):
+    source = COCOStuff(str(coco(tmp_path)))
+    pairs = source.pairs("train")
+    assert len(pairs) == 8
+    assert all(image.stem == mask.stem for image, mask in pairs)
+    labels = read_labels(pairs[0][1], 171, COCOStuff.meanings)
+    found = {int(label) for label in labels.unique()}
+    assert {source.classes[label] for label in found - {255}} == {"giraffe", "grass"}
+    assert 255 in found
+
+
+def test_a_category_that_does_not_occur_is_named(tmp_path):
+    source = COCOStuff(str(coco(tmp_path, value=11)))  # street sign
+    with pytest.raises(ValueError, match=r"has labels \[11\]: expected those of the data set"):
+        read_labels(source.pairs("val")[0][1], 171, COCOStuff.meanings)
+
+
+def test_panoptic_masks_are_not_these(tmp_path):
+    root = coco(tmp_path)
+    (root / "stuffthingmaps").rename(root / "annotations")
+    (root / "annotations" / "panoptic_train2017").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"panoptic_train2017 holds panoptic masks"):
+        COCOStuff(str(root)).pairs("train")
+
+
+def test_coco_stuff_is_segmented_but_not_by_the_protocol_of_the_study(train, tmp_path, capsys):
+    shared = {
+        "task": "segmentation",
+        "data__name": "coco_stuff",
+        "data__root": coco(tmp_path / "coco"),
+        "data__batch_size": 4,
+        "data__val_fraction": 0.3,
+        "trainer__max_epochs": 1,
+        "callbacks__class_iou__enabled": "true",
+        "callbacks__confusion_matrix__enabled": "true",
+    }
+    code, folder = train("run", **shared)
+    assert code == 0
+    assert summary(folder)["test/miou"] >= 0
+    assert list(folder.glob("figures/class_iou/test/*.png"))
+    assert train("other", **shared, segmentation__protocol="voc12_seed224")[0] == 2
+    assert "counts void as background, which coco_stuff does not have" in capsys.readouterr().err
