@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from agents.build import build_backbone, probe_files
+from agents.build import build_backbone, labelled_finder
 from agents.optimizers import configure
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -75,7 +74,7 @@ class BarlowTwins(LightningModule):
         """Two random views of every image."""
         size = hparams.data.image_size
         views = BarlowTwinsViews(size, hparams.data.blur)
-        return ViewsDataModule(source, views, size, loading, partial(probe_files, source, hparams))
+        return ViewsDataModule(source, views, size, loading, labelled_finder(source, hparams))
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.backbone(images).pooled

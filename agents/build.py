@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 
 from config import names
+from config.convert import get_leaf
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource, LabelledSource
 from datamodules.labelled import LabelledFiles, labelled_files
@@ -40,23 +43,30 @@ def labelled(source: ImageSource, name: str) -> LabelledSource:
     return source
 
 
-def probe_files(source: ImageSource, hparams: Hparams) -> LabelledFiles | None:
-    """Lists the labelled training images that are looked at while a backbone is pretrained.
+def labelled_finder(source: ImageSource, hparams: Hparams) -> Callable[[], LabelledFiles | None]:
+    """Returns what lists labelled training images, to look at what is being learnt.
 
-    Returns:
-        Those of `probe.data`, else those trained on; None when these have no labels.
+    Those of `probe.data`, listed at once, so that a mistake stops the run before it starts; else
+    those trained on, listed when they are looked at, or None when these have no labels.
 
     Raises:
         FileNotFoundError, ValueError: `probe.data` is not there or has no labels.
     """
     other = hparams.probe.data
     if other.name is None:
-        try:
-            return labelled_files(labelled(source, hparams.data.name), "train")
-        except ValueError:
-            return None
+        return partial(_own_labels, source)
     chosen = names.DATASETS[other.name].load()(root=other.root or f"data/{other.name}")
-    return labelled_files(labelled(chosen, f"--probe.data.name {other.name}"), "train")
+    found = labelled_files(labelled(chosen, f"--probe.data.name {other.name}"), "train")
+    return lambda: found
+
+
+def _own_labels(source: ImageSource) -> LabelledFiles | None:
+    if not isinstance(source, LabelledSource):
+        return None
+    try:
+        return labelled_files(source, "train")
+    except ValueError:
+        return None
 
 
 def build_data(hparams: Hparams) -> ImageDataModule:
@@ -104,10 +114,8 @@ def build_figure_callbacks(hparams: Hparams) -> list[pl.Callback]:
     built = []
     for name, part in names.CALLBACKS.items():
         settings = dataclasses.asdict(getattr(hparams.callbacks, name))
+        settings |= {path.rpartition(".")[2]: get_leaf(hparams, path) for path in part.settings}
         active = f"callbacks.{name}" in names.TASKS[hparams.task].settings
-        if name == "online_probe":
-            probe = hparams.probe
-            settings |= {"kind": probe.kind, "k": probe.k, "temperature": probe.temperature}
         if settings.pop("enabled") and active:
             built.append(part.load()(**settings))
     return built

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.build import build_backbone, probe_files
+from agents.build import build_backbone, labelled_finder
 from agents.optimizers import configure, set_weight_decay
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -105,8 +105,8 @@ class DINO(LightningModule):
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
             data.blur,
         )
-        find_labelled = partial(probe_files, source, hparams)
-        return ViewsDataModule(source, views, data.image_size, loading, find_labelled)
+        find = labelled_finder(source, hparams)
+        return ViewsDataModule(source, views, data.image_size, loading, find)
 
     @property
     def backbone(self) -> Backbone:

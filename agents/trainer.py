@@ -75,9 +75,8 @@ class Trainer:
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
         self.resumed = hparams.run.resume != "none"
-        self.leads = (
-            getattr(rank_zero_only, "rank", 0) == 0
-        )  # of several processes the one that writes
+        # Of several processes the one that writes.
+        self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:

@@ -18,6 +18,7 @@ class Part:
     Attributes:
         target: `module:attribute`, imported only when the part is built.
         settings: the leaves of its hparams group that this part reads; the others have no effect.
+            Of a callback: leaves of other groups that it reads beside its own.
     """
 
     target: str
@@ -196,7 +197,9 @@ CALLBACKS: dict[str, Part] = {
     "class_iou": Part("callbacks.class_iou:ClassIoU"),
     "confusion_matrix": Part("callbacks.confusion_matrix:ConfusionMatrix"),
     "health": Part("callbacks.health:Health"),
-    "online_probe": Part("callbacks.online_probe:OnlineProbe"),
+    "online_probe": Part(
+        "callbacks.online_probe:OnlineProbe", ("probe.kind", "probe.k", "probe.temperature")
+    ),
     "embeddings": Part("callbacks.embeddings:Embeddings"),
     "views": Part("callbacks.views:Views"),
     "learning_curves": Part("callbacks.learning_curves:LearningCurves"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -26,9 +27,6 @@ class ViewsDataModule(ImageDataModule):
         loading: batches, workers, seed.
         find_labelled: lists labelled training images of this data set or another, to look at what
             has been learnt; None where there are none.
-
-    Attributes:
-        labelled: these images.
     """
 
     def __init__(
@@ -42,7 +40,6 @@ class ViewsDataModule(ImageDataModule):
         super().__init__(source, image_size, loading)
         self.views = views
         self.find_labelled = find_labelled
-        self.labelled: LabelledFiles | None = None
 
     def setup(self, stage: str) -> None:
         """Lists the images, and says so when they are smaller than the views."""
@@ -51,7 +48,6 @@ class ViewsDataModule(ImageDataModule):
         seed = self.loading.seed
         self.train_set = ImageFiles(self.train_files, self.views, seed)
         self.val_set = ImageFiles(self.val_files, self.views, seed)
-        self.labelled = self.find_labelled()
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -65,6 +61,11 @@ class ViewsDataModule(ImageDataModule):
                 f"fewer than --data.image_size {self.image_size}. Crops are enlarged, which costs "
                 "time and shows nothing new; 32 suits CIFAR-10."
             )
+
+    @cached_property
+    def labelled(self) -> LabelledFiles | None:
+        """Labelled training images, listed when they are first looked at."""
+        return self.find_labelled()
 
     def labelled_examples(
         self, count: int, held_out: float
