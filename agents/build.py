@@ -29,6 +29,11 @@ def build_source(hparams: Hparams) -> ImageSource:
     return source
 
 
+def data_sets(kind: type) -> str:
+    """Names the data sets of a kind."""
+    return ", ".join(n for n, part in names.DATASETS.items() if issubclass(part.load(), kind))
+
+
 def labelled(source: ImageSource, name: str) -> LabelledSource:
     """Returns `source` when its images have one class each.
 
@@ -36,9 +41,8 @@ def labelled(source: ImageSource, name: str) -> LabelledSource:
         ValueError: they have none.
     """
     if not isinstance(source, LabelledSource):
-        having = [n for n, p in names.DATASETS.items() if issubclass(p.load(), LabelledSource)]
         raise ValueError(
-            f"The images of {name} have no classes; probes work with {', '.join(having)}."
+            f"The images of {name} have no classes; probes work with {data_sets(LabelledSource)}."
         )
     return source
 

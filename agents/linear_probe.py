@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from agents.build import build_backbone, build_source, labelled
 from agents.optimizers import configure
@@ -62,11 +62,8 @@ class LinearProbe(LightningModule):
         self.classifier = nn.Sequential(
             nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(classes))
         )
-        self.accuracies = nn.ModuleDict(
-            {name: MulticlassAccuracy(len(classes), average="micro") for name in _MEASURED}
-        )
         self.counts = nn.ModuleDict(
-            {name: MulticlassConfusionMatrix(len(classes)) for name in ("val", "test")}
+            {name: MulticlassConfusionMatrix(len(classes)) for name in _MEASURED}
         )
         self.confusion: dict[str, Tensor] = {}
         self._features: dict[str, Tensor] = {}
@@ -126,24 +123,28 @@ class LinearProbe(LightningModule):
 
     def validation_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Counts on held-out training images."""
-        self._judge(batch, "val", self.classifier, "val")
+        self._judge(batch, "val", self.classifier)
 
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Counts on test images, with the best classifier and with the last."""
         if self.trains:
-            self._judge(batch, "test", self.classifier, "test")
+            self._judge(batch, "test", self.classifier)
         for last in self._last:
-            self._judge(batch, "test", last, "test_last")
+            self._count("test_last", self._logits(batch, "test", last), batch)
 
-    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module, name: str) -> None:
-        logits = classifier(self.features(split)[batch.indices, 0])
-        accuracy: Any = self.accuracies[name]
-        accuracy.update(logits, batch.labels)
-        if name in self.counts:
-            counts: Any = self.counts[name]
-            counts.update(logits, batch.labels)
-            loss = F.cross_entropy(logits, batch.labels)
-            self.log(f"{name}/loss", loss, batch_size=len(batch), sync_dist=True)
+    def _logits(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
+        logits: Tensor = classifier(self.features(split)[batch.indices, 0])
+        return logits
+
+    def _count(self, name: str, logits: Tensor, batch: ProbeBatch) -> None:
+        counts: Any = self.counts[name]
+        counts.update(logits, batch.labels)
+
+    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> None:
+        logits = self._logits(batch, split, classifier)
+        self._count(split, logits, batch)
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
 
     def on_train_end(self) -> None:
         """Keeps the last classifier: the test loads the best one."""
@@ -151,25 +152,23 @@ class LinearProbe(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracy on held-out images."""
-        self._report("val", "val/linear_accuracy", "val")
+        self.confusion["val"] = self._report("val", "val/linear_accuracy")
 
     def on_test_epoch_end(self) -> None:
         """Logs the accuracies on test images."""
         if self.trains:
-            self._report("test", "test/linear_accuracy", "test")
+            self.confusion["test"] = self._report("test", "test/linear_accuracy")
         if self._last:
-            self._report("test_last", "test/linear_accuracy_last", None)
+            self._report("test_last", "test/linear_accuracy_last")
         if self.settings.probe.kind != "linear":
             self.log("test/knn_accuracy", self._knn())
 
-    def _report(self, name: str, key: str, split: str | None) -> None:
-        accuracy: Any = self.accuracies[name]
-        self.log(key, accuracy.compute())
-        accuracy.reset()
-        if split:
-            counts: Any = self.counts[split]
-            self.confusion[split] = counts.compute().cpu()
-            counts.reset()
+    def _report(self, name: str, key: str) -> Tensor:
+        counts: Any = self.counts[name]
+        confusion: Tensor = counts.compute()
+        counts.reset()
+        self.log(key, confusion.trace() / confusion.sum())
+        return confusion.cpu()
 
     def _knn(self) -> float:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

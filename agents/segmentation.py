@@ -18,7 +18,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from agents.build import build_backbone
+from agents.build import build_backbone, data_sets
 from agents.optimizers import configure
 from config import names
 from config.hparams import Hparams
@@ -233,9 +233,8 @@ def masked(source: type, name: str) -> type[MaskedSource]:
         ValueError: they have none.
     """
     if not issubclass(source, MaskedSource):
-        having = [n for n, part in names.DATASETS.items() if issubclass(part.load(), MaskedSource)]
         raise ValueError(
-            f"--data.name {name} has no masks; segmentation works with {', '.join(having)}."
+            f"--data.name {name} has no masks; segmentation works with {data_sets(MaskedSource)}."
         )
     return source
 

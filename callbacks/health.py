@@ -38,13 +38,16 @@ class Alarm:
     words: str
 
 
-def _information(reading: Reading) -> float:
-    # Mutual information of image and output: 0 when the teacher says the same of every image.
-    return reading["teacher_mean_entropy"] - reading["teacher_entropy"]
-
-
 # DINO's chance level is ln(out_dim), the largest entropy there can be.
 _TEACHER = ("teacher_entropy", "teacher_mean_entropy", "chance_level")
+
+
+def _says_the_same(reading: Reading) -> bool:
+    # Mutual information of image and output: 0 when the teacher says the same of every image.
+    information = reading["teacher_mean_entropy"] - reading["teacher_entropy"]
+    return information < 0.02 * reading["chance_level"]
+
+
 ALARMS: dict[str, Alarm] = {
     "collapse": Alarm(
         ("mean_cosine",),
@@ -62,10 +65,7 @@ ALARMS: dict[str, Alarm] = {
     ),
     "uniform_output": Alarm(
         _TEACHER,
-        lambda r: (
-            _information(r) < 0.02 * r["chance_level"]
-            and r["teacher_entropy"] > 0.9 * r["chance_level"]
-        ),
+        lambda r: _says_the_same(r) and r["teacher_entropy"] > 0.9 * r["chance_level"],
         "COLLAPSE: the teacher's output is uniform whatever the image (entropy "
         "{teacher_entropy:.2f} of at most {chance_level:.2f}), and the loss stays at ln(out_dim). "
         "What usually helps: a lower --dino.teacher_temp (0.02), sharpening on, a smaller "
@@ -73,10 +73,7 @@ ALARMS: dict[str, Alarm] = {
     ),
     "one_output": Alarm(
         _TEACHER,
-        lambda r: (
-            _information(r) < 0.02 * r["chance_level"]
-            and r["teacher_entropy"] <= 0.9 * r["chance_level"]
-        ),
+        lambda r: _says_the_same(r) and r["teacher_entropy"] <= 0.9 * r["chance_level"],
         "COLLAPSE: the teacher gives every image the same few outputs (entropy over the batch "
         "{teacher_mean_entropy:.2f} of {chance_level:.2f}, over one image {teacher_entropy:.2f}); "
         "the loss falls, nothing is learnt. What usually helps: centering on, a slower teacher "

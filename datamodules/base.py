@@ -12,11 +12,19 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.loading import UNREADABLE, BatchLoader, ImageItem, Loading, read_rgb
+from datamodules.loading import (
+    UNREADABLE,
+    BatchLoader,
+    ImageItem,
+    Loading,
+    StoredImage,
+    read_rgb,
+)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -158,8 +166,11 @@ def read_square(file: ImageItem, size: int) -> Tensor | None:
 
 def shorter_side(file: ImageItem) -> int | None:
     """Returns the shorter side of an image in pixels, None when it cannot be read."""
+    if isinstance(file, StoredImage):
+        return min(file.pixels.shape[:2])
     try:
-        return min(read_rgb(file).size)
+        with Image.open(file) as opened:  # the header is enough
+            return min(opened.size)
     except UNREADABLE:
         return None
 

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.precision import at_least_float32
+
 
 @dataclass(frozen=True)
 class AttentionRequest:
@@ -54,12 +56,6 @@ class Attention:
     def patch_maps(self) -> Tensor:
         """Returns the attention over patches, `(B, heads, Q, h, w)`; rows sum to at most 1."""
         return self.weights[..., self.num_prefix :].unflatten(-1, self.grid)
-
-
-def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Returns half-precision tensors as float32, others as they are."""
-    half = (torch.float16, torch.bfloat16)
-    return tuple(tensor.float() if tensor.dtype in half else tensor for tensor in tensors)
 
 
 def attention_rows(

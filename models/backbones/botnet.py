@@ -12,9 +12,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet as Net
 
-from models.attention import Attention, AttentionRequest, at_least_float32
+from models.attention import Attention, AttentionRequest
 from models.backbones.base import AttentionBackbone, Features
 from models.backbones.resnet import ResNet, make_net, resnet50_sources
+from models.precision import at_least_float32
 
 HEADS = 4
 Grid = tuple[int, int]

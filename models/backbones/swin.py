@@ -12,8 +12,9 @@ from timm.layers import resize_rel_pos_bias_table
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from models.attention import Attention, AttentionRequest, at_least_float32
+from models.attention import Attention, AttentionRequest
 from models.backbones.base import AttentionBackbone, Features, StateDict, parse_layers
+from models.precision import at_least_float32
 
 _STAGES = 4
 

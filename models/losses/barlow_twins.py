@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.feature_statistics import effective_rank, spread
+from models.precision import at_least_float32
 
 
 def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
@@ -35,9 +36,8 @@ def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     if len(z1) < 2:
         raise ValueError("A correlation needs a batch of at least 2 images, got 1.")
     with torch.autocast(z1.device.type, enabled=False):
-        if z1.dtype != torch.float64:
-            z1, z2 = z1.float(), z2.float()
-        z1, z2 = (F.batch_norm(z, None, None, training=True, eps=eps) for z in (z1, z2))
+        embeddings = at_least_float32(z1, z2)
+        z1, z2 = (F.batch_norm(z, None, None, training=True, eps=eps) for z in embeddings)
         return z1.T @ z2 / len(z1)
 
 

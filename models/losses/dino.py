@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.precision import at_least_float32
 from utils.distributed import sum_over_processes
 
 
 def teacher_targets(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
     """softmax((t - c) / τ) of the teacher's logits `(N, K)`, in float32 or better, no gradient."""
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        return ((_precise(logits) - center) / temperature).softmax(-1)
+        (logits,) = at_least_float32(logits)
+        return ((logits - center) / temperature).softmax(-1)
 
 
 def view_loss(logits: Tensor, targets: Sequence[Tensor], temperature: float) -> Tensor:
@@ -25,7 +27,8 @@ def view_loss(logits: Tensor, targets: Sequence[Tensor], temperature: float) -> 
         temperature: τ of the student.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_probabilities = (_precise(logits) / temperature).log_softmax(-1)
+        (logits,) = at_least_float32(logits)
+        log_probabilities = (logits / temperature).log_softmax(-1)
         return torch.stack([-(t * log_probabilities).sum() for t in targets]).sum()
 
 
@@ -95,7 +98,3 @@ class Center(nn.Module):
 def entropy(probabilities: Tensor) -> Tensor:
     """-Σ_k p_k log p_k of `(…, K)`, in nats."""
     return torch.special.entr(probabilities).sum(-1)
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
