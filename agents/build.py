@@ -15,8 +15,11 @@ from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource, LabelledSource
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import Loading
+from datamodules.seeding import seeded
 from models.backbones.base import Backbone
 from models.backbones.loading import load_weights
+from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
+from models.fusions.base import Fusion
 from utils.console import console
 from utils.weights import read_checkpoint
 
@@ -95,16 +98,53 @@ def build_backbone(hparams: Hparams, load: bool = True) -> Backbone:
         hparams: settings.
         load: False leaves it at random, for a checkpoint to fill.
     """
-    settings, part = hparams.backbone, names.BACKBONES[hparams.backbone.name]
-    chosen = {leaf: getattr(settings, leaf) for leaf in part.settings}
-    chosen = {leaf: value for leaf, value in chosen.items() if value is not None}
-    backbone: Backbone = part.load()(image_size=hparams.data.image_size, **chosen)
+    settings = hparams.backbone
+    backbone = _architecture(hparams)
     report = load_weights(backbone, settings.weights, hparams.run.dir) if load else None
     if report:
         console.info("%s", report)
     if settings.freeze:
         backbone.freeze(settings.unfreeze_last)
     return backbone
+
+
+def _architecture(hparams: Hparams) -> Backbone:
+    settings, part = hparams.backbone, names.BACKBONES[hparams.backbone.name]
+    chosen = {leaf: getattr(settings, leaf) for leaf in part.settings}
+    chosen = {leaf: value for leaf, value in chosen.items() if value is not None}
+    backbone: Backbone = part.load()(image_size=hparams.data.image_size, **chosen)
+    return backbone
+
+
+def build_fusion(
+    hparams: Hparams, backbone: Backbone, num_classes: int
+) -> tuple[AttentionFusion, tuple[int, ...]]:
+    """Builds the chosen fusions around a head on `backbone`.
+
+    Returns:
+        Them, none by default, and the channels of the maps that the head gets.
+
+    Raises:
+        ValueError: the backbone has not the attention they need; or a block outside the network.
+    """
+    settings, channels = hparams.segmentation, backbone.map_channels
+    if not settings.fusion and not settings.attention_loss:
+        return AttentionFusion(), channels
+    request = attention_request(
+        backbone, settings.attention_blocks, all_pairs="fusion2" in settings.fusion
+    )
+    heads = attention_heads(backbone, request)
+    fusions: list[Fusion] = []
+    for name in settings.fusion:
+        part = names.FUSIONS[name]
+        options = {leaf.removeprefix("fusion_"): getattr(settings, leaf) for leaf in part.settings}
+        fusions.append(part.load()(channels, backbone.map_strides, num_classes, heads, **options))
+        channels = fusions[-1].channels
+    twin = None
+    if settings.fusion_control == "random_init":
+        with seeded(hparams.run.seed):  # the head starts as it would without a control
+            twin = _architecture(hparams)
+    return AttentionFusion(fusions, request, settings.fusion_control, twin), channels
 
 
 def build_agent(hparams: Hparams, load: bool = True) -> pl.LightningModule:

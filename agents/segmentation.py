@@ -18,17 +18,22 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from agents.build import build_backbone, data_sets
+from agents.build import build_backbone, build_fusion, data_sets
 from agents.optimizers import configure
 from config import names
 from config.hparams import Hparams
 from datamodules.base import ImageSource, MaskedSource
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
-from datamodules.transforms.segmentation import pad_to_multiple
+from datamodules.transforms.segmentation import FixedViews, pad_to_multiple
+from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
-from models.heads.base import Head, resize
+from models.backbones.stored import Stored, pack, unpack
+from models.fusions.attention_fusion import AttentionFusion
+from models.fusions.controls import Group
+from models.heads.base import Head, Size, resize
 from models.heads.loading import load_head
+from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
 from utils.console import console
 from utils.palette import VOID
@@ -42,6 +47,7 @@ class Segmentation(LightningModule):
     Args:
         backbone: gives the maps; where it is frozen no graph is built through it.
         head: maps to logits.
+        fusion: brings the backbone's attention to the head, if it is not empty.
         classes: names by label.
         hparams: groups `segmentation` and `optim`.
 
@@ -54,12 +60,18 @@ class Segmentation(LightningModule):
     trains = True
 
     def __init__(
-        self, backbone: Backbone, head: Head, classes: Sequence[str], hparams: Hparams
+        self,
+        backbone: Backbone,
+        head: Head,
+        fusion: AttentionFusion,
+        classes: Sequence[str],
+        hparams: Hparams,
     ) -> None:
         super().__init__()
         self.settings = hparams
         self.backbone = backbone
         self.head = head
+        self.fusion = fusion
         self.classes = tuple(classes)
         settings = hparams.segmentation
         losses = [names.LOSSES[name].load() for name in settings.loss]
@@ -68,6 +80,13 @@ class Segmentation(LightningModule):
         self.confusion: dict[str, Tensor] = {}
         self.facts = {"protocol": settings.protocol}
         self.lr = float(hparams.optim.lr)
+        largest = max(settings.test_scales)
+        self.inference = Inference(
+            settings.test_window,
+            settings.test_stride,
+            tuple(scale / largest for scale in settings.test_scales),
+            settings.test_flip,
+        )
         # Logits are cut back to the image after padding, so that they stay aligned with it.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
         self._training_pass = (
@@ -80,18 +99,18 @@ class Segmentation(LightningModule):
         backbone = build_backbone(hparams, load)
         classes = masked(names.DATASETS[hparams.data.name].load(), hparams.data.name).classes
         settings = hparams.segmentation
-        head: Head = names.HEADS[settings.head].load()(
-            backbone.map_channels, backbone.map_strides, len(classes)
-        )
+        fusion, channels = build_fusion(hparams, backbone, len(classes))
+        head: Head = names.HEADS[settings.head].load()(channels, backbone.map_strides, len(classes))
         if load and (report := load_head(head, settings.head_weights, hparams.run.dir)):
             console.info("%s", report)
-        return cls(backbone, head, classes, hparams)
+        return cls(backbone, head, fusion, classes, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> SegmentationDataModule:
         """Images with masks, a part of the training images held out for choices."""
         settings = hparams.data
-        protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(settings.image_size)
+        recipe = names.PROTOCOLS[hparams.segmentation.protocol].load()
+        protocol = recipe(settings.image_size)
         classes = masked(type(source), settings.name).classes
         if protocol.needs_background and classes[0] != "background":
             raise ValueError(
@@ -101,31 +120,77 @@ class Segmentation(LightningModule):
         return SegmentationDataModule(
             cast(MaskedSource, source),
             protocol,
+            # Test views are made of the largest one.
+            recipe(round(settings.image_size * max(hparams.segmentation.test_scales))),
             settings.image_size,
             loading,
             settings.val_fraction,
+            FixedViews(settings.image_size, protocol, settings.fixed_scales, settings.fixed_crops)
+            if settings.views == "fixed"
+            else None,
         )
 
     def _encode(self, images: Tensor) -> Features:
-        features: Features = self.backbone(images)
-        return features
+        return self.fusion.features(self.backbone, images)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Returns `(B, C, H, W)` for images `(B, 3, H, W)` uint8 of any size."""
+    def features(self, images: Tensor) -> Features:
+        """Returns what the backbone says of images `(B, 3, H, W)` uint8 of any size, padded."""
         padded = pad_to_multiple(images, self.multiple)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             # Whole images have many sizes: each would be compiled anew.
-            features = (self._training_pass if self.training else self._encode)(padded)
-        logits: Tensor = self.head(features, (padded.shape[-2], padded.shape[-1]))
-        return logits[..., : images.shape[-2], : images.shape[-1]]
+            return (self._training_pass if self.training else self._encode)(padded)
+
+    @torch.no_grad()
+    def stored_features(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Returns the same as what can be kept, one for each image; see `FeatureCache`."""
+        return pack(self.features(images.to(self.device)))
+
+    def _features(self, images: Tensor, stored: Sequence[Stored]) -> Features:
+        return unpack(stored, self.backbone) if stored else self.features(images)
+
+    def _decode(self, features: Features, size: Size, stride: int = 1) -> Tensor:
+        # (B, C, height / stride, width / stride) for images of `size` before padding.
+        padded = [-(-side // self.multiple) * self.multiple // stride for side in size]
+        logits = resize(self.fusion(self.head, features), (padded[0], padded[1]))
+        return logits[..., : size[0] // stride, : size[1] // stride]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Returns `(B, C, H, W)` for images `(B, 3, H, W)` uint8 of any size."""
+        [(_, features)] = self.fusion.controlled([(self._all(images), self.features(images))])
+        return self._decode(features, (images.shape[-2], images.shape[-1]))
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of a batch of crops, with the `logits` `(B, C, H, W)` for callbacks."""
-        logits = self.logits(batch.images)
-        loss = self.loss(logits, batch.labels)
+        images, stride = batch.images, self.settings.segmentation.loss_stride
+        given = self._features(images, batch.stored)
+        [(_, features)] = self.fusion.controlled([(self._all(images), given)])
+        logits = self._decode(features, (images.shape[-2], images.shape[-1]), stride)
+        loss = self.loss(logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
+        if self.settings.segmentation.attention_loss:
+            loss = loss + self._attention_loss(features, batch.labels)
         return {"loss": loss, "logits": logits.detach()}
+
+    def _attention_loss(self, features: Features, labels: Tensor) -> Tensor:
+        settings = self.settings.segmentation
+        learns = not self.backbone.frozen
+        terms = attention_loss(
+            features,
+            self.fusion,
+            labels,
+            len(self.classes),
+            settings.attention_loss_terms,
+            learns,
+        )
+        warmup = settings.attention_loss_warmup_epochs * self.trainer.num_training_batches
+        ramp = min(1.0, (self.trainer.global_step + 1) / max(1.0, warmup))
+        self.log_dict({f"train/attention/{name}": term.detach() for name, term in terms.items()})
+        return settings.attention_loss * ramp * torch.stack(list(terms.values())).sum()
+
+    @staticmethod
+    def _all(images: Tensor) -> list[int]:
+        return list(range(len(images)))
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Judges held-out training images; see `judge`."""
@@ -144,7 +209,8 @@ class Segmentation(LightningModule):
         measured = self._metrics(split)
         items = list(batch.items())
         losses, predictions = [], []
-        for logits, (_, labels) in zip(self._each([i for i, _ in items]), items, strict=True):
+        found = self._each([image for image, _ in items], batch.stored, split)
+        for logits, (_, labels) in zip(found, items, strict=True):
             upsampled = resize(logits[None].float(), (labels.shape[0], labels.shape[1]))
             losses.append(self.loss(upsampled, labels[None]))
             predictions.append(upsampled.argmax(1)[0].to(torch.uint8))
@@ -153,20 +219,35 @@ class Segmentation(LightningModule):
         self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
         return {"loss": loss, "predictions": predictions}
 
-    def _each(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def _each(self, images: Sequence[Tensor], stored: Sequence[Stored], split: str) -> list[Tensor]:
         # Images of one size pass together; padding them to a common one would change the result.
         by_size: dict[torch.Size, list[int]] = {}
         for position, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(position)
+        stacks = [
+            (where, torch.stack([images[position] for position in where]))
+            for where in by_size.values()
+        ]
         found: dict[int, Tensor] = {}
-        for positions in by_size.values():
-            logits = self.logits(torch.stack([images[position] for position in positions]))
-            found |= dict(zip(positions, logits, strict=True))
+        if split == "test" and self.inference != Inference():
+            for where, stack in stacks:
+                found |= dict(zip(where, self.inference(self.logits, stack), strict=True))
+            return [found[position] for position in range(len(images))]
+        groups: list[Group] = [
+            (where, self._features(stack, [stored[position] for position in where if stored]))
+            for where, stack in stacks
+        ]
+        for (where, features), (_, stack) in zip(
+            self.fusion.controlled(groups), stacks, strict=True
+        ):
+            logits = self._decode(features, (stack.shape[-2], stack.shape[-1]))
+            found |= dict(zip(where, logits, strict=True))
         return [found[position] for position in range(len(images))]
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the held-out images."""
+        """Logs the metrics of the held-out images, and what the fusions have learnt."""
         self._report("val")
+        self.log_dict({f"fusion/{name}": value for name, value in self.fusion.learnt().items()})
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics of the test images, every class among them."""
@@ -195,10 +276,15 @@ class Segmentation(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; frozen parameters are left out."""
-        multiplier = self.settings.segmentation.head_lr_multiplier
-        return configure(
-            self, {self.backbone: 1.0, self.head: multiplier}, self.settings.optim, self.lr
-        )
+        settings = self.settings.segmentation
+        factor = settings.head_lr_multiplier
+        factors = {
+            self.fusion.scalars(): factor * settings.fusion_lr_multiplier,
+            self.backbone: 1.0,
+            self.fusion: factor,
+            self.head: factor,
+        }
+        return configure(self, factors, self.settings.optim, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

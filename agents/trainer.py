@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
 from agents.build import build_agent, build_data, build_figure_callbacks, check_fits
+from agents.feature_cache import use_feature_cache
 from agents.loggers import build_loggers, finish
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
@@ -96,7 +97,10 @@ class Trainer:
             console.info("%s", words)
         agent = build_agent(self.hparams, load=not self.resumed)
         data.train_dataloader()  # a batch larger than the data set stops before a folder is made
-        folder = self._open_folder(agent)
+        folder = self._open_folder(agent) if self.resumed else None
+        continued = folder.last if folder else None
+        use_feature_cache(agent, data, self.hparams, self.device, continued)
+        folder = folder or self._open_folder(agent)
         self._tune(agent, data)
         # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
         agent.save_hyperparameters(active_settings(self.hparams))
@@ -157,6 +161,7 @@ class Trainer:
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
+            "check_val_every_n_epoch": options.val_every_n_epochs,
             # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
             "deterministic": "warn" if self.hparams.run.deterministic else None,
             "num_sanity_val_steps": 0,

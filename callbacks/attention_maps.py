@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.looking import ExampleImages, SayOnce, backbone_of, due, looking
-from models.attention import AttentionRequest
+from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures
 from utils.logging import log_figure
@@ -110,23 +109,6 @@ class AttentionMaps(Callback):
 
 
 _WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch receives"}
-
-
-def mass_mask(maps: Tensor, mass: float) -> Tensor:
-    """Marks the fewest patches that hold at least `mass` of a map.
-
-    Args:
-        maps: `(..., h, w)`, not negative.
-        mass: in 0 … 1, of the map's own sum.
-
-    Returns:
-        `(..., h, w)` bool.
-    """
-    flat = maps.flatten(-2)
-    ordered, order = (flat / flat.sum(-1, keepdim=True)).sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    keep = torch.zeros_like(flat, dtype=torch.bool).scatter(-1, order, before < mass)
-    return keep.unflatten(-1, maps.shape[-2:])
 
 
 def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:

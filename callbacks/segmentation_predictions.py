@@ -63,8 +63,10 @@ class SegmentationPredictions(Callback):
     ) -> None:
         """Keeps the first crops of an epoch."""
         if batch_idx == 0 and due(trainer, self.every_n_epochs):
-            predictions = outputs["logits"][: self.num_images].argmax(1).byte()
-            self._keep("train", batch, predictions, range(self.num_images))
+            logits = outputs["logits"][: self.num_images]
+            # The loss may be on a coarser grid than the labels.
+            finest = F.interpolate(logits.float(), batch.labels.shape[1:], mode="bilinear")
+            self._keep("train", batch, finest.argmax(1).byte(), range(self.num_images))
 
     def on_validation_batch_end(
         self,

@@ -65,6 +65,17 @@ class DataHparams:
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
     result stays the same."""
+    views: Literal["random", "fixed"] = "random"
+    """segmentation: random crops, new in every epoch | fixed: each image and its mirror image at
+    fixed_scales, fixed_crops times. What a frozen backbone says of those is computed once."""
+    fixed_scales: list[float] = field(default_factory=lambda: [1.0])
+    """With views fixed: shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
+    fixed_crops: Count = 1
+    """With views fixed: crops of image_size per image and scale, drawn once."""
+    feature_cache: str = "auto"
+    """With views fixed and a frozen backbone: features of all images on disk, read instead of
+    computed, shared by all runs with the same weights, images and layers. auto: in <run.dir>/.cache
+    | off | a folder. Its size is printed first."""
     blur: bool = True
     """Blur among the augmentations; the recipes for images of 32 px have none."""
     num_workers: Natural | None = None
@@ -234,9 +245,48 @@ class SegmentationHparams:
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
     loss_weights: list[float] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
+    loss_stride: Literal[1, 2, 4, 8] = 1
+    """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
+    same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""
     protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
     224 x 224, void is background, in training too). Results of the two never compare."""
+    fusion: Annotated[list[str], SomeOf(names.FUSIONS, 0)] = field(default_factory=list)
+    """What the backbone's attention does for the head, any of: fusion1 (maps as channels) | fusion2
+    (patches that attend to each other share their logits) | fusion3 (class queries guided by maps).
+    """
+    fusion_control: Literal["none", "shuffled", "uniform", "random_init"] = "none"
+    """The same fusion with attention of another image of the batch | of no patch in particular | of
+    a random network. Only what beats all three is owed to attention."""
+    attention_blocks: list[int] = field(default_factory=lambda: [-2, -1])
+    """Blocks whose attention fusions and attention_loss see, negative from the end."""
+    fusion_lr_multiplier: Annotated[float, Between(1e-3)] = 10.0
+    """Learning rate of a fusion's few scalars (shares, weights of heads) over the head's."""
+    fusion_carries: Literal["logits", "features"] = "logits"
+    """fusion2: what travels between patches: logits of the head, or features before it."""
+    fusion_steps: Count = 3
+    """fusion2: how many times it travels."""
+    fusion_keys: bool = True
+    """fusion2: patches with similar keys are neighbours too (as in LOST and TokenCut)."""
+    attention_loss: NonNegative = 0.0
+    """Weight of a loss on attention itself; 0.1 to 0.4. It trains heads of unfrozen blocks
+    (backbone.unfreeze_last), and what fusion2 and fusion3 learn."""
+    attention_loss_terms: Annotated[list[str], SomeOf(names.ATTENTION_LOSSES)] = field(
+        default_factory=lambda: ["mass", "shape", "diversity", "affinity"]
+    )
+    """mass (some head looks at each object) | shape (at all of it) | diversity (heads differ) |
+    affinity (fusion2: patches of one class are neighbours)."""
+    attention_loss_warmup_epochs: NonNegative = 1.0
+    """Epochs in which its weight rises from 0."""
+    test_window: Count | None = None
+    """Test: label windows of this side, averaged where they overlap. null: the whole image."""
+    test_stride: Count | None = None
+    """Test: pixels between windows. null: two thirds of test_window."""
+    test_scales: list[float] = field(default_factory=lambda: [1.0])
+    """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
+    """
+    test_flip: bool = False
+    """Test: average with the mirror image."""
 
 
 @dataclass
@@ -303,6 +353,8 @@ class TrainerHparams:
     tune_lr: bool = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
     tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
+    val_every_n_epochs: Count = 1
+    """Validate every n epochs."""
     limit_train_batches: Count | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None

@@ -104,6 +104,10 @@ TASK_ONLY: dict[str, tuple[str, ...]] = {
     "trainer.compile": _TRAIN_BACKBONES,
     "barlow_twins.scale": ("barlow_twins",),
     "data.blur": _PRETRAINING,
+    "data.views": ("segmentation",),
+    "data.fixed_scales": ("segmentation",),
+    "data.fixed_crops": ("segmentation",),
+    "data.feature_cache": ("segmentation",),
     "probe.data.name": _PRETRAINING,
     "probe.data.root": _PRETRAINING,
     "probe.features": ("linear_probe",),
@@ -148,7 +152,18 @@ DATASETS: dict[str, Part] = {
     "cifar10": Part("datamodules.cifar10:CIFAR10", ("download",)),
     "image_folder": Part("datamodules.image_folder:ImageFolder", ("split", "val_fraction")),
 }
-DATA_COMMON = ("name", "root", "image_size", "batch_size", "num_workers", "blur")
+DATA_COMMON = (
+    "name",
+    "root",
+    "image_size",
+    "batch_size",
+    "num_workers",
+    "blur",
+    "views",
+    "fixed_scales",
+    "fixed_crops",
+    "feature_cache",
+)
 
 OPTIMIZERS: dict[str, Part] = {
     "adamw": Part("utils.optim:adamw"),
@@ -175,6 +190,16 @@ HEADS: dict[str, Part] = {
     "seed_naive": Part("models.heads.seed:SeedNaive"),
     "seed_pup": Part("models.heads.seed:SeedPUP"),
 }
+# Settings of group segmentation that only some fusions read stand beside these.
+FUSIONS: dict[str, Part] = {
+    "fusion1": Part("models.fusions.maps_as_channels:MapsAsChannels"),
+    "fusion2": Part(
+        "models.fusions.affinity_propagation:AffinityPropagation",
+        ("fusion_steps", "fusion_keys", "fusion_carries"),
+    ),
+    "fusion3": Part("models.fusions.class_queries:ClassQueries"),
+}
+ATTENTION_LOSSES = ("mass", "shape", "diversity", "affinity")
 LOSSES: dict[str, Part] = {
     "cross_entropy": Part("models.losses.segmentation:cross_entropy"),
     "dice": Part("models.losses.segmentation:dice"),

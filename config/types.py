@@ -29,15 +29,17 @@ class OneOf:
 
 @dataclass(frozen=True)
 class SomeOf:
-    """The value is a list of at least one of these names."""
+    """The value is a list of these names, of at least `least` of them."""
 
     names: Collection[str]
+    least: int = 1
 
     def problem(self, value: object) -> str | None:
         """Says what is wrong with `value`, or None."""
         items = value if isinstance(value, list) else []
         problems = (OneOf(self.names).problem(item) for item in items)
-        return next(filter(None, problems), None if items else "expected at least one")
+        few = len(items) < self.least
+        return next(filter(None, problems), f"expected at least {self.least}" if few else None)
 
 
 @dataclass(frozen=True)

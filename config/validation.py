@@ -96,6 +96,10 @@ def no_effect(hparams: Hparams, path: str) -> str | None:
         return None
     if group == "optim" and any(leaf in part.settings for part in names.SCHEDULES.values()):
         return _unread(hparams.optim.schedule, names.SCHEDULES, leaf, "schedule")
+    if group == "segmentation" and (reason := _unread_by_fusions(hparams, leaf)):
+        return reason
+    if path in ("data.fixed_scales", "data.fixed_crops") and hparams.data.views != "fixed":
+        return "without --data.views fixed"
     if group in _SELECTED:
         selector, table, common = _SELECTED[group]
         if leaf in common:
@@ -103,6 +107,22 @@ def no_effect(hparams: Hparams, path: str) -> str | None:
                 return "without --backbone.freeze true"
             return None
         return _unread(get_leaf(hparams, selector), table, leaf, selector)
+    return None
+
+
+def _unread_by_fusions(hparams: Hparams, leaf: str) -> str | None:
+    settings = hparams.segmentation
+    readers = [name for name, part in names.FUSIONS.items() if leaf in part.settings]
+    if readers and not set(readers) & set(settings.fusion):
+        return f"without --segmentation.fusion {' or '.join(readers)}"
+    if leaf in ("fusion_control", "fusion_lr_multiplier") and not settings.fusion:
+        return "without --segmentation.fusion"
+    if leaf == "attention_blocks" and not (settings.fusion or settings.attention_loss):
+        return "without --segmentation.fusion or attention_loss"
+    if leaf.startswith("attention_loss_") and not settings.attention_loss:
+        return "without --segmentation.attention_loss"
+    if leaf == "test_stride" and settings.test_window is None:
+        return "without --segmentation.test_window"
     return None
 
 
@@ -130,6 +150,7 @@ def _check_combinations(hparams: Hparams) -> None:
         )
     if hparams.task == "linear_probe" and data.split != "train":
         raise ConfigError(f"--data.split {data.split}: a linear probe is trained on train.")
+    _check_segmentation(hparams)
     if segmentation.loss_weights and len(segmentation.loss) != len(segmentation.loss_weights):
         raise ConfigError(
             f"--segmentation.loss_weights {_words(segmentation.loss_weights)}: expected one weight "
@@ -158,6 +179,44 @@ def _check_combinations(hparams: Hparams) -> None:
         )
     if hparams.backbone.unfreeze_last and not hparams.backbone.freeze:
         raise ConfigError("--backbone.unfreeze_last has no effect without --backbone.freeze true.")
+
+
+def _check_segmentation(hparams: Hparams) -> None:
+    data, settings, backbone = hparams.data, hparams.segmentation, hparams.backbone
+    frozen = backbone.freeze and not backbone.unfreeze_last
+    if data.feature_cache not in ("auto", "off") and not (data.views == "fixed" and frozen):
+        raise ConfigError(
+            f"--data.feature_cache {data.feature_cache}: random views and a backbone in training "
+            "have no features to keep. Add --data.views fixed and --backbone.freeze true."
+        )
+    if not data.fixed_scales or min(data.fixed_scales) <= 0:
+        raise ConfigError(f"--data.fixed_scales {_words(data.fixed_scales)}: expected numbers > 0.")
+    if not settings.test_scales or min(settings.test_scales) <= 0:
+        raise ConfigError(
+            f"--segmentation.test_scales {_words(settings.test_scales)}: expected numbers > 0."
+        )
+    window, stride = settings.test_window, settings.test_stride
+    if window is not None and stride is not None and window < stride:
+        raise ConfigError(
+            f"--segmentation.test_window {window} is smaller than --segmentation.test_stride "
+            f"{stride}: pixels between the windows would never be labelled."
+        )
+    if data.image_size % settings.loss_stride:
+        raise ConfigError(
+            f"--data.image_size {data.image_size} is no multiple of --segmentation.loss_stride "
+            f"{settings.loss_stride}."
+        )
+    if settings.attention_loss and frozen and not {"fusion2", "fusion3"} & set(settings.fusion):
+        raise ConfigError(
+            f"--segmentation.attention_loss {settings.attention_loss} has nothing to train: the "
+            "backbone is frozen. Add --backbone.unfreeze_last 2, or fusion2 or fusion3."
+        )
+    tested = window is not None or settings.test_flip or settings.test_scales != [1.0]
+    if tested and settings.fusion_control == "shuffled":
+        raise ConfigError(
+            "--segmentation.fusion_control shuffled judges whole images at one scale: it cannot be "
+            "combined with test_window, test_scales or test_flip."
+        )
 
 
 def _words(values: Collection[Any]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, MaskedSource, held_out
+from datamodules.feature_cache import Encode, FeatureCache, file_facts
+from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
 from datamodules.seeding import Draw, seeded
-from datamodules.transforms.segmentation import Protocol, TrainingCrop
+from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
 from utils.palette import VOID, coloured
 
 Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
@@ -27,12 +29,16 @@ Prepare = Callable[[Image.Image, Tensor], Pair]
 
 
 class LabelledSample(NamedTuple):
-    """An image `(3, h, w)`, its labels `(H, W)`, its position, and files skipped to get at it."""
+    """An image `(3, h, w)`, its labels `(H, W)`, its position, and files skipped to get at it.
+
+    From a cache, also what the backbone says of it.
+    """
 
     image: Tensor
     labels: Tensor
     position: int
     unreadable: tuple[str, ...]
+    stored: dict[str, Tensor] | None = None
 
 
 @dataclass  # not frozen: Lightning rebuilds batches to move them
@@ -46,6 +52,7 @@ class SegmentationBatch:
         sizes: `(B, 4)`: height and width of each image, then of its labels.
         indices: `(B,)` positions in the data set.
         unreadable: names of files that were skipped.
+        stored: from a cache, features of each image; else empty.
     """
 
     images: Tensor
@@ -53,6 +60,7 @@ class SegmentationBatch:
     sizes: Tensor
     indices: Tensor
     unreadable: tuple[str, ...]
+    stored: tuple[dict[str, Tensor], ...] = ()
 
     def __len__(self) -> int:
         """B."""
@@ -187,6 +195,7 @@ def collate(samples: Sequence[LabelledSample]) -> SegmentationBatch:
         torch.tensor(sizes),
         torch.tensor([sample.position for sample in samples]),
         tuple(name for sample in samples for name in sample.unreadable),
+        tuple(sample.stored for sample in samples if sample.stored is not None),
     )
 
 
@@ -199,31 +208,44 @@ class SegmentationDataModule(ImageDataModule):
     Args:
         source: the data set.
         protocol: how images are judged.
+        test_protocol: the same, for views of test images of another size.
         image_size: side of the training crops in pixels.
         loading: batches, workers, seed.
         val_fraction: share of the training images that is held out.
+        fixed_views: what is trained on; None: random crops.
     """
 
     def __init__(
         self,
         source: MaskedSource,
         protocol: Protocol,
+        test_protocol: Protocol,
         image_size: int,
         loading: Loading,
         val_fraction: float,
+        fixed_views: FixedViews | None = None,
     ) -> None:
         super().__init__(source, image_size, loading)
         self.pairs = source.pairs
         self.num_classes = len(source.classes)
         self.meanings = source.meanings
         self.protocol = protocol
+        self.test_protocol = test_protocol
         self.val_fraction = val_fraction
+        self.fixed_views = fixed_views
+        self.cache: FeatureCache | None = None
+        self.keeps_test = False
 
     def setup(self, stage: str) -> None:
         """Lists the images; for a test the test images only."""
         if stage != "test":
             self._setup_training()
-        self.test_set = self._images(self.pairs("val"), self.protocol)
+        test = self.pairs("val")
+        self.test_set: Images = self._images(test, self.test_protocol, self.loading.seed)
+        if self.keeps_test:
+            self.test_set = self._cached(
+                self.test_set, test, {"view": self.image_size}, "test images"
+            )
 
     def _setup_training(self) -> None:
         parts: tuple[list[FilePair], list[FilePair]] = ([], [])
@@ -232,16 +254,63 @@ class SegmentationDataModule(ImageDataModule):
         train, val = parts
         self.train_files = [image for image, _ in train]
         self.val_files = [image for image, _ in val]
-        crop = TrainingCrop(self.image_size, self.protocol)
-        self.train_set = self._images(train, crop, skip_unreadable=True)
-        self.val_set = self._images(val, self.protocol)
+        self.train_set = self._training(train)
+        held = self._images(val, self.protocol, self.loading.seed)
+        self.val_set = self._cached(held, val, {"view": self.image_size}, "held-out images")
+
+    def _training(self, pairs: Sequence[FilePair]) -> Images:
+        if self.fixed_views is None:
+            crop = TrainingCrop(self.image_size, self.protocol)
+            return self._images(pairs, crop, self.loading.seed, skip_unreadable=True)
+        views = [
+            # Not the run's seed: the views, and so their features, are the same for all seeds.
+            self._cached(
+                self._images(pairs, self.fixed_views.view(number), number, skip_unreadable=True),
+                pairs,
+                {"view": [self.image_size, *self.fixed_views.kinds[number], number]},
+                f"view {number + 1} of {len(self.fixed_views)} of the training images",
+            )
+            for number in range(len(self.fixed_views))
+        ]
+        return FixedViewsOf(views, self.loading.seed)
 
     def _images(
-        self, pairs: Sequence[FilePair], prepare: Prepare, skip_unreadable: bool = False
+        self,
+        pairs: Sequence[FilePair],
+        prepare: Prepare,
+        seed: int,
+        skip_unreadable: bool = False,
     ) -> MaskedImages:
-        return MaskedImages(
-            pairs, prepare, self.num_classes, self.meanings, self.loading.seed, skip_unreadable
-        )
+        return MaskedImages(pairs, prepare, self.num_classes, self.meanings, seed, skip_unreadable)
+
+    def _cached(
+        self, images: Images, pairs: Sequence[FilePair], facts: dict[str, Any], name: str
+    ) -> Images:
+        if self.cache is None or not len(images):
+            return images
+        facts |= {
+            "protocol": type(self.protocol).__name__,
+            "files": file_facts([file for pair in pairs for file in pair]),
+        }
+        return self.cache.of(images, facts, name)
+
+    def keep(self, root: Path, facts: dict[str, Any], encode: Encode, test: bool) -> None:
+        """Reads images and their features from caches from now on, which are built if need be.
+
+        Args:
+            root: folder of all caches.
+            facts: what the features follow from, beside the images.
+            encode: computes them.
+            test: whether test images are seen whole and once, so that theirs can be kept as well.
+
+        Raises:
+            ValueError: the folder cannot be written, or there is not enough room.
+        """
+        self.cache = FeatureCache(root, facts, encode, self.loading, collate, LabelledSample)
+        self.keeps_test = test
+        self.setup("fit")
+        # Reading is memory mapping: handing tensors from process to process would cost more.
+        self.loading = replace(self.loading, num_workers=0)
 
     @property
     def transductive(self) -> bool:

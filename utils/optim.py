@@ -26,7 +26,8 @@ def parameter_groups(
     """Splits trainable parameters: matrices decay, norms and biases do not.
 
     Args:
-        modules: each with the factor on `lr` for its parameters.
+        modules: each with the factor on `lr` for its parameters; what several have in common is the
+            first one's.
         lr: learning rate.
         weight_decay: of the matrices.
 
@@ -37,8 +38,10 @@ def parameter_groups(
         ValueError: nothing is trainable.
     """
     groups: list[dict[str, Any]] = []
+    taken: set[nn.Parameter] = set()
     for module, factor in modules.items():
-        trained = [p for p in module.parameters() if p.requires_grad]
+        trained = [p for p in module.parameters() if p.requires_grad and p not in taken]
+        taken.update(trained)
         matrices, others = ([p for p in trained if decays(p) == big] for big in (True, False))
         for members, decay in ((matrices, weight_decay), (others, 0.0)):
             if members:

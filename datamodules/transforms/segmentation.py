@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from utils.palette import VOID
 
 # What padding is filled with: the backbones' mean colour, 0 after their normalisation.
 MEAN_COLOUR = (124, 116, 104)
+_PADDING = {Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
 
 
 class Protocol(ABC):
@@ -105,11 +107,10 @@ class TrainingCrop:
 
     def __init__(self, image_size: int, protocol: Protocol) -> None:
         self.protocol = protocol
-        fill = {Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
         self.pipeline = v2.Compose(
             [
                 v2.RandomShortestSize(list(range(image_size // 2, 2 * image_size + 1))),
-                v2.RandomCrop(image_size, pad_if_needed=True, fill=fill),
+                v2.RandomCrop(image_size, pad_if_needed=True, fill=_PADDING),
                 v2.RandomHorizontalFlip(0.5),
                 v2.RandomPhotometricDistort(),
             ]
@@ -121,8 +122,61 @@ class TrainingCrop:
         Returns:
             `(3, size, size)` uint8 and its labels `(size, size)` uint8.
         """
-        crop, mask = self.pipeline(image, tv_tensors.Mask(self.protocol.training_labels(labels)))
-        return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
+        return _cut(self.pipeline, image, self.protocol.training_labels(labels))
+
+
+class FixedViews:
+    """Each image and its mirror image at chosen scales, cut to a square that never changes.
+
+    Args:
+        image_size: side of the crop in pixels.
+        protocol: says which labels count.
+        scales: shorter sides over `image_size`.
+        crops: per scale and mirroring.
+    """
+
+    def __init__(
+        self, image_size: int, protocol: Protocol, scales: Sequence[float], crops: int
+    ) -> None:
+        self.image_size = image_size
+        self.protocol = protocol
+        self.kinds = [
+            (scale, mirrored)
+            for scale in scales
+            for _ in range(crops)
+            for mirrored in (False, True)
+        ]
+
+    def __len__(self) -> int:
+        """Views per image."""
+        return len(self.kinds)
+
+    def view(self, number: int) -> FixedView:
+        """Returns what makes one of the views of an image."""
+        return FixedView(self.image_size, self.protocol, *self.kinds[number])
+
+
+class FixedView:
+    """One of `FixedViews`: where the crop lies is drawn from torch's generator."""
+
+    def __init__(self, image_size: int, protocol: Protocol, scale: float, mirrored: bool) -> None:
+        self.protocol = protocol
+        self.pipeline = v2.Compose(
+            [
+                v2.Resize(max(1, round(image_size * scale))),
+                v2.RandomCrop(image_size, pad_if_needed=True, fill=_PADDING),
+                v2.RandomHorizontalFlip(1.0 if mirrored else 0.0),
+            ]
+        )
+
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `(3, size, size)` uint8 and its labels `(size, size)` uint8."""
+        return _cut(self.pipeline, image, self.protocol.training_labels(labels))
+
+
+def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+    crop, mask = pipeline(image, tv_tensors.Mask(labels))
+    return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.attention import Attention, AttentionRequest, resolve_indices
+from models.attention import Attention, AttentionFactors, AttentionRequest, resolve_indices
 
 StateDict = Mapping[str, Tensor]
 
@@ -27,6 +28,7 @@ class Features:
         prefix: one `(B, P, C)` per map: CLS and register tokens; P = 0 for convolutional networks.
         strides: image pixels per map cell, one per map.
         attention: one per requested block, None when not asked for.
+        factors: the same where `factors` were asked for.
     """
 
     pooled: Tensor
@@ -34,6 +36,7 @@ class Features:
     prefix: tuple[Tensor, ...]
     strides: tuple[int, ...]
     attention: tuple[Attention, ...] | None = None
+    factors: tuple[AttentionFactors, ...] | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -161,21 +164,30 @@ class AttentionBackbone(Backbone):
     """A backbone that answers attention requests.
 
     Attributes:
-        depth: number of blocks with attention.
+        attention_heads: heads of each block that has attention.
         num_prefix: tokens before the patches.
         pool: `cls` or `mean`; with `mean` the last block's CLS attention is never trained.
     """
 
-    depth: int
+    attention_heads: tuple[int, ...]
     num_prefix: int
     pool: str
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks with attention."""
+        return len(self.attention_heads)
+
+
+class GlobalAttentionBackbone(AttentionBackbone):
+    """One in whose attention every patch sees every other: it answers `factors` as well."""
 
     def token_features(
         self,
         last: Tensor,
         layers: Sequence[Tensor],
         grid: tuple[int, int],
-        attention: tuple[Attention, ...] | None,
+        answers: Sequence[Attention | AttentionFactors],
     ) -> Features:
         """Turns the tokens of a plain ViT into `Features`.
 
@@ -183,7 +195,7 @@ class AttentionBackbone(Backbone):
             last: `(B, P + h*w, C)` after the last block and the final norm.
             layers: the same of the chosen blocks.
             grid: `(h, w)`.
-            attention: passed on.
+            answers: to an attention request.
         """
         patches = slice(self.num_prefix, None)
         return Features(
@@ -191,12 +203,32 @@ class AttentionBackbone(Backbone):
             maps=tuple(self.as_map(x, grid) for x in layers),
             prefix=tuple(x[:, : self.num_prefix] for x in layers),
             strides=self.map_strides,
-            attention=attention,
+            **answered(answers),
         )
+
+    def answer(
+        self,
+        block: int,
+        q: Tensor,
+        k: Tensor,
+        scale: float,
+        grid: tuple[int, int],
+        request: AttentionRequest,
+    ) -> Attention | AttentionFactors:
+        """Answers a request from queries and keys `(B, heads, P + h*w, d)` of a block."""
+        factors = AttentionFactors(block, q * scale, k, grid, self.num_prefix)
+        return factors if request.queries == "factors" else factors.rows(request.queries)
 
     def as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Lays the patch tokens of `(B, P + h*w, C)` out as `(B, C, h, w)`."""
         return tokens[:, self.num_prefix :].transpose(1, 2).unflatten(-1, grid)
+
+
+def answered(answers: Sequence[Attention | AttentionFactors]) -> dict[str, Any]:
+    """Returns the two fields of `Features` for the answers to a request, None where empty."""
+    rows = tuple(answer for answer in answers if isinstance(answer, Attention))
+    factors = tuple(answer for answer in answers if isinstance(answer, AttentionFactors))
+    return {"attention": rows or None, "factors": factors or None}
 
 
 def parse_layers(layers: str, count: int) -> tuple[int, ...]:

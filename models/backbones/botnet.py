@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet as Net
 
-from models.attention import Attention, AttentionRequest
-from models.backbones.base import AttentionBackbone, Features
+from models.attention import Attention, AttentionFactors, AttentionRequest
+from models.backbones.base import Features, GlobalAttentionBackbone, answered
 from models.backbones.resnet import ResNet, make_net, resnet50_sources
 from models.precision import at_least_float32
 
@@ -54,21 +54,41 @@ class RelativeAttention2d(nn.Module):
             q, k = at_least_float32(q, k)
             return self._logits(q, k, (x.shape[2], x.shape[3])).softmax(-1)
 
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns queries and keys `(B, heads, N, d + h + w)` whose products are the logits.
+
+        A query's last entries are its position logits for every row and column of the grid; a key's
+        say which row and column it lies in.
+        """
+        grid = (x.shape[2], x.shape[3])
+        q, k, _ = self._qkv(x)
+        by_row, by_column = self._position(q, grid)
+        places = torch.cartesian_prod(*(torch.arange(side, device=x.device) for side in grid))
+        marks = [F.one_hot(places[:, axis], side) for axis, side in enumerate(grid)]
+        at = torch.cat(marks, 1).to(k.dtype).expand(*k.shape[:2], -1, -1)
+        return torch.cat([q, by_row, by_column], -1), torch.cat([k, at], -1)
+
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # (B, heads, N, d) each
         parts = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).movedim(-1, -2)
         return parts[:, 0] * parts.shape[-1] ** -0.5, parts[:, 1], parts[:, 2]
 
     def _logits(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        by_row, by_column = self._position(q, grid)
+        by_row, by_column = by_row.unflatten(2, grid), by_column.unflatten(2, grid)
+        position = by_row[..., :, None] + by_column[..., None, :]  # (B, heads, h, w, h, w)
+        return q @ k.transpose(-2, -1) + position.flatten(4).flatten(2, 3)
+
+    def _position(self, q: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        # Logits of every query for every row and every column, (B, heads, N, h) and (…, w).
         rows, columns = (
             _relative(table.to(q.dtype), side)
             for table, side in zip((self.rel_height, self.rel_width), grid, strict=True)
         )
         at = q.unflatten(2, grid)  # (B, heads, h, w, d)
-        by_row = torch.einsum("bnijd,ikd->bnijk", at, rows)[..., :, None]
-        by_column = torch.einsum("bnijd,jld->bnijl", at, columns)[..., None, :]
-        position = (by_row + by_column).flatten(4).flatten(2, 3)  # (B, heads, N, N)
-        return q @ k.transpose(-2, -1) + position
+        by_row = torch.einsum("bnijd,ikd->bnijk", at, rows)
+        by_column = torch.einsum("bnijd,jld->bnijl", at, columns)
+        return by_row.flatten(2, 3), by_column.flatten(2, 3)
 
 
 def _relative(table: Tensor, side: int) -> Tensor:
@@ -81,7 +101,7 @@ def _relative(table: Tensor, side: int) -> Tensor:
     return table[places[None] - places[:, None] + side - 1]
 
 
-class BoTNet(ResNet, AttentionBackbone):
+class BoTNet(ResNet, GlobalAttentionBackbone):
     """A ResNet whose last stage's 3 x 3 convolutions are all-to-all attention.
 
     Where that stage halves the resolution, its first block attends before and averages 2 x 2 after.
@@ -95,8 +115,8 @@ class BoTNet(ResNet, AttentionBackbone):
     def __init__(self, net: Net, strides: tuple[int, ...], layers: str, image_size: int) -> None:
         super().__init__(net, strides, layers)
         blocks = self._attending()
-        self.depth = len(blocks)
-        self.replaced = frozenset(f"layer4.{index}.conv2.weight" for index in range(self.depth))
+        self.attention_heads = (HEADS,) * len(blocks)
+        self.replaced = frozenset(f"layer4.{index}.conv2.weight" for index in range(len(blocks)))
         side = -(-image_size // strides[2])
         for block in blocks:
             channels, stride = block.conv2.in_channels, block.conv2.stride[0]
@@ -113,7 +133,7 @@ class BoTNet(ResNet, AttentionBackbone):
             return super().forward(images)
         if attention.queries == "cls":
             raise ValueError("A BoTNet has no CLS token; ask for queries 'mean' or 'all'.")
-        answers: dict[int, Attention] = {}
+        answers: dict[int, Attention | AttentionFactors] = {}
         hooks = [
             self._attending()[index]
             .conv2[0]
@@ -125,21 +145,25 @@ class BoTNet(ResNet, AttentionBackbone):
         finally:
             for hook in hooks:
                 hook.remove()
-        return replace(features, attention=tuple(answers.values()))
+        return replace(features, **answered(tuple(answers.values())))
 
 
 def _answer(
-    answers: dict[int, Attention],
+    answers: dict[int, Attention | AttentionFactors],
     index: int,
     request: AttentionRequest,
     module: RelativeAttention2d,
     inputs: tuple[Tensor],
 ) -> None:
     x = inputs[0][: request.num_images]
+    grid = (x.shape[2], x.shape[3])
+    if request.queries == "factors":
+        answers[index] = AttentionFactors(index, *module.factors(x), grid, 0, sum(grid))
+        return
     rows = module.rows(x)
     if request.queries == "mean":
         rows = rows.mean(2, keepdim=True)
-    answers[index] = Attention(index, rows, (x.shape[2], x.shape[3]), 0)
+    answers[index] = Attention(index, rows, grid, 0)
 
 
 def botnet50(

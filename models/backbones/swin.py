@@ -42,7 +42,9 @@ class Swin(AttentionBackbone):
             strides[-1],
         )
         self.net = net
-        self.depth = sum(len(stage.blocks) for stage in net.layers)
+        self.attention_heads = tuple(
+            block.attn.num_heads for stage in net.layers for block in stage.blocks
+        )
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
@@ -112,8 +114,10 @@ def _token_ids(block: SwinTransformerBlock, grid: tuple[int, int], device: torch
 def _attention(
     position: int, block: SwinTransformerBlock, before: Tensor, request: AttentionRequest
 ) -> Attention:
-    if request.queries == "cls":
-        raise ValueError("A Swin has no CLS token; ask for queries 'mean' or 'all'.")
+    if request.queries in ("cls", "factors"):
+        raise ValueError(
+            "A Swin has no CLS token and no global attention; ask for queries 'mean' or 'all'."
+        )
     x = before[: request.num_images]
     batch, grid = len(x), (x.shape[1], x.shape[2])
     rows = _window_rows(block, block.norm1(x)).unflatten(0, (batch, -1)).movedim(2, 1)

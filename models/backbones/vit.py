@@ -10,8 +10,8 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.attention import Attention, AttentionRequest, attention_rows
-from models.backbones.base import AttentionBackbone, Features, StateDict, parse_layers
+from models.attention import Attention, AttentionFactors, AttentionRequest
+from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, parse_layers
 from utils.weights import download
 
 _DINO = "https://dl.fbaipublicfiles.com/dino/"
@@ -23,7 +23,7 @@ _DINO_FILES = {
 }
 
 
-class ViT(AttentionBackbone):
+class ViT(GlobalAttentionBackbone):
     """timm's ViT with its tokens as maps, fused attention in training, rows on request."""
 
     net: VisionTransformer
@@ -36,7 +36,8 @@ class ViT(AttentionBackbone):
             net.embed_dim, (net.embed_dim,) * count, (self.patch_size,) * count, self.patch_size
         )
         self.net = net
-        self.depth = len(net.blocks)
+        blocks: Any = net.blocks
+        self.attention_heads = tuple(block.attn.num_heads for block in blocks)
         self.num_prefix = net.num_prefix_tokens
         self.pool = pool
 
@@ -44,17 +45,17 @@ class ViT(AttentionBackbone):
         """See `Backbone.forward`."""
         tokens, grid = self._embed(images)
         wanted = attention.resolve(self.depth) if attention else ()
-        rows, kept = [], []
+        answers, kept = [], []
         for index, block in enumerate(self.net.blocks):
             if attention and index in wanted:
-                rows.append(self._attention(index, block, tokens, grid, attention))
+                answers.append(self._attention(index, block, tokens, grid, attention))
             tokens = block(tokens)
             if index in self.layers:
                 kept.append(tokens)
         last = self.net.norm(tokens)
         # The final norm is not run twice when the last block is among the layers.
         kept = [last if layer is tokens else self.net.norm(layer) for layer in kept]
-        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
+        return self.token_features(last, kept, grid, answers)
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
         """See `Backbone.layer_maps`."""
@@ -77,16 +78,13 @@ class ViT(AttentionBackbone):
         tokens: Tensor,
         grid: tuple[int, int],
         request: AttentionRequest,
-    ) -> Attention:
+    ) -> Attention | AttentionFactors:
         attn = block.attn
         tokens = block.norm1(tokens[: request.num_images])
         batch, length, _ = tokens.shape
         qkv = attn.qkv(tokens).reshape(batch, length, 3, attn.num_heads, attn.head_dim)
         q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
-        rows = attention_rows(
-            attn.q_norm(q), attn.k_norm(k), attn.scale, self.num_prefix, request.queries
-        )
-        return Attention(index, rows, grid, self.num_prefix)
+        return self.answer(index, attn.q_norm(q), attn.k_norm(k), attn.scale, grid, request)
 
     def stages(self) -> list[nn.Module]:
         """The blocks; the final norm belongs to the last one."""

@@ -9,11 +9,11 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from vit_pytorch import ViT as Net
 
-from models.attention import Attention, AttentionRequest, attention_rows
-from models.backbones.base import AttentionBackbone, Features, parse_layers
+from models.attention import Attention, AttentionFactors, AttentionRequest
+from models.backbones.base import Features, GlobalAttentionBackbone, parse_layers
 
 
-class ViTPyTorch(AttentionBackbone):
+class ViTPyTorch(GlobalAttentionBackbone):
     """vit-pytorch's ViT with one CLS token, its tokens as maps and positions for any image size."""
 
     net: Net
@@ -21,11 +21,12 @@ class ViTPyTorch(AttentionBackbone):
 
     def __init__(self, net: Net, grid: int, pool: str = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_size[0])
-        width, self.depth = net.pos_embedding.shape[-1], len(net.transformer.layers)
-        self.layers = parse_layers(layers, self.depth)
+        width, blocks = net.pos_embedding.shape[-1], net.transformer.layers
+        self.layers = parse_layers(layers, len(blocks))
         count = len(self.layers)
         super().__init__(width, (width,) * count, (self.patch_size,) * count, self.patch_size)
         self.net = net
+        self.attention_heads = tuple(attend.heads for attend, _ in blocks)
         self.native_grid = (grid, grid)
         self.pool = pool
 
@@ -33,17 +34,17 @@ class ViTPyTorch(AttentionBackbone):
         """See `Backbone.forward`."""
         tokens, grid = self._embed(images)
         wanted = attention.resolve(self.depth) if attention else ()
-        rows, kept = [], []
+        answers, kept = [], []
         for index, (attend, mlp) in enumerate(self.net.transformer.layers):
             if attention and index in wanted:
-                rows.append(self._attention(index, attend, tokens, grid, attention))
+                answers.append(self._attention(index, attend, tokens, grid, attention))
             tokens = attend(tokens) + tokens
             tokens = mlp(tokens) + tokens
             if index in self.layers:
                 kept.append(tokens)
         last = self.net.transformer.norm(tokens)
         kept = [last if layer is tokens else self.net.transformer.norm(layer) for layer in kept]
-        return self.token_features(last, kept, grid, tuple(rows) if attention else None)
+        return self.token_features(last, kept, grid, answers)
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
         """See `Backbone.layer_maps`."""
@@ -72,11 +73,10 @@ class ViTPyTorch(AttentionBackbone):
         tokens: Tensor,
         grid: tuple[int, int],
         request: AttentionRequest,
-    ) -> Attention:
+    ) -> Attention | AttentionFactors:
         q, k, _ = attend.to_qkv(attend.norm(tokens[: request.num_images])).chunk(3, -1)
         q, k = (part.unflatten(-1, (attend.heads, -1)).transpose(1, 2) for part in (q, k))
-        rows = attention_rows(q, k, attend.scale, self.num_prefix, request.queries)
-        return Attention(index, rows, grid, self.num_prefix)
+        return self.answer(index, q, k, attend.scale, grid, request)
 
     def stages(self) -> list[nn.Module]:
         """The blocks; the final norm belongs to the last one."""

@@ -26,13 +26,12 @@ class Head(nn.Module, ABC):
     sources: ClassVar[Mapping[str, Source]] = {}
 
     @abstractmethod
-    def forward(self, features: Features, size: Size) -> Tensor:
-        """Returns `(B, num_classes, *size)`.
+    def native(self, features: Features) -> Tensor:
+        """Returns logits `(B, num_classes, h, w)` at the head's own resolution."""
 
-        Args:
-            features: of images of `size` pixels.
-            size: height and width.
-        """
+    def forward(self, features: Features, size: Size) -> Tensor:
+        """Returns logits `(B, num_classes, *size)`, resized bilinearly."""
+        return resize(self.native(features), size)
 
 
 class SingleMapHead(Head):
@@ -54,9 +53,9 @@ class SingleMapHead(Head):
     def decode(self, x: Tensor) -> Tensor:
         """Turns `(B, in_channels, h, w)` into logits at any resolution."""
 
-    def forward(self, features: Features, size: Size) -> Tensor:
-        """See `Head.forward`."""
-        return resize(self.decode(concatenated(features)), size)
+    def native(self, features: Features) -> Tensor:
+        """See `Head.native`."""
+        return self.decode(concatenated(features))
 
 
 def concatenated(features: Features) -> Tensor:

@@ -13,12 +13,15 @@ from models.backbones.resnet import COCO
 from models.heads.base import SingleMapHead
 from utils.weights import Source, download_all
 
+RATES = (12, 24, 36)
+NATIVE_STRIDE = 8
+
 
 class DeepLabV3(SingleMapHead):
-    """Atrous spatial pyramid pooling at rates 12, 24, 36.
+    """Atrous spatial pyramid pooling, at rates 12, 24, 36 for maps of stride 8.
 
-    Meant for maps of stride 8 (`backbone.output_stride 8`). Its image pooling has a BatchNorm, so
-    training needs at least two images.
+    Coarser maps get rates in proportion, 6, 12, 18 at stride 16: a rate beyond the grid sees only
+    padding. Its image pooling has a BatchNorm, so training needs at least two images.
     `coco` weights: torchvision's, trained with a ResNet-50 on the COCO images of VOC's classes.
     """
 
@@ -26,7 +29,8 @@ class DeepLabV3(SingleMapHead):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)
-        self.classifier = DeepLabHead(self.in_channels, num_classes)
+        rates = [max(1, rate * NATIVE_STRIDE // max(NATIVE_STRIDE, self.stride)) for rate in RATES]
+        self.classifier = DeepLabHead(self.in_channels, num_classes, rates)
 
     def decode(self, x: Tensor) -> Tensor:
         """See `SingleMapHead.decode`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from models.heads.base import Head, Size, conv_bn_relu, resize
+from models.heads.base import Head, conv_bn_relu, resize
 
 WIDTH = 256
 DROPOUT = 0.1
@@ -26,11 +26,11 @@ class SegFormerMLP(Head):
         self.fuse = conv_bn_relu(WIDTH * len(channels), WIDTH, 1)
         self.classify = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(WIDTH, num_classes, 1))
 
-    def forward(self, features: Features, size: Size) -> Tensor:
-        """See `Head.forward`."""
+    def native(self, features: Features) -> Tensor:
+        """See `Head.native`."""
         finest = max((x.shape[-2], x.shape[-1]) for x in features.maps)
         projected = [
             resize(project(x), finest)
             for project, x in zip(self.project, features.maps, strict=True)
         ]
-        return resize(self.classify(self.fuse(torch.cat(projected, 1))), size)
+        return self.classify(self.fuse(torch.cat(projected, 1)))

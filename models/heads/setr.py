@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from models.heads.base import Head, SingleMapHead, Size, conv_bn_relu, resize
+from models.heads.base import Head, SingleMapHead, conv_bn_relu, resize
 
 WIDTH = 256
 _MLA_WIDTH = 128
@@ -80,8 +80,8 @@ class SETRMLA(Head):
         self.classify = nn.Conv2d(_MLA_LAYERS * _MLA_WIDTH, num_classes, 3, padding=1)
         self.finest = min(strides)
 
-    def forward(self, features: Features, size: Size) -> Tensor:
-        """See `Head.forward`."""
+    def native(self, features: Features) -> Tensor:
+        """See `Head.native`."""
         reduced = [conv(x) for conv, x in zip(self.reduce, features.maps, strict=True)]
         summed = [reduced[-1]]
         for x in reversed(reduced[:-1]):
@@ -92,4 +92,4 @@ class SETRMLA(Head):
         finest = max((x.shape[-2], x.shape[-1]) for x in smooth)
         target = (finest[0] * scale, finest[1] * scale)
         streams = [resize(conv(x), target) for conv, x in zip(self.streams, smooth, strict=True)]
-        return resize(self.classify(torch.cat(streams, 1)), size)
+        return self.classify(torch.cat(streams, 1))

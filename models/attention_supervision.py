@@ -1,0 +1,83 @@
+"""The auxiliary loss of a segmentation on the attention of its backbone and its fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.backbones.base import Features
+from models.fusions.attention_fusion import AttentionFusion
+from models.fusions.base import attention_maps
+from models.losses.attention import (
+    affinity_loss,
+    diversity_loss,
+    mass_loss,
+    patch_shares,
+    shape_loss,
+)
+from models.precision import at_least_float32
+
+_DIVERSITY_WEIGHT = 0.01
+_OF_OBJECTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "mass": mass_loss,
+    "shape": shape_loss,
+}
+
+
+def attention_loss(
+    features: Features,
+    fusion: AttentionFusion,
+    labels: Tensor,
+    num_classes: int,
+    terms: Sequence[str],
+    backbone_learns: bool,
+) -> dict[str, Tensor]:
+    """Returns the chosen terms that have something to train, each with its weight in it.
+
+    `mass`, `shape` and `diversity` are of the heads of each block (when the backbone learns) and
+    of the class queries of fusion 3, where every class has a map of its own; `affinity` is of the
+    edges of fusion 2.
+
+    Args:
+        features: with attention.
+        fusion: the fusions.
+        labels: `(B, H, W)`, 255 void.
+        num_classes: C.
+        terms: of `config.names.ATTENTION_LOSSES`.
+        backbone_learns: whether attention itself has a gradient.
+    """
+    found: dict[str, list[Tensor]] = {}
+    with torch.autocast(labels.device.type, enabled=False):
+        for maps in attention_maps(features) if backbone_learns else ():
+            shares, valid = patch_shares(labels, _grid(maps), num_classes)
+            (rows,) = at_least_float32(maps.flatten(2))
+            for name, loss in _OF_OBJECTS.items():
+                found.setdefault(name, []).append(loss(rows, shares, valid))
+            found.setdefault("diversity", []).append(_DIVERSITY_WEIGHT * diversity_loss(rows))
+        for maps in fusion.class_maps(features):
+            shares, valid = patch_shares(labels, _grid(maps), num_classes)
+            (rows,) = at_least_float32(maps.flatten(2))
+            for name, loss in _OF_OBJECTS.items():
+                found.setdefault(name, []).append(_of_own_map(loss, rows, shares, valid))
+        for edges, grid in fusion.edges(features):
+            shares, valid = patch_shares(labels, grid, num_classes)
+            found.setdefault("affinity", []).append(affinity_loss(edges, shares, valid))
+    return {name: torch.stack(found[name]).mean() for name in terms if name in found}
+
+
+def _of_own_map(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], maps: Tensor, shares: Tensor, valid: Tensor
+) -> Tensor:
+    # Every class that occurs against its own map: a batch of single heads and single objects.
+    present = (shares.sum(-1) > 0) & (torch.arange(shares.shape[1], device=shares.device) > 0)
+    image, label = present.nonzero(as_tuple=True)
+    if not len(image):
+        return maps.sum() * 0
+    objects = torch.stack([torch.zeros_like(shares[image, label]), shares[image, label]], 1)
+    return loss(maps[image, label][:, None], objects, valid[image])
+
+
+def _grid(maps: Tensor) -> tuple[int, int]:
+    return maps.shape[-2], maps.shape[-1]

@@ -1,0 +1,1 @@
+"""What brings attention to a segmentation head, and the controls that say what it is worth."""

@@ -1,0 +1,138 @@
+"""The fusions of a run, and where the attention they read comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import AttentionRequest
+from models.backbones.base import (
+    AttentionBackbone,
+    Backbone,
+    Features,
+    GlobalAttentionBackbone,
+)
+from models.fusions.base import Fusion
+from models.fusions.controls import Group, shuffled, uniform
+from models.heads.base import Head
+
+Control = Literal["none", "shuffled", "uniform", "random_init"]
+
+
+class AttentionFusion(nn.Module):
+    """Fusions around a head; without any, the head alone.
+
+    Args:
+        fusions: enrich features in this order, then refine logits in this order.
+        request: what the backbone is asked for, None without fusions.
+        control: see `models.fusions.controls`; `random_init` reads the attention of `twin`.
+        twin: a backbone of the same architecture at random, for that control.
+    """
+
+    def __init__(
+        self,
+        fusions: Sequence[Fusion] = (),
+        request: AttentionRequest | None = None,
+        control: Control = "none",
+        twin: Backbone | None = None,
+    ) -> None:
+        super().__init__()
+        self.fusions = nn.ModuleList(fusions)
+        self.request = request
+        self.control = control
+        self.twin = twin
+        if twin is not None:
+            twin.freeze()
+
+    def features(self, backbone: Backbone, images: Tensor) -> Features:
+        """Runs the backbone once, with the attention that is asked for."""
+        features: Features = backbone(images, self.request)
+        if self.twin is None:
+            return features
+        with torch.no_grad():
+            other = self.twin(images, self.request)
+        return replace(features, attention=other.attention, factors=other.factors)
+
+    def controlled(self, groups: list[Group]) -> list[Group]:
+        """Takes the truth out of the attention of a batch, where a control asks for it."""
+        if self.control == "uniform":
+            return [(positions, uniform(features)) for positions, features in groups]
+        return shuffled(groups) if self.control == "shuffled" else groups
+
+    def forward(self, head: Head, features: Features) -> Tensor:
+        """Returns logits `(B, C, h, w)` at the head's own resolution."""
+        enriched = features
+        for fusion in self._each():
+            enriched = fusion.enrich(enriched)
+        logits = head.native(enriched)
+        for fusion in self._each():
+            logits = fusion.refine(logits, features)
+        return logits
+
+    def edges(self, features: Features) -> list[tuple[Tensor, tuple[int, int]]]:
+        """Returns the graphs that fusions use, `(B, h*w, h*w)`, and their grids."""
+        grid = features.factors[0].grid if features.factors else (0, 0)
+        found = [fusion.edges(features) for fusion in self._each()]
+        return [(edges, grid) for edges in found if edges is not None]
+
+    def class_maps(self, features: Features) -> list[Tensor]:
+        """Returns what the classes of fusions look at, `(B, num_classes, h, w)`."""
+        found = [fusion.class_maps(features) for fusion in self._each()]
+        return [maps for maps in found if maps is not None]
+
+    def _each(self) -> list[Fusion]:
+        return cast(list[Fusion], list(self.fusions))
+
+    def scalars(self) -> nn.ParameterList:
+        """Returns the parameters of all fusions that need a rate of their own."""
+        return nn.ParameterList(p for fusion in self._each() for p in fusion.scalars())
+
+    def learnt(self) -> dict[str, float]:
+        """Returns what tells whether attention is used, by `fusion name/number`."""
+        return {
+            f"{type(fusion).__name__}/{name}": value
+            for fusion in self._each()
+            for name, value in fusion.learnt().items()
+        }
+
+
+def attention_request(
+    backbone: Backbone, blocks: Sequence[int], all_pairs: bool
+) -> AttentionRequest:
+    """Returns what a backbone is to be asked for so that fusions can work.
+
+    Args:
+        backbone: the run's.
+        blocks: whose attention, negative from the end.
+        all_pairs: whether attention between patches is needed.
+
+    Raises:
+        ValueError: the backbone has no attention, or none between all patches; or a block outside.
+    """
+    if not isinstance(backbone, AttentionBackbone):
+        raise ValueError(
+            f"--segmentation.fusion: {type(backbone).__name__} has no attention. Use a ViT, a "
+            "BoTNet or a Swin, or no fusion."
+        )
+    if isinstance(backbone, GlobalAttentionBackbone):
+        request = AttentionRequest(tuple(blocks), "factors")
+    elif all_pairs:
+        raise ValueError(
+            f"--segmentation.fusion fusion2 needs attention between all patches; "
+            f"{type(backbone).__name__} attends within windows. Use a ViT or a BoTNet, or fusion1 "
+            "and fusion3."
+        )
+    else:
+        request = AttentionRequest(tuple(blocks), "mean")
+    request.resolve(backbone.depth)
+    return request
+
+
+def attention_heads(backbone: Backbone, request: AttentionRequest) -> tuple[int, ...]:
+    """Returns the heads of every block that is asked for."""
+    assert isinstance(backbone, AttentionBackbone)
+    return tuple(backbone.attention_heads[block] for block in request.resolve(backbone.depth))

@@ -1,0 +1,141 @@
+"""Losses that push attention towards objects, and towards saying more than one thing.
+
+Void pixels count nowhere: a patch's share of a class is over its other pixels, and a patch of void
+alone is as if it were not there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.precision import at_least_float32
+from utils.palette import VOID
+
+TEMPERATURE = 0.1  # of the choice of a head for an object
+SHARPNESS = 4.0  # of the step from below to above uniform attention in the shape loss
+_TINY = 1e-8
+
+
+def patch_shares(labels: Tensor, grid: tuple[int, int], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns the share of every class in every patch, and which patches count.
+
+    Args:
+        labels: `(B, H, W)`, 255 void.
+        grid: `(h, w)` of the patches.
+        num_classes: C.
+
+    Returns:
+        `(B, C, h*w)` summing to 1 over the classes of a patch that counts and 0 elsewhere, and
+        `(B, h*w)` bool.
+    """
+    valid = labels != VOID
+    classes = F.one_hot(labels.long().where(valid, 0), num_classes).movedim(-1, 1) * valid[:, None]
+    sums = F.adaptive_avg_pool2d(classes.float(), grid).flatten(2)
+    seen = sums.sum(1)
+    return sums / seen[:, None].clamp_min(_TINY), seen > 0
+
+
+def matched_heads(maps: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns how badly each head covers each object, and which head is meant for it.
+
+    Args:
+        maps: attention over patches, `(B, heads, N)`, not negative.
+        shares: `(B, C, N)`, see `patch_shares`; class 0 is not an object.
+        valid: `(B, N)` bool.
+
+    Returns:
+        -log of the mass inside, `(B, C-1, heads)`; weights of the heads, summing to 1, the lowest
+        dominating (softmin); which objects are there, `(B, C-1)` bool.
+    """
+    inside = _renormalised(maps, valid) @ shares[:, 1:].transpose(1, 2)  # (B, heads, C-1)
+    cost = -inside.transpose(1, 2).clamp_min(_TINY).log()
+    return cost, (-cost.detach() / TEMPERATURE).softmax(-1), shares[:, 1:].sum(-1) > 0
+
+
+def mass_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
+    """-log of the attention inside each object, of the head that covers it best; mean over objects.
+
+    0 when for every object some head looks at nothing else. Arguments as in `matched_heads`.
+    """
+    cost, weights, present = matched_heads(maps, shares, valid)
+    return _mean_over((cost * weights).sum(-1), present)
+
+
+def shape_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
+    """1 - soft IoU of each object with the patches that its head attends to more than uniformly.
+
+    Keeps the mass loss from being met by a spike. Arguments as in `matched_heads`.
+    """
+    _, weights, present = matched_heads(maps, shares, valid)
+    count = valid.sum(-1)[:, None, None]
+    above = (SHARPNESS * torch.log(_renormalised(maps, valid) * count + 1e-6)).sigmoid()
+    above = above * valid[:, None]
+    objects = shares[:, 1:]
+    both = objects @ above.transpose(1, 2)  # (B, C-1, heads)
+    union = objects.sum(-1)[..., None] + above.sum(-1)[:, None] - both
+    return _mean_over((weights * (1 - both / union.clamp_min(_TINY))).sum(-1), present)
+
+
+def diversity_loss(maps: Tensor) -> Tensor:
+    """Mean cosine of the attention of different heads, `(B, heads, N)`; 0 when none overlap."""
+    heads = maps.shape[1]
+    if heads < 2:
+        return maps.sum() * 0
+    directions = F.normalize(maps, dim=-1)
+    cosines = directions @ directions.transpose(1, 2)
+    return (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(-1)).mean() / (
+        heads * (heads - 1)
+    )
+
+
+def affinity_loss(edges: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
+    """-log of the share of a patch's edges that lead to its own class; all classes weigh alike.
+
+    The purpose of AFA's affinity loss (Ru et al. 2022, eq. 6) for edges that sum to 1: more to the
+    same class is less to the others.
+
+    Args:
+        edges: `(B, N, N)`, rows sum to 1.
+        shares: `(B, C, N)`; background is a class here.
+        valid: `(B, N)` bool; edges to void patches are left out.
+    """
+    edges = edges * valid[:, None]
+    edges = edges / edges.sum(-1, keepdim=True).clamp_min(_TINY)
+    to_same = ((edges @ shares.transpose(1, 2)) * shares.transpose(1, 2)).sum(-1)  # (B, N)
+    best = shares.square().sum(1)  # what a patch of several classes can reach
+    cost = -(to_same.clamp_min(_TINY) / best.clamp_min(_TINY)).log() * valid
+    sizes = shares.sum((0, 2))  # patches of each class
+    by_class = (shares * cost[:, None]).sum((0, 2)) / sizes.clamp_min(_TINY)
+    return _mean_over(by_class, sizes > 0)
+
+
+def head_information(maps: Tensor) -> Tensor:
+    """How much a patch tells of the head that attends to it: I(head; patch) / log(heads).
+
+    Mean over images of the Jensen-Shannon divergence of the heads' attention (Lin 1991, eq. 4.1),
+    H(mean) - mean(H). 1 when no two heads look at the same patch, 0 when all look alike. Needs no
+    labels.
+
+    Args:
+        maps: `(B, heads, N)`, not negative, at least two heads.
+    """
+    (maps,) = at_least_float32(maps)
+    maps = maps / maps.sum(-1, keepdim=True).clamp_min(_TINY)
+    return (_entropy(maps.mean(1)) - _entropy(maps).mean(1)).mean() / math.log(maps.shape[1])
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp_min(_TINY).log()).sum(-1)
+
+
+def _renormalised(maps: Tensor, valid: Tensor) -> Tensor:
+    maps = maps * valid[:, None]
+    return maps / maps.sum(-1, keepdim=True).clamp_min(_TINY)
+
+
+def _mean_over(values: Tensor, which: Tensor) -> Tensor:
+    return (values * which).sum() / which.sum().clamp_min(1)
