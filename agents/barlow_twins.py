@@ -19,6 +19,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.backbones.base import Backbone
 from models.chunking import forward_in_chunks
+from models.head_information import HeadInformation
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
     barlow_twins_loss,
@@ -62,6 +63,8 @@ class BarlowTwins(LightningModule):
             backbone.embed_dim, method.projector_dim, method.projector_layers
         )
         self.lr = float(hparams.optim.lr)
+        information = hparams.head_information
+        self.information = HeadInformation(backbone, information.weight, information.blocks)
         self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
@@ -77,10 +80,10 @@ class BarlowTwins(LightningModule):
         return ViewsDataModule(source, views, size, loading, labelled_finder(source, hparams))
 
     def _pool(self, images: Tensor) -> Tensor:
-        return self.backbone(images).pooled
+        return self.information.pooled(self.backbone, images)
 
     def features(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Returns the pooled features of one view on all processes, `(N, D)`.
+        """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.
 
         Args:
             chunks: the micro-batches `(n, 3, H, W)` uint8 of this process; they may be on the host.
@@ -106,12 +109,15 @@ class BarlowTwins(LightningModule):
     def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
         method = self.settings.barlow_twins
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        features = [self.features(chunks) for chunks in batch.views]
+        features, told = self.information.split([self.features(chunks) for chunks in batch.views])
         # The projector sees the whole batch, so that its BatchNorm does.
         z1, z2 = (self.projector(view) for view in features)
         correlation = cross_correlation(z1, z2)
         loss = method.scale * barlow_twins_loss(correlation, method.lambd)
         self._report(split, loss, correlation.detach(), z1.detach())
+        if told is not None:
+            loss = loss - self.information.weight * told
+            self.log(f"{split}/head_information", told.detach(), batch_size=len(z1))
         return {
             "loss": loss,
             "features": features[0].detach(),

@@ -8,11 +8,12 @@ from typing import cast
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from agents.build import build_agent, build_data, check_fits
+from agents.build import build_agent, build_data, build_figure_callbacks, check_fits
 from agents.compare import compare
 from agents.predict import predict
 from agents.study import run_study
 from agents.trainer import Agent, Trainer, save_backbone
+from callbacks.attention_quality import AttentionQuality
 from config.hparams import Hparams
 from config.parsing import Command, find_run
 from config.resolve import resolve
@@ -78,6 +79,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder.path,
+        callbacks=[c for c in build_figure_callbacks(hparams) if isinstance(c, AttentionQuality)],
     )
     if is_overridden("test_step", agent):
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)

@@ -23,6 +23,7 @@ from datamodules.transforms.dino import MultiCropViews
 from models.backbones.base import Backbone
 from models.chunking import forward_in_chunks
 from models.ema import teacher_of, update
+from models.head_information import HeadInformation
 from models.heads.dino import DINOHead
 from models.losses.dino import (
     Center,
@@ -86,6 +87,8 @@ class DINO(LightningModule):
         self.teacher = teacher_of(self.student)
         self.center = Center(int(dino.out_dim), dino.center_momentum)
         self.lr = float(hparams.optim.lr)
+        information = hparams.head_information
+        self.information = HeadInformation(backbone, information.weight, information.blocks)
         self._training_pass = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
@@ -115,7 +118,7 @@ class DINO(LightningModule):
         return kept.backbone
 
     def _pool(self, images: Tensor) -> Tensor:
-        return self.student.backbone(images).pooled
+        return self.information.pooled(self.student.backbone, images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of one batch, with the kept features `(N, D)` of its first view for callbacks."""
@@ -158,9 +161,16 @@ class DINO(LightningModule):
         """
         if self._in_chunks(batch.views) and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets), {}
-        features = self.embed(batch.views)
+        features, told = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
-        return dino_loss(logits, targets, self.settings.dino.student_temp), {}
+        loss = dino_loss(logits, targets, self.settings.dino.student_temp)
+        return self.informed(loss, told)
+
+    def informed(self, loss: Tensor, told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the term of `head_information` to a loss, and names it, if there is one."""
+        if told is None:
+            return loss, {}
+        return loss - self.information.weight * told, {"head_information": told.detach()}
 
     def _loss_in_pieces(
         self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
@@ -170,8 +180,11 @@ class DINO(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
-            logits = self.student.head(self._pool(chunk.to(self.device)))
-            return view_loss(logits, against, self.settings.dino.student_temp) / pairs
+            (features,), told = self.information.split([self._pool(chunk.to(self.device))])
+            logits = self.student.head(features)
+            found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
+            share = len(chunk) / (len(views) * len(targets[0]))
+            return self.informed(found, None if told is None else share * told)[0]
 
         def pieces() -> Iterator[Callable[[], Tensor]]:
             for view, chunks in enumerate(views):
@@ -183,7 +196,7 @@ class DINO(LightningModule):
         return sum_in_pieces(pieces(), trained, scaler.get_scale() if scaler else 1.0)
 
     def embed(self, views: Sequence[list[Tensor]]) -> list[Tensor]:
-        """Returns the student's pooled features of every view, `(N, D)` each.
+        """Returns the student's features of every view; see `HeadInformation.pooled`.
 
         Args:
             views: each as micro-batches `(n, 3, H, W)` uint8, which may be on the host.

@@ -18,7 +18,7 @@ from datamodules.loading import UNREADABLE, read_rgb
 from datamodules.transforms.segmentation import Protocol
 from models.heads.base import resize
 from utils.device import best_device
-from utils.palette import label_image, overlay
+from utils.palette import label_image, overlay, palette
 from utils.run_folder import RunFolder
 
 
@@ -42,6 +42,7 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     out = folder.path / "predictions" / images.resolve().stem
     protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(hparams.data.image_size)
     agent.to(best_device(hparams.trainer.accelerator))
+    colours = palette(agent.classes)
     unreadable: list[str] = []
     for file in track(files, "Labelling", transient=True):
         try:
@@ -52,8 +53,12 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
         labels = label(agent, protocol, image)
         # The whole name: a.jpg and a.png may lie side by side.
         relative = file.relative_to(root)
-        _save(label_image(labels), out / "labels" / relative.with_name(f"{relative.name}.png"))
-        _save(overlay(image, labels), out / "overlays" / relative.with_name(f"{relative.name}.jpg"))
+        painted = overlay(image, labels, colours)
+        _save(
+            label_image(labels, colours),
+            out / "labels" / relative.with_name(f"{relative.name}.png"),
+        )
+        _save(painted, out / "overlays" / relative.with_name(f"{relative.name}.jpg"))
     done = len(files) - len(unreadable)
     if not done:
         raise ValueError(f"None of {len(files)} files could be read, first: {unreadable[0]}.")

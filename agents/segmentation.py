@@ -9,17 +9,10 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassJaccardIndex,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 
 from agents.build import build_backbone, build_fusion, data_sets
 from agents.optimizers import configure
+from agents.segmentation_metrics import metrics, occurs, result_in_words
 from config import names
 from config.hparams import Hparams
 from datamodules.base import ImageSource, MaskedSource
@@ -36,7 +29,6 @@ from models.heads.loading import load_head
 from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
 from utils.console import console
-from utils.palette import VOID
 
 
 class Segmentation(LightningModule):
@@ -291,25 +283,7 @@ class Segmentation(LightningModule):
         if "test/miou" not in summary:
             return ["The run did not get as far as the test."]
         protocol = self.settings.segmentation.protocol
-        judged = int(self.confusion["test"].sum())
-        by_class = sorted(
-            (
-                (summary[f"test/iou/{name}"], name)
-                for name in self.classes
-                if f"test/iou/{name}" in summary
-            ),
-            reverse=True,
-        )
-        absent = len(self.classes) - len(by_class)
-        lines = [
-            f"Test mIoU {summary['test/miou']:.3f} ({protocol}), mean of {len(by_class)} classes "
-            f"over {judged / 1e6:.1f} M pixels; pixel accuracy {summary['test/accuracy']:.3f}.",
-            "Best:  " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:4]),
-            "Worst: " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:-5:-1]),
-        ]
-        if absent:
-            lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
-        return lines
+        return result_in_words(summary, self.classes, self.confusion["test"], protocol)
 
 
 def masked(source: type, name: str) -> type[MaskedSource]:
@@ -323,29 +297,3 @@ def masked(source: type, name: str) -> type[MaskedSource]:
             f"--data.name {name} has no masks; segmentation works with {data_sets(MaskedSource)}."
         )
     return source
-
-
-def metrics(num_classes: int) -> MetricCollection:
-    """The numbers of a segmentation, from one confusion over all pixels of all images.
-
-    `miou` is the mean over the classes that occur or are predicted; `f1`, `precision` and `recall`
-    are macro averages over the same classes, `accuracy` counts pixels.
-    """
-    common: dict[str, Any] = {"ignore_index": VOID, "validate_args": False}
-    macro: dict[str, Any] = {"average": "macro", **common}
-    return MetricCollection(
-        {
-            "confusion": MulticlassConfusionMatrix(num_classes, **common),
-            "miou": MulticlassJaccardIndex(num_classes, **macro),
-            "iou": MulticlassJaccardIndex(num_classes, average="none", **common),
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", **common),
-            "f1": MulticlassF1Score(num_classes, **macro),
-            "precision": MulticlassPrecision(num_classes, **macro),
-            "recall": MulticlassRecall(num_classes, **macro),
-        }
-    )
-
-
-def occurs(confusion: Tensor) -> Tensor:
-    """Marks the classes that occur or are predicted, `(C,)` bool: those a mean IoU is over."""
-    return (confusion.sum(0) + confusion.sum(1)) > 0

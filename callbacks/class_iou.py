@@ -8,7 +8,7 @@ from torch import Tensor
 
 from callbacks.counts import CountsPicture
 from utils import figures
-from utils.palette import coloured
+from utils.palette import palette
 
 _MOST_ROWS = 60  # bars below each other
 
@@ -36,7 +36,7 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     cell = (6.4 if columns == 1 else 4.4, 0.22 * longest + 0.8)
     figure, axes = figures.grid(1, columns, cell=cell, title=title)
     for axis, rows in zip(axes[0], np.array_split(np.arange(len(names)), columns), strict=True):
-        colours = coloured(rows.astype(np.uint8)) / 255
+        colours = palette(names)[rows] / 255
         width = np.where(there, iou, 0)[rows]
         axis.barh(rows, width, color=colours, edgecolor="grey", linewidth=0.5)
         for row in rows:

@@ -16,7 +16,7 @@ from torch import Tensor
 from callbacks.looking import class_names, due
 from utils import figures
 from utils.logging import log_figure, log_masks
-from utils.palette import VOID, VOID_GREY, coloured, hex_colour
+from utils.palette import VOID, VOID_GREY, hex_colour, palette
 
 _WRONG, _RIGHT = (212, 18, 0), (255, 255, 255)
 
@@ -152,13 +152,14 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
     """Draws one row an image; the legend names the classes that occur in the figure."""
     figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
     present: set[int] = set()
+    colours = palette(names)
     for row, (image, labels, prediction) in zip(axes, judged, strict=True):
         truth, guess = labels.numpy(), prediction.numpy()
         valid = truth != VOID
         wrong = valid & (truth != guess)
         error = np.full((*truth.shape, 3), _RIGHT, np.uint8)
         error[wrong], error[~valid] = _WRONG, VOID_GREY
-        pictures = (image.permute(1, 2, 0).numpy(), coloured(truth), coloured(guess), error)
+        pictures = (image.permute(1, 2, 0).numpy(), colours[truth], colours[guess], error)
         for axis, picture in zip(row, pictures, strict=True):
             figures.show_image(axis, picture, aspect="auto" if picture is pictures[0] else None)
             axis.set_box_aspect(truth.shape[0] / truth.shape[1])
@@ -167,10 +168,11 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
         present |= set(np.unique(truth[valid]).tolist()) | set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", "prediction", "error"), strict=True):
         axis.set_title(label)
-    palette = [hex_colour(colour) for colour in coloured(np.arange(256, dtype=np.uint8))]
-    handles = [Patch(color=palette[label], label=names[label]) for label in sorted(present)]
+    handles = [
+        Patch(color=hex_colour(colours[label]), label=names[label]) for label in sorted(present)
+    ]
     handles += [
-        Patch(color=palette[VOID], label="void: not judged"),
+        Patch(color=hex_colour(colours[VOID]), label="void: not judged"),
         Patch(color=hex_colour(_WRONG), label="wrong"),
         Patch(facecolor="white", edgecolor="grey", label="right"),
     ]

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import due
+from callbacks.looking import Classifies, due
 from utils import figures
 from utils.logging import log_figure
+from utils.palette import palette
 
 
 class Views(Callback):
@@ -38,15 +39,26 @@ class Views(Callback):
         """Draws it."""
         if self.kept:
             title = f"Augmented views of training images, epoch {trainer.current_epoch + 1}"
-            log_figure(trainer, "views/train", draw(self.kept, title))
+            names = pl_module.classes if isinstance(pl_module, Classifies) else None
+            log_figure(trainer, "views/train", draw(self.kept, title, names))
             self.kept = {}
 
 
-def draw(views: Mapping[str, Tensor], title: str) -> Figure:
-    """Draws named views `(n, 3, H, W)` uint8, one row a view, one column an image."""
+def draw(views: Mapping[str, Tensor], title: str, names: tuple[str, ...] | None = None) -> Figure:
+    """Draws named views, one row a view, one column an image.
+
+    Args:
+        views: images `(n, 3, H, W)` or labels `(n, H, W)`, uint8.
+        title: of the figure.
+        names: of the labels.
+    """
     figure, axes = figures.grid(len(views), len(next(iter(views.values()))), title=title)
     for row, images in zip(axes, views.values(), strict=True):
         for axis, image in zip(row, images, strict=True):
-            figures.show_image(axis, image.permute(1, 2, 0).cpu().numpy())
+            pixels = image.cpu().numpy()
+            shown = (
+                palette(names or ("",))[pixels] if image.ndim == 2 else pixels.transpose(1, 2, 0)
+            )
+            figures.show_image(axis, shown)
     figures.label_rows(axes, list(views))
     return figure

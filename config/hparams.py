@@ -201,6 +201,17 @@ class DINOTwinsHparams:
 
 
 @dataclass
+class HeadInformationHparams:
+    """A term beside the self-supervised loss that makes attention heads differ; no labels."""
+
+    weight: NonNegative = 0.0
+    """Weight of I(head; patch) / log(heads), which lies in 0 … 1. Barlow Twins: a few per cent of
+    its loss, e.g. 10; DINO: 0.1 to 1."""
+    blocks: list[int] = field(default_factory=lambda: [-1])
+    """Blocks whose heads are to differ, negative from the end."""
+
+
+@dataclass
 class ProbeDataHparams:
     """A labelled data set beside the one that is trained on."""
 
@@ -396,6 +407,26 @@ class AttentionMapsHparams:
 
 
 @dataclass
+class AttentionQualityHparams:
+    """How much of the objects attention finds, against chance (needs masks with a background)."""
+
+    enabled: bool = True
+    """Measure it."""
+    every_n_epochs: Count = 10
+    """Measure every n epochs, and at the end; a frozen backbone once. --evaluate does it too."""
+    num_images: Natural = 32
+    """Training images with masks that are measured while training; their labels are only read out.
+    """
+    num_test_images: Natural = 200
+    """Test images that are measured at the test (segmentation), evenly spaced."""
+    mass: Annotated[float, Between(0.01, 0.99)] = 0.6
+    """Masks hold this share of a head's attention; 0.6 is DINO's."""
+    image_size: Count | None = None
+    """Shorter side in pixels. null: 480 as in DINO's figure, twice data.image_size where that is
+    below 128."""
+
+
+@dataclass
 class CrossCorrelationHparams:
     """The cross-correlation matrix as a heat map (Barlow Twins)."""
 
@@ -549,6 +580,7 @@ class CallbackHparams:
     """What is looked at while training."""
 
     attention_maps: AttentionMapsHparams = field(default_factory=AttentionMapsHparams)
+    attention_quality: AttentionQualityHparams = field(default_factory=AttentionQualityHparams)
     effective_receptive_field: EffectiveReceptiveFieldHparams = field(
         default_factory=EffectiveReceptiveFieldHparams
     )
@@ -581,6 +613,7 @@ class Hparams:
     barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
     dino: DINOHparams = field(default_factory=DINOHparams)
     dino_twins: DINOTwinsHparams = field(default_factory=DINOTwinsHparams)
+    head_information: HeadInformationHparams = field(default_factory=HeadInformationHparams)
     probe: ProbeHparams = field(default_factory=ProbeHparams)
     segmentation: SegmentationHparams = field(default_factory=SegmentationHparams)
     optim: OptimHparams = field(default_factory=OptimHparams)

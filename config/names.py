@@ -41,12 +41,14 @@ _COMMON = (
 )
 _INSIDE = (
     "callbacks.attention_maps",
+    "callbacks.attention_quality",
     "callbacks.effective_receptive_field",
     "callbacks.feature_maps",
     "callbacks.views",
 )
 _SELF_SUPERVISED = (
     *_INSIDE,
+    "head_information",
     "probe",
     "callbacks.health",
     "callbacks.online_probe",
@@ -213,6 +215,7 @@ PROTOCOLS: dict[str, Part] = {
 
 CALLBACKS: dict[str, Part] = {
     "attention_maps": Part("callbacks.attention_maps:AttentionMaps"),
+    "attention_quality": Part("callbacks.attention_quality:AttentionQuality"),
     "effective_receptive_field": Part(
         "callbacks.effective_receptive_field:EffectiveReceptiveField"
     ),

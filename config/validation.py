@@ -98,6 +98,8 @@ def no_effect(hparams: Hparams, path: str) -> str | None:
         return _unread(hparams.optim.schedule, names.SCHEDULES, leaf, "schedule")
     if group == "segmentation" and (reason := _unread_by_fusions(hparams, leaf)):
         return reason
+    if path == "head_information.blocks" and not hparams.head_information.weight:
+        return "without --head_information.weight"
     if path in ("data.fixed_scales", "data.fixed_crops") and hparams.data.views != "fixed":
         return "without --data.views fixed"
     if group in _SELECTED:

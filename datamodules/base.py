@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ from datamodules.loading import (
     StoredImage,
     read_rgb,
 )
+from datamodules.masks import read_labels
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -145,6 +146,37 @@ class ImageDataModule(LightningDataModule, ABC):
                     images[position] = image
                     break
         return torch.stack(list(images.values())) if images else torch.empty(0, 3, side, side)
+
+    def masked_examples(
+        self, split: str, count: int, shorter_side: int, multiple: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images with their masks, whole; none where there are no masks.
+
+        Args:
+            split: `train`: training images, held-out ones where there are any | `test`.
+            count: how many, evenly spaced over the set, the same ones every time.
+            shorter_side: of the images in pixels.
+            multiple: what both sides are rounded to.
+
+        Yields:
+            `(3, h, w)` uint8 and its labels as stored, `(H, W)` uint8.
+        """
+        if not isinstance(self.source, MaskedSource):
+            return
+        pairs = self.source.pairs("train" if split == "train" else "val")
+        watched = set(self.val_files) & {image for image, _ in pairs}
+        if split == "train" and watched:
+            pairs = [pair for pair in pairs if pair[0] in watched]
+        count = min(count, len(pairs))
+        for image, mask in (pairs[i * len(pairs) // count] for i in range(count)):
+            picture = read_rgb(image)
+            scale = shorter_side / min(picture.size)
+            sides = (
+                max(1, round(side * scale / multiple)) * multiple
+                for side in (picture.height, picture.width)
+            )
+            labels = read_labels(mask, len(self.source.classes), self.source.meanings)
+            yield F.pil_to_tensor(F.resize(picture, list(sides))), labels
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0

@@ -19,9 +19,10 @@ from datamodules.base import ImageDataModule, MaskedSource, held_out
 from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
+from datamodules.masks import read_labels
 from datamodules.seeding import Draw, seeded
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
-from utils.palette import VOID, coloured
+from utils.palette import VOID
 
 Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
 FilePair = tuple[Path, Path]  # image, mask
@@ -78,9 +79,8 @@ class SegmentationBatch:
             yield image[:, :h, :w], labels[:height, :width]
 
     def previews(self, count: int) -> dict[str, Tensor]:
-        """Returns the first images and their labels in colour, `(n, 3, h, w)` uint8 each."""
-        colours = torch.from_numpy(coloured(self.labels[:count].cpu().numpy()))
-        return {"image": self.images[:count], "labels": colours.permute(0, 3, 1, 2)}
+        """Returns the first images `(n, 3, h, w)` and their labels `(n, H, W)`, uint8."""
+        return {"image": self.images[:count], "labels": self.labels[:count]}
 
 
 class MaskedImages(Dataset[LabelledSample]):
@@ -145,39 +145,6 @@ class MaskedImages(Dataset[LabelledSample]):
             with seeded(self.seed, epoch, index):
                 return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
-
-
-def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None) -> Tensor:
-    """Reads a mask as `(H, W)` uint8.
-
-    Args:
-        file: palette or grey PNG.
-        num_classes: labels are 0 … num_classes - 1, and 255 void.
-        meanings: see `MaskedSource.meanings`.
-
-    Raises:
-        ValueError: not a palette or grey image, or labels that are no classes.
-    """
-    try:
-        with Image.open(file) as opened:
-            if opened.mode not in ("P", "L"):
-                raise ValueError(
-                    f"{file} is a mask in mode {opened.mode}: expected labels as a palette or grey "
-                    "PNG, not colours."
-                )
-            labels = np.array(opened)
-    except UNREADABLE as error:
-        raise ValueError(f"The mask {file} cannot be read ({error}).") from error
-    found = np.unique(labels)
-    meant = found if meanings is None else meanings[found]
-    foreign = found[(meant >= num_classes) & (meant != VOID)]
-    if len(foreign):
-        expected = f"0 to {num_classes - 1}" if meanings is None else "those of the data set"
-        raise ValueError(
-            f"{file} has labels {foreign[:5].tolist()}: expected {expected}, or {VOID} for void. "
-            "These are the masks of another data set."
-        )
-    return torch.from_numpy(labels if meanings is None else meanings[labels])
 
 
 def collate(samples: Sequence[LabelledSample]) -> SegmentationBatch:

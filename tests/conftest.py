@@ -28,6 +28,7 @@ TINY = {
     "trainer.accelerator": "cpu",
     "logger.mode": "disabled",
     "callbacks.attention_maps.enabled": "false",
+    "callbacks.attention_quality.enabled": "false",
     "callbacks.cross_correlation.enabled": "false",
     "callbacks.learning_curves.enabled": "false",
     "callbacks.views.enabled": "false",
@@ -57,7 +58,13 @@ PRETRAINING_ONLY = (
 )
 INSIDE = tuple(
     f"callbacks.{name}.enabled"
-    for name in ("attention_maps", "views", "effective_receptive_field", "feature_maps")
+    for name in (
+        "attention_maps",
+        "attention_quality",
+        "views",
+        "effective_receptive_field",
+        "feature_maps",
+    )
 )
 NO_SEGMENTATION_FIGURES = {
     f"callbacks.{name}.enabled": "false"

@@ -1,8 +1,8 @@
-"""Colours of Pascal VOC masks."""
+"""Colours of labels: Pascal VOC's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,23 @@ def voc_palette() -> NDArray[np.uint8]:
     return colours
 
 
-def label_image(labels: NDArray[np.uint8]) -> Image.Image:
+def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
+    """Returns a colour for every label of a data set, void grey, `(256, 3)`.
+
+    VOC's own; without a background, which is black there, the first class has the first colour.
+    """
+    colours = voc_palette()
+    if classes[0] != "background":
+        colours = np.roll(colours, -1, axis=0)
+    colours[VOID] = VOID_GREY
+    return colours
+
+
+def label_image(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:
     """Returns labels `(H, W)` as a palette image, as VOC stores them."""
     image = Image.fromarray(labels)  # putpalette turns L into P
-    image.putpalette(voc_palette().ravel().tolist())
+    image.putpalette(colours.ravel().tolist())
     return image
-
-
-def coloured(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns labels `(H, W)` in VOC's colours, void grey, `(H, W, 3)`."""
-    colours = voc_palette()
-    colours[VOID] = VOID_GREY
-    return colours[labels]
 
 
 def hex_colour(colour: Iterable[int]) -> str:
@@ -42,8 +47,14 @@ def hex_colour(colour: Iterable[int]) -> str:
     return "#" + "".join(f"{int(channel):02x}" for channel in colour)
 
 
-def overlay(image: Image.Image, labels: NDArray[np.uint8], strength: float = 0.6) -> Image.Image:
-    """Paints labels over an image; background stays as it is."""
-    pixels = np.asarray(image).astype(np.float32)
-    painted = (1 - strength) * pixels + strength * coloured(labels)
-    return Image.fromarray(np.where(labels[..., None] > 0, painted, pixels).astype(np.uint8))
+def overlay(
+    image: Image.Image,
+    labels: NDArray[np.uint8],
+    colours: NDArray[np.uint8],
+    strength: float = 0.6,
+) -> Image.Image:
+    """Paints labels over an image; black, the background, stays as it is."""
+    pixels, paint = np.asarray(image).astype(np.float32), colours[labels]
+    painted = (1 - strength) * pixels + strength * paint
+    shown = np.where(paint.any(-1, keepdims=True), painted, pixels)
+    return Image.fromarray(shown.astype(np.uint8))

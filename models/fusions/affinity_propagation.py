@@ -24,6 +24,8 @@ from models.precision import at_least_float32
 
 _START = 0.05  # share of the neighbours at the start: nearly the head alone
 _SHARPNESS = 2.0
+# Attention of all heads and images that is kept for backward; of more it is computed again.
+_MOST_ENTRIES = 2**26
 
 
 class AffinityPropagation(Fusion):
@@ -89,8 +91,12 @@ class AffinityPropagation(Fusion):
         """P, in float32 or better; see `Fusion.edges`."""
         given = features.factors or ()
         with torch.autocast(given[0].q.device.type, enabled=False):
-            # Recomputed in backward: the attention of every head is more than fits.
-            mixed: Tensor = checkpoint(self._mixed, given, use_reentrant=False)
+            entries = sum(f.q.shape[0] * f.q.shape[1] * (f.grid[0] * f.grid[1]) ** 2 for f in given)
+            mixed: Tensor = (
+                checkpoint(self._mixed, given, use_reentrant=False)
+                if entries > _MOST_ENTRIES
+                else self._mixed(given)
+            )
             symmetric = (mixed + mixed.transpose(1, 2)) / 2
             return (F.softplus(self.gamma) * symmetric.clamp_min(1e-12).log()).softmax(-1)
 

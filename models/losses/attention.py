@@ -114,18 +114,17 @@ def affinity_loss(edges: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
 
 
 def head_information(maps: Tensor) -> Tensor:
-    """How much a patch tells of the head that attends to it: I(head; patch) / log(heads).
+    """How much a patch tells of the head that attends to it: I(head; patch) / log(heads), `(B,)`.
 
-    Mean over images of the Jensen-Shannon divergence of the heads' attention (Lin 1991, eq. 4.1),
-    H(mean) - mean(H). 1 when no two heads look at the same patch, 0 when all look alike. Needs no
-    labels.
+    The Jensen-Shannon divergence of the heads' attention (Lin 1991, eq. 4.1), H(mean) - mean(H).
+    1 when no two heads look at the same patch, 0 when all look alike. Needs no labels.
 
     Args:
         maps: `(B, heads, N)`, not negative, at least two heads.
     """
     (maps,) = at_least_float32(maps)
     maps = maps / maps.sum(-1, keepdim=True).clamp_min(_TINY)
-    return (_entropy(maps.mean(1)) - _entropy(maps).mean(1)).mean() / math.log(maps.shape[1])
+    return (_entropy(maps.mean(1)) - _entropy(maps).mean(1)) / math.log(maps.shape[1])
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from agents.build import build_agent, build_data
-from agents.segmentation import Segmentation, metrics
+from agents.segmentation import Segmentation
+from agents.segmentation_metrics import metrics
 from config.parsing import Command, parse
 from config.resolve import resolve
 from datamodules.segmentation import collate

@@ -13,7 +13,7 @@ from datamodules.segmentation import SegmentationBatch
 from tests.conftest import assert_same, weights
 from utils import figures
 from utils.logging import log_masks
-from utils.palette import VOID, coloured, label_image, overlay
+from utils.palette import VOID, label_image, overlay, palette
 
 NAMES = ("background", "cat", "dog")
 ALL_ON = {
@@ -147,13 +147,15 @@ def test_masks_go_to_wandb_with_class_names(monkeypatch):
 
 def test_label_images_and_overlays():
     labels = judged().labels.numpy()
-    picture = label_image(labels)
+    picture = label_image(labels, palette(NAMES))
     assert picture.mode == "P"
     assert np.array_equal(np.array(picture), labels)
-    assert np.allclose(coloured(labels)[0, 2] / 255, to_rgb("#800000"), atol=0.01)
+    assert np.allclose(palette(NAMES)[labels][0, 2] / 255, to_rgb("#800000"), atol=0.01)
     from PIL import Image
 
-    painted = np.array(overlay(Image.new("RGB", (3, 2), (100, 100, 100)), labels, 0.5))
+    painted = np.array(
+        overlay(Image.new("RGB", (3, 2), (100, 100, 100)), labels, palette(NAMES), 0.5)
+    )
     assert painted[0, 0].tolist() == [100, 100, 100]
     assert painted[0, 2].tolist() == [114, 50, 50]
 

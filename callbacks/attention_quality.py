@@ -1,0 +1,210 @@
+"""How much of the objects each attention head finds, measured against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.looking import SayOnce, backbone_of, due, looking
+from models.attention import AttentionRequest
+from models.attention_quality import AttentionQuality as Collector
+from models.attention_quality import Quality
+from models.backbones.base import AttentionBackbone
+from utils import figures
+from utils.logging import log_figure
+
+# Best head of the last block, all 1,449 validation images of VOC at 480 px, ViT-S/16.
+PUBLISHED = {"DINO": 0.459, "supervised": 0.273, "random weights": 0.220}
+_SOURCE = "Caron et al. 2021, fig. 4"
+_FULL_SIZE, _SMALL = 480, 128  # the recipe's, and training images for which it makes no sense
+
+
+class Masked(Protocol):
+    """A data module that may have masks."""
+
+    image_size: int
+    source: Any
+
+    def masked_examples(
+        self, split: str, count: int, shorter_side: int, multiple: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images `(3, h, w)` and labels `(H, W)`, uint8."""
+        ...
+
+
+class AttentionQuality(Callback):
+    """Logs four numbers for every block, and draws them for every head.
+
+    While training on training images with masks (labels are only read out), at the test on test
+    images. The numbers: see `models.attention_quality`.
+
+    Args:
+        every_n_epochs: when to measure; a frozen backbone is measured once.
+        num_images: images measured while training.
+        num_test_images: images measured at the test.
+        mass: share of attention a mask holds.
+        image_size: shorter side in pixels; None: 480, for small images twice the training crop.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 10,
+        num_images: int = 32,
+        num_test_images: int = 200,
+        mass: float = 0.6,
+        image_size: int | None = None,
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.num_test_images = num_test_images
+        self.mass = mass
+        self.image_size = image_size
+        self.measured = False
+        self.say = SayOnce()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures training images."""
+        again = not (self.measured and backbone_of(pl_module).frozen)
+        if not trainer.sanity_checking and again and due(trainer, self.every_n_epochs):
+            self._measure(trainer, pl_module, "train", self.num_images)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures test images."""
+        self._measure(trainer, pl_module, "test", self.num_test_images)
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, split: str, count: int
+    ) -> None:
+        backbone = backbone_of(pl_module)
+        if not isinstance(backbone, AttentionBackbone):
+            self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
+            return
+        data = cast(Masked, trainer.datamodule)  # type: ignore[attr-defined]
+        classes: Sequence[str] = getattr(data.source, "classes", ())
+        if not classes or classes[0] != "background" or not count:
+            if count:
+                self.say("attention_quality: these images have no masks with a background.")
+            return
+        size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
+        examples = data.masked_examples(split, count, size, backbone.patch_multiple)
+        with looking(pl_module):
+            qualities = measure(backbone, examples, len(classes), self.mass)
+        self.measured = True
+        pl_module.log_dict(
+            {
+                f"{split}/attention/block-{block + 1:02d}/{name}": value
+                for block, quality in qualities.items()
+                for name, value in quality.scalars().items()
+                if np.isfinite(value)
+            }
+        )
+        some = next(iter(qualities.values()))
+        title = (
+            f"How well attention finds objects: {some.images} {split} images at {size} px, "
+            f"step {trainer.global_step}"
+        )
+        published = PUBLISHED if type(data.source).__name__ == "VOC" else {}
+        log_figure(trainer, f"attention_quality/{split}", draw(qualities, title, published))
+
+
+def measure(
+    backbone: AttentionBackbone,
+    examples: Iterator[tuple[Tensor, Tensor]],
+    num_classes: int,
+    mass: float,
+) -> dict[int, Quality]:
+    """Measures the attention of every block.
+
+    Args:
+        backbone: in eval mode.
+        examples: images `(3, h, w)` uint8 and their labels `(H, W)`, 0 background.
+        num_classes: with the background.
+        mass: share of attention a mask holds.
+
+    Returns:
+        By block.
+    """
+    cls = backbone.pool == "cls" and backbone.num_prefix > 0
+    request = AttentionRequest(tuple(range(backbone.depth)), "cls" if cls else "mean")
+    collectors = [Collector(num_classes, mass) for _ in range(backbone.depth)]
+    for image, labels in examples:
+        answer = backbone(image[None].to(backbone.mean.device), request).attention
+        for attention in answer or ():
+            maps = attention.patch_maps()[0, :, 0].float().cpu()
+            collectors[attention.block].update(maps, labels)
+    return {block: collector.compute() for block, collector in enumerate(collectors)}
+
+
+def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, float]) -> Figure:
+    """Draws every head as a cell, and every block's best head beside chance and other networks."""
+    blocks = sorted(qualities)
+    heads = max(len(qualities[block].lift) for block in blocks)
+    cell = (max(2.6, 0.48 * heads + 1.4), 0.3 * len(blocks) + 1.1)
+    figure, axes = figures.grid(2, 3, cell=(max(cell[0], 3.4), max(cell[1], 2.9)), title=title)
+    panels = (
+        ("jaccard_by_head", "Jaccard of each head", {"vmin": 0, "vmax": 0.6, "cmap": "viridis"}),
+        ("lift", "mass lift, log2 (0: chance)", {"vmin": -2, "vmax": 2, "cmap": "RdBu_r"}),
+        ("precision", "average precision", {"vmin": 0, "vmax": 1, "cmap": "viridis"}),
+    )
+    for axis, (name, label, settings) in zip(axes[0], panels, strict=True):
+        values = np.full((len(blocks), heads), np.nan)
+        for row, block in enumerate(blocks):
+            found = getattr(qualities[block], name).numpy()
+            values[row, : len(found)] = found
+        _heat_map(axis, values, blocks, label, settings)
+    chance = qualities[blocks[-1]].precision_chance
+    axes[0, 2].set_title(f"average precision (chance {chance:.2f})")
+    _lines(axes[1, 0], blocks, qualities, published)
+    for axis, name, label in (
+        (axes[1, 1], "jaccard_corrected", "chance-corrected Jaccard of the best head"),
+        (axes[1, 2], "information", "information of all heads together"),
+    ):
+        axis.bar([b + 1 for b in blocks], [getattr(qualities[b], name) for b in blocks])
+        axis.axhline(0, color="black", linewidth=1)
+        axis.set(title=label, xlabel="block", xticks=[b + 1 for b in blocks])
+        axis.margins(y=0.15)
+    axes[1, 2].set_ylabel("share of the class entropy")
+    return figure
+
+
+def _heat_map(
+    axis: Axes, values: NDArray[Any], blocks: list[int], label: str, settings: dict[str, Any]
+) -> None:
+    sns.heatmap(
+        values,
+        annot=values.shape[1] <= 8,
+        fmt=".2f",
+        annot_kws={"fontsize": 6},
+        xticklabels=range(1, values.shape[1] + 1),
+        yticklabels=[block + 1 for block in blocks],
+        ax=axis,
+        **settings,
+    )
+    axis.set(title=label, xlabel="head", ylabel="block")
+    axis.tick_params(axis="y", rotation=0)
+
+
+def _lines(
+    axis: Axes,
+    blocks: list[int],
+    qualities: Mapping[int, Quality],
+    published: Mapping[str, float],
+) -> None:
+    places = [block + 1 for block in blocks]
+    axis.plot(places, [qualities[b].jaccard for b in blocks], "o-", label="best head")
+    axis.plot(places, [qualities[b].jaccard_chance for b in blocks], "o--", label="displaced maps")
+    for number, (name, value) in enumerate(published.items()):
+        colour = figures.HEADS[number + 2]
+        axis.axhline(value, linestyle=":", color=colour, label=f"{name}: {value:.3f}")
+    axis.set(title="Jaccard, best head of each block", xlabel="block", xticks=places)
+    axis.set_ylim(0, max(0.5, *(q.jaccard * 1.1 for q in qualities.values())))
+    title = f"dotted: {_SOURCE},\nfull validation list, last block" if published else None
+    axis.legend(fontsize=6, title=title, title_fontsize=6)

@@ -1,0 +1,220 @@
+"""How well attention finds objects, in numbers against chance.
+
+Jaccard after DINO (Caron et al. 2021, fig. 4; github.com/facebookresearch/dino/issues/54): the
+fewest patches with 60 % of a head's attention against every object, the best head counts. It
+chooses a head by the truth, so even random maps score well; the other numbers do not, and each is
+put beside what displaced maps reach: the same maps, shifted around the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_average_precision
+
+from models.attention import mass_mask
+from utils.palette import VOID
+
+BACKGROUND = 0
+_SHIFTS = 8  # displacements that make chance
+_MOST_HEADS = 12  # whose masks together are a code of that many bits
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One block's attention over a set of images.
+
+    Attributes:
+        jaccard: mean over images of the mean over their objects of the best head's IoU.
+        jaccard_chance: the same of displaced maps.
+        jaccard_by_head: the same of every head by itself, `(heads,)`.
+        lift: log2 of the attention on objects over their share of the area, `(heads,)`.
+        precision: average precision of attention as a score of object patches, `(heads,)`.
+        precision_chance: the share of object patches.
+        information: share of the entropy of a patch's class that the masks of all heads together
+            tell, less what displaced masks seem to tell; NaN for more than 12 heads.
+        images: how many were measured.
+    """
+
+    jaccard: float
+    jaccard_chance: float
+    jaccard_by_head: Tensor
+    lift: Tensor
+    precision: Tensor
+    precision_chance: float
+    information: float
+    images: int
+
+    @property
+    def jaccard_corrected(self) -> float:
+        """(J - chance) / (1 - chance): 0 is chance, 1 is perfect."""
+        return (self.jaccard - self.jaccard_chance) / (1 - self.jaccard_chance)
+
+    def scalars(self) -> dict[str, float]:
+        """Returns one number of each kind; heads are averaged where none is chosen."""
+        return {
+            "jaccard": self.jaccard,
+            "jaccard_chance": self.jaccard_chance,
+            "jaccard_corrected": self.jaccard_corrected,
+            "mass_lift": float(self.lift.mean()),
+            "average_precision": float(self.precision.mean()),
+            "average_precision_chance": self.precision_chance,
+            "information": self.information,
+        }
+
+
+class AttentionQuality:
+    """Collects one block's attention on labelled images.
+
+    Args:
+        num_classes: labels are 0 … num_classes - 1, 0 background, and 255 void.
+        mass: share of attention a mask holds.
+        seed: of the displacements.
+    """
+
+    def __init__(self, num_classes: int, mass: float = 0.6, seed: int = 0) -> None:
+        self.num_classes = num_classes
+        self.mass = mass
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows: dict[str, list[Tensor]] = {}
+        self.told: Tensor | None = None  # patches by class and code, (classes, 2^heads)
+        self.told_displaced: Tensor | None = None
+
+    def update(self, maps: Tensor, labels: Tensor) -> None:
+        """Measures one image; one without objects, or without background, is left out.
+
+        Args:
+            maps: attention over patches, `(heads, h, w)`, not negative.
+            labels: `(H, W)`.
+        """
+        counts = pixel_counts(labels, (maps.shape[-2], maps.shape[-1]), self.num_classes)
+        valid = counts.sum(0) > 0
+        share = counts[1:].sum(0) / counts.sum(0).clamp_min(1)
+        if not (share > 0).any() or (share[valid] == 1).all():
+            return
+        displaced = [self._displaced(maps) for _ in range(_SHIFTS)]
+        ious = object_ious(mass_mask(maps, self.mass), counts)
+        chance = [object_ious(mass_mask(moved, self.mass), counts) for moved in displaced]
+        flat, truth = maps.flatten(1)[:, valid], (share > 0.5)[valid]
+        found = {
+            "best": ious.amax(1).mean(),
+            "chance": torch.stack([each.amax(1).mean() for each in chance]).mean(),
+            "by_head": ious.mean(0),
+            "lift": mass_lift(flat, share[valid]),
+        }
+        if truth.any():
+            precisions = [binary_average_precision(head, truth.int()) for head in flat]
+            found |= {"precision": torch.stack(precisions), "share": truth.float().mean()}
+        for name, value in found.items():
+            self.rows.setdefault(name, []).append(value)
+        if len(maps) <= _MOST_HEADS:
+            classes = counts.argmax(0)[valid]
+            self.told = self._tell(self.told, maps, classes, valid)
+            self.told_displaced = self._tell(self.told_displaced, displaced[0], classes, valid)
+
+    def _displaced(self, maps: Tensor) -> Tensor:
+        by = [
+            int(torch.randint(1, max(2, side), (), generator=self.generator))
+            for side in maps.shape[1:]
+        ]
+        return maps.roll(by, (-2, -1))
+
+    def _tell(self, told: Tensor | None, maps: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
+        codes = 2 ** torch.arange(len(maps))
+        code = (mass_mask(maps, self.mass).flatten(1)[:, valid] * codes[:, None]).sum(0)
+        size = 2 ** len(maps)
+        counted = torch.bincount(classes * size + code, minlength=self.num_classes * size)
+        table = counted.view(self.num_classes, size)
+        return table if told is None else told + table
+
+    def compute(self) -> Quality:
+        """Returns the numbers.
+
+        Raises:
+            ValueError: no image with objects was seen.
+        """
+        if "precision" not in self.rows:
+            raise ValueError("There is no image with objects and background to measure on.")
+        means = {name: torch.stack(values).mean(0) for name, values in self.rows.items()}
+        information = math.nan
+        if self.told is not None and self.told_displaced is not None:
+            information = told_share(self.told) - told_share(self.told_displaced)
+        return Quality(
+            jaccard=float(means["best"]),
+            jaccard_chance=float(means["chance"]),
+            jaccard_by_head=means["by_head"],
+            lift=means["lift"],
+            precision=means["precision"],
+            precision_chance=float(means["share"]),
+            information=information,
+            images=len(self.rows["best"]),
+        )
+
+
+def pixel_counts(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
+    """Counts the pixels of every class in every patch, void left out.
+
+    Pixels belong to patches as nearest-neighbour enlargement of a map gives them.
+
+    Args:
+        labels: `(H, W)`.
+        grid: `(h, w)`.
+        num_classes: C.
+
+    Returns:
+        `(C, h*w)` float64.
+    """
+    rows, columns = (
+        torch.arange(size) * cells // size for size, cells in zip(labels.shape, grid, strict=True)
+    )
+    patch = rows[:, None] * grid[1] + columns
+    valid = labels != VOID
+    flat = labels[valid].long() * (grid[0] * grid[1]) + patch[valid]
+    counted = torch.bincount(flat, minlength=num_classes * grid[0] * grid[1])
+    return counted.view(num_classes, -1).double()
+
+
+def object_ious(masks: Tensor, counts: Tensor) -> Tensor:
+    """IoU, in pixels, of every head's patches with every class of the image but the background.
+
+    Args:
+        masks: `(heads, h, w)` bool.
+        counts: see `pixel_counts`.
+
+    Returns:
+        `(objects, heads)`.
+    """
+    chosen = masks.flatten(1).double()
+    objects = counts[1:][counts[1:].sum(1) > 0]
+    both = objects @ chosen.T
+    union = objects.sum(1)[:, None] + (chosen @ counts.sum(0))[None] - both
+    return both / union.clamp_min(1)
+
+
+def mass_lift(maps: Tensor, share: Tensor) -> Tensor:
+    """log2(Σ a m / mean m): 0 at chance, 1 for twice the share of the area.
+
+    Args:
+        maps: `(heads, N)`, renormalised here.
+        share: foreground of each patch, `(N,)`.
+    """
+    attention = maps.double() / maps.double().sum(-1, keepdim=True).clamp_min(_TINY)
+    return ((attention * share).sum(-1) / share.mean()).clamp_min(_TINY).log2()
+
+
+def told_share(table: Tensor) -> float:
+    """I(Y; Q) / H(Y) of counts `(Y, Q)`, with Miller and Madow's correction of every entropy."""
+    label, code, both = (
+        _entropy(counts) for counts in (table.sum(1), table.sum(0), table.flatten())
+    )
+    return (label + code - both) / label if label > 0 else 0.0
+
+
+def _entropy(counts: Tensor) -> float:
+    there = counts[counts > 0].double()
+    total = there.sum()
+    return float((-(there / total) * (there / total).log()).sum() + (len(there) - 1) / (2 * total))

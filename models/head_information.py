@@ -1,0 +1,67 @@
+"""Attention heads that tell more: a label-free term beside any self-supervised loss.
+
+It rewards heads of a block for looking at different patches: the information I(head; patch) of
+their attention (`models.losses.attention.head_information`), as a share of the most there can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.attention import AttentionRequest
+from models.backbones.base import AttentionBackbone, Backbone
+from models.losses.attention import head_information
+
+
+class HeadInformation:
+    """Adds -weight * information to a loss; with weight 0 it asks for nothing and adds nothing.
+
+    The information of each image travels as one more column of its pooled features, so that it
+    passes through chunks, recomputation and gathering as they do.
+
+    Args:
+        backbone: whose heads.
+        weight: of the term.
+        blocks: whose attention, negative from the end.
+
+    Raises:
+        ValueError: a weight, and a backbone without several heads; or a block outside.
+    """
+
+    def __init__(self, backbone: Backbone, weight: float, blocks: Sequence[int]) -> None:
+        self.weight = weight
+        self.request: AttentionRequest | None = None
+        if not weight:
+            return
+        if not isinstance(backbone, AttentionBackbone):
+            raise ValueError(
+                f"--head_information.weight: {type(backbone).__name__} has no attention heads."
+            )
+        cls = backbone.pool == "cls" and backbone.num_prefix > 0
+        self.request = AttentionRequest(tuple(blocks), "cls" if cls else "mean")
+        if any(backbone.attention_heads[b] < 2 for b in self.request.resolve(backbone.depth)):
+            raise ValueError("--head_information.weight: a single head has nothing to differ from.")
+
+    def pooled(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Returns pooled features `(n, D)`, with the information as column D + 1 if it counts."""
+        features = backbone(images, self.request)
+        pooled: Tensor = features.pooled
+        if self.request is None:
+            return pooled
+        maps = [attention.patch_maps()[:, :, 0].flatten(2) for attention in features.attention]
+        told = torch.stack([head_information(each) for each in maps]).mean(0)
+        return torch.cat([pooled, told[:, None].to(pooled.dtype)], 1)
+
+    def split(self, views: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Takes the column away again.
+
+        Returns:
+            Features `(N, D)` of every view, and the mean information; None if it does not count.
+        """
+        if self.request is None:
+            return list(views), None
+        told = torch.cat([view[:, -1] for view in views]).mean()
+        return [view[:, :-1] for view in views], told
