@@ -83,8 +83,10 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     )
     if is_overridden("test_step", agent):
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        protocol = cast(Agent, agent).facts.get("protocol")
-        old, new = "test/", f"evaluate/{protocol}/" if protocol else "evaluate/"
+        facts = cast(Agent, agent).facts
+        how = [facts[name] for name in ("protocol", "inference") if name in facts]
+        how = [words for words in how if words != "whole"]
+        old, new = "test/", "/".join(["evaluate", *how, ""])
     else:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, new = "val/", "evaluate/"

@@ -70,15 +70,14 @@ class Segmentation(LightningModule):
         self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
         self.val_metrics, self.test_metrics = metrics(len(classes)), metrics(len(classes))
         self.confusion: dict[str, Tensor] = {}
-        self.facts = {"protocol": settings.protocol}
         self.lr = float(hparams.optim.lr)
-        largest = max(settings.test_scales)
         self.inference = Inference(
             settings.test_window,
             settings.test_stride,
-            tuple(scale / largest for scale in settings.test_scales),
+            tuple(settings.test_scales),
             settings.test_flip,
         )
+        self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
         # Logits are cut back to the image after padding, so that they stay aligned with it.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
         self._training_pass = (
@@ -109,17 +108,18 @@ class Segmentation(LightningModule):
                 f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "
                 f"background, which {settings.name} does not have."
             )
+        views = FixedViews(
+            settings.image_size, protocol, settings.fixed_scales, settings.fixed_crops
+        )
         return SegmentationDataModule(
             cast(MaskedSource, source),
             protocol,
-            # Test views are made of the largest one.
-            recipe(round(settings.image_size * max(hparams.segmentation.test_scales))),
             settings.image_size,
             loading,
             settings.val_fraction,
-            FixedViews(settings.image_size, protocol, settings.fixed_scales, settings.fixed_crops)
-            if settings.views == "fixed"
-            else None,
+            views if settings.views == "fixed" else None,
+            # Test views are made of the largest one.
+            recipe(round(settings.image_size * max(hparams.segmentation.test_scales))),
         )
 
     def _encode(self, images: Tensor) -> Features:

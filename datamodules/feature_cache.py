@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -201,7 +202,8 @@ class FeatureCache:
         return CachedImages(folder, self.sample)
 
     def _build(self, dataset: Images, folder: Path, name: str) -> None:
-        part = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.part")
+        owner = f"{socket.gethostname()}-{os.getpid()}"
+        part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.{owner}.part")
         self.root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self.root)
         part.mkdir()

@@ -175,29 +175,29 @@ class SegmentationDataModule(ImageDataModule):
     Args:
         source: the data set.
         protocol: how images are judged.
-        test_protocol: the same, for views of test images of another size.
         image_size: side of the training crops in pixels.
         loading: batches, workers, seed.
         val_fraction: share of the training images that is held out.
         fixed_views: what is trained on; None: random crops.
+        test_protocol: `protocol` for another size of the test images; None: the same.
     """
 
     def __init__(
         self,
         source: MaskedSource,
         protocol: Protocol,
-        test_protocol: Protocol,
         image_size: int,
         loading: Loading,
         val_fraction: float,
         fixed_views: FixedViews | None = None,
+        test_protocol: Protocol | None = None,
     ) -> None:
         super().__init__(source, image_size, loading)
         self.pairs = source.pairs
         self.num_classes = len(source.classes)
         self.meanings = source.meanings
         self.protocol = protocol
-        self.test_protocol = test_protocol
+        self.test_protocol = test_protocol or protocol
         self.val_fraction = val_fraction
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None

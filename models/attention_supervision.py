@@ -51,18 +51,18 @@ def attention_loss(
     found: dict[str, list[Tensor]] = {}
     with torch.autocast(labels.device.type, enabled=False):
         for maps in attention_maps(features) if backbone_learns else ():
-            shares, valid = patch_shares(labels, _grid(maps), num_classes)
             (rows,) = at_least_float32(maps.flatten(2))
+            shares, valid = _shares(labels, _grid(maps), num_classes, rows)
             for name, loss in _OF_OBJECTS.items():
                 found.setdefault(name, []).append(loss(rows, shares, valid))
             found.setdefault("diversity", []).append(_DIVERSITY_WEIGHT * diversity_loss(rows))
         for maps in fusion.class_maps(features):
-            shares, valid = patch_shares(labels, _grid(maps), num_classes)
             (rows,) = at_least_float32(maps.flatten(2))
+            shares, valid = _shares(labels, _grid(maps), num_classes, rows)
             for name, loss in _OF_OBJECTS.items():
                 found.setdefault(name, []).append(_of_own_map(loss, rows, shares, valid))
         for edges, grid in fusion.edges(features):
-            shares, valid = patch_shares(labels, grid, num_classes)
+            shares, valid = _shares(labels, grid, num_classes, edges)
             found.setdefault("affinity", []).append(affinity_loss(edges, shares, valid))
     return {name: torch.stack(found[name]).mean() for name in terms if name in found}
 
@@ -77,6 +77,13 @@ def _of_own_map(
         return maps.sum() * 0
     objects = torch.stack([torch.zeros_like(shares[image, label]), shares[image, label]], 1)
     return loss(maps[image, label][:, None], objects, valid[image])
+
+
+def _shares(
+    labels: Tensor, grid: tuple[int, int], num_classes: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    shares, valid = patch_shares(labels, grid, num_classes)
+    return shares.to(like), valid
 
 
 def _grid(maps: Tensor) -> tuple[int, int]:

@@ -21,7 +21,7 @@ class Inference:
     Attributes:
         window: side of the windows in pixels, None: the whole image.
         stride: pixels from one window to the next; None: two thirds of the window.
-        scales: sides of the views over those of the image, e.g. 0.5, 0.75, 1.
+        scales: sides of the views, e.g. 0.5, 1, 1.5; images are given at the largest.
         flip: mirror images as well.
     """
 
@@ -29,6 +29,13 @@ class Inference:
     stride: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+
+    def __str__(self) -> str:
+        """`whole`, or what else is done, such as `window 512, scales 0.5 1, flip`."""
+        parts = [] if self.window is None else [f"window {self.window}"]
+        if self.scales != (1.0,):
+            parts.append("scales " + " ".join(f"{scale:g}" for scale in self.scales))
+        return ", ".join(parts + ["flip"] * self.flip) or "whole"
 
     def __call__(self, logits: Logits, images: Tensor) -> Tensor:
         """Labels images `(B, 3, H, W)` uint8.

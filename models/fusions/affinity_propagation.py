@@ -89,9 +89,10 @@ class AffinityPropagation(Fusion):
 
     def edges(self, features: Features) -> Tensor:
         """P, in float32 or better; see `Fusion.edges`."""
-        given = features.factors or ()
+        given, grid = features.factors or (), _grid(features)
         with torch.autocast(given[0].q.device.type, enabled=False):
-            entries = sum(f.q.shape[0] * f.q.shape[1] * (f.grid[0] * f.grid[1]) ** 2 for f in given)
+            batch = len(given[0].q)
+            entries = batch * sum(self.heads) * (grid[0] * grid[1]) ** 2
             mixed: Tensor = (
                 checkpoint(self._mixed, given, use_reentrant=False)
                 if entries > _MOST_ENTRIES

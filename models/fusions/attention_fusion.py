@@ -65,13 +65,19 @@ class AttentionFusion(nn.Module):
 
     def forward(self, head: Head, features: Features) -> Tensor:
         """Returns logits `(B, C, h, w)` at the head's own resolution."""
-        enriched = features
-        for fusion in self._each():
-            enriched = fusion.enrich(enriched)
+        given, enriched = self._inputs(features)
         logits = head.native(enriched)
-        for fusion in self._each():
-            logits = fusion.refine(logits, features)
+        for fusion, seen in zip(self._each(), given, strict=True):
+            logits = fusion.refine(logits, seen)
         return logits
+
+    def _inputs(self, features: Features) -> tuple[list[Features], Features]:
+        # What each fusion gets from those before it, and what the head gets.
+        given = []
+        for fusion in self._each():
+            given.append(features)
+            features = fusion.enrich(features)
+        return given, features
 
     def edges(self, features: Features) -> list[tuple[Tensor, tuple[int, int]]]:
         """Returns the graphs that fusions use, `(B, h*w, h*w)`, and their grids."""
@@ -81,7 +87,8 @@ class AttentionFusion(nn.Module):
 
     def class_maps(self, features: Features) -> list[Tensor]:
         """Returns what the classes of fusions look at, `(B, num_classes, h, w)`."""
-        found = [fusion.class_maps(features) for fusion in self._each()]
+        given, _ = self._inputs(features)
+        found = [fusion.class_maps(seen) for fusion, seen in zip(self._each(), given, strict=True)]
         return [maps for maps in found if maps is not None]
 
     def _each(self) -> list[Fusion]:

@@ -32,7 +32,7 @@ class Fusion(nn.Module, ABC):
 
         Args:
             logits: the head's, at its own resolution.
-            features: as the backbone gave them.
+            features: as they came to `enrich`.
         """
         return logits
 

@@ -1,0 +1,401 @@
+"""Fusions are what they say, and their controls take the truth out and nothing else."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import models.fusions.affinity_propagation as affinity
+from config.names import FUSIONS, HEADS
+from models.attention import AttentionFactors, AttentionRequest
+from models.backbones.base import Features
+from models.backbones.botnet import botnet50
+from models.backbones.resnet import resnet18
+from models.backbones.swin import build as build_swin
+from models.backbones.vit import vit_tiny
+from models.backbones.vit_pytorch import vit_pytorch
+from models.fusions.affinity_propagation import AffinityPropagation
+from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
+from models.fusions.base import attention_maps, log_maps
+from models.fusions.class_queries import ClassQueries
+from models.fusions.controls import shuffled, uniform
+from models.fusions.maps_as_channels import MapsAsChannels
+
+CLASSES, WIDTH, HEADS_EACH = 5, 24, (3, 3)
+
+
+def images(height: int = 32, width: int = 32, count: int = 2, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def vit(make: Any = vit_tiny, **changed: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 8, "depth": 3, "embed_dim": WIDTH, "num_heads": 3}
+    return make(**sizes | changed).double().eval()
+
+
+def swin() -> Any:
+    torch.manual_seed(0)
+    backbone = build_swin("tiny", 8, (1, 1, 2, 1), (1, 2, 2, 4), image_size=64, window_size=2)
+    return backbone.double().eval()
+
+
+def features(layers: str = "last", **size: int) -> Features:
+    backbone = vit(layers=layers)
+    request = attention_request(backbone, (-2, -1), all_pairs=True)
+    with torch.no_grad():
+        return backbone(images(**size), request)
+
+
+def fusion(name: str, layers: int = 1, **settings: Any) -> Any:
+    torch.manual_seed(1)
+    made = FUSIONS[name].load()((WIDTH,) * layers, (8,) * layers, CLASSES, HEADS_EACH, **settings)
+    return made.double().eval()
+
+
+def head(name: str = "setr_naive", channels: tuple[int, ...] = (WIDTH,)) -> Any:
+    torch.manual_seed(2)
+    return HEADS[name].load()(channels, (8,) * len(channels), CLASSES).double().eval()
+
+
+def peaked(given: Features) -> Features:
+    """Attention that is far from uniform, as in a trained network."""
+    return replace(given, factors=tuple(replace(f, q=20 * f.q) for f in given.factors))
+
+
+# --- queries and keys -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [vit_tiny, vit_pytorch])
+def test_attention_follows_from_queries_and_keys(make):
+    backbone = vit(make)
+    x = images(40, 32)
+    with torch.no_grad():
+        factors = backbone(x, AttentionRequest((0, -1), "factors")).factors
+        for queries in ("cls", "mean", "all"):
+            rows = backbone(x, AttentionRequest((0, -1), queries)).attention
+            for found, expected in zip(factors, rows, strict=True):
+                assert found.block == expected.block
+                got = found.rows(queries)
+                assert got.grid == (5, 4)
+                torch.testing.assert_close(got.weights, expected.weights, rtol=0, atol=1e-12)
+    patches = factors[0].patch_attention(1)
+    torch.testing.assert_close(patches, factors[0].rows("all").weights[:, 1, 1:, 1:])
+
+
+def test_a_botnets_relative_positions_are_among_its_factors():
+    torch.manual_seed(0)
+    backbone = botnet50(image_size=64).double().eval()
+    with torch.no_grad():
+        factors = backbone(images(64, 96), AttentionRequest((0, 2), "factors")).factors
+        rows = backbone(images(64, 96), AttentionRequest((0, 2), "all")).attention
+    for found, expected in zip(factors, rows, strict=True):
+        torch.testing.assert_close(found.rows("all").weights, expected.weights, rtol=0, atol=1e-12)
+        assert found.patch_keys().shape[-1] == 512
+        assert found.num_position == sum(found.grid)
+
+
+def test_factors_are_resized_where_they_are_patches():
+    (factors,) = features(height=40).factors[:1]
+    assert factors.resized(factors.grid) is factors
+    larger = factors.resized((7, 9))
+    assert larger.q.shape == (2, 3, 1 + 63, 8)
+    assert torch.equal(larger.k[:, :, 0], factors.k[:, :, 0])
+    flat = replace(factors, k=torch.ones_like(factors.k)).resized((3, 2))
+    torch.testing.assert_close(flat.k, torch.ones_like(flat.k))
+
+
+# --- fusion 2 -------------------------------------------------------------------------------------
+
+
+def naive_walk(given: Features, mix: Tensor, gamma: float) -> Tensor:
+    """P of equation S = (W + Wᵀ) / 2, P = S^γ / rowsum, one image and pair at a time."""
+    found = []
+    for image in range(2):
+        parts = [f.rows("all").weights[image, h, 1:, 1:] for f in given.factors for h in range(3)]
+        for f in given.factors:
+            keys = f.k[image, :, 1:].transpose(0, 1).flatten(1)
+            count = len(keys)
+            cosine = torch.zeros(count, count, dtype=torch.float64)
+            for i in range(count):
+                for j in range(count):
+                    value = keys[i] @ keys[j] / (keys[i].norm() * keys[j].norm())
+                    cosine[i, j] = max(0.0, float(value))
+            parts.append(cosine / cosine.sum(1, keepdim=True))
+        weights = mix.exp() / mix.exp().sum()
+        mixed = sum(w * part for w, part in zip(weights, parts, strict=True))
+        sharp = ((mixed + mixed.T) / 2) ** gamma
+        found.append(sharp / sharp.sum(1, keepdim=True))
+    return torch.stack(found)
+
+
+def test_propagation_equals_a_plain_reference():
+    given, part, decoder = features(), fusion("fusion2", steps=2), head()
+    with torch.no_grad():
+        part.mix.copy_(torch.linspace(-1, 1, 8))
+        part.alpha.fill_(0.4)
+        part.gamma.fill_(0.7)
+        walk = naive_walk(given, part.mix, float(torch.nn.functional.softplus(part.gamma)))
+        torch.testing.assert_close(part.edges(given), walk, rtol=1e-9, atol=1e-12)
+        logits = decoder.native(given)
+        alpha, start = float(part.alpha.sigmoid()), logits.flatten(2).transpose(1, 2)
+        now = start
+        for _ in range(2):
+            now = (1 - alpha) * start + alpha * walk @ now
+        expected = now.transpose(1, 2).view_as(logits)
+        found = AttentionFusion([part])(decoder, given)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("carries", ["logits", "features"])
+@pytest.mark.parametrize("name", ["setr_naive", "setr_pup", "linear"])
+def test_without_a_share_of_the_neighbours_it_is_the_head(name, carries):
+    given, part, decoder = features(), fusion("fusion2", carries=carries), head(name)
+    together = AttentionFusion([part])
+    with torch.no_grad():
+        near = (together(decoder, given) - decoder.native(given)).abs().max()
+        part.alpha.fill_(-torch.inf)
+        torch.testing.assert_close(together(decoder, given), decoder.native(given))
+    assert 0 < near < 0.5 * decoder.native(given).std()
+
+
+def test_it_has_few_parameters_and_rows_that_sum_to_one():
+    part = AffinityPropagation((384,), (16,), 21, (6, 6))
+    assert sum(p.numel() for p in part.parameters()) == 16 < 20
+    assert len(part.scalars()) == 3
+    edges = fusion("fusion2").edges(peaked(features()))
+    torch.testing.assert_close(edges.sum(-1), torch.ones(2, 16, dtype=torch.float64))
+
+
+def test_uniform_attention_makes_everything_alike():
+    part = fusion("fusion2", steps=1)
+    given = uniform(features())
+    with torch.no_grad():
+        part.alpha.fill_(torch.inf)
+        logits = torch.randn(2, CLASSES, 4, 4, dtype=torch.float64)
+        found = part.refine(logits, given)
+    mean = logits.mean((2, 3), keepdim=True).expand_as(logits)
+    torch.testing.assert_close(found, mean)
+
+
+def test_recomputed_attention_gives_the_same_gradients(monkeypatch):
+    part, given, decoder = fusion("fusion2"), peaked(features()), head()
+
+    def gradients() -> list[Tensor]:
+        loss = AttentionFusion([part])(decoder, given).square().sum()
+        return list(torch.autograd.grad(loss, list(part.parameters())))
+
+    plain = gradients()
+    monkeypatch.setattr(affinity, "_MOST_ENTRIES", 0)
+    for again, expected in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(again, expected)
+        assert expected.abs().max() > 0
+
+
+def test_fusion2_says_where_it_cannot_work():
+    torch.manual_seed(0)
+    backbone = botnet50(image_size=64, layers="last4").double().eval()
+    request = attention_request(backbone, (0, -1), all_pairs=True)
+    with torch.no_grad():
+        given = backbone(images(64, 64), request)
+    part = fusion("fusion2")
+    with pytest.raises(ValueError, match="2 x 2 and 4 x 4"):
+        part.edges(given)
+    one = replace(given, factors=given.factors[1:])
+    carrying = AffinityPropagation((8,), (8,), CLASSES, (4,), carries="features")
+    with pytest.raises(ValueError, match="grid of the attention"):
+        carrying.enrich(one)
+
+
+# --- fusion 1 and 3 -------------------------------------------------------------------------------
+
+
+def test_maps_become_channels_of_unit_spread():
+    given, part = peaked(features("1,2")), fusion("fusion1", 2)
+    part.train()
+    maps = torch.cat([log_maps(each) for each in attention_maps(given)], 1)
+    assert maps.shape == (2, 6, 4, 4)
+    spread = part.norm(maps).std((0, 2, 3), correction=0)
+    assert ((spread > 0.9) & (spread < 1.1)).all()
+    # Raw maps would not survive BatchNorm: their variance lies below its epsilon.
+    raw = torch.cat(attention_maps(features()), 1)
+    assert raw.var((0, 2, 3)).max() < 1e-4
+    enriched = part.enrich(given)
+    assert [each.shape[1] for each in enriched.maps] == list(part.channels) == [WIDTH, WIDTH + 32]
+    assert torch.equal(enriched.maps[0], given.maps[0])
+    torch.testing.assert_close(enriched.maps[1][:, :WIDTH], given.maps[1])
+
+
+def test_log_maps_are_zero_where_attention_is_uniform():
+    assert log_maps(torch.full((1, 2, 4, 4), 1 / 16)).abs().max() < 1e-4
+
+
+def test_class_queries_equal_a_plain_reference():
+    given, part = features(), fusion("fusion3")
+    with torch.no_grad():
+        part.strength.fill_(0.7)
+        part.bias.normal_()
+        part.class_norm.weight.normal_()
+        logits = torch.randn(2, CLASSES, 4, 4, dtype=torch.float64)
+        found = part.refine(logits, given)
+        maps = torch.cat([log_maps(each) for each in attention_maps(given)], 1).flatten(2)
+        for image in range(2):
+            x = part.norm(given.maps[0][image].flatten(1).T)  # (16, 24)
+            keys, values = part.to_keys(x), part.to_values(x)
+            m = torch.zeros(CLASSES, 16, dtype=torch.float64)
+            for c in range(CLASSES):
+                for i in range(16):
+                    m[c, i] = part.queries[c] @ keys[i] / 16 + part.bias[c] @ maps[image, :, i]
+            queries = part.queries + m.softmax(1) @ values
+            answers = torch.zeros(16, CLASSES, dtype=torch.float64)
+            for i in range(16):
+                gate = part.to_gate(torch.cat([x[i], maps[image, :, i]])).sigmoid()
+                share = m[:, i].softmax(0)
+                context = sum(share[c] * part.to_context(queries[c]) for c in range(CLASSES))
+                patch = keys[i] + gate * context
+                for c in range(CLASSES):
+                    answers[i, c] = patch @ queries[c] / (patch.norm() * queries[c].norm())
+            expected = logits[image] + 0.7 * part.class_norm(answers).T.view(CLASSES, 4, 4)
+            torch.testing.assert_close(found[image], expected, rtol=1e-9, atol=1e-9)
+    looks = part.class_maps(given)
+    assert looks.shape == (2, CLASSES, 4, 4)
+    torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, CLASSES, dtype=torch.float64))
+
+
+def test_class_queries_start_silent_and_learn():
+    given, part, decoder = features(), fusion("fusion3"), head()
+    together = AttentionFusion([part])
+    found = together(decoder, given)
+    assert torch.equal(found, decoder.native(given))
+    found.square().sum().backward()
+    assert part.strength.grad.abs() > 0
+    assert {id(p) for p in part.scalars()} == {id(part.bias), id(part.strength)}
+
+
+# --- together, and against controls ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("names", [("fusion1",), ("fusion1", "fusion2", "fusion3")])
+def test_fusions_stand_around_any_head(name, names):
+    layers = 4 if name == "setr_mla" else 2
+    backbone = vit(depth=4, layers=f"last{layers}")
+    request = attention_request(backbone, (-2, -1), all_pairs=True)
+    given = backbone(images(), request)
+    channels, parts = given.maps and (WIDTH,) * layers, []
+    for each in names:
+        made = FUSIONS[each].load()(channels, (8,) * layers, CLASSES, HEADS_EACH)
+        parts.append(made.double())
+        channels = made.channels
+    decoder = head(name, channels)
+    together = AttentionFusion(parts, request)
+    logits = together(decoder, given)
+    assert logits.shape[:2] == (2, CLASSES)
+    logits.sum().backward()
+    assert all(name.partition("/")[0] for name in together.learnt())
+    assert all(isinstance(value, float) for value in together.learnt().values())
+
+
+def test_a_swin_brings_the_attention_its_patches_receive():
+    backbone = swin()
+    request = attention_request(backbone, (2, 3), all_pairs=False)
+    assert request.queries == "mean"
+    given = backbone(images(64, 64), request)
+    heads = attention_heads(backbone, request)
+    assert heads == (2, 2)
+    part = MapsAsChannels(backbone.map_channels, backbone.map_strides, CLASSES, heads).double()
+    assert part.enrich(given).maps[0].shape[1] == backbone.map_channels[0] + 32
+    with pytest.raises(ValueError, match="within windows"):
+        attention_request(backbone, (2,), all_pairs=True)
+
+
+def test_fusion_needs_attention_and_blocks_that_are_there():
+    with pytest.raises(ValueError, match="ResNet has no attention"):
+        attention_request(resnet18(image_size=32), (-1,), all_pairs=False)
+    with pytest.raises(ValueError, match="use 0 … 2"):
+        attention_request(vit(), (-1, 3), all_pairs=False)
+
+
+def sizes() -> list[tuple[list[int], Features]]:
+    return [([0, 2], features(height=40)), ([1], peaked(features(count=1, seed=5)))]
+
+
+def test_the_shuffled_control_takes_the_next_images_attention():
+    groups = sizes()
+    (_, first), (_, second) = shuffled(groups)
+    # Image 0 gets image 1's, image 1 gets 2's, image 2 gets 0's.
+    other = groups[1][1].factors[0].resized((5, 4))
+    torch.testing.assert_close(first.factors[0].q[0], other.q[0])
+    torch.testing.assert_close(second.factors[1].k[0], groups[0][1].factors[1].resized((4, 4)).k[1])
+    torch.testing.assert_close(first.factors[0].k[1], groups[0][1].factors[0].k[0])
+    assert torch.equal(first.maps[0], groups[0][1].maps[0])
+    with pytest.raises(ValueError, match="at least 2"):
+        shuffled(groups[1:])
+
+
+def test_the_shuffled_control_of_rows():
+    backbone = swin()
+    request = AttentionRequest((2,), "mean")
+    with torch.no_grad():
+        groups = [([i], backbone(images(64, w, 1, i), request)) for i, w in enumerate((64, 96))]
+    moved = shuffled(groups)
+    assert moved[0][1].attention[0].weights.shape == groups[0][1].attention[0].weights.shape
+    total = moved[1][1].attention[0].weights.sum()
+    torch.testing.assert_close(total, groups[0][1].attention[0].weights.sum(), rtol=0.05, atol=0)
+
+
+def test_the_uniform_control_knows_nothing():
+    given = uniform(peaked(features()))
+    for each in attention_maps(given):
+        torch.testing.assert_close(each, torch.full_like(each, 1 / 17))
+    edges = fusion("fusion2").edges(given)
+    torch.testing.assert_close(edges, torch.full_like(edges, 1 / 16))
+
+
+def test_controls_are_applied_to_batches():
+    groups = sizes()
+    assert AttentionFusion().controlled(groups) is groups
+    alike = AttentionFusion(control="uniform").controlled(groups)
+    assert alike[1][1].factors[0].q.abs().max() == 0
+    moved = AttentionFusion(control="shuffled").controlled(groups)
+    assert not torch.equal(moved[0][1].factors[0].q, groups[0][1].factors[0].q)
+
+
+def test_a_twin_gives_attention_only_and_learns_nothing():
+    backbone, twin = vit(), vit()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.normal_(std=0.3)
+    request = attention_request(backbone, (-1,), all_pairs=True)
+    together = AttentionFusion([fusion("fusion2")], request, "random_init", twin)
+    given = together.features(backbone, images())
+    plain, other = backbone(images(), request), twin(images(), request)
+    assert torch.equal(given.maps[0], plain.maps[0])
+    assert torch.equal(given.factors[0].q, other.factors[0].q)
+    together.train()
+    assert not twin.training
+    assert not any(p.requires_grad for p in twin.parameters())
+
+
+def test_keys_of_the_positions_do_not_count_as_content():
+    q = torch.randn(1, 2, 6, 5)
+    factors = AttentionFactors(0, q, q, (2, 3), 0, num_position=2)
+    assert torch.equal(factors.patch_keys(), q[..., :3].transpose(1, 2).flatten(2))
+
+
+def test_class_queries_listen_to_maps():
+    given, part = peaked(features()), ClassQueries((WIDTH,), (8,), CLASSES, HEADS_EACH).double()
+    before = part.eval().class_maps(given)
+    with torch.no_grad():
+        part.bias[1, 0] = 3.0
+    after = part.class_maps(given)
+    torch.testing.assert_close(after[:, 0], before[:, 0])
+    moved = after[:, 1] / before[:, 1]
+    first = log_maps(attention_maps(given)[0][:, 0])
+    expected = (3 * first).exp()
+    torch.testing.assert_close(
+        moved / moved.mean((1, 2), keepdim=True), expected / expected.mean((1, 2), keepdim=True)
+    )
