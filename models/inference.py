@@ -44,9 +44,8 @@ class Inference:
             `(B, C, H, W)`: the logits of a single view; of several the logarithm of their mean
             probabilities.
         """
-        views = [
-            (scale, mirror) for scale in self.scales for mirror in (False, True)[: 1 + self.flip]
-        ]
+        relative = [scale / max(self.scales) for scale in self.scales]
+        views = [(scale, mirror) for scale in relative for mirror in (False, True)[: 1 + self.flip]]
         if len(views) == 1:
             return self._view(logits, images, *views[0])
         mean = torch.stack(
