@@ -499,6 +499,14 @@ class ConfusionMatrixHparams:
 
 
 @dataclass
+class ImageCountsHparams:
+    """test_counts.npz: the confusion of every test image, to compare two runs image by image."""
+
+    enabled: bool = True
+    """Write it."""
+
+
+@dataclass
 class ReportHparams:
     """report.html: settings, curves and pictures in one file that needs no network."""
 
@@ -594,6 +602,7 @@ class CallbackHparams:
     health: HealthHparams = field(default_factory=HealthHparams)
     online_probe: OnlineProbeHparams = field(default_factory=OnlineProbeHparams)
     embeddings: EmbeddingsHparams = field(default_factory=EmbeddingsHparams)
+    image_counts: ImageCountsHparams = field(default_factory=ImageCountsHparams)
     views: ViewsHparams = field(default_factory=ViewsHparams)
     learning_curves: LearningCurvesHparams = field(default_factory=LearningCurvesHparams)
     report: ReportHparams = field(default_factory=ReportHparams)

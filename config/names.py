@@ -85,6 +85,7 @@ TASKS: dict[str, Part] = {
             "callbacks.segmentation_predictions",
             "callbacks.class_iou",
             "callbacks.confusion_matrix",
+            "callbacks.image_counts",
         ),
     ),
 }
@@ -224,6 +225,7 @@ CALLBACKS: dict[str, Part] = {
     "segmentation_predictions": Part("callbacks.segmentation_predictions:SegmentationPredictions"),
     "class_iou": Part("callbacks.class_iou:ClassIoU"),
     "confusion_matrix": Part("callbacks.confusion_matrix:ConfusionMatrix"),
+    "image_counts": Part("callbacks.image_counts:ImageCounts"),
     "health": Part("callbacks.health:Health"),
     "online_probe": Part(
         "callbacks.online_probe:OnlineProbe", ("probe.kind", "probe.k", "probe.temperature")

@@ -1,0 +1,61 @@
+"""What the test found on every single image, kept so that runs can be compared image by image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from callbacks.looking import class_names
+from utils.logging import RunFolderLogger
+from utils.palette import VOID
+
+
+class ImageCounts(Callback):
+    """Writes `test_counts.npz`: how many pixels of each class every test image had taken for which.
+
+    A confidence interval of a difference between two runs needs the images one by one: some images
+    are hard for both (`benchmarks/paired_bootstrap.py`).
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[torch.Tensor] = []  # (n, 4): image, truth, prediction, pixels
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts anew."""
+        self.rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts."""
+        classes = len(class_names(pl_module))
+        for (_, labels), prediction, index in zip(
+            batch.items(), outputs["predictions"], batch.indices.tolist(), strict=True
+        ):
+            valid = labels != VOID
+            pairs = labels[valid].long() * classes + prediction[valid]
+            counted = torch.bincount(pairs.cpu(), minlength=classes**2)
+            (there,) = counted.nonzero(as_tuple=True)
+            image = torch.full_like(there, index)
+            self.rows.append(
+                torch.stack([image, there // classes, there % classes, counted[there]], 1)
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file; not with several processes, of which none sees all images."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunFolderLogger) and trainer.world_size == 1:
+                np.savez_compressed(
+                    logger.folder.path / "test_counts.npz",
+                    rows=torch.cat(self.rows).numpy().astype(np.uint32),
+                    num_classes=len(class_names(pl_module)),
+                )
