@@ -9,6 +9,7 @@ from callbacks.class_iou import draw as draw_bars
 from callbacks.confusion_matrix import draw as draw_confusion
 from callbacks.feature_maps import principal_colours
 from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
+from callbacks.views import draw as draw_views
 from datamodules.segmentation import SegmentationBatch
 from tests.conftest import assert_same, weights
 from utils import figures
@@ -20,6 +21,7 @@ ALL_ON = {
     f"callbacks__{name}__{leaf}": value
     for name in (
         "attention_maps",
+        "attention_quality",
         "views",
         "learning_curves",
         "effective_receptive_field",
@@ -160,6 +162,33 @@ def test_label_images_and_overlays():
     assert painted[0, 2].tolist() == [114, 50, 50]
 
 
+def test_classes_without_a_background_all_have_a_colour():
+    from PIL import Image
+
+    colours = palette(("person", "bicycle", "car"))
+    assert colours[0].tolist() == [128, 0, 0]
+    assert colours[VOID].tolist() == [190, 190, 190]
+    assert (
+        len({tuple(colour) for colour in palette(tuple(map(str, range(171))))[:171].tolist()})
+        == 171
+    )
+    labels = np.zeros((1, 2), np.uint8)
+    painted = np.array(overlay(Image.new("RGB", (2, 1), (100, 100, 100)), labels, colours, 0.5))
+    assert painted[0, 0].tolist() == [114, 50, 50]
+
+
+def test_views_show_labels_in_the_colours_of_their_classes():
+    views = {
+        "image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        "labels": torch.zeros(2, 4, 4, dtype=torch.uint8),
+    }
+    for names, colour in ((("background", "cat"), [0, 0, 0]), (("cat", "dog"), [128, 0, 0])):
+        figure = draw_views(views, "title", names)
+        shown = np.asarray(figure.axes[2].images[0].get_array())
+        assert shown[0, 0].tolist() == colour
+        figures.close(figure)
+
+
 def test_a_run_with_every_picture_ends_with_the_same_weights(train):
     shared = {"task": "segmentation", "backbone__drop_path": 0.3, "data__val_fraction": 0.3}
     assert train("plain", **shared)[0] == 0
@@ -176,6 +205,7 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train):
     assert kinds == judged_splits | {
         *(f"segmentation_predictions/{split}" for split in ("train", "val", "test")),
         *(f"attention_maps/{split}/block-02" for split in ("train", "val")),
+        *(f"attention_quality/{split}" for split in ("train", "test")),
         "effective_receptive_field",
         "feature_maps",
         "learning_curves",

@@ -56,6 +56,16 @@ def test_parameter_counts(name, layers, stride, expected):
     assert parameters(build(name, layers, stride)) == expected
 
 
+@pytest.mark.parametrize(
+    ("stride", "rates"), [(4, (12, 24, 36)), (8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))]
+)
+def test_deeplabs_rates_follow_the_stride(stride, rates):
+    convolutions = [
+        m for m in build("deeplabv3", stride=stride).modules() if isinstance(m, nn.Conv2d)
+    ]
+    assert tuple(m.dilation[0] for m in convolutions if m.dilation[0] > 1) == rates
+
+
 def test_deeplab_on_a_resnet50_has_torchvisions_parameters():
     assert parameters(build("deeplabv3", stride=8, width=2048)) == 16_130_837
 

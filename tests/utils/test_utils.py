@@ -128,3 +128,13 @@ def test_memory_is_measured():
     assert resident_mb() > 50
     assert available_mb() > 50
     assert not math.isnan(available_mb())
+
+
+def test_a_shared_parameter_belongs_to_the_first_that_has_it():
+    net = network()
+    first = next(net.parameters())
+    chosen = torch.nn.ParameterList([first])
+    groups = parameter_groups({chosen: 10.0, net: 1.0}, 0.1, 0.5)
+    assert [len(group["params"]) for group in groups if group["lr"] == 1.0] == [1]
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+    assert parameter_groups({torch.nn.ParameterList(): 2.0, net: 1.0}, 0.1, 0.5)[0]["lr"] == 0.1
