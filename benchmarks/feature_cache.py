@@ -1,0 +1,122 @@
+"""What reading a frozen backbone's features saves over computing them, as ratios within one call.
+
+    python benchmarks/feature_cache.py --data.root ROOT --backbone.weights FILE [any setting]
+
+Setting: experiment voc-attention with one layer unless changed. Epochs are the training steps
+alone, with the optimizer, without validation and checkpoints.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch.optim import AdamW
+
+from agents.build import build_agent, build_data
+from agents.feature_cache import use_feature_cache
+from agents.segmentation import Segmentation
+from config.parsing import Command, parse
+from config.resolve import resolve
+
+_ROUNDS = 3
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Returns the shortest of several times: others share the machine."""
+    times = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
+    """Builds agent and data of a run."""
+    command = parse(
+        ["--experiment", "voc-attention", "--backbone.layers", "last", *settings, *more]
+    )
+    if not isinstance(command, Command):
+        raise SystemExit(command)
+    hparams = resolve(command.hparams)
+    torch.manual_seed(0)
+    data, agent = build_data(hparams), build_agent(hparams)
+    data.setup("fit")
+    if not isinstance(agent, Segmentation):
+        raise SystemExit("This measures segmentations.")
+    use_feature_cache(agent, data, hparams, agent.device, None)
+    agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment, method-assign]
+    agent.trainer = _Trainer()  # type: ignore[assignment]
+    return agent, data
+
+
+class _Trainer:
+    """What a training step asks of Lightning's."""
+
+    optimizers = (type("Optimizer", (), {"param_groups": ({"lr": 0.0},)})(),)
+    num_training_batches, global_step = 1, 0
+
+
+def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
+    """Returns one epoch of training steps."""
+    optimizer = AdamW([*agent.head.parameters(), *agent.fusion.parameters()], 1e-3)
+
+    def run() -> None:
+        for number, batch in enumerate(data.loading.loader(data.train_set, **_loading(data))):
+            optimizer.zero_grad()
+            agent.training_step(batch, number)["loss"].backward()
+            optimizer.step()
+
+    agent.train()
+    return run
+
+
+def _loading(data: Any) -> dict[str, Any]:
+    loader = data.train_dataloader()
+    return {"shuffle": True, "collate": loader.micro_batches.collate_fn, "join": loader.join}
+
+
+def features(agent: Segmentation, data: Any) -> Callable[[], None]:
+    """Returns what gets the features of an epoch's images, computed or read."""
+
+    @torch.no_grad()
+    def run() -> None:
+        for batch in data.train_dataloader():
+            agent._features(batch.images, batch.stored)
+
+    return run
+
+
+def main() -> None:
+    """Prints the table."""
+    settings = sys.argv[1:]
+    with TemporaryDirectory() as folder:
+        cache = ("--data.feature_cache", folder)
+        computing = parts(
+            settings, "--data.feature_cache", "off", "--segmentation.loss_stride", "1"
+        )
+        reading = parts(settings, *cache, "--segmentation.loss_stride", "1")
+        quarter = parts(settings, *cache, "--segmentation.loss_stride", "4")
+        images = len(computing[1].train_set)
+        rows = {
+            "features computed": seconds(features(*computing)),
+            "features read": seconds(features(*reading)),
+            "epoch, computing": seconds(epoch(*computing)),
+            "epoch, reading": seconds(epoch(*reading)),
+            "epoch, reading, loss_stride 4": seconds(epoch(*quarter)),
+        }
+    for name, taken in rows.items():
+        first = rows["features computed" if name.startswith("features") else "epoch, computing"]
+        print(f"{name:32s} {1000 * taken / images:8.2f} ms/image  {first / taken:6.1f} x")
+
+
+if __name__ == "__main__":
+    main()
