@@ -89,3 +89,19 @@ def test_dino_trains_one_view_at_a_time(train, task, precision):
     assert code == 0
     one, other = (summary(folder)["val/loss"] for folder in (whole, pieces))
     assert other == pytest.approx(one, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_fusions_read_kept_features_on_the_gpu(train, precision):
+    code, folder = train(
+        "fused",
+        *("--segmentation.fusion", "fusion1", "fusion2", "fusion3"),
+        task="segmentation",
+        backbone__freeze="true",
+        data__views="fixed",
+        segmentation__attention_loss=0.2,
+        trainer__accelerator="gpu",
+        trainer__precision=precision,
+    )
+    assert code == 0
+    assert 0 < summary(folder)["fusion/AffinityPropagation/alpha"] < 1

@@ -50,7 +50,8 @@ def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
     first = images[0]
 
     def joined(name: str) -> Tensor:
-        return torch.stack([image[name] for image in images]).to(backbone.mean)
+        with torch.autocast(backbone.mean.device.type, enabled=False):
+            return torch.stack([image[name] for image in images]).to(backbone.mean)
 
     answers: list[Attention | AttentionFactors] = []
     for name in first:

@@ -114,8 +114,9 @@ class AffinityPropagation(Fusion):
     def _propagated(self, x: Tensor, walk: Tensor) -> Tensor:
         start = at_least_float32(x)[0].flatten(2).transpose(1, 2)  # (B, h*w, C)
         alpha, now = self.alpha.sigmoid(), start
-        for _ in range(self.steps):
-            now = (1 - alpha) * start + alpha * (walk @ now)
+        with torch.autocast(x.device.type, enabled=False):
+            for _ in range(self.steps):
+                now = (1 - alpha) * start + alpha * (walk @ now)
         return now.transpose(1, 2).unflatten(-1, x.shape[-2:]).to(x.dtype)
 
     def scalars(self) -> Sequence[nn.Parameter]:

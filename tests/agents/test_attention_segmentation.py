@@ -146,6 +146,19 @@ def test_an_interrupted_run_continues_with_its_cache(train):
     assert_same(weights(runs / "whole"), weights(runs / "again"))
 
 
+@pytest.mark.parametrize("settings", [FIXED, {"task": "segmentation"}])
+def test_fusions_in_mixed_precision(train, settings):
+    code, folder = train(
+        "amp",
+        *("--segmentation.fusion", "fusion1", "fusion2", "fusion3"),
+        **settings,
+        trainer__precision="bf16-mixed",
+        segmentation__attention_loss=0.2,
+    )
+    assert code == 0
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
 def test_random_views_keep_nothing(train):
     code, folder = train("random", **FROZEN)
     assert code == 0
