@@ -40,7 +40,9 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     files, others = find_images(images)
     root = images if images.is_dir() else images.parent
     out = folder.path / "predictions" / images.resolve().stem
-    protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(hparams.data.image_size)
+    settings = hparams.segmentation
+    largest = round(hparams.data.image_size * max(settings.test_scales))
+    protocol = names.PROTOCOLS[settings.protocol].load()(largest)
     agent.to(best_device(hparams.trainer.accelerator))
     colours = palette(agent.classes)
     unreadable: list[str] = []
@@ -91,7 +93,8 @@ def find_images(place: Path) -> tuple[list[Path], list[Path]]:
 @torch.no_grad()
 def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> np.ndarray:
     """Returns the labels of an image, `(height, width)` uint8."""
-    logits = agent.logits(protocol.image(image)[None].to(agent.device))
+    seen = protocol.image(image)[None].to(agent.device)
+    logits = agent.inference(agent.logits, seen)
     upsampled = resize(logits.float(), (image.height, image.width))
     return upsampled.argmax(1)[0].to(torch.uint8).cpu().numpy()
 

@@ -148,14 +148,13 @@ class Segmentation(LightningModule):
 
     def logits(self, images: Tensor) -> Tensor:
         """Returns `(B, C, H, W)` for images `(B, 3, H, W)` uint8 of any size."""
-        [(_, features)] = self.fusion.controlled([(self._all(images), self.features(images))])
+        features = self.fusion.controlled_batch(self.features(images))
         return self._decode(features, (images.shape[-2], images.shape[-1]))
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Tensor]:
         """Loss of a batch of crops, with the `logits` `(B, C, H, W)` for callbacks."""
         images, stride = batch.images, self.settings.segmentation.loss_stride
-        given = self._features(images, batch.stored)
-        [(_, features)] = self.fusion.controlled([(self._all(images), given)])
+        features = self.fusion.controlled_batch(self._features(images, batch.stored))
         logits = self._decode(features, (images.shape[-2], images.shape[-1]), stride)
         loss = self.loss(logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
@@ -166,23 +165,18 @@ class Segmentation(LightningModule):
 
     def _attention_loss(self, features: Features, labels: Tensor) -> Tensor:
         settings = self.settings.segmentation
-        learns = not self.backbone.frozen
         terms = attention_loss(
             features,
             self.fusion,
             labels,
             len(self.classes),
             settings.attention_loss_terms,
-            learns,
+            backbone_learns=not self.backbone.frozen,
         )
         warmup = settings.attention_loss_warmup_epochs * self.trainer.num_training_batches
         ramp = min(1.0, (self.trainer.global_step + 1) / max(1.0, warmup))
         self.log_dict({f"train/attention/{name}": term.detach() for name, term in terms.items()})
         return settings.attention_loss * ramp * torch.stack(list(terms.values())).sum()
-
-    @staticmethod
-    def _all(images: Tensor) -> list[int]:
-        return list(range(len(images)))
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Judges held-out training images; see `judge`."""
@@ -236,10 +230,13 @@ class Segmentation(LightningModule):
             found |= dict(zip(where, logits, strict=True))
         return [found[position] for position in range(len(images))]
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the metrics of the held-out images, and what the fusions have learnt."""
-        self._report("val")
+    def on_train_epoch_end(self) -> None:
+        """Logs what the fusions have learnt."""
         self.log_dict({f"fusion/{name}": value for name, value in self.fusion.learnt().items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of the held-out images."""
+        self._report("val")
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics of the test images, every class among them."""

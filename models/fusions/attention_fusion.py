@@ -63,6 +63,11 @@ class AttentionFusion(nn.Module):
             return [(positions, uniform(features)) for positions, features in groups]
         return shuffled(groups) if self.control == "shuffled" else groups
 
+    def controlled_batch(self, features: Features) -> Features:
+        """The same for a batch of images of one size."""
+        [(_, found)] = self.controlled([(list(range(len(features.pooled))), features)])
+        return found
+
     def forward(self, head: Head, features: Features) -> Tensor:
         """Returns logits `(B, C, h, w)` at the head's own resolution."""
         given, enriched = self._inputs(features)
