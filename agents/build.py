@@ -134,12 +134,12 @@ def build_fusion(
         backbone, settings.attention_blocks, all_pairs="fusion2" in settings.fusion
     )
     heads = attention_heads(backbone, request)
-    fusions: list[Fusion] = []
+    fusions: dict[str, Fusion] = {}
     for name in settings.fusion:
         part = names.FUSIONS[name]
         options = {leaf.removeprefix("fusion_"): getattr(settings, leaf) for leaf in part.settings}
-        fusions.append(part.load()(channels, backbone.map_strides, num_classes, heads, **options))
-        channels = fusions[-1].channels
+        fusions[name] = part.load()(channels, backbone.map_strides, num_classes, heads, **options)
+        channels = fusions[name].channels
     twin = None
     if settings.fusion_control == "random_init":
         with seeded(hparams.run.seed):  # the head starts as it would without a control

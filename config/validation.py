@@ -208,6 +208,8 @@ def _check_segmentation(hparams: Hparams) -> None:
             f"--data.image_size {data.image_size} is no multiple of --segmentation.loss_stride "
             f"{settings.loss_stride}."
         )
+    if len(set(settings.fusion)) < len(settings.fusion):
+        raise ConfigError(f"--segmentation.fusion {_words(settings.fusion)}: each of them once.")
     if settings.attention_loss and frozen and not {"fusion2", "fusion3"} & set(settings.fusion):
         raise ConfigError(
             f"--segmentation.attention_loss {settings.attention_loss} has nothing to train: the "

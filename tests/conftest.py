@@ -73,7 +73,11 @@ NO_SEGMENTATION_FIGURES = {
 
 
 def options(settings: dict[str, Any]) -> list[str]:
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return [
+        word
+        for key, value in settings.items()
+        for word in (f"--{key}", *map(str, value if isinstance(value, tuple) else (value,)))
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -104,4 +104,4 @@ def test_fusions_read_kept_features_on_the_gpu(train, precision):
         trainer__precision=precision,
     )
     assert code == 0
-    assert 0 < summary(folder)["fusion/AffinityPropagation/alpha"] < 1
+    assert 0 < summary(folder)["fusion/fusion2/alpha"] < 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -27,7 +27,7 @@ class AttentionFusion(nn.Module):
     """Fusions around a head; without any, the head alone.
 
     Args:
-        fusions: enrich features in this order, then refine logits in this order.
+        fusions: by name; they enrich features in this order, then refine logits in this order.
         request: what the backbone is asked for, None without fusions.
         control: see `models.fusions.controls`; `random_init` reads the attention of `twin`.
         twin: a backbone of the same architecture at random, for that control.
@@ -35,13 +35,13 @@ class AttentionFusion(nn.Module):
 
     def __init__(
         self,
-        fusions: Sequence[Fusion] = (),
+        fusions: Mapping[str, Fusion] | None = None,
         request: AttentionRequest | None = None,
         control: Control = "none",
         twin: Backbone | None = None,
     ) -> None:
         super().__init__()
-        self.fusions = nn.ModuleList(fusions)
+        self.fusions = nn.ModuleDict(fusions)
         self.request = request
         self.control = control
         self.twin = twin
@@ -97,18 +97,18 @@ class AttentionFusion(nn.Module):
         return [maps for maps in found if maps is not None]
 
     def _each(self) -> list[Fusion]:
-        return cast(list[Fusion], list(self.fusions))
+        return cast(list[Fusion], list(self.fusions.values()))
 
     def scalars(self) -> nn.ParameterList:
         """Returns the parameters of all fusions that need a rate of their own."""
         return nn.ParameterList(p for fusion in self._each() for p in fusion.scalars())
 
     def learnt(self) -> dict[str, float]:
-        """Returns what tells whether attention is used, by `fusion name/number`."""
+        """Returns what tells whether attention is used, e.g. `fusion2/alpha`."""
         return {
-            f"{type(fusion).__name__}/{name}": value
-            for fusion in self._each()
-            for name, value in fusion.learnt().items()
+            f"{fusion}/{name}": value
+            for fusion, each in zip(self.fusions, self._each(), strict=True)
+            for name, value in each.learnt().items()
         }
 
 

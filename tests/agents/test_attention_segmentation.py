@@ -49,12 +49,12 @@ def test_a_fusion_trains_and_says_what_it_learnt(train, fusion):
     assert found["status"] == "finished"
     learnt = {name: value for name, value in found.items() if name.startswith("fusion/")}
     if "fusion2" in fusion:
-        assert 0 < learnt["fusion/AffinityPropagation/alpha"] < 1
+        assert 0 < learnt["fusion/fusion2/alpha"] < 1
         shares = [value for name, value in learnt.items() if "head" in name or "keys" in name]
         assert sum(shares) == pytest.approx(1, abs=1e-4)
         assert len(shares) == 2 * 3 + 2
     if "fusion3" in fusion:
-        assert learnt["fusion/ClassQueries/strength"] != 0
+        assert learnt["fusion/fusion3/strength"] != 0
     assert (folder.parent / ".cache").is_dir()
     assert main(["--evaluate", "fused", "--run.dir", str(folder.parent)]) == 0
     again = summary(folder)["evaluate/voc12_standard/miou"]
@@ -193,11 +193,13 @@ def test_attention_loss_on_a_frozen_backbone_trains_what_is_learnt(shapes_root):
     found = gradients(agent, batch)
     assert not [name for name in found if name.startswith("backbone.")]
     assert all(p.grad is None for p in agent.backbone.parameters())
-    assert found["fusion.fusions.0.mix"].abs().max() > 0
+    assert found["fusion.fusions.fusion2.mix"].abs().max() > 0
     # The head is trained by the labels alone.
     without = gradients(plain.train(), batch)
     torch.testing.assert_close(found["head.net.2.weight"], without["head.net.2.weight"])
-    assert not torch.allclose(found["fusion.fusions.0.mix"], without["fusion.fusions.0.mix"])
+    assert not torch.allclose(
+        found["fusion.fusions.fusion2.mix"], without["fusion.fusions.fusion2.mix"]
+    )
 
 
 @pytest.mark.parametrize("term", ["mass", "shape", "diversity"])
@@ -220,7 +222,7 @@ def test_attention_loss_of_class_queries(shapes_root):
     settings = {"backbone__freeze": "true", "segmentation__fusion": "fusion3"}
     agent, data = parts(shapes_root, **settings, segmentation__attention_loss=0.3)
     found = gradients(agent.train(), batch_of(data))
-    assert found["fusion.fusions.0.queries"].abs().max() > 0
+    assert found["fusion.fusions.fusion3.queries"].abs().max() > 0
 
 
 def test_attention_learns_where_objects_are(shapes_root):
@@ -305,6 +307,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
         ),
         ({"segmentation.test_stride": 33}, "without --segmentation.test_window"),
         ({"segmentation.test_scales": 0}, "expected numbers > 0"),
+        ({"segmentation.fusion": ("fusion1", "fusion1")}, "each of them once"),
         ({"segmentation.loss_stride": 3}, "choose from '1', '2', '4', '8'"),
         ({"segmentation.loss_stride": 8, "data.image_size": 36}, "no multiple"),
         ({"data.fixed_crops": 2}, "without --data.views fixed"),

@@ -146,7 +146,7 @@ def test_propagation_equals_a_plain_reference():
         for _ in range(2):
             now = (1 - alpha) * start + alpha * walk @ now
         expected = now.transpose(1, 2).view_as(logits)
-        found = AttentionFusion([part])(decoder, given)
+        found = AttentionFusion({"it": part})(decoder, given)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -154,7 +154,7 @@ def test_propagation_equals_a_plain_reference():
 @pytest.mark.parametrize("name", ["setr_naive", "setr_pup", "linear"])
 def test_without_a_share_of_the_neighbours_it_is_the_head(name, carries):
     given, part, decoder = features(), fusion("fusion2", carries=carries), head(name)
-    together = AttentionFusion([part])
+    together = AttentionFusion({"it": part})
     with torch.no_grad():
         near = (together(decoder, given) - decoder.native(given)).abs().max()
         part.alpha.fill_(-torch.inf)
@@ -185,7 +185,7 @@ def test_recomputed_attention_gives_the_same_gradients(monkeypatch):
     part, given, decoder = fusion("fusion2"), peaked(features()), head()
 
     def gradients() -> list[Tensor]:
-        loss = AttentionFusion([part])(decoder, given).square().sum()
+        loss = AttentionFusion({"it": part})(decoder, given).square().sum()
         return list(torch.autograd.grad(loss, list(part.parameters())))
 
     plain = gradients()
@@ -267,7 +267,7 @@ def test_class_queries_equal_a_plain_reference():
 
 def test_class_queries_start_silent_and_learn():
     given, part, decoder = features(), fusion("fusion3"), head()
-    together = AttentionFusion([part])
+    together = AttentionFusion({"it": part})
     found = together(decoder, given)
     assert torch.equal(found, decoder.native(given))
     found.square().sum().backward()
@@ -285,17 +285,17 @@ def test_fusions_stand_around_any_head(name, names):
     backbone = vit(depth=4, layers=f"last{layers}")
     request = attention_request(backbone, (-2, -1), all_pairs=True)
     given = backbone(images(), request)
-    channels, parts = given.maps and (WIDTH,) * layers, []
+    channels, parts = (WIDTH,) * layers, {}
     for each in names:
         made = FUSIONS[each].load()(channels, (8,) * layers, CLASSES, HEADS_EACH)
-        parts.append(made.double())
+        parts[each] = made.double()
         channels = made.channels
     decoder = head(name, channels)
     together = AttentionFusion(parts, request)
     logits = together(decoder, given)
     assert logits.shape[:2] == (2, CLASSES)
     logits.sum().backward()
-    assert all(name.partition("/")[0] for name in together.learnt())
+    assert {name.partition("/")[0] for name in together.learnt()} == set(names)
     assert all(isinstance(value, float) for value in together.learnt().values())
 
 
@@ -370,7 +370,7 @@ def test_a_twin_gives_attention_only_and_learns_nothing():
         for parameter in twin.parameters():
             parameter.normal_(std=0.3)
     request = attention_request(backbone, (-1,), all_pairs=True)
-    together = AttentionFusion([fusion("fusion2")], request, "random_init", twin)
+    together = AttentionFusion({"fusion2": fusion("fusion2")}, request, "random_init", twin)
     given = together.features(backbone, images())
     plain, other = backbone(images(), request), twin(images(), request)
     assert torch.equal(given.maps[0], plain.maps[0])
