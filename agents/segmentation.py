@@ -169,7 +169,7 @@ class Segmentation(LightningModule):
             features,
             self.fusion,
             labels,
-            len(self.classes),
+            self.classes,
             settings.attention_loss_terms,
             backbone_learns=not self.backbone.frozen,
         )

@@ -210,10 +210,14 @@ def _check_segmentation(hparams: Hparams) -> None:
         )
     if len(set(settings.fusion)) < len(settings.fusion):
         raise ConfigError(f"--segmentation.fusion {_words(settings.fusion)}: each of them once.")
-    if settings.attention_loss and frozen and not {"fusion2", "fusion3"} & set(settings.fusion):
+    trained = set() if frozen else {"mass", "shape", "diversity"}
+    trained |= {"affinity"} if "fusion2" in settings.fusion else set()
+    trained |= {"mass", "shape"} if "fusion3" in settings.fusion else set()
+    if settings.attention_loss and not trained & set(settings.attention_loss_terms):
         raise ConfigError(
-            f"--segmentation.attention_loss {settings.attention_loss} has nothing to train: the "
-            "backbone is frozen. Add --backbone.unfreeze_last 2, or fusion2 or fusion3."
+            f"--segmentation.attention_loss {settings.attention_loss} has nothing to train: "
+            f"{_words(settings.attention_loss_terms)} need --backbone.unfreeze_last 2 (mass, "
+            "shape, diversity), fusion2 (affinity) or fusion3 (mass, shape)."
         )
     tested = window is not None or settings.test_flip or settings.test_scales != [1.0]
     if tested and settings.fusion_control == "shuffled":

@@ -30,7 +30,7 @@ def attention_loss(
     features: Features,
     fusion: AttentionFusion,
     labels: Tensor,
-    num_classes: int,
+    classes: Sequence[str],
     terms: Sequence[str],
     backbone_learns: bool,
 ) -> dict[str, Tensor]:
@@ -44,26 +44,34 @@ def attention_loss(
         features: with attention.
         fusion: the fusions.
         labels: `(B, H, W)`, 255 void.
-        num_classes: C.
+        classes: names by label; a first one `background` is no object.
         terms: of `config.names.ATTENTION_LOSSES`.
         backbone_learns: whether attention itself has a gradient.
     """
     found: dict[str, list[Tensor]] = {}
+
+    def objects_in(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (rows,) = at_least_float32(maps.flatten(2))
+        shares, valid = patch_shares(labels, (maps.shape[-2], maps.shape[-1]), len(classes))
+        if classes[0] != "background":  # the losses leave the first class out
+            shares = torch.cat([torch.zeros_like(shares[:, :1]), shares], 1)
+        return rows, shares.to(rows), valid
+
     with torch.autocast(labels.device.type, enabled=False):
         for maps in attention_maps(features) if backbone_learns else ():
-            (rows,) = at_least_float32(maps.flatten(2))
-            shares, valid = _shares(labels, _grid(maps), num_classes, rows)
+            rows, shares, valid = objects_in(maps)
             for name, loss in _OF_OBJECTS.items():
                 found.setdefault(name, []).append(loss(rows, shares, valid))
             found.setdefault("diversity", []).append(_DIVERSITY_WEIGHT * diversity_loss(rows))
         for maps in fusion.class_maps(features):
-            (rows,) = at_least_float32(maps.flatten(2))
-            shares, valid = _shares(labels, _grid(maps), num_classes, rows)
+            rows, shares, valid = objects_in(maps)
+            # One map a class: where the shares begin with no object, so do the maps.
+            rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)[:, -shares.shape[1] :]
             for name, loss in _OF_OBJECTS.items():
                 found.setdefault(name, []).append(_of_own_map(loss, rows, shares, valid))
         for edges, grid in fusion.edges(features):
-            shares, valid = _shares(labels, grid, num_classes, edges)
-            found.setdefault("affinity", []).append(affinity_loss(edges, shares, valid))
+            shares, valid = patch_shares(labels, grid, len(classes))
+            found.setdefault("affinity", []).append(affinity_loss(edges, shares.to(edges), valid))
     return {name: torch.stack(found[name]).mean() for name in terms if name in found}
 
 
@@ -77,14 +85,3 @@ def _of_own_map(
         return maps.sum() * 0
     objects = torch.stack([torch.zeros_like(shares[image, label]), shares[image, label]], 1)
     return loss(maps[image, label][:, None], objects, valid[image])
-
-
-def _shares(
-    labels: Tensor, grid: tuple[int, int], num_classes: int, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    shares, valid = patch_shares(labels, grid, num_classes)
-    return shares.to(like), valid
-
-
-def _grid(maps: Tensor) -> tuple[int, int]:
-    return maps.shape[-2], maps.shape[-1]

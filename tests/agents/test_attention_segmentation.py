@@ -300,6 +300,10 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
             "without --segmentation.fusion fusion2",
         ),
         ({"segmentation.attention_loss": 0.1, "backbone.freeze": "true"}, "nothing to train"),
+        (
+            {"segmentation.attention_loss": 0.1, "segmentation.attention_loss_terms": "affinity"},
+            "nothing to train: affinity",
+        ),
         ({"segmentation.attention_loss_terms": "mass"}, "without --segmentation.attention_loss"),
         (
             {"segmentation.test_window": 32, "segmentation.test_stride": 33},

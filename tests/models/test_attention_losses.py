@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.attention import Attention
+from models.attention_supervision import attention_loss
+from models.backbones.base import Features
+from models.fusions.attention_fusion import AttentionFusion
 from models.losses.attention import (
     affinity_loss,
     diversity_loss,
@@ -190,3 +194,23 @@ def test_head_information():
     torch.testing.assert_close(head_information(maps), head_information(maps[:, [2, 0, 1]]))
     # Attention on CLS is no patch.
     torch.testing.assert_close(head_information(0.3 * maps), head_information(maps))
+
+
+def test_without_a_background_the_first_class_is_an_object():
+    maps = torch.rand(1, 1, 3, 4, 4)
+    rows = maps.flatten(-2)
+    factors = Attention(0, rows.transpose(1, 2), (4, 4), 0)
+    given = Features(torch.zeros(1, 2), (), (), (), attention=(factors,))
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[:, :4] = 1
+
+    def mass(classes: tuple[str, ...]) -> float:
+        found = attention_loss(given, AttentionFusion(), labels, classes, ["mass"], True)
+        return float(found["mass"])
+
+    shares, valid = patch_shares(labels, (4, 4), 2)
+    with_background = float(mass_loss(rows[:, 0], shares, valid))
+    both = torch.cat([torch.zeros(1, 1, 16), shares], 1)
+    assert mass(("background", "cat")) == pytest.approx(with_background)
+    assert mass(("person", "cat")) == pytest.approx(float(mass_loss(rows[:, 0], both, valid)))
+    assert mass(("person", "cat")) != pytest.approx(with_background)
