@@ -45,7 +45,7 @@ if [ "$size" = 224 ]; then
   controlled fusion3 --segmentation.fusion fusion3
   row fusion2-features-fusion3 --segmentation.fusion fusion2 fusion3 $features
 else
-  large="--data.image_size 448 --data.fixed_scales 1.0 --trainer.max_epochs 8"
+  large="--data.image_size 448 --data.fixed_scales 1.0 --trainer.max_epochs 6"
   row naive4-448 $large
   controlled fusion2-448 $large --segmentation.fusion fusion2
 fi

@@ -1,5 +1,7 @@
 """Attention in a segmentation from end to end: fusions, controls, its loss, kept features."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +138,25 @@ def test_gradients_of_kept_features_are_those_computed(shapes_root, tmp_path):
         torch.testing.assert_close(gradient / scale, computed[name] / scale, rtol=0, atol=5e-3)
 
 
-def test_an_interrupted_run_continues_with_its_cache(train):
-    shared = {**FIXED, "segmentation__fusion": "fusion2", "data__val_fraction": 0.0}
-    assert train("whole", **shared, trainer__max_epochs=4)[0] == 0
-    code, folder = train("parts", **shared, trainer__max_epochs=4, trainer__max_steps=6)
-    assert code == 0
-    del folder
-    runs = train("again", **shared, trainer__max_epochs=4)[1].parent
-    assert_same(weights(runs / "whole"), weights(runs / "again"))
+def test_an_interrupted_run_continues_with_its_cache(train, monkeypatch):
+    shared = {**FIXED, "segmentation__fusion": "fusion2", "trainer__max_epochs": 4}
+    _, whole = train("whole", **shared)
+    step, interrupt_at = Segmentation.training_step, 3
+
+    def interrupted(self: Segmentation, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Segmentation, "training_step", interrupted)
+    code, half = train("half", **shared)
+    assert code == 130
+    monkeypatch.undo()
+    caches = sorted((half.parent / ".cache").iterdir())
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    # The features are those of the trained backbone, not of the one that waits for its checkpoint.
+    assert sorted((half.parent / ".cache").iterdir()) == caches
+    assert_same(weights(half), weights(whole))
 
 
 @pytest.mark.parametrize("settings", [FIXED, {"task": "segmentation"}])
