@@ -43,7 +43,7 @@ if [ "$size" = 224 ]; then
   controlled fusion2 --segmentation.fusion fusion2
   controlled fusion2-features --segmentation.fusion fusion2 $features
   controlled fusion3 --segmentation.fusion fusion3
-  row fusion2-features-fusion3 --segmentation.fusion fusion2 fusion3 $features
+  row fusion2-fusion3 --segmentation.fusion fusion2 fusion3
 else
   large="--data.image_size 448 --data.fixed_scales 1.0 --trainer.max_epochs 6"
   row naive4-448 $large
