@@ -29,6 +29,7 @@ from models.heads.loading import load_head
 from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
 from utils.console import console
+from utils.palette import has_background
 
 
 class Segmentation(LightningModule):
@@ -103,7 +104,7 @@ class Segmentation(LightningModule):
         recipe = names.PROTOCOLS[hparams.segmentation.protocol].load()
         protocol = recipe(settings.image_size)
         classes = masked(type(source), settings.name).classes
-        if protocol.needs_background and classes[0] != "background":
+        if protocol.needs_background and not has_background(classes):
             raise ValueError(
                 f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "
                 f"background, which {settings.name} does not have."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sections 10 to 13 of RESULTS.md: what attention is worth to a segmentation head.
+# Section 10 of RESULTS.md: what attention is worth to a segmentation head.
 #
 #   DATA=… RUNS=runs benchmarks/attention_fusion.sh [224|448]
 #

@@ -70,18 +70,13 @@ def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
     optimizer = AdamW([*agent.head.parameters(), *agent.fusion.parameters()], 1e-3)
 
     def run() -> None:
-        for number, batch in enumerate(data.loading.loader(data.train_set, **_loading(data))):
+        for number, batch in enumerate(data.train_dataloader()):
             optimizer.zero_grad()
             agent.training_step(batch, number)["loss"].backward()
             optimizer.step()
 
     agent.train()
     return run
-
-
-def _loading(data: Any) -> dict[str, Any]:
-    loader = data.train_dataloader()
-    return {"shuffle": True, "collate": loader.micro_batches.collate_fn, "join": loader.join}
 
 
 def features(agent: Segmentation, data: Any) -> Callable[[], None]:

@@ -103,9 +103,7 @@ class AttentionMaps(Callback):
                 "attention_maps: with --backbone.pool mean the CLS attention of the last block is "
                 "never trained; queries mean shows what is."
             )
-        if self.queries != "auto":
-            return self.queries
-        return "cls" if backbone.pool == "cls" else "mean"
+        return backbone.trained_queries if self.queries == "auto" else self.queries
 
 
 _WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch receives"}

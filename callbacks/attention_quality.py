@@ -20,6 +20,7 @@ from models.attention_quality import Quality
 from models.backbones.base import AttentionBackbone
 from utils import figures
 from utils.logging import log_figure
+from utils.palette import has_background
 
 # Best head of the last block, all 1,449 validation images of VOC at 480 px, ViT-S/16.
 PUBLISHED = {"DINO": 0.459, "supervised": 0.273, "random weights": 0.220}
@@ -83,15 +84,16 @@ class AttentionQuality(Callback):
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, split: str, count: int
     ) -> None:
+        if not count:
+            return
         backbone = backbone_of(pl_module)
         if not isinstance(backbone, AttentionBackbone):
             self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
             return
         data = cast(Masked, trainer.datamodule)  # type: ignore[attr-defined]
         classes: Sequence[str] = getattr(data.source, "classes", ())
-        if not classes or classes[0] != "background" or not count:
-            if count:
-                self.say("attention_quality: these images have no masks with a background.")
+        if not has_background(classes):
+            self.say("attention_quality: these images have no masks with a background.")
             return
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
         examples = data.masked_examples(split, count, size, backbone.patch_multiple)
@@ -132,8 +134,7 @@ def measure(
     Returns:
         By block.
     """
-    cls = backbone.pool == "cls" and backbone.num_prefix > 0
-    request = AttentionRequest(tuple(range(backbone.depth)), "cls" if cls else "mean")
+    request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
     collectors = [Collector(num_classes, mass) for _ in range(backbone.depth)]
     for image, labels in examples:
         answer = backbone(image[None].to(backbone.mean.device), request).attention

@@ -31,14 +31,14 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     there = (union > 0).numpy()
     mean = iou[there].mean() if there.any() else 0.0
     title = f"IoU by class, {where}: mean {mean:.3f} over {there.sum()} classes"
+    colours = palette(names) / 255
     columns = -(-len(names) // _MOST_ROWS)
     longest = -(-len(names) // columns)
     cell = (6.4 if columns == 1 else 4.4, 0.22 * longest + 0.8)
     figure, axes = figures.grid(1, columns, cell=cell, title=title)
     for axis, rows in zip(axes[0], np.array_split(np.arange(len(names)), columns), strict=True):
-        colours = palette(names)[rows] / 255
         width = np.where(there, iou, 0)[rows]
-        axis.barh(rows, width, color=colours, edgecolor="grey", linewidth=0.5)
+        axis.barh(rows, width, color=colours[rows], edgecolor="grey", linewidth=0.5)
         for row in rows:
             text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
             axis.text(iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7)

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.looking import class_names, due
+from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks
 from utils.palette import VOID, VOID_GREY, hex_colour, palette
@@ -65,7 +66,7 @@ class SegmentationPredictions(Callback):
         if batch_idx == 0 and due(trainer, self.every_n_epochs):
             logits = outputs["logits"][: self.num_images]
             # The loss may be on a coarser grid than the labels.
-            finest = F.interpolate(logits.float(), batch.labels.shape[1:], mode="bilinear")
+            finest = resize(logits.float(), batch.labels.shape[1:])
             self._keep("train", batch, finest.argmax(1).byte(), range(self.num_images))
 
     def on_validation_batch_end(

@@ -52,13 +52,12 @@ def draw(views: Mapping[str, Tensor], title: str, names: tuple[str, ...] | None 
         title: of the figure.
         names: of the labels.
     """
+    colours = palette(names or ("",))
     figure, axes = figures.grid(len(views), len(next(iter(views.values()))), title=title)
     for row, images in zip(axes, views.values(), strict=True):
         for axis, image in zip(row, images, strict=True):
             pixels = image.cpu().numpy()
-            shown = (
-                palette(names or ("",))[pixels] if image.ndim == 2 else pixels.transpose(1, 2, 0)
-            )
+            shown = colours[pixels] if image.ndim == 2 else pixels.transpose(1, 2, 0)
             figures.show_image(axis, shown)
     figures.label_rows(axes, list(views))
     return figure

@@ -1,4 +1,4 @@
-"""Images with what a frozen backbone says of them, in one memory-mapped file.
+"""Images with what a frozen backbone says of them, computed once.
 
 A cache lies in a folder named by a hash of everything its content follows from. It is built beside
 its final place and moved there when it is whole: there is never half a cache, and of two runs that
@@ -13,132 +13,25 @@ import json
 import os
 import shutil
 import socket
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.fixed_views import Images
+from datamodules.image_store import Sample, StoredImages, StoreWriter
 from datamodules.loading import Loading
-from datamodules.seeding import Draw
 from utils.console import console
 
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
 _FORMAT = 1
-_ALIGNMENT = 64
 _OFF = "--data.feature_cache off computes features anew in every epoch instead."
-
-
-class Sample(Protocol):
-    """What is cached: an image `(3, h, w)`, its labels `(H, W)` and where they come from."""
-
-    image: Tensor
-    labels: Tensor
-    position: int
-    unreadable: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one image lies.
-
-    Attributes:
-        layout: number of the layout of its tensors.
-        offset: bytes from the start of the file.
-        checksum: CRC-32 of its bytes.
-        position, unreadable: see `Sample`.
-    """
-
-    layout: int
-    offset: int
-    checksum: int
-    position: int
-    unreadable: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Field:
-    """One tensor of an image: name, NumPy type, shape, and bytes from the start of the image."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-class CachedImages(Dataset[Any]):
-    """A cache that is there and whole, indexed like the data set it was built from.
-
-    Args:
-        folder: holds `index.json` and `data.bin`.
-        sample: makes an item of image, labels, position, unreadable files and stored tensors.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-
-    def __init__(self, folder: Path, sample: Callable[..., Any]) -> None:
-        self.file = folder / "data.bin"
-        self.sample = sample
-        try:
-            index = json.loads((folder / "index.json").read_text())
-            self.layouts = [
-                [Field(f["name"], f["dtype"], tuple(f["shape"]), f["offset"]) for f in layout]
-                for layout in index["layouts"]
-            ]
-            self.entries = [
-                Entry(**entry | {"unreadable": tuple(entry["unreadable"])})
-                for entry in index["entries"]
-            ]
-            sound = all(self._checksum(entry) == entry.checksum for entry in self.entries)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} is damaged ({error})") from error
-        if not sound:
-            raise ValueError(f"{folder} is damaged (checksum)")
-
-    @cached_property
-    def _bytes(self) -> NDArray[np.uint8]:
-        return np.memmap(self.file, np.uint8, "r")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves the map of the file to each process."""
-        return {name: value for name, value in vars(self).items() if name != "_bytes"}
-
-    def _checksum(self, entry: Entry) -> int:
-        return zlib.crc32(self._blob(entry).data)
-
-    def _blob(self, entry: Entry) -> NDArray[np.uint8]:
-        size = _size(self.layouts[entry.layout])
-        return self._bytes[entry.offset : entry.offset + size]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.entries)
-
-    def __getitem__(self, draw: Draw) -> Any:
-        """Reads image `index`; the epoch changes nothing."""
-        entry = self.entries[draw[1]]
-        blob = np.array(self._blob(entry))
-        tensors = {}
-        for field in self.layouts[entry.layout]:
-            kind = np.dtype(field.dtype)
-            count = int(np.prod(field.shape, dtype=np.int64)) * kind.itemsize
-            flat = blob[field.offset : field.offset + count].view(kind)
-            tensors[field.name] = torch.from_numpy(flat.reshape(field.shape))
-        image, labels = tensors.pop("image"), tensors.pop("labels")
-        return self.sample(image, labels, entry.position, entry.unreadable, tensors)
 
 
 class FeatureCache:
@@ -150,7 +43,7 @@ class FeatureCache:
         encode: computes the tensors to keep.
         loading: how images are read.
         collate: makes a batch of them, which gives them back with `items()`.
-        sample: see `CachedImages`.
+        sample: see `StoredImages`.
     """
 
     def __init__(
@@ -168,9 +61,9 @@ class FeatureCache:
         self.loading = loading
         self.collate = collate
         self.sample = sample
-        self._opened: dict[str, CachedImages] = {}
+        self._opened: dict[str, StoredImages] = {}
 
-    def of(self, dataset: Images, facts: Mapping[str, Any], name: str) -> CachedImages:
+    def of(self, dataset: Images, facts: Mapping[str, Any], name: str) -> StoredImages:
         """Opens the cache of a data set, or builds it.
 
         Args:
@@ -187,10 +80,10 @@ class FeatureCache:
             self._opened[digest] = self._open(dataset, self.root / digest, name)
         return self._opened[digest]
 
-    def _open(self, dataset: Images, folder: Path, name: str) -> CachedImages:
+    def _open(self, dataset: Images, folder: Path, name: str) -> StoredImages:
         if folder.exists():
             try:
-                found = CachedImages(folder, self.sample)
+                found = StoredImages(folder, self.sample)
             except ValueError as error:
                 console.warning("feature cache: %s: it is built anew.", error)
             else:
@@ -199,7 +92,7 @@ class FeatureCache:
                 return found
         with _writable(folder):
             self._build(dataset, folder, name)
-        return CachedImages(folder, self.sample)
+        return StoredImages(folder, self.sample)
 
     def _build(self, dataset: Images, folder: Path, name: str) -> None:
         owner = f"{socket.gethostname()}-{os.getpid()}"
@@ -208,7 +101,7 @@ class FeatureCache:
         _remove_abandoned(self.root)
         part.mkdir()
         try:
-            writer = _Writer(part)
+            writer = StoreWriter(part)
             images = self._encoded(dataset)
             first = next(images)
             writer.add(*first)
@@ -249,46 +142,6 @@ class FeatureCache:
             raise OSError(errno.ENOSPC, f"{_gigabytes(needed)} needed, {_gigabytes(free)} free")
 
 
-class _Writer:
-    """Appends images to `data.bin` and writes `index.json` at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.stream = (folder / "data.bin").open("wb")
-        self.written = 0
-        self.layouts: list[list[Field]] = []
-        self.entries: list[Entry] = []
-
-    def add(self, sample: Sample, tensors: Mapping[str, Tensor]) -> None:
-        arrays = {
-            name: value.contiguous().cpu().numpy()
-            for name, value in {"image": sample.image, "labels": sample.labels, **tensors}.items()
-        }
-        layout, blob = [], bytearray()
-        for name, array in arrays.items():
-            layout.append(Field(name, array.dtype.name, array.shape, len(blob)))
-            blob += array.tobytes()
-            blob += bytes(-len(blob) % _ALIGNMENT)
-        if layout not in self.layouts:
-            self.layouts.append(layout)
-        number = self.layouts.index(layout)
-        blob = blob[: _size(layout)]
-        self.entries.append(
-            Entry(number, self.written, zlib.crc32(blob), sample.position, sample.unreadable)
-        )
-        blob += bytes(-len(blob) % _ALIGNMENT)
-        self.stream.write(blob)
-        self.written += len(blob)
-
-    def close(self) -> None:
-        self.stream.close()
-        index = {
-            "layouts": [[asdict(field) for field in layout] for layout in self.layouts],
-            "entries": [asdict(entry) for entry in self.entries],
-        }
-        (self.folder / "index.json").write_text(json.dumps(index))
-
-
 def file_facts(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Returns name, size and time of change of files: another content is another cache."""
     stats = [(file, file.stat()) for file in files]
@@ -302,12 +155,6 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _size(layout: Sequence[Field]) -> int:
-    last = layout[-1]
-    count = int(np.prod(last.shape, dtype=np.int64))
-    return last.offset + count * np.dtype(last.dtype).itemsize
 
 
 @contextmanager

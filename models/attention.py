@@ -84,7 +84,7 @@ class AttentionFactors:
 
     def rows(self, queries: Queries) -> Attention:
         """Returns the attention of the asked queries; see `attention_rows`."""
-        weights = attention_rows(self.q, self.k, 1.0, self.num_prefix, queries)
+        weights = attention_rows(self.q, self.k, self.num_prefix, queries)
         return Attention(self.block, weights, self.grid, self.num_prefix)
 
     def patch_attention(self, head: int) -> Tensor:
@@ -132,13 +132,12 @@ def mass_mask(maps: Tensor, mass: float) -> Tensor:
     return keep.unflatten(-1, maps.shape[-2:])
 
 
-def attention_rows(q: Tensor, k: Tensor, scale: float, num_prefix: int, queries: Queries) -> Tensor:
-    """Returns softmax(q kᵀ scale) for the asked queries, in float32 or better.
+def attention_rows(q: Tensor, k: Tensor, num_prefix: int, queries: Queries) -> Tensor:
+    """Returns softmax(q kᵀ) for the asked queries, in float32 or better.
 
     Args:
-        q: `(B, heads, N, d)`.
+        q: `(B, heads, N, d)`, times the scale of the logits.
         k: `(B, heads, N, d)`.
-        scale: factor on the logits.
         num_prefix: tokens before the patches.
         queries: which rows, see `AttentionRequest`.
 
@@ -156,7 +155,7 @@ def attention_rows(q: Tensor, k: Tensor, scale: float, num_prefix: int, queries:
         q = q[:, :, num_prefix:]
     with torch.autocast(q.device.type, enabled=False):
         q, k = at_least_float32(q, k)
-        rows = (q @ k.transpose(-2, -1) * scale).softmax(-1)
+        rows = (q @ k.transpose(-2, -1)).softmax(-1)
     return rows.mean(2, keepdim=True) if queries == "mean" else rows
 
 

@@ -18,6 +18,7 @@ from models.losses.attention import (
     shape_loss,
 )
 from models.precision import at_least_float32
+from utils.palette import has_background
 
 _DIVERSITY_WEIGHT = 0.01
 _OF_OBJECTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -44,18 +45,18 @@ def attention_loss(
         features: with attention.
         fusion: the fusions.
         labels: `(B, H, W)`, 255 void.
-        classes: names by label; a first one `background` is no object.
+        classes: names by label; a background is no object.
         terms: of `config.names.ATTENTION_LOSSES`.
         backbone_learns: whether attention itself has a gradient.
     """
     found: dict[str, list[Tensor]] = {}
 
+    first = int(has_background(classes))  # label of the first object
+
     def objects_in(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (rows,) = at_least_float32(maps.flatten(2))
         shares, valid = patch_shares(labels, (maps.shape[-2], maps.shape[-1]), len(classes))
-        if classes[0] != "background":  # the losses leave the first class out
-            shares = torch.cat([torch.zeros_like(shares[:, :1]), shares], 1)
-        return rows, shares.to(rows), valid
+        return rows, shares[:, first:].to(rows), valid
 
     with torch.autocast(labels.device.type, enabled=False):
         for maps in attention_maps(features) if backbone_learns else ():
@@ -65,10 +66,9 @@ def attention_loss(
             found.setdefault("diversity", []).append(_DIVERSITY_WEIGHT * diversity_loss(rows))
         for maps in fusion.class_maps(features):
             rows, shares, valid = objects_in(maps)
-            # One map a class: where the shares begin with no object, so do the maps.
-            rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)[:, -shares.shape[1] :]
             for name, loss in _OF_OBJECTS.items():
-                found.setdefault(name, []).append(_of_own_map(loss, rows, shares, valid))
+                own = _of_own_map(loss, rows[:, first:], shares, valid)
+                found.setdefault(name, []).append(own)
         for edges, grid in fusion.edges(features):
             shares, valid = patch_shares(labels, grid, len(classes))
             found.setdefault("affinity", []).append(affinity_loss(edges, shares.to(edges), valid))
@@ -79,9 +79,7 @@ def _of_own_map(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor], maps: Tensor, shares: Tensor, valid: Tensor
 ) -> Tensor:
     # Every class that occurs against its own map: a batch of single heads and single objects.
-    present = (shares.sum(-1) > 0) & (torch.arange(shares.shape[1], device=shares.device) > 0)
-    image, label = present.nonzero(as_tuple=True)
+    image, label = (shares.sum(-1) > 0).nonzero(as_tuple=True)
     if not len(image):
         return maps.sum() * 0
-    objects = torch.stack([torch.zeros_like(shares[image, label]), shares[image, label]], 1)
-    return loss(maps[image, label][:, None], objects, valid[image])
+    return loss(maps[image, label][:, None], shares[image, label][:, None], valid[image])

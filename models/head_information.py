@@ -40,8 +40,7 @@ class HeadInformation:
             raise ValueError(
                 f"--head_information.weight: {type(backbone).__name__} has no attention heads."
             )
-        cls = backbone.pool == "cls" and backbone.num_prefix > 0
-        self.request = AttentionRequest(tuple(blocks), "cls" if cls else "mean")
+        self.request = AttentionRequest(tuple(blocks), backbone.trained_queries)
         if any(backbone.attention_heads[b] < 2 for b in self.request.resolve(backbone.depth)):
             raise ValueError("--head_information.weight: a single head has nothing to differ from.")
 

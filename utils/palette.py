@@ -23,13 +23,18 @@ def voc_palette() -> NDArray[np.uint8]:
     return colours
 
 
+def has_background(classes: Sequence[str]) -> bool:
+    """Returns whether label 0 of a data set is what belongs to no class."""
+    return bool(classes) and classes[0] == "background"
+
+
 def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
     """Returns a colour for every label of a data set, void grey, `(256, 3)`.
 
     VOC's own; without a background, which is black there, the first class has the first colour.
     """
     colours = voc_palette()
-    if classes[0] != "background":
+    if not has_background(classes):
         colours = np.roll(colours, -1, axis=0)
     colours[VOID] = VOID_GREY
     return colours

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,11 @@ class AttentionBackbone(Backbone):
     def depth(self) -> int:
         """Number of blocks with attention."""
         return len(self.attention_heads)
+
+    @property
+    def trained_queries(self) -> Literal["cls", "mean"]:
+        """Whose attention the pooled features teach: that of CLS, or of all patches together."""
+        return "cls" if self.pool == "cls" else "mean"
 
 
 class GlobalAttentionBackbone(AttentionBackbone):

@@ -44,16 +44,16 @@ def matched_heads(maps: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, 
 
     Args:
         maps: attention over patches, `(B, heads, N)`, not negative.
-        shares: `(B, C, N)`, see `patch_shares`; class 0 is not an object.
+        shares: `(B, C, N)` of the objects, without a background; see `patch_shares`.
         valid: `(B, N)` bool.
 
     Returns:
-        -log of the mass inside, `(B, C-1, heads)`; weights of the heads, summing to 1, the lowest
-        dominating (softmin); which objects are there, `(B, C-1)` bool.
+        -log of the mass inside, `(B, C, heads)`; weights of the heads, summing to 1, the lowest
+        dominating (softmin); which objects are there, `(B, C)` bool.
     """
-    inside = _renormalised(maps, valid) @ shares[:, 1:].transpose(1, 2)  # (B, heads, C-1)
+    inside = _renormalised(maps, valid) @ shares.transpose(1, 2)  # (B, heads, C)
     cost = -inside.transpose(1, 2).clamp_min(_TINY).log()
-    return cost, (-cost.detach() / TEMPERATURE).softmax(-1), shares[:, 1:].sum(-1) > 0
+    return cost, (-cost.detach() / TEMPERATURE).softmax(-1), shares.sum(-1) > 0
 
 
 def mass_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
@@ -74,9 +74,8 @@ def shape_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
     count = valid.sum(-1)[:, None, None]
     above = (SHARPNESS * torch.log(_renormalised(maps, valid) * count + 1e-6)).sigmoid()
     above = above * valid[:, None]
-    objects = shares[:, 1:]
-    both = objects @ above.transpose(1, 2)  # (B, C-1, heads)
-    union = objects.sum(-1)[..., None] + above.sum(-1)[:, None] - both
+    both = shares @ above.transpose(1, 2)  # (B, C, heads)
+    union = shares.sum(-1)[..., None] + above.sum(-1)[:, None] - both
     return _mean_over((weights * (1 - both / union.clamp_min(_TINY))).sum(-1), present)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.precision import at_least_float32
 from utils.palette import VOID
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -71,6 +72,6 @@ class SegmentationLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of logits `(B, C, H, W)` and labels `(B, H, W)`, 255 void."""
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            (logits,) = at_least_float32(logits)
             terms = [weight * loss(logits, labels.long()) for loss, weight in self.terms]
         return torch.stack(terms).sum()

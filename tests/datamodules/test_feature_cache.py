@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import datamodules.feature_cache as feature_cache
-from datamodules.feature_cache import CachedImages, weights_digest
+from datamodules.feature_cache import weights_digest
+from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.seeding import seeded
 from datamodules.segmentation import LabelledSample, SegmentationDataModule, collate
@@ -178,7 +179,7 @@ def test_a_damaged_bit_of_padding_is_no_damage(shapes_root, tmp_path, said):
     """Every byte that is read is checked, and nothing else."""
     kept(shapes_root, tmp_path / "cache")
     folder = next((tmp_path / "cache").iterdir())
-    opened = CachedImages(folder, LabelledSample)
+    opened = StoredImages(folder, LabelledSample)
     index = json.loads((folder / "index.json").read_text())
     assert len(index["entries"]) == len(opened)
     assert (folder / "data.bin").stat().st_size % 64 == 0
@@ -191,14 +192,14 @@ def test_a_full_disk_leaves_nothing(shapes_root, tmp_path, said, monkeypatch):
         kept(shapes_root, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
-    added = feature_cache._Writer.add
+    added = StoreWriter.add
 
     def full(self, *given):
         if len(self.entries) > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         added(self, *given)
 
-    monkeypatch.setattr(feature_cache._Writer, "add", full)
+    monkeypatch.setattr(StoreWriter, "add", full)
     with pytest.raises(ValueError, match=r"nothing was kept.*feature_cache off"):
         kept(shapes_root, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
