@@ -9,14 +9,17 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.build import build_agent, build_data, build_figure_callbacks, check_fits
-from agents.compare import compare
+from agents.compare import write_comparison
+from agents.export import check_finished, export
 from agents.predict import predict
-from agents.study import run_study
-from agents.trainer import Agent, Trainer, save_backbone
+from agents.study.runner import print_commands, run_study
+from agents.trainer import Agent, Trainer
 from callbacks.attention_quality import AttentionQuality
+from config.finding import find_run
 from config.hparams import Hparams
-from config.parsing import Command, find_run
+from config.parsing import Command
 from config.resolve import resolve
+from config.study import load_study
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
 from utils.weights import read_checkpoint
@@ -26,19 +29,25 @@ def execute(command: Command) -> int:
     """Carries a command out and returns the exit code."""
     hparams, runs_dir = command.hparams, command.hparams.run.dir
     if command.study:
-        return run_study(command.study, command.seeds, command.print_commands, runs_dir)
+        study = load_study(command.study, command.seeds, command.overrides, runs_dir)
+        return print_commands(study) if command.print_commands else run_study(study)
     if command.compare:
-        print(compare([RunFolder(find_run(run, runs_dir)) for run in command.compare]))
+        folders = [RunFolder(find_run(run, runs_dir)) for run in command.compare]
+        print(write_comparison(folders, runs_dir))
         return 0
     if command.export:
-        return export(RunFolder(find_run(command.export, runs_dir)), hparams)
+        folder = RunFolder(find_run(command.export, runs_dir))
+        check_finished(folder)
+        agent, _ = trained_agent(folder, hparams, folder.last)
+        print("\n".join(export(agent, folder)))
+        return 0
     if command.evaluate:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
         agent, hparams = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
-    return Trainer(hparams).run()
+    return Trainer(hparams, command.experiment).run()
 
 
 def trained_agent(
@@ -94,17 +103,4 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     folder.write_summary(folder.read_summary() | found)
     for name, value in found.items():
         print(f"{name:48s} {value:.4f}")
-    return 0
-
-
-def export(folder: RunFolder, hparams: Hparams) -> int:
-    """Writes the last backbone of a run, finished or not, in its public layout."""
-    agent, _ = trained_agent(folder, hparams, folder.last)
-    state = save_backbone(agent, folder)
-    print(
-        f"{folder.backbone}: {len(state)} tensors.\n"
-        f"Use it here:      --backbone.weights run:{folder.name}\n"
-        "Use it elsewhere: model.load_state_dict(torch.load(FILE, weights_only=True)) "
-        "(timm and torchvision key names)"
-    )
     return 0

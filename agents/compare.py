@@ -1,13 +1,41 @@
-"""Runs side by side: the settings in which they differ, and their results."""
+"""Runs side by side: the settings in which they differ, their results, their curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from config.convert import read_yaml
-from utils.run_folder import RunFolder
+from utils import figures
+from utils.logging import read_metrics
+from utils.run_folder import RunFolder, write_atomically
 from utils.trees import flat
+
+_MOST_PANELS = 9
+_FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")
+
+
+def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
+    """Writes table.md and curves.png below `comparisons/`.
+
+    Returns:
+        The table and where both lie.
+    """
+    table = compare(folders)
+    name = "-vs-".join(folder.name for folder in folders)[:100]
+    place = Path(runs_dir) / "comparisons" / name
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / "table.md", table + "\n")
+    lines = [table, "", f"table   {place / 'table.md'}"]
+    curves = draw_curves({folder.name: folder for folder in folders})
+    if curves is not None:
+        curves.savefig(place / "curves.png")
+        figures.close(curves)
+        lines.append(f"curves  {place / 'curves.png'}")
+    return "\n".join(lines)
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
@@ -33,6 +61,46 @@ def compare(folders: Sequence[RunFolder]) -> str:
     if any(stars):
         lines.append("\n\\* transductive: training saw evaluation images.")
     return "\n".join(lines)
+
+
+def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
+    """Draws scalars that at least one run logged more than once, all runs in one panel each.
+
+    Args:
+        runs: by label.
+
+    Returns:
+        None when there is nothing to draw.
+    """
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for label, folder in runs.items():
+        for step, row in sorted(read_metrics(folder.path / "metrics.csv").items()):
+            for name, value in row.items():
+                if name.count("/") == 1 and not name.startswith("test/"):
+                    curves.setdefault(name, {}).setdefault(label, []).append((step, value))
+    drawn = [name for name, lines in curves.items() if max(map(len, lines.values())) > 1]
+    # First what says most, then what most runs have in common.
+    drawn.sort(key=lambda name: (name not in _FIRST, -len(curves[name]), name))
+    drawn = drawn[:_MOST_PANELS]
+    if not drawn:
+        return None
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure, axes = figures.grid(rows, columns, cell=(3.8, 2.6), title="Learning curves")
+    colours = {label: figures.HEADS[i % len(figures.HEADS)] for i, label in enumerate(runs)}
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, drawn, strict=False):
+        for label, points in curves[name].items():
+            axis.plot(*zip(*points, strict=True), color=colours[label], label=label, linewidth=1.2)
+        axis.set(title=name, xlabel="step")
+    handles = {
+        label: line
+        for axis in axes.flat
+        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    return figure
 
 
 def _keys(dicts: Sequence[Mapping[str, Any]]) -> list[str]:

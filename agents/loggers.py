@@ -23,14 +23,19 @@ def build_loggers(settings: LoggerHparams, folder: RunFolder) -> list[Logger]:
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
-    run = _wandb_run(settings, folder)
+    run = wandb_run(settings, folder)
     if run is not None:
         loggers.append(WandbLogger(experiment=run, log_model=False))
         write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
     return loggers
 
 
-def _wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
+def wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
+    """Opens wandb's run of a folder, online or offline; None where it is disabled.
+
+    Raises:
+        ValueError: it was asked for online and cannot be reached.
+    """
     mode = os.environ.get("WANDB_MODE") or settings.mode
     if mode == "disabled":
         return None

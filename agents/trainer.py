@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +68,12 @@ class Trainer:
 
     Args:
         hparams: checked settings; `run.resume` is `none` or the folder of the run to continue.
+        experiment: what a run without a name is called after.
     """
 
-    def __init__(self, hparams: Hparams) -> None:
+    def __init__(self, hparams: Hparams, experiment: str | None = None) -> None:
         check_accelerator(hparams.trainer.accelerator)
+        self.experiment = experiment
         self.given, self.hparams = hparams, resolve(hparams)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
@@ -101,18 +104,19 @@ class Trainer:
         continued = folder.last if folder else None
         use_feature_cache(agent, data, self.hparams, self.device, continued)
         folder = folder or self._open_folder(agent)
-        self._tune(agent, data)
-        # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
-        agent.save_hyperparameters(active_settings(self.hparams))
-        self._write_settings(folder)
-        return self._fit(agent, data, folder)
+        with folder.held() if self.leads else nullcontext():
+            self._tune(agent, data)
+            # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
+            agent.save_hyperparameters(active_settings(self.hparams))
+            self._write_settings(folder)
+            return self._fit(agent, data, folder)
 
     def _open_folder(self, agent: pl.LightningModule) -> RunFolder:
         run = self.hparams.run
         if not self.resumed and not self.leads:
             return joined(run.dir, run.name)
         if not self.resumed:
-            folder = create(run.dir, run.name)
+            folder = create(run.dir, run.name, self.experiment)
             record_environment(folder, device_name(self.hparams.trainer.accelerator))
             return folder
         folder = RunFolder(Path(run.resume))
@@ -296,9 +300,8 @@ def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
             logger.forget_after(step - 1)  # rows count steps from 0
 
 
-def save_backbone(agent: pl.LightningModule, folder: RunFolder) -> dict[str, torch.Tensor]:
+def save_backbone(agent: pl.LightningModule, folder: RunFolder) -> None:
     """Writes backbone.pth: the backbone's last weights, key names of its public layout."""
     backbone: Any = agent.backbone
     state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
     torch.save(state, folder.backbone)
-    return state

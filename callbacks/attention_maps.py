@@ -95,7 +95,9 @@ class AttentionMaps(Callback):
                 f"{split} images at {size} px, step {trainer.global_step}"
             )
             figure = draw(images, maps, self.mass, title)
-            log_figure(trainer, f"attention_maps/{split}/block-{attention.block + 1:02d}", figure)
+            arrays = {"images": images.numpy(), "maps": maps.numpy(), "mass": np.array(self.mass)}
+            kind = f"attention_maps/{split}/block-{attention.block + 1:02d}"
+            log_figure(trainer, kind, figure, arrays)
 
     def _queries(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
         if self.queries == "cls" and backbone.pool == "mean":

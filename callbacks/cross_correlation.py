@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -87,8 +88,10 @@ class CrossCorrelation(Callback):
                     f"{self.num_samples}; such pictures compare only among themselves."
                 )
             where = f"{split} images, step {trainer.global_step}"
-            figure = draw(cross_correlation(z1, z2).cpu(), len(z1), where)
-            log_figure(trainer, f"cross_correlation/{split}", figure)
+            matrix = cross_correlation(z1, z2).cpu()
+            figure = draw(matrix, len(z1), where)
+            arrays = {"matrix": matrix.half().numpy(), "samples": np.array(len(z1))}
+            log_figure(trainer, f"cross_correlation/{split}", figure, arrays)
         pairs.clear()
 
 

@@ -88,7 +88,8 @@ class EffectiveReceptiveField(Callback):
             f"{side} px ({how}), step {trainer.global_step}"
         )
         log_scalars(trainer, numbers(fields))
-        log_figure(trainer, "effective_receptive_field", draw(fields, title))
+        arrays = {name: field.numpy() for name, field in fields.items()}
+        log_figure(trainer, "effective_receptive_field", draw(fields, title), arrays)
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:

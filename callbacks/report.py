@@ -82,7 +82,7 @@ class Report(Callback):
         figure, file = draw_curves(_thinned(rows)), io.BytesIO()
         figure.savefig(file, format="png")
         close(figure)
-        return f'<img alt="learning curves" src="{_data_uri(Image.open(file), width)}">'
+        return f'<img alt="learning curves" src="{data_uri(Image.open(file), width)}">'
 
     def _pictures(self, width: int) -> Iterator[str]:
         kinds: dict[str, list[Path]] = {}
@@ -98,7 +98,7 @@ class Report(Callback):
         key = (file, file.stat().st_mtime, width)
         if key not in self._encoded:
             with Image.open(file) as image:
-                self._encoded[key] = _data_uri(image, width)
+                self._encoded[key] = data_uri(image, width)
         return self._encoded[key]
 
 
@@ -125,7 +125,8 @@ def _step(file: Path) -> int:
     return int(file.stem.removeprefix(_STEP))
 
 
-def _data_uri(image: Image.Image, width: int) -> str:
+def data_uri(image: Image.Image, width: int) -> str:
+    """Returns an image, at most so wide, as text that a page can hold."""
     image = image.convert("RGB")
     if image.width > width:
         image = image.resize(

@@ -131,7 +131,14 @@ class SegmentationPredictions(Callback):
             names = class_names(pl_module)
             title = f"Segmentation of {what}, step {trainer.global_step}"
             kind = f"segmentation_predictions/{split}"
-            log_figure(trainer, kind, draw(kept, names, title))
+            arrays = {
+                f"{part}-{number}": value.numpy()
+                for number, each in enumerate(kept)
+                for part, value in each._asdict().items()
+            }
+            log_figure(
+                trainer, kind, draw(kept, names, title), {"names": np.array(names), **arrays}
+            )
             log_masks(trainer, f"{kind}/overlay", *_for_overlay(kept), dict(enumerate(names)))
         kept.clear()
 

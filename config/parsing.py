@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
 from config import names
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
+from config.finding import find_run, newest_unfinished, read_experiment
 from config.hparams import Hparams
 from config.types import OneOf, SomeOf
 from config.validation import check
 
-CONFIG_DIR = Path(__file__).parent
 _NULLS = ("null", "None")
 _ACTIONS = ("--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
@@ -26,9 +25,11 @@ class Command:
     """What the user asked for: settings, and at most one action other than training."""
 
     hparams: Hparams
+    experiment: str | None = None
     study: str | None = None
     seeds: int | None = None
     print_commands: bool = False
+    overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
     evaluate: str | None = None
     predict: str | None = None
     images: str | None = None
@@ -91,9 +92,9 @@ def _parser(task: str) -> _Parser:
     add = parser.add_argument
     add("--help", "-h", action="store_true", help="show this page for the chosen --task")
     add("--experiment", metavar="NAME_OR_FILE", help="settings from config/experiments/NAME.yaml")
-    add("--study", metavar="NAME_OR_FILE", help="run every experiment of config/studies/NAME.yaml")
+    add("--study", metavar="NAME_OR_FILE", help="run config/studies/NAME.yaml, make its table")
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
-    add("--print-commands", action="store_true", help="with --study: print, do not run")
+    add("--print-commands", action="store_true", help="with --study: print the runs' commands")
     add("--evaluate", metavar="RUN", help="judge the best checkpoint of a run again")
     add("--predict", metavar="RUN", help="label images with a segmentation run")
     add("--images", metavar="FOLDER", help="with --predict: a folder of images, or one image")
@@ -101,56 +102,6 @@ def _parser(task: str) -> _Parser:
     add("--export", metavar="RUN", help="write the run's backbone in its public layout")
     add("--debug", action="store_true", help="full traceback on errors")
     return parser
-
-
-def find_experiment(name: str, folder: str = "experiments") -> Path:
-    """Returns the YAML file of a name or path.
-
-    Raises:
-        ConfigError: there is none; the message lists those there are.
-    """
-    for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(file.stem for file in (CONFIG_DIR / folder).glob("*.yaml"))
-    raise ConfigError(
-        f"There is no {folder[:-1].replace('ie', 'y')} {name}.{suggestion(name, known)} "
-        f"Known: {', '.join(known) or 'none'}; or give a YAML file."
-    )
-
-
-def find_run(run: str, runs_dir: str) -> Path:
-    """Returns the folder of a run given by name, by `run:NAME` or by path.
-
-    Raises:
-        ConfigError: no such run.
-    """
-    name = run.removeprefix("run:")
-    for candidate in (Path(runs_dir) / name, Path(name)):
-        if (candidate / "hparams.yaml").is_file():
-            return candidate
-    known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
-    raise ConfigError(
-        f"There is no run {name} in {runs_dir}/.{suggestion(name, known)} "
-        f"Known: {', '.join(known[-8:]) or 'none'}."
-    )
-
-
-def newest_unfinished(runs_dir: str) -> Path:
-    """Returns the run folder with the newest last.ckpt that did not finish.
-
-    Raises:
-        ConfigError: every run finished, or there is none.
-    """
-    files = sorted(Path(runs_dir).glob("*/checkpoints/last.ckpt"), key=lambda f: f.stat().st_mtime)
-    for file in reversed(files):
-        summary = file.parents[1] / "summary.json"
-        if not summary.exists() or '"status": "finished"' not in summary.read_text():
-            return file.parents[1]
-    raise ConfigError(
-        f"--run.resume auto: no unfinished run with a checkpoint in {runs_dir}/. "
-        "Use --run.resume none to start a new run."
-    )
 
 
 def parse(argv: Sequence[str]) -> Command | str:
@@ -164,15 +115,16 @@ def parse(argv: Sequence[str]) -> Command | str:
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
     early = _early(argv)
+    if "--study" in given and not {"--help", "-h"} & set(argv):
+        return _study(argv)
     hparams = Hparams()
     resumed = None if early.resume == "none" else early.resume
     again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:
         raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
-    experiment = find_experiment(early.experiment) if early.experiment else None
-    settings = read_yaml(experiment) if experiment else {}
+    settings = read_experiment(early.experiment) if early.experiment else {}
     _adopt_backbone(hparams, early.weights or settings.get("backbone", {}).get("weights"), early)
-    update(hparams, settings, str(experiment))
+    update(hparams, settings, f"experiment {early.experiment}")
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
@@ -192,9 +144,27 @@ def parse(argv: Sequence[str]) -> Command | str:
     hparams = arguments.pop("hparams")
     for path in nulls:
         set_leaf(hparams, path, None)
-    for name in ("help", "experiment", "subgroups"):
+    for name in ("help", "subgroups"):
         arguments.pop(name, None)
     command = Command(hparams=check(hparams), **arguments)
+    _check_actions(command)
+    return command
+
+
+def _study(argv: Sequence[str]) -> Command:
+    # Its runs have settings of their own: what is left is for all of them.
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--study")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--print-commands", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--run.dir", dest="dir", default=Hparams().run.dir)
+    arguments, overrides = parser.parse_known_args(list(argv))
+    if any(word.partition("=")[0] == "--experiment" for word in overrides):
+        raise ConfigError("--study and --experiment cannot be combined.")
+    hparams = Hparams()
+    hparams.run.dir = vars(arguments).pop("dir")
+    command = Command(hparams, overrides=overrides, **vars(arguments))
     _check_actions(command)
     return command
 

@@ -63,11 +63,17 @@ class RunFolderLogger(Logger):
         )
 
     @rank_zero_only
-    def log_figure(self, kind: str, figure: Figure, step: int) -> None:
-        """Saves a figure."""
+    def log_figure(
+        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> None:
+        """Saves a figure, and what it was drawn from in place of the last one's."""
         file = self.folder.figures / kind / f"step-{step:07d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file)
+        if arrays:
+            content = io.BytesIO()
+            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+            write_atomically(file.with_name("newest.npz"), content.getvalue())
 
     @rank_zero_only
     def save(self) -> None:
@@ -104,17 +110,23 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
 
 
 @rank_zero_only
-def log_figure(trainer: Trainer, kind: str, figure: Figure) -> None:
+def log_figure(
+    trainer: Trainer,
+    kind: str,
+    figure: Figure,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """Sends a figure to every active logger and closes it.
 
     Args:
         trainer: whose loggers and step are used.
         kind: e.g. `attention_maps/val`; the folder and the key of the picture.
         figure: closed afterwards.
+        arrays: what it is drawn from, for figures of several runs; only the newest are kept.
     """
     for logger in trainer.loggers:
         if isinstance(logger, RunFolderLogger):
-            logger.log_figure(kind, figure, trainer.global_step)
+            logger.log_figure(kind, figure, trainer.global_step, arrays)
         elif isinstance(logger, WandbLogger):
             logger.log_image(kind, [_to_array(figure)])
         elif isinstance(logger, TensorBoardLogger):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 _ADJECTIVES = (
     "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
@@ -65,6 +71,11 @@ class RunFolder:
         return self.checkpoints / "backbone.pth"
 
     @property
+    def exported(self) -> Path:
+        """The same for other programs, written by `--export`."""
+        return self.checkpoints / "backbone.safetensors"
+
+    @property
     def hparams(self) -> Path:
         """The settings, complete and resolved."""
         return self.path / "hparams.yaml"
@@ -83,6 +94,49 @@ class RunFolder:
         """Replaces summary.json."""
         write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.read_summary().get("status") == "finished"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from training the run; a process that dies holds nothing.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=1)  # longer than others take to look whether it is held
+        except Timeout as error:
+            raise ValueError(
+                f"{self.path} is being trained by another process. Wait for it, or stop it first."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a process holds it."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def newest_arrays(self, kind: str) -> dict[str, NDArray[Any]] | None:
+        """Returns what the last picture of a kind was drawn from; None before there is one."""
+        file = self.figures / kind / "newest.npz"
+        if not file.exists():
+            return None
+        with np.load(file) as arrays:
+            return dict(arrays)
+
     def read_environment(self) -> dict[str, Any]:
         """Returns environment.json, empty before there is one."""
         file = self.path / "environment.json"
@@ -98,21 +152,19 @@ def named_run(weights: str, runs_dir: str) -> RunFolder | None:
     return RunFolder(inside if inside.is_dir() else Path(name))
 
 
-def create(runs_dir: str, name: str | None) -> RunFolder:
+def create(runs_dir: str, name: str | None, experiment: str | None = None) -> RunFolder:
     """Makes the folder of a new run.
 
     Args:
         runs_dir: folder of all runs.
-        name: None: generated from words and the time.
+        name: None: that of the experiment, with a number from the second run on.
+        experiment: None: words and the time.
 
     Raises:
         ValueError: a run of this name exists; it is never overwritten.
         OSError: the folder cannot be written.
     """
-    # Not the seeded generator: two runs with one seed need two names.
-    words = random.SystemRandom()
-    generated = f"{words.choice(_ADJECTIVES.split())}-{words.choice(_NOUNS.split())}"
-    path = Path(runs_dir) / (name or f"{generated}-{datetime.now():%m%d-%H%M%S}")
+    path = Path(runs_dir) / (name or _free_name(Path(runs_dir), experiment))
     try:
         path.mkdir(parents=True)
         (path / "checkpoints").mkdir()
@@ -130,6 +182,17 @@ def create(runs_dir: str, name: str | None) -> RunFolder:
     return RunFolder(path)
 
 
+def _free_name(runs: Path, experiment: str | None) -> str:
+    if experiment is not None:
+        stem = Path(experiment).stem
+        numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+        return next(name for name in numbered if not (runs / name).exists())
+    # Not the seeded generator: two runs with one seed need two names.
+    words = random.SystemRandom()
+    generated = f"{words.choice(_ADJECTIVES.split())}-{words.choice(_NOUNS.split())}"
+    return f"{generated}-{datetime.now():%m%d-%H%M%S}"
+
+
 def joined(runs_dir: str, name: str | None) -> RunFolder:
     """Returns the folder that the leading process made for a run of several processes.
 
@@ -145,11 +208,11 @@ def joined(runs_dir: str, name: str | None) -> RunFolder:
     return RunFolder(Path(os.environ[_TOLD]))
 
 
-def write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes so that a reader sees the old content or the new, and a full disk keeps the old."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -54,10 +54,12 @@ class Backbone(nn.Module, ABC):
         min_coverage: a backbone that gets less than this share of its parameters from a file was
             not loaded from it.
         replaced: keys of its public layout for which it has something else on purpose.
+        plain: the Python expression by which others build `net`; None where nobody else has it.
     """
 
     min_coverage: float = 0.9
     replaced: frozenset[str] = frozenset()
+    plain: str | None = None
 
     net: nn.Module
     mean: Tensor

@@ -117,12 +117,18 @@ def resnet50_sources() -> dict[str, Callable[[], StateDict]]:
     }
 
 
+def _plain(name: str, stem: str) -> str | None:
+    # timm's network has torchvision's key names and, unlike it, does without a classifier.
+    return f'timm.create_model("{name}", num_classes=0)' if stem == "imagenet" else None
+
+
 def resnet18(
     *, image_size: int, stem: str = "imagenet", output_stride: int = 32, layers: str = "last"
 ) -> ResNet:
     """ResNet-18: 512 features, 11.2 M parameters."""
     models = torchvision.models
     backbone = ResNet(*make_net(models.resnet18, False, stem, output_stride), layers)
+    backbone.plain = _plain("resnet18", stem)
     backbone.sources["pretrained"] = partial(_supervised, models.ResNet18_Weights.DEFAULT)
     return backbone
 
@@ -133,5 +139,6 @@ def resnet50(
     """ResNet-50: 2048 features, 23.5 M parameters."""
     net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)
     backbone = ResNet(net, strides, layers)
+    backbone.plain = _plain("resnet50", stem)
     backbone.sources.update(resnet50_sources())
     return backbone

@@ -175,9 +175,10 @@ def build(
     window_size: int = 7,
 ) -> Swin:
     """Builds a Swin of any size; windows shrink to the grid where that is smaller."""
+    # The grid that windows are made for; images of other sizes keep these windows.
+    side = -(-image_size // 32) * 32
     net = SwinTransformer(
-        # The grid that windows are made for; images of other sizes keep these windows.
-        img_size=-(-image_size // 32) * 32,
+        img_size=side,
         embed_dim=embed_dim,
         depths=depths,
         num_heads=num_heads,
@@ -187,6 +188,11 @@ def build(
         strict_img_size=False,
     )
     backbone = Swin(net, layers)
+    backbone.plain = (
+        f'timm.create_model("{name}_patch4_window7_224", num_classes=0, img_size={side}, '
+        f"embed_dim={embed_dim}, depths={depths}, num_heads={num_heads}, "
+        f"window_size={window_size}, strict_img_size=False)"
+    )
 
     def pretrained() -> StateDict:
         full = f"{name}_patch4_window7_224"

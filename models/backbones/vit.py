@@ -119,9 +119,10 @@ def _build(
             f"backbone.embed_dim {embed_dim} is not a multiple of num_heads {num_heads}: set "
             "--backbone.num_heads to a divisor."
         )
+    # The grid that position embeddings are made for; images of other sizes interpolate them.
+    side = -(-image_size // patch_size) * patch_size
     net = VisionTransformer(
-        # The grid that position embeddings are made for; images of other sizes interpolate them.
-        img_size=-(-image_size // patch_size) * patch_size,
+        img_size=side,
         patch_size=patch_size,
         embed_dim=embed_dim,
         depth=depth,
@@ -133,6 +134,11 @@ def _build(
         dynamic_img_size=True,
     )
     backbone = ViT(net, pool, layers)
+    backbone.plain = (
+        f'timm.create_model("{name}_patch16_224", num_classes=0, img_size={side}, '
+        f"patch_size={patch_size}, embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}, "
+        f"mlp_ratio={mlp_ratio}, dynamic_img_size=True)"
+    )
 
     def pretrained() -> StateDict:
         return timm.create_model(f"{name}_patch16_224", pretrained=True, num_classes=0).state_dict()

@@ -121,4 +121,10 @@ def vit_pytorch(
         dropout=dropout,
         emb_dropout=dropout,
     )
-    return ViTPyTorch(net, grid, pool, layers)
+    backbone = ViTPyTorch(net, grid, pool, layers)
+    backbone.plain = (
+        f"vit_pytorch.ViT(image_size={grid * patch_size}, patch_size={patch_size}, num_classes=0, "
+        f"dim={embed_dim}, depth={depth}, heads={num_heads}, dim_head={embed_dim // num_heads}, "
+        f"mlp_dim={round(embed_dim * mlp_ratio)})"
+    )
+    return backbone

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from agents.dino import DINO
 from agents.dino_twins import pairs
@@ -114,9 +115,8 @@ def test_teacher_follows_once_per_step_and_is_what_is_kept(train):
 def test_the_student_is_kept_when_asked_for_and_export_agrees(train):
     _, folder = train("run", task="dino", dino__export="student", trainer__max_epochs=1)
     kept = torch.load(folder / "checkpoints" / "backbone.pth", weights_only=True)
-    (folder / "checkpoints" / "backbone.pth").unlink()
     assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 0
-    assert_same(torch.load(folder / "checkpoints" / "backbone.pth", weights_only=True), kept)
+    assert_same(load_file(folder / "checkpoints" / "backbone.safetensors"), kept)
     state = weights(folder)
     assert torch.equal(kept["cls_token"], state["student.backbone.net.cls_token"])
 

@@ -3,11 +3,12 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import load_file
 
 from callbacks.interruption import Interruption
 from main import main
@@ -266,9 +267,8 @@ def test_evaluate_export_and_compare(train, capsys):
         min(row["val/loss"] for row in read_metrics(first / "metrics.csv").values()
             if "val/loss" in row), rel=1e-4,
     )  # fmt: skip
-    (first / "checkpoints" / "backbone.pth").unlink()
     assert main(["--export", "first", *where]) == 0
-    exported = torch.load(first / "checkpoints" / "backbone.pth", weights_only=True)
+    exported = load_file(first / "checkpoints" / "backbone.safetensors")
     inner = {k.removeprefix("backbone.net."): v for k, v in weights(first).items()
              if k.startswith("backbone.")}  # fmt: skip
     assert_same(exported, inner)
@@ -279,37 +279,9 @@ def test_evaluate_export_and_compare(train, capsys):
     assert "| optim.lr |" in table
     assert "data.batch_size" not in table
     assert "**val/loss**" in table
-
-
-def test_a_study_is_one_command(train, tmp_path, shapes_root, capsys, monkeypatch):
-    from config.convert import nested
-    from tests.conftest import TINY
-
-    settings = {
-        key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"
-    } | {"data.root": str(shapes_root), "trainer.max_epochs": 1}
-    for name, lr in (("slow", 1e-4), ("fast", 1e-2)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(nested(settings | {"optim.lr": lr})))
-    study = tmp_path / "rates.yaml"
-    study.write_text(
-        yaml.safe_dump({"title": "Rates", "experiments": [str(tmp_path / "slow.yaml"),
-                                                         str(tmp_path / "fast.yaml")]})
-    )  # fmt: skip
-    words = ["--study", str(study), "--seeds", "2", "--run.dir", str(tmp_path / "runs")]
-    assert main([*words, "--print-commands"]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 4
-    assert "--run.name rates-slow-s1" in lines[1]
-
-    def in_process(command):
-        return SimpleNamespace(returncode=main(command[2:]))
-
-    monkeypatch.setattr("agents.study.subprocess", SimpleNamespace(run=in_process))
-    assert main(words) == 0
-    table = capsys.readouterr().out
-    assert "Rates, 2 seeds" in table
-    assert "±" in table
-    assert main(words) == 0  # nothing left to run
+    place = first.parent / "comparisons" / "first-vs-second"
+    assert (place / "table.md").read_text().strip() in table
+    assert Image.open(place / "curves.png").width > 500
 
 
 def test_a_run_without_validation(train, image_folder):

@@ -4,8 +4,9 @@ import pytest
 
 from config import names
 from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
+from config.finding import CONFIG_DIR, read_experiment
 from config.hparams import Hparams
-from config.parsing import CONFIG_DIR, Command, parse
+from config.parsing import Command, parse
 from config.resolve import resolve
 from config.validation import active_settings, check
 
@@ -96,7 +97,7 @@ def test_yaml_is_checked_as_strictly(settings, message):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_round_trips_and_resolves(file, tmp_path):
-    settings = check(update(Hparams(), read_yaml(file), str(file)))
+    settings = check(update(Hparams(), read_experiment(str(file)), str(file)))
     write_yaml(to_dict(settings), tmp_path / "full.yaml")
     assert update(Hparams(), read_yaml(tmp_path / "full.yaml"), "full") == settings
     resolved = resolve(settings)

@@ -1,0 +1,1 @@
+"""Studies: runs one after the other, then their table, figures and page."""

@@ -1,0 +1,175 @@
+"""The live table of a study: what every run is doing, and how long the rest will take."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from config.study import Run, Study
+from utils.run_folder import RunFolder
+
+_STYLES = {"finished": "green", "failed": "red", "running": "bold cyan", "elsewhere": "cyan"}
+_MOST_ROWS = 40
+
+
+class Board:
+    """Shows a study while it runs; a context manager.
+
+    On a terminal a table that changes, elsewhere a line for every event and the table at the end.
+    """
+
+    def __init__(self, study: Study, console: Console | None = None) -> None:
+        self.study = study
+        self.states = dict.fromkeys((run.name for run in study.runs), "waiting")
+        self.running: tuple[Run, float] | None = None
+        for run in study.runs:
+            if self._folder(run.name).finished:
+                self.states[run.name] = "finished"
+        self.live = Live(console=console or Console(), auto_refresh=False)
+
+    def __enter__(self) -> Board:
+        """Starts showing."""
+        self.live.__enter__()
+        self.show()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves the last state standing."""
+        self.show()
+        self.live.__exit__(kind, value, trace)
+
+    def tell(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def started(self, run: Run, word: str) -> None:
+        """Notes that a run works now."""
+        self.states[run.name], self.running = "running", (run, time.monotonic())
+        done = sum(state in ("finished", "failed") for state in self.states.values())
+        self.tell(f"{run.name}: {word} ({done + 1} of {len(self.states)})")
+
+    def ended(self, run: Run, state: str) -> None:
+        """Notes that a run works no more."""
+        self.states[run.name], self.running = state, None
+        if state == "finished":
+            found = _results(self.study.metrics, self._folder(run.name))
+            self.tell(f"{run.name}: finished{', ' if found else ''}{', '.join(found)}")
+        self.show()
+
+    def show(self, elsewhere: Sequence[str] = ()) -> None:
+        """Draws the table anew.
+
+        Args:
+            elsewhere: runs that another process trains.
+        """
+        for name, state in self.states.items():
+            if name in elsewhere:
+                self.states[name] = "elsewhere"
+            elif state not in ("failed", "running"):
+                self.states[name] = "finished" if self._folder(name).finished else "waiting"
+        if self.live.console.is_terminal or not self.live.is_started or self._over():
+            self.live.update(self._table(), refresh=self.live.console.is_terminal)
+
+    def _over(self) -> bool:
+        return all(state in ("finished", "failed") for state in self.states.values())
+
+    def _table(self) -> Group:
+        table = RichTable("run", "state", "done", "time", *self.study.metrics.values())
+        table.title = self.study.title
+        progress = self._progress()
+        rows = [name for name in self.states if self.states[name] != "finished"]
+        hidden = max(0, len(self.states) - _MOST_ROWS)
+        finished = [name for name in self.states if self.states[name] == "finished"]
+        shown = {*finished[hidden:], *rows}
+        for name, state in self.states.items():
+            if name not in shown:
+                continue
+            summary = self._folder(name).read_summary() if state == "finished" else {}
+            seconds = summary.get("wall_seconds")
+            if state == "running" and self.running:
+                seconds = time.monotonic() - self.running[1]
+            done = f"{progress:.0%}" if state == "running" and progress is not None else ""
+            values = [_shown(summary.get(key)) for key in self.study.metrics]
+            table.add_row(
+                name, Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
+            )
+        lines = [f"{hidden} finished runs are not shown."] if hidden and finished else []
+        left = self.seconds_left(progress)
+        lines += [f"About {_clock(left)} left." if left else "Time left: known after a run."]
+        return Group(table, *([] if self._over() else map(Text, lines)))
+
+    def _progress(self) -> float | None:
+        if self.running is None:
+            return None
+        run = self.running[0]
+        return share_done(self._folder(run.name).path / "metrics.csv", run.settings)
+
+    def seconds_left(self, progress: float | None) -> float | None:
+        """Estimates the time from what finished runs took; None while nothing is known.
+
+        A run takes as long as others of its row, or as the mean of all.
+        """
+        known: dict[str, list[float]] = {}
+        for run in self.study.runs:
+            seconds = self._folder(run.name).read_summary().get("wall_seconds")
+            if seconds and self.states[run.name] == "finished":
+                known.setdefault(run.row, []).append(float(seconds))
+        left = 0.0
+        if self.running and progress:
+            run, began = self.running
+            spent = time.monotonic() - began
+            known.setdefault(run.row, []).append(spent / progress)
+            left += spent / progress - spent
+        if not known:
+            return None
+        mean = statistics.mean(statistics.mean(values) for values in known.values())
+        for run in self.study.runs:
+            unknown = self.running and run.name == self.running[0].name and not progress
+            if self.states[run.name] in ("waiting", "elsewhere") or unknown:
+                left += statistics.mean(known[run.row]) if run.row in known else mean
+        return left
+
+    def _folder(self, name: str) -> RunFolder:
+        return RunFolder(self.study.folder / name)
+
+
+def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
+    """Returns how much of a run's training its metrics.csv has seen; None before its first line."""
+    if not metrics.exists():
+        return None
+    with metrics.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
+    if not rows:
+        return None
+    if steps := settings.get("trainer.max_steps"):
+        return min(1.0, (int(rows[-1]["step"]) + 1) / int(steps))
+    return min(1.0, float(rows[-1]["epoch"]) / int(settings["trainer.max_epochs"]))
+
+
+def _results(metrics: Mapping[str, str], folder: RunFolder) -> list[str]:
+    summary = folder.read_summary()
+    return [f"{title} {summary[key]:.4g}" for key, title in metrics.items() if key in summary]
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _clock(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))

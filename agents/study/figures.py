@@ -1,0 +1,152 @@
+"""Figures of several runs side by side, drawn from what their pictures were drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure as Picture
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from callbacks.attention_maps import overlay
+from callbacks.effective_receptive_field import radius
+from config.study import Study
+from config.study_rows import Figure
+from models.attention import mass_mask
+from utils import figures
+from utils.palette import VOID, VOID_GREY, hex_colour, palette
+from utils.run_folder import RunFolder
+
+Arrays = dict[str, NDArray[Any]]
+_MOST_IMAGES = 6
+
+
+def study_figure(study: Study, figure: Figure) -> Picture | None:
+    """Draws a figure of a study, a column a row of the table; None while there is nothing for it.
+
+    Of every row the run with the first seed that has such a picture is shown, as it was drawn last.
+    """
+    find, draw = _PICTURES[figure.picture]
+    found: list[tuple[str, Arrays]] = []
+    for row in (each for name in figure.rows for each in study.rows if each.name == name):
+        for run in study.of(row):
+            arrays = find(RunFolder(study.folder / run.name))
+            if arrays is not None:
+                found.append((row.label, arrays))
+                break
+    return draw(found, figure.title) if found else None
+
+
+def _newest(*kinds: str) -> Callable[[RunFolder], Arrays | None]:
+    def find(folder: RunFolder) -> Arrays | None:
+        for kind in kinds:
+            # The last block where there are several.
+            for place in sorted(folder.figures.glob(kind), reverse=True):
+                arrays = folder.newest_arrays(place.relative_to(folder.figures).as_posix())
+                if arrays is not None:
+                    return arrays
+        return None
+
+    return find
+
+
+def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
+    figure, axes = figures.grid(1, len(found), cell=(3.6, 3.9), title=title)
+    for axis, (label, arrays) in zip(axes[0], found, strict=True):
+        matrix = arrays["matrix"].astype(np.float32)
+        off = matrix[~np.eye(len(matrix), dtype=bool)]
+        image = figures.show_image(axis, matrix, cmap=figures.CORRELATION, vmin=-1, vmax=1)
+        axis.set_title(label)
+        axis.set_xlabel(
+            f"D = {len(matrix)}, N = {int(arrays['samples'])}\n"
+            f"diagonal {matrix.diagonal().mean():.2f}, off-diagonal RMS "
+            f"{np.sqrt((off**2).mean()):.2f}",
+            fontsize=7,
+        )
+    figure.colorbar(image, ax=axes, shrink=0.7, label="correlation")  # type: ignore[arg-type]
+    return figure
+
+
+def _attention(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
+    count = min(_MOST_IMAGES, *(len(arrays["images"]) for _, arrays in found))
+    figure, axes = figures.grid(count, len(found) + 1, cell=(1.9, 1.9), title=title)
+    for row in range(count):
+        figures.show_image(axes[row, 0], found[0][1]["images"][row].transpose(1, 2, 0))
+        for axis, (_, arrays) in zip(axes[row, 1:], found, strict=True):
+            image = arrays["images"][row].transpose(1, 2, 0)
+            maps = torch.from_numpy(arrays["maps"][row].astype(np.float32))
+            masks = mass_mask(maps, float(arrays["mass"]))[None].float()
+            masks = torch.nn.functional.interpolate(masks, size=image.shape[:2])[0].bool()
+            figures.show_image(axis, overlay(image, masks.numpy()))
+    axes[0, 0].set_title("image")
+    for axis, (label, arrays) in zip(axes[0, 1:], found, strict=True):
+        height, width = arrays["maps"].shape[-2:]
+        axis.set_title(f"{label}\n{height} x {width} patches", fontsize=8)
+    mass = float(found[0][1]["mass"])
+    figure.supxlabel(f"{mass:.0%} of the attention of every head, a colour each", fontsize=8)
+    return figure
+
+
+def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
+    names = tuple(map(str, found[0][1]["names"]))
+    colours, present = palette(names), set[int]()
+    count = sum(key.startswith("image-") for key in found[0][1])
+    count = min(_MOST_IMAGES, count)
+    figure, axes = figures.grid(count, len(found) + 2, cell=(1.9, 1.55), title=title)
+    for row in range(count):
+        first = found[0][1]
+        truth = first[f"labels-{row}"]
+        figures.show_image(axes[row, 0], first[f"image-{row}"].transpose(1, 2, 0), aspect="auto")
+        axes[row, 0].set_box_aspect(truth.shape[0] / truth.shape[1])
+        figures.show_image(axes[row, 1], colours[truth])
+        present |= set(np.unique(truth).tolist()) - {VOID}
+        for axis, (_, arrays) in zip(axes[row, 2:], found, strict=True):
+            guess, valid = arrays[f"prediction-{row}"], arrays[f"labels-{row}"] != VOID
+            right = (guess == arrays[f"labels-{row}"])[valid].mean() if valid.any() else 0.0
+            figures.show_image(axis, colours[guess])
+            axis.set_xlabel(f"{right:.0%} right", fontsize=7)
+            present |= set(np.unique(guess).tolist())
+    for axis, label in zip(axes[0], ("image", "truth", *(f[0] for f in found)), strict=True):
+        axis.set_title(label, fontsize=8)
+    handles = [Patch(color=hex_colour(colours[k]), label=names[k]) for k in sorted(present)]
+    handles.append(Patch(color=hex_colour(VOID_GREY), label="void: not judged"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+    return figure
+
+
+def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
+    figure, axes = figures.grid(1, len(found), cell=(2.7, 3.0), title=title)
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    for axis, (label, arrays) in zip(axes[0], found, strict=True):
+        layer, field = list(arrays.items())[-1]
+        figures.show_image(axis, field / max(field.max(), 1e-30), cmap="magma", norm=norm)
+        axis.set_title(label)
+        side = field.shape[0]
+        spread = radius(torch.from_numpy(field))
+        axis.set_xlabel(f"{layer}, {side} px\nradius {spread:.0f} px", fontsize=7)
+    figure.colorbar(
+        ScalarMappable(norm, "magma"), ax=axes, shrink=0.75, label="|gradient| / maximum"
+    )
+    return figure
+
+
+_PICTURES: dict[
+    str,
+    tuple[
+        Callable[[RunFolder], Arrays | None],
+        Callable[[Sequence[tuple[str, Arrays]], str], Picture],
+    ],
+] = {
+    "matrices": (_newest("cross_correlation/train"), _matrices),
+    "attention": (_newest("attention_maps/val/*", "attention_maps/train/*"), _attention),
+    "predictions": (
+        _newest("segmentation_predictions/test", "segmentation_predictions/val"),
+        _predictions,
+    ),
+    "receptive_fields": (_newest("effective_receptive_field"), _receptive_fields),
+}

@@ -1,0 +1,127 @@
+"""What a study leaves behind: tables, figures, one page, and a wandb run beside its runs'."""
+
+from __future__ import annotations
+
+import html
+import os
+import string
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from agents.compare import draw_curves
+from agents.loggers import wandb_run
+from agents.study.figures import study_figure
+from agents.study.table import StudyTable, study_table
+from callbacks.report import data_uri
+from config.convert import nested, update
+from config.hparams import Hparams
+from config.study import Study
+from utils.figures import close
+from utils.run_folder import RunFolder, write_atomically
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_WIDTH = 1800
+
+
+def write_table(study: Study) -> StudyTable:
+    """Writes table.md, table.csv, table.tex and runs.csv from what there is now."""
+    table = study_table(study)
+    contents = {
+        "table.md": table.markdown(),
+        "table.csv": table.csv(),
+        "table.tex": table.latex(),
+        "runs.csv": table.runs_csv(),
+    }
+    for name, content in contents.items():
+        write_atomically(study.folder / name, content)
+    return table
+
+
+def write_output(study: Study) -> list[str]:
+    """Writes everything.
+
+    Returns:
+        What to print: the table and where the rest lies.
+    """
+    table = write_table(study)
+    pictures = _draw(study)
+    report = study.folder / "report.html"
+    write_atomically(report, _page(study, table, pictures))
+    _log_to_wandb(study, table, pictures)
+    return ["", table.markdown(), f"report       {report}", f"tables       {study.folder}/table.*"]
+
+
+def _draw(study: Study) -> dict[str, Path]:
+    """Draws the figures; returns files by title."""
+    drawn: dict[str, Path] = {}
+    folder = study.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    for number, figure in enumerate(study.figures, start=1):
+        picture = study_figure(study, figure)
+        if picture is not None:
+            drawn[figure.title] = folder / f"{number:02d}-{figure.picture}.png"
+            picture.savefig(drawn[figure.title])
+            close(picture)
+    shown = [row for row in study.rows if row.shown]
+    firsts = {row.label: RunFolder(study.folder / study.of(row)[0].name) for row in shown}
+    curves = draw_curves({k: folder for k, folder in firsts.items() if folder.finished})
+    if curves is not None:
+        drawn["Learning curves, first seed of every row"] = folder / "curves.png"
+        curves.savefig(folder / "curves.png")
+        close(curves)
+    return drawn
+
+
+def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
+    figures = "\n".join(
+        f'<figure><h3>{html.escape(title)}</h3><img alt="{html.escape(title)}" '
+        f'src="{data_uri(Image.open(file), _WIDTH)}"></figure>'
+        for title, file in pictures.items()
+    )
+    return string.Template(_TEMPLATE.read_text()).substitute(
+        title=html.escape(study.title),
+        heading="".join(f"<p>{html.escape(words)}</p>" for words in table.heading()),
+        table=table.html(),
+        figures=figures,
+        runs=_runs(study),
+    )
+
+
+def _runs(study: Study) -> str:
+    rows = ["<tr><th>run</th><th>state</th><th>minutes</th><th>memory</th><th>device</th></tr>"]
+    for run in study.runs:
+        folder = RunFolder(study.folder / run.name)
+        summary = folder.read_summary()
+        name = html.escape(run.name)
+        if (folder.path / "report.html").exists():
+            name = f'<a href="{name}/report.html">{name}</a>'
+        minutes = summary.get("wall_seconds")
+        memory = summary.get("peak_memory_mb")
+        cells = (
+            name,
+            html.escape(str(summary.get("status", "not run"))),
+            "" if minutes is None else f"{minutes / 60:.1f}",
+            "" if memory is None else f"{memory} MB",
+            html.escape(str(folder.read_environment().get("device", ""))),
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _log_to_wandb(study: Study, table: StudyTable, pictures: dict[str, Path]) -> None:
+    chosen = {p: v for p, v in study.runs[0].settings.items() if p.startswith("logger.")}
+    settings = update(Hparams(), nested(chosen), study.name).logger
+    os.environ["WANDB_RUN_GROUP"] = study.name
+    run = wandb_run(settings, RunFolder(study.folder))
+    if run is None:
+        return
+    import wandb
+
+    head, *lines = table.cells()
+    logged: dict[str, Any] = {"table": wandb.Table(columns=["row", *head[1:]], data=lines)}
+    logged |= {title: wandb.Image(str(file)) for title, file in pictures.items()}
+    run.log(logged)
+    run.summary["about"] = "\n".join(table.heading())
+    run.finish()

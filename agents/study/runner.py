@@ -1,0 +1,235 @@
+"""Runs what is missing of a study, in an order in which each run finds what it needs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from agents.study.board import Board
+from agents.study.output import write_output, write_table
+from agents.study.table import last_reason
+from config.convert import ConfigError, read_yaml, write_yaml
+from config.study import Run, Study
+from utils.console import console, quiet_libraries
+from utils.run_folder import RunFolder
+
+_MAIN = Path(__file__).parents[2] / "main.py"
+_LOOK_SECONDS = 1.0  # between looks at a run
+_WAIT_SECONDS = 5.0  # between looks at what another process does
+
+
+def print_commands(study: Study) -> int:
+    """Prints the command of every run that has not finished, one a line.
+
+    What a run needs stands behind `#`: such lines wait for others.
+    """
+    for run in study.runs:
+        if not _folder(study, run).finished:
+            needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
+            print(shlex.join(_command(study, run)) + needs)
+    return 0
+
+
+def run_study(study: Study) -> int:
+    """Runs what is missing of a study and writes its table, figures and page.
+
+    Returns:
+        0; 1 when a run failed; 130 when interrupted.
+
+    Raises:
+        ConfigError: the study's folder holds runs of other settings.
+    """
+    quiet_libraries()
+    check_settings(study)
+    runner = _Runner(study)
+    code = runner.run()
+    for line in write_output(study):
+        print(line)
+    return code
+
+
+def check_settings(study: Study) -> None:
+    """Notes what the runs compute, and checks what was noted when they were started.
+
+    Raises:
+        ConfigError: a run was started with other settings.
+    """
+    file = study.folder / "settings.yaml"
+    noted = read_yaml(file) if file.exists() else {}
+    for run in study.runs:
+        before = noted.get(run.name)
+        now = run.identity
+        if before is None or not _folder(study, run).path.exists():
+            continue
+        for path in [*before, *(path for path in now if path not in before)]:
+            if before.get(path) != now.get(path):
+                raise ConfigError(
+                    f"{study.folder} holds a study of other settings: {run.name} was started with "
+                    f"{path} {before.get(path)}, now it is {now.get(path)}. Give another "
+                    "--run.dir, or move that folder away."
+                )
+    study.folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(noted | {run.name: run.identity for run in study.runs}, file)
+
+
+def _folder(study: Study, run: Run) -> RunFolder:
+    return RunFolder(study.folder / run.name)
+
+
+def _command(study: Study, run: Run) -> list[str]:
+    folder = _folder(study, run)
+    if not folder.last.exists():
+        return [sys.executable, str(_MAIN), *run.words]
+    resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
+    return [sys.executable, str(_MAIN), *resume, *run.machine_words]
+
+
+class _Runner:
+    """Goes through the runs until none can be started any more."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.board = Board(study)
+        self.failed: dict[str, str] = {}  # reasons, by run
+        self.process: Any = None
+        self.began = time.time()
+
+    def run(self) -> int:
+        waiting = [run for run in self.study.runs if not self._finished(run)]
+        code = 0
+        with self.board, _terminated_as_interrupted():
+            try:
+                while waiting:
+                    started = [run for run in waiting if self._try(run)]
+                    waiting = [run for run in waiting if run not in started]
+                    if waiting and not started:
+                        self.board.show(elsewhere=self._elsewhere(waiting))
+                        time.sleep(_WAIT_SECONDS)
+            except KeyboardInterrupt:
+                self._stop()
+                console.info("Interrupted; the same command goes on from here.")
+                code = 130
+        for name, reason in self.failed.items():
+            console.warning("FAILED: %s: %s", name, reason)
+        return code or int(bool(self.failed))
+
+    def _try(self, run: Run) -> bool:
+        """Runs it if it can be; returns whether it needs no further attention."""
+        lost = [name for name in run.needs if name in self.failed]
+        if lost:
+            self._fail(run, f"not started, needs {lost[0]}")
+            return True
+        if any(not RunFolder(self.study.folder / name).finished for name in run.needs):
+            return False
+        with self._claimed(run) as mine:
+            if self._finished(run):
+                self.board.tell(f"{run.name}: finished elsewhere")
+                return True
+            if not mine or _folder(self.study, run).busy:
+                return False
+            if reason := self._failed_meanwhile(run):
+                self._fail(run, f"elsewhere: {reason}")
+                return True
+            self._execute(run)
+        return True
+
+    @contextmanager
+    def _claimed(self, run: Run) -> Iterator[bool]:
+        # So that of two processes at one study each run is started by one.
+        lock = FileLock(self.study.folder / "claims" / f"{run.name}.lock", timeout=0)
+        Path(lock.lock_file).parent.mkdir(exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _execute(self, run: Run) -> None:
+        folder = _folder(self.study, run)
+        if folder.path.exists() and not folder.last.exists():
+            self._set_aside(folder)
+        log = self.study.folder / "logs" / f"{run.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        command = _command(self.study, run)
+        self.board.started(run, "resumed" if "--run.resume" in command else "started")
+        with log.open("a") as stream:
+            print(f"$ {shlex.join(command)}", file=stream, flush=True)
+            self.process = start(command, stream, self.study.name)
+            while self.process.poll() is None:
+                self.board.show()
+                time.sleep(_LOOK_SECONDS)
+        code, self.process = self.process.poll(), None
+        if code == 130:
+            raise KeyboardInterrupt
+        if code == 0 and self._finished(run):
+            self.board.ended(run, "finished")
+            write_table(self.study)
+        else:
+            self._fail(run, last_reason(folder, log))
+
+    def _set_aside(self, folder: RunFolder) -> None:
+        # It was killed before its first checkpoint: there is nothing to go on from.
+        aside = self.study.folder / "abandoned" / f"{folder.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(folder.path, aside)
+        self.board.tell(f"{folder.name}: had no checkpoint yet, starts anew (old one: {aside})")
+
+    def _fail(self, run: Run, reason: str) -> None:
+        self.failed[run.name] = reason
+        self.board.ended(run, "failed")
+        self.board.tell(f"{run.name}: FAILED: {reason}")
+
+    def _finished(self, run: Run) -> bool:
+        return _folder(self.study, run).finished
+
+    def _failed_meanwhile(self, run: Run) -> str | None:
+        # What failed before this command began is tried again, once.
+        file = _folder(self.study, run).path / "summary.json"
+        if not file.exists() or file.stat().st_mtime < self.began:
+            return None
+        summary = _folder(self.study, run).read_summary()
+        return str(summary.get("reason")) if summary.get("status") == "failed" else None
+
+    def _elsewhere(self, waiting: list[Run]) -> list[str]:
+        return [run.name for run in waiting if _folder(self.study, run).busy]
+
+    def _stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+
+def start(command: list[str], stream: Any, group: str) -> Any:
+    """Starts a run as a process whose runs wandb shows as one group."""
+    environment = os.environ | {"WANDB_RUN_GROUP": group}
+    # A group of its own: Ctrl-C is for the study, which passes it on once.
+    return subprocess.Popen(
+        command, stdout=stream, stderr=subprocess.STDOUT, env=environment, process_group=0
+    )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    def handle(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,233 @@
+"""The table of a study: mean and spread over seeds, beside what was published."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.study import Run, Study
+from config.study_rows import Row
+from config.words import joined
+from utils.run_folder import RunFolder
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--"}
+# Facts of a run that say how its numbers came about, in the order of the heading.
+_FACTS = ("protocol", "inference")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row's results.
+
+    Attributes:
+        row: whose.
+        runs: finished runs' summaries.
+        transductive: whether training saw evaluation images.
+    """
+
+    row: Row
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def transductive(self) -> bool:
+        """Whether training saw evaluation images."""
+        return any(run.get("transductive") for run in self.runs)
+
+    def values(self, metric: str) -> list[float]:
+        """Returns a metric of every run that has it."""
+        return [float(run[metric]) for run in self.runs if metric in run]
+
+    def mean(self, metric: str) -> float | None:
+        """Returns the mean over seeds."""
+        values = self.values(metric)
+        return statistics.mean(values) if values else None
+
+    def spread(self, metric: str) -> float | None:
+        """Returns the standard deviation over seeds (n - 1); None of fewer than two."""
+        values = self.values(metric)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def difference(self, metric: str) -> float | None:
+        """Returns mean - published."""
+        mean, published = self.mean(metric), self.row.published.get(metric)
+        return None if mean is None or published is None else mean - published
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A study's results, to be written in several languages.
+
+    Attributes:
+        study: whose.
+        lines: of the rows that are shown.
+        missing: sentences on runs that did not finish.
+    """
+
+    study: Study
+    lines: Sequence[Line]
+    missing: Sequence[str]
+
+    def heading(self) -> list[str]:
+        """Returns what must be known before reading: protocol, seeds, settings, warnings."""
+        study = self.study
+        words = [study.about] if study.about else []
+        if study.protocol:
+            words.append(f"Protocol: {study.protocol}")
+        facts = {
+            ", ".join(str(run[fact]) for fact in _FACTS if fact in run)
+            for line in self.lines
+            for run in line.runs
+        } - {""}
+        if facts:
+            words.append(f"Judged by: {'; '.join(sorted(facts))}.")
+        if len(facts) > 1:
+            words.append("NOT ONE PROTOCOL: rows judged differently do not compare.")
+        words.append(f"Mean ± standard deviation over {study.seeds} seed(s).")
+        if study.overrides:
+            words.append(f"Settings for all: {' '.join(joined(study.overrides))}")
+        if any(line.transductive for line in self.lines):
+            words.append("* transductive: training saw evaluation images.")
+        return [*words, *self.missing]
+
+    def cells(self) -> list[list[str]]:
+        """Returns the head of the table and its lines as text."""
+        published = [
+            key for key in self.study.metrics if any(key in r.row.published for r in self.lines)
+        ]
+        head = ["", "runs"]
+        for key, title in self.study.metrics.items():
+            head += [title, *(["published", "difference"] if key in published else [])]
+        noted = any(line.row.note for line in self.lines)
+        cells = [[*head, *(["note"] if noted else [])]]
+        for line in self.lines:
+            text = [
+                line.row.label + "*" * line.transductive,
+                f"{len(line.runs)}/{self.study.seeds}",
+            ]
+            for key in self.study.metrics:
+                text.append(_with_spread(line.mean(key), line.spread(key)))
+                if key in published:
+                    print_value = line.row.published.get(key)
+                    text += [_number(print_value), _number(line.difference(key), signed=True)]
+            cells.append([*text, *([line.row.note] if noted else [])])
+        return cells
+
+    def markdown(self) -> str:
+        """Returns the table for a README."""
+        head, *lines = self.cells()
+        rows = [head, ["---"] * len(head), *lines]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        return "\n\n".join([f"# {self.study.title}", *self.heading(), table]) + "\n"
+
+    def latex(self) -> str:
+        """Returns a booktabs table for a paper."""
+        head, *lines = [[_escaped(cell) for cell in row] for row in self.cells()]
+        body = "\n".join(" & ".join(row) + r" \\" for row in lines)
+        comments = [f"% {line}" for words in self.heading() for line in words.splitlines()]
+        lines_of_tex = [
+            *comments,
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_escaped(self.study.title)}}}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines_of_tex) + "\n"
+
+    def html(self) -> str:
+        """Returns the table for a page."""
+        head, *lines = [[html.escape(cell) for cell in row] for row in self.cells()]
+        rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+        rows += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines]
+        return f"<table>{''.join(rows)}</table>"
+
+    def csv(self) -> str:
+        """Returns numbers with all their digits."""
+        head = ["row", "label", "runs", "transductive"]
+        for key in self.study.metrics:
+            head += [f"{key} {what}" for what in ("mean", "std", "published", "difference")]
+        rows: list[list[Any]] = [head]
+        for line in self.lines:
+            row: list[Any] = [line.row.name, line.row.label, len(line.runs), line.transductive]
+            for key in self.study.metrics:
+                row += [line.mean(key), line.spread(key)]
+                row += [line.row.published.get(key), line.difference(key)]
+            rows.append(row)
+        return _csv(rows)
+
+    def runs_csv(self) -> str:
+        """Returns the numbers of every run, those of rows that are not shown included."""
+        summaries = [_folder(self.study, run).read_summary() for run in self.study.runs]
+        numbers = sorted({k for s in summaries for k, v in s.items() if isinstance(v, int | float)})
+        rows: list[list[Any]] = [["run", "row", "seed", "status", *numbers]]
+        for run, summary in zip(self.study.runs, summaries, strict=True):
+            status = summary.get("status", "missing")
+            rows.append([run.name, run.row, run.seed, status, *map(summary.get, numbers)])
+        return _csv(rows)
+
+
+def study_table(study: Study) -> StudyTable:
+    """Collects what a study's runs came to so far."""
+    lines, missing = [], []
+    for row in study.rows:
+        runs = [(run, _folder(study, run)) for run in study.of(row)]
+        summaries = [folder.read_summary() for _, folder in runs if folder.finished]
+        if row.shown:
+            lines.append(Line(row, summaries))
+        for run, folder in runs:
+            if not folder.finished:
+                log = study.folder / "logs" / f"{run.name}.log"
+                missing.append(f"NOT FINISHED: {run.name} ({last_reason(folder, log)}).")
+    return StudyTable(study, lines, missing)
+
+
+def last_reason(folder: RunFolder, log: Path) -> str:
+    """Says why a run did not finish, from its summary or the end of its log."""
+    summary = folder.read_summary()
+    if summary.get("reason"):
+        return f"{summary.get('status')}: {summary['reason']}"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in lines if "rror" in line]
+    if errors:
+        return errors[-1].strip()
+    return f"{summary['status']}" if "status" in summary else "see its log" if lines else "not run"
+
+
+def _folder(study: Study, run: Run) -> RunFolder:
+    return RunFolder(study.folder / run.name)
+
+
+def _number(value: float | None, signed: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:+.3f}" if signed else f"{value:.4g}"
+
+
+def _with_spread(mean: float | None, spread: float | None) -> str:
+    if mean is None:
+        return "–"
+    digits = 3 if abs(mean) < 10 else 1
+    tail = "" if spread is None else f" ± {spread:.{digits}f}"
+    return f"{mean:.{digits}f}{tail}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

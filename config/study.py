@@ -1,0 +1,258 @@
+"""Study files become runs, in an order in which each finds what it needs. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import names
+from config.convert import ConfigError, read_yaml
+from config.finding import find_experiment
+from config.hparams import Hparams
+from config.parsing import Command, parse
+from config.study_rows import (
+    Figure,
+    Row,
+    check_keys,
+    experiment_settings,
+    in_order,
+    name_of,
+    needed,
+    read_figure,
+    read_row,
+    with_needed,
+)
+from config.validation import active_settings, no_effect
+from config.words import as_words, check_paths, expanded, joined, options
+from utils.trees import flat
+
+_STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
+# Where and how a run is computed; everything else is what it computes.
+_OF_THE_MACHINE = (
+    "run.",
+    "logger.",
+    "callbacks.",
+    "data.root",
+    "data.download",
+    "data.num_workers",
+    "data.feature_cache",
+    "probe.data.root",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
+_SET_BY_THE_STUDY = {"run.name", "run.seed", "run.resume"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder in the study's.
+        row: whose it is.
+        seed: of it.
+        needs: names of runs that have to be finished before.
+        words: its command line after `main.py`.
+        machine_words: those of them that say where and how it is computed.
+        settings: dotted, all that it reads.
+    """
+
+    name: str
+    row: str
+    seed: int
+    needs: tuple[str, ...]
+    words: tuple[str, ...]
+    machine_words: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it computes, wherever that happens."""
+        return {
+            path: value
+            for path, value in self.settings.items()
+            if not path.startswith(_OF_THE_MACHINE)
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table and its figures.
+
+    Attributes:
+        name: of the file.
+        title, about, protocol: for its head.
+        seeds: how many.
+        metrics: column by key of summary.json; the first one counts.
+        rows: in the order of the table, then those only needed by others.
+        figures: to draw.
+        runs: in the order to run them.
+        folder: where all of it goes.
+        overrides: settings given for all rows on the command line, dotted.
+    """
+
+    name: str
+    title: str
+    about: str
+    protocol: str
+    seeds: int
+    metrics: Mapping[str, str]
+    rows: tuple[Row, ...]
+    figures: tuple[Figure, ...]
+    runs: tuple[Run, ...]
+    folder: Path
+    overrides: Mapping[str, Sequence[str]]
+
+    def of(self, row: Row) -> list[Run]:
+        """Returns the runs of a row."""
+        return [run for run in self.runs if run.row == row.name]
+
+
+def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir: str) -> Study:
+    """Reads a study and checks the settings of every run.
+
+    Args:
+        name: of a file in config/studies, or a path.
+        seeds: instead of those of the file.
+        overrides: options for all runs, as on a command line; each counts where it has an effect.
+        runs_dir: the study's folder is made in it.
+
+    Raises:
+        ConfigError: no such study, row, experiment or setting; rows that need each other.
+    """
+    file = find_experiment(name, "studies")
+    content = expanded(read_yaml(file), file)
+    check_keys(content, _STUDY_KEYS, str(file))
+    given = options(overrides)
+    for path in {*given, *flat(content.get("settings") or {})} & _SET_BY_THE_STUDY:
+        raise ConfigError(f"--{path}: a study names and seeds its runs itself.")
+    rows = [read_row(entry, content, file) for entry in content.get("rows") or []]
+    if not rows:
+        raise ConfigError(f"{file} needs `rows:`, a list with an experiment or a name each.")
+    doubled = [row.name for row in rows if [r.name for r in rows].count(row.name) > 1]
+    if doubled:
+        raise ConfigError(f"{file}: two rows are called {doubled[0]}; give one another `name:`.")
+    rows = in_order(with_needed(rows, file), file)
+    folder = Path(runs_dir) / file.stem
+    count = seeds or int(content.get("seeds", 1))
+    plans = _Plans(file, folder, _common(content, file), given, {row.name for row in rows})
+    by_row = [plans.runs(row, count) for row in rows]
+    runs = tuple(run for of_seed in zip(*by_row, strict=True) for run in of_seed)
+    plans.check_all_used()
+    runs = _used(runs, {row.name for row in rows if row.shown})
+    order = [name_of(entry) for entry in content["rows"]]
+    shown = sorted((row for row in rows if row.shown), key=lambda row: order.index(row.name))
+    return Study(
+        name=file.stem,
+        title=str(content.get("title", file.stem)),
+        about=str(content.get("about", "")).strip(),
+        protocol=str(content.get("protocol", "")).strip(),
+        seeds=count,
+        metrics={str(key): str(title) for key, title in (content.get("metrics") or {}).items()},
+        rows=(*shown, *(row for row in rows if not row.shown)),
+        figures=tuple(read_figure(entry, rows, file) for entry in content.get("figures") or []),
+        runs=runs,
+        folder=folder,
+        overrides=given,
+    )
+
+
+def _used(runs: Sequence[Run], shown: set[str]) -> tuple[Run, ...]:
+    # Another --backbone.weights may have made the runs of some rows unnecessary.
+    kept: set[str] = set()
+    for run in reversed(runs):
+        if run.row in shown or any(run.name in other.needs for other in runs if other.name in kept):
+            kept.add(run.name)
+    return tuple(run for run in runs if run.name in kept)
+
+
+class _Plans:
+    """Makes the runs of rows, and notes which of the settings for all rows had an effect."""
+
+    def __init__(
+        self,
+        file: Path,
+        folder: Path,
+        common: Mapping[str, Any],
+        overrides: Mapping[str, Sequence[str]],
+        rows: set[str],
+    ) -> None:
+        self.file = file
+        self.folder = folder
+        self.common = {path: as_words(value) for path, value in common.items()}
+        self.overrides = {path: list(words) for path, words in overrides.items()}
+        self.rows = rows
+        self.used: set[str] = set()
+
+    def runs(self, row: Row, seeds: int) -> list[Run]:
+        own = {path: as_words(value) for path, value in row.settings.items()}
+        needs = {
+            path: name
+            for path, name in needed(row)
+            if path not in self.overrides and name in self.rows
+        }
+        own |= {path: [f"run:{name}"] for path, name in needs.items()}
+        options = self._effective(row, own)
+        start = ["--experiment", row.experiment] if row.experiment else []
+        settings = flat(active_settings(self._parsed(row, [*start, *joined(options)])))
+        if str(settings.get("backbone.weights")).startswith("run:"):
+            # Filled in from the other run once it is there.
+            given = {*experiment_settings(row), *options}
+            settings = {p: v for p, v in settings.items() if p not in _ADOPTED or p in given}
+        machine = {path: w for path, w in options.items() if path.startswith(_OF_THE_MACHINE)}
+        runs = []
+        for seed in range(seeds):
+            of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}
+            place = {"run.dir": [str(self.folder)], "run.name": [f"{row.name}-s{seed}"]}
+            place["run.seed"] = [str(seed)]
+            words = joined({**place, **options, **{p: [name] for p, name in of_seed.items()}})
+            runs.append(
+                Run(
+                    name=f"{row.name}-s{seed}",
+                    row=row.name,
+                    seed=seed,
+                    needs=tuple(f"{name}-s{seed}" for name in needs.values()),
+                    words=(*start, *words),
+                    machine_words=tuple(joined(machine)),
+                    settings=settings | of_seed,
+                )
+            )
+        return runs
+
+    def _effective(self, row: Row, own: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """Returns the row's options and those for all rows that have an effect on it."""
+        start = ["--experiment", row.experiment] if row.experiment else []
+        every = {**self.common, **own, **self.overrides}
+        options = dict(own)
+        for _ in range(2):  # a setting may need another of them to have an effect
+            hparams = self._parsed(row, [*start, *joined(options)])
+            options = {p: w for p, w in every.items() if p in own or not no_effect(hparams, p)}
+        self.used |= set(options)
+        return options
+
+    def _parsed(self, row: Row, words: Sequence[str]) -> Hparams:
+        try:
+            command = parse(words)
+        except ConfigError as error:
+            raise ConfigError(f"{self.file}, row {row.name}: {error}") from error
+        if not isinstance(command, Command):
+            raise ConfigError(f"{self.file}, row {row.name}: not a run.")
+        return command.hparams
+
+    def check_all_used(self) -> None:
+        for path in {**self.common, **self.overrides}:
+            if path not in self.used:
+                raise ConfigError(f"--{path} has no effect on any run of the study.")
+
+
+_ADOPTED = {f"backbone.{leaf}" for leaf in names.ARCHITECTURE}
+
+
+def _common(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    settings = flat(content.get("settings") or {})
+    check_paths(settings, f"{file}: ")
+    return settings

@@ -1,0 +1,181 @@
+"""The lines and figures of a study's file. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from config.convert import ConfigError, suggestion
+from config.finding import find_experiment, known_experiments, read_experiment
+from utils.trees import flat
+
+FIGURES = ("matrices", "attention", "predictions", "receptive_fields")
+_ROW_KEYS = ("name", "label", "experiment", "settings", "published", "note", "shown")
+_FIGURE_KEYS = ("picture", "title", "rows")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the same settings with several seeds.
+
+    Attributes:
+        name: of its runs, which append `-s` and the seed.
+        label: in tables and figures.
+        experiment: whose settings it starts from; None: `config/hparams.py` alone.
+        settings: dotted, over those of the experiment.
+        published: number in print by metric.
+        note: what to know when comparing with it.
+        shown: False where it is only needed by others.
+    """
+
+    name: str
+    label: str
+    experiment: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a study: pictures of the first seed of some rows, side by side.
+
+    Attributes:
+        picture: one of `FIGURES`.
+        title: of the figure.
+        rows: names of rows.
+    """
+
+    picture: str
+    title: str
+    rows: tuple[str, ...]
+
+
+def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
+    """Reads one entry of `rows`: an experiment's name, or a mapping.
+
+    Raises:
+        ConfigError: no such key or experiment.
+    """
+    if isinstance(entry, str):
+        entry = {"experiment": entry}
+    check_keys(entry, _ROW_KEYS, f"{file}, a row")
+    name = name_of(entry)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"{file}: row {name!r} needs a name of letters, digits, - and _.")
+    experiment = entry.get("experiment")
+    if experiment is not None:
+        find_experiment(str(experiment))
+    published = entry.get("published", {})
+    if not isinstance(published, Mapping):
+        metrics = list(content.get("metrics") or {})
+        if not metrics:
+            raise ConfigError(f"{file}, row {name}: `published:` needs `metrics:` of the study.")
+        published = {metrics[0]: published}
+    return Row(
+        name=name,
+        label=str(entry.get("label", name)),
+        experiment=None if experiment is None else str(experiment),
+        settings=flat(entry.get("settings") or {}),
+        published={str(key): float(value) for key, value in published.items()},
+        note=str(entry.get("note", "")),
+        shown=bool(entry.get("shown", True)),
+    )
+
+
+def name_of(entry: Any) -> str:
+    """Returns the name of an entry of `rows`: its own, or its experiment's."""
+    if isinstance(entry, str):
+        return Path(entry).stem
+    name = entry.get("name") or Path(str(entry.get("experiment", ""))).stem
+    if not name:
+        raise ConfigError("A row of a study needs `experiment:` or `name:`.")
+    return str(name)
+
+
+def experiment_settings(row: Row) -> dict[str, Any]:
+    """Returns the settings of a row's experiment, dotted."""
+    return flat(read_experiment(row.experiment)) if row.experiment else {}
+
+
+def needed(row: Row) -> Iterator[tuple[str, str]]:
+    """Yields settings that are `run:NAME`, and the names."""
+    for path, value in {**experiment_settings(row), **row.settings}.items():
+        if str(value).startswith("run:"):
+            yield path, str(value).removeprefix("run:")
+
+
+def with_needed(rows: list[Row], file: Path) -> list[Row]:
+    """Adds rows for the experiments whose runs others start from."""
+    every = {row.name: row for row in rows}
+    waiting = list(rows)
+    while waiting:
+        row = waiting.pop()
+        for path, name in needed(row):
+            if name in every or Path(name).is_dir():
+                continue
+            known = [*every, *known_experiments()]
+            if name not in known:
+                raise ConfigError(
+                    f"{file}, row {row.name}: {path} run:{name}: the study has no row of this "
+                    f"name, and there is no such experiment.{suggestion(name, known)}"
+                )
+            every[name] = Row(name, name, experiment=name, shown=False)
+            waiting.append(every[name])
+    return list(every.values())
+
+
+def in_order(rows: list[Row], file: Path) -> list[Row]:
+    """Sorts rows so that each comes after those it needs.
+
+    Raises:
+        ConfigError: some need each other.
+    """
+    by_name = {row.name: row for row in rows}
+    graph = {row.name: [name for _, name in needed(row) if name in by_name] for row in rows}
+    try:
+        return [by_name[name] for name in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise ConfigError(f"{file}: {circle}: rows that need each other can never run.") from error
+
+
+def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
+    """Reads one entry of `figures`.
+
+    Raises:
+        ConfigError: no such picture or row.
+    """
+    check_keys(entry, _FIGURE_KEYS, f"{file}, a figure")
+    known = [row.name for row in rows]
+    chosen = tuple(map(str, entry.get("rows") or known))
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(
+                f"{file}: a figure shows row {name}, which is not there.{suggestion(name, known)}"
+            )
+    picture = str(entry.get("picture"))
+    if picture not in FIGURES:
+        raise ConfigError(f"{file}: picture {picture}: expected one of {', '.join(FIGURES)}.")
+    return Figure(picture, str(entry.get("title", picture)), chosen)
+
+
+def check_keys(entry: Any, known: Sequence[str], where: str) -> None:
+    """Checks the keys of a mapping.
+
+    Raises:
+        ConfigError: it is none, or has others; begins with `where`.
+    """
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: expected `name: value` lines, got {entry!r}.")
+    for key in entry:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: there is no {key!r}.{suggestion(str(key), list(known))} "
+                f"Known: {', '.join(known)}."
+            )

@@ -1,0 +1,77 @@
+"""Settings as words of a command line, and the other way round. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config.convert import ConfigError, leaves, suggestion
+from config.hparams import Hparams
+
+
+def options(words: Sequence[str]) -> dict[str, list[str]]:
+    """Groups a command line by option.
+
+    Raises:
+        ConfigError: something that is no setting.
+    """
+    found: dict[str, list[str]] = {}
+    path = ""
+    for word in words:
+        if word.startswith("--"):
+            path, _, value = word[2:].partition("=")
+            found[path] = [value] if value else []
+        elif not path:
+            raise ConfigError(f"Unknown word {word}. --help lists all options.")
+        else:
+            found[path].append(word)
+    check_paths(found, "--")
+    return found
+
+
+def check_paths(paths: Mapping[str, Any], before: str) -> None:
+    """Checks that dotted paths are settings.
+
+    Raises:
+        ConfigError: one is not; the message begins with `before`.
+    """
+    known = [leaf.path for leaf in leaves(Hparams())]
+    for path in paths:
+        if path not in known:
+            raise ConfigError(f"{before}{path}: no such setting.{suggestion(path, known)}")
+
+
+def expanded(value: Any, file: Path) -> Any:
+    """Replaces `${NAME}` in a YAML file's values by the environment's variables.
+
+    Raises:
+        ConfigError: there is no such variable.
+    """
+    if isinstance(value, Mapping):
+        return {key: expanded(each, file) for key, each in value.items()}
+    if isinstance(value, list):
+        return [expanded(each, file) for each in value]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\$\{(\w+)\}", value):
+        if name not in os.environ:
+            raise ConfigError(f"{file} needs the environment variable {name}: {name}=… python …")
+        value = value.replace("${" + name + "}", os.environ[name])
+    return value
+
+
+def as_words(value: Any) -> list[str]:
+    """Returns the words after an option that give it this value."""
+    if isinstance(value, list):
+        return [word for each in value for word in as_words(each)]
+    if value is None or isinstance(value, bool):
+        return [{None: "null", True: "true", False: "false"}[value]]
+    return [str(value)]
+
+
+def joined(settings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns options and their words as a command line."""
+    return [word for path, words in settings.items() for word in (f"--{path}", *words)]

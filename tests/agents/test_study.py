@@ -1,0 +1,326 @@
+"""Studies on tiny runs: order, failures, tables, figures, and who may go on with what."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from agents.study import runner
+from agents.study.board import Board, share_done
+from agents.study.table import study_table
+from config.study import load_study
+from main import main
+from tests.conftest import NO_SEGMENTATION_FIGURES, PRETRAINING_ONLY, TINY, summary
+from utils.run_folder import RunFolder
+
+SETTINGS = {key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"}
+SEGMENT = {
+    "task": "segmentation",
+    "backbone.freeze": True,
+    "trainer.max_epochs": 1,
+    **dict.fromkeys(NO_SEGMENTATION_FIGURES, False),
+}
+
+
+@pytest.fixture
+def study_file(tmp_path, shapes_root):
+    """Writes mine.yaml; its runs lie in runs/mine."""
+
+    def write(rows: list, **content: object) -> Path:
+        shared = {k: v for k, v in SETTINGS.items() if k not in PRETRAINING_ONLY}
+        for row in rows:
+            row["settings"] = {**shared, "data.root": str(shapes_root), **row.get("settings", {})}
+        file = tmp_path / "mine.yaml"
+        content = {"metrics": {"test/miou": "mIoU", "val/loss": "loss"}, "rows": rows} | content
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs of a study in this process; returns their command lines."""
+    started: list[list[str]] = []
+
+    def start(command, stream, group):
+        started.append(command[2:])
+        code = main(command[2:])
+        return SimpleNamespace(poll=lambda: code)
+
+    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(runner, "_WAIT_SECONDS", 0.05)
+    return started
+
+
+BT = {"barlow_twins.projector_dim": 16, "trainer.max_epochs": 1}
+TWO_STAGES = [
+    {"name": "measured", "settings": {**SEGMENT, "backbone.weights": "run:pretrained"}},
+    {"name": "pretrained", "settings": BT, "shown": False},
+]
+
+
+def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
+    file = study_file(
+        [
+            {
+                "name": "random",
+                "label": "random & 100 %",
+                "settings": {**SEGMENT, "callbacks.segmentation_predictions.enabled": True},
+                "published": 0.25,
+            },
+            {
+                "name": "measured",
+                "settings": {
+                    **SEGMENT,
+                    "backbone.weights": "run:pretrained",
+                    "callbacks.segmentation_predictions.enabled": True,
+                    "callbacks.attention_maps.enabled": True,
+                    "callbacks.effective_receptive_field.enabled": True,
+                },
+                "note": "a note",
+            },
+            {
+                "name": "pretrained",
+                "settings": {**BT, "callbacks.cross_correlation.enabled": True},
+                "shown": False,
+            },
+        ],
+        title="Mine",
+        protocol="some protocol",
+        figures=[
+            {"picture": "predictions", "title": "Predictions"},
+            {"picture": "matrices", "title": "Matrices"},
+            {"picture": "attention", "title": "Attention"},
+            {"picture": "receptive_fields", "title": "Fields"},
+        ],
+    )
+    words = ["--study", str(file), "--seeds", "2", "--run.dir", str(tmp_path / "runs")]
+    assert main([*words, "--print-commands"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 6
+    assert sum("  # after pretrained-s" in line for line in lines) == 2
+    assert not (tmp_path / "runs").exists()
+
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    folder = tmp_path / "runs" / "mine"
+    table = (folder / "table.md").read_text()
+    assert table in printed
+    assert "Protocol: some protocol" in table
+    assert "Judged by: voc12_standard" in table
+    assert "| random & 100 % | 2/2 |" in table
+    values = [summary(folder / f"random-s{seed}")["test/miou"] for seed in (0, 1)]
+    mean, spread = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
+    assert f"{mean:.3f} ± {spread:.3f} | 0.25 | {mean - 0.25:+.3f}" in table
+    with (folder / "table.csv").open() as lines:
+        rows = {row["row"]: row for row in csv.DictReader(lines)}
+    assert set(rows) == {"random", "measured"}
+    assert float(rows["random"]["test/miou mean"]) == pytest.approx(mean, rel=1e-12)
+    assert float(rows["random"]["test/miou difference"]) == pytest.approx(mean - 0.25)
+    with (folder / "runs.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 6
+    assert r"random \& 100 \%" in (folder / "table.tex").read_text()
+    pictures = sorted(file.name for file in (folder / "figures").iterdir())
+    names = ["01-predictions", "02-matrices", "03-attention", "04-receptive_fields"]
+    assert [f"{name}.png" for name in names] == [p for p in pictures if p[0] == "0"]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/webp") == len(pictures)
+    assert "a note" in page
+    # Dependents started from the run of their own seed.
+    for seed in (0, 1):
+        saved = yaml.safe_load((folder / f"measured-s{seed}" / "hparams.yaml").read_text())
+        assert saved["backbone"]["weights"] == f"run:pretrained-s{seed}"
+        assert saved["run"]["seed"] == seed
+
+    done = len(in_process)
+    assert done == 6
+    assert main(words) == 0  # nothing is left to run
+    assert len(in_process) == done
+    assert main([*words[:2], "--seeds", "3", *words[4:]]) == 0  # one more seed
+    assert len(in_process) == done + 3
+
+
+def test_it_goes_on_past_a_failure(study_file, tmp_path, in_process, capsys):
+    rows = [*TWO_STAGES, {"name": "other", "settings": SEGMENT}]
+    rows[1] = {**rows[1], "settings": {**BT, "data.batch_size": 512}}  # more than there are
+    file = study_file(rows)
+    words = ["--study", str(file), "--run.dir", str(tmp_path / "runs")]
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert "pretrained-s0: FAILED" in captured.out
+    assert "NOT FINISHED: measured-s0 (not run)" in captured.out
+    assert "FAILED: measured-s0: not started, needs pretrained-s0" in captured.err
+    assert summary(tmp_path / "runs" / "mine" / "other-s0")["status"] == "finished"
+    assert len(in_process) == 2
+
+
+def test_another_study_in_its_folder_is_refused(study_file, tmp_path, in_process, capsys):
+    file = study_file([{"name": "a", "settings": BT}])
+    words = ["--study", str(file), "--run.dir", str(tmp_path / "runs")]
+    assert main(words) == 0
+    assert main([*words, "--optim.lr", "0.5"]) == 2
+    assert "a-s0 was started with optim.lr auto, now it is 0.5" in capsys.readouterr().err
+    # Where it is computed may change.
+    assert main([*words, "--data.num_workers", "1"]) == 0
+    assert len(in_process) == 1
+
+
+def test_interrupted_runs_are_resumed_and_abandoned_ones_start_anew(
+    study_file, tmp_path, in_process, train, capsys
+):
+    file = study_file(
+        [{"name": "a", "settings": BT | {"trainer.max_epochs": 3}}, {"name": "b", "settings": BT}]
+    )
+    words = ["--study", str(file), "--run.dir", str(tmp_path / "runs")]
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    runner.check_settings(study)
+    # a was killed after its first epoch, b before its first checkpoint.
+    assert main([*study.runs[0].words, "--trainer.max_epochs", "1"]) == 0
+    folder = study.folder / "a-s0"
+    (folder / "summary.json").unlink()
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    saved["trainer"]["max_epochs"] = 3
+    (folder / "hparams.yaml").write_text(yaml.safe_dump(saved))
+    (study.folder / "b-s0").mkdir()
+    (study.folder / "b-s0" / "something").touch()
+    assert main(words) == 0
+    assert "--run.resume" in in_process[0]
+    assert summary(folder)["epochs"] == 3
+    assert "had no checkpoint yet" in capsys.readouterr().out
+    (aside,) = (study.folder / "abandoned").iterdir()
+    assert (aside / "something").exists()
+    assert summary(study.folder / "b-s0")["status"] == "finished"
+
+
+def test_a_run_that_another_process_trains_is_waited_for(study_file, tmp_path, in_process):
+    file = study_file([{"name": "a", "settings": BT}])
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    runner.check_settings(study)
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    looks = []
+
+    def waited(board, elsewhere=()):
+        looks.append(list(elsewhere))
+        if len(looks) == 3:  # the other process ends
+            folder.write_summary({"status": "finished", "val/loss": 1.0})
+
+    board_show, Board.show = Board.show, waited
+    try:
+        with FileLock(folder.path / ".lock"):
+            assert runner.run_study(study) == 0
+    finally:
+        Board.show = board_show
+    assert in_process == []
+    assert ["a-s0"] in looks
+
+
+def test_a_run_is_trained_by_one_process(train, tmp_path, capsys):
+    _, folder = train("run", trainer__max_epochs=1)
+    assert not RunFolder(folder).busy
+    with RunFolder(folder).held():
+        assert RunFolder(folder).busy
+        code, _ = train("run", run__resume="run", run__name=..., trainer__max_epochs=2)
+    assert code == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+    assert train("run", run__resume="run", run__name=..., trainer__max_epochs=2)[0] == 0
+
+
+def test_rows_judged_differently_are_said_to(study_file, tmp_path):
+    file = study_file([{"name": name, "settings": SEGMENT} for name in ("a", "b")])
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    for name, protocol in (("a", "voc12_standard"), ("b", "voc12_seed224")):
+        folder = RunFolder(study.folder / f"{name}-s0")
+        folder.path.mkdir(parents=True)
+        result = {"status": "finished", "test/miou": 0.5, "protocol": protocol}
+        folder.write_summary(result | {"transductive": name == "b"})
+    table = study_table(study).markdown()
+    assert "NOT ONE PROTOCOL" in table
+    assert "| b* | 1/1 | 0.500 |" in table
+    assert "* transductive" in table
+
+
+def test_time_left(study_file, tmp_path):
+    file = study_file([{"name": name, "settings": BT} for name in ("a", "b")])
+    study = load_study(str(file), 2, [], str(tmp_path / "runs"))
+    board = Board(study)
+    assert board.seconds_left(None) is None
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    folder.write_summary({"status": "finished", "wall_seconds": 60.0})
+    assert Board(study).seconds_left(None) == pytest.approx(180)
+    metrics = tmp_path / "metrics.csv"
+    assert share_done(metrics, {}) is None
+    metrics.write_text("step,epoch,train/loss\n0,0.0,1\n11,3.0,1\n")
+    assert share_done(metrics, {"trainer.max_steps": 48}) == pytest.approx(0.25)
+    settings = {"trainer.max_steps": None, "trainer.max_epochs": 4}
+    assert share_done(metrics, settings) == pytest.approx(0.75)
+
+
+# What differs between two runs of the same thing.
+TIMES = ("wall_seconds", "images_per_second", "data_wait_share", "peak_memory_mb")
+
+
+def results(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs.csv").open() as lines:
+        return [
+            {key: value for key, value in row.items() if key not in TIMES}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def command(file: Path, runs: Path) -> list[str]:
+    return [sys.executable, "main.py", "--study", str(file), "--run.dir", str(runs)]
+
+
+@pytest.mark.slow
+def test_kill_9_during_a_study_ends_in_the_same_table(study_file, tmp_path):
+    rows = [{**row, "settings": dict(row["settings"])} for row in TWO_STAGES]
+    rows[1]["settings"]["trainer.max_epochs"] = 40
+    file = study_file(rows)
+    subprocess.run(command(file, tmp_path / "whole"), check=True)
+    process = subprocess.Popen(command(file, tmp_path / "killed"))
+    folder = tmp_path / "killed" / "mine"
+    deadline = time.monotonic() + 120
+    while not (folder / "pretrained-s0" / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for number in (process.pid, *map(int, children)):
+        os.kill(number, signal.SIGKILL)
+    process.wait()
+    assert not RunFolder(folder / "pretrained-s0").finished
+    subprocess.run(command(file, tmp_path / "killed"), check=True)
+    log = (folder / "logs" / "pretrained-s0.log").read_text()
+    assert log.count("--run.resume pretrained-s0") == 1
+    assert results(folder) == results(tmp_path / "whole" / "mine")
+    assert (folder / "table.md").read_text() == (tmp_path / "whole/mine/table.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(study_file, tmp_path):
+    rows = [{**row, "settings": dict(row["settings"])} for row in TWO_STAGES]
+    rows += [{"name": name, "settings": SEGMENT} for name in ("a", "b", "c")]
+    file = study_file(rows)
+    both = [subprocess.Popen(command(file, tmp_path / "runs")) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    folder = tmp_path / "runs" / "mine"
+    names = {"pretrained", "measured", "a", "b", "c"}
+    for name in names:
+        log = (folder / "logs" / f"{name}-s0.log").read_text()
+        assert log.count("$ ") == 1, f"{name} was started more than once"
+        assert (
+            json.loads((folder / f"{name}-s0" / "summary.json").read_text())["status"] == "finished"
+        )
+    assert not (folder / "abandoned").exists()
+    assert {row["row"] for row in results(folder)} == names
