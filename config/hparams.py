@@ -25,7 +25,8 @@ class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
     name: str | None = None
-    """Folder name under `dir`; an existing one is never overwritten. null: generated."""
+    """Folder name under `dir`; an existing one is never overwritten. null: that of the experiment
+    (with -2, -3 … when it exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
     seed: Natural = 0

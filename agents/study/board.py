@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from agents.study import run_folder
 from config.study import Run, Study
 from utils.run_folder import RunFolder
 
@@ -34,7 +35,7 @@ class Board:
         self.states = dict.fromkeys((run.name for run in study.runs), "waiting")
         self.running: tuple[Run, float] | None = None
         for run in study.runs:
-            if self._folder(run.name).finished:
+            if run_folder(self.study, run.name).finished:
                 self.states[run.name] = "finished"
         self.live = Live(console=console or Console(), auto_refresh=False)
 
@@ -68,7 +69,7 @@ class Board:
         """Notes that a run works no more."""
         self.states[run.name], self.running = state, None
         if state == "finished":
-            found = _results(self.study.metrics, self._folder(run.name))
+            found = _results(self.study.metrics, run_folder(self.study, run.name))
             self.tell(f"{run.name}: finished{', ' if found else ''}{', '.join(found)}")
         self.show()
 
@@ -82,9 +83,10 @@ class Board:
             if name in elsewhere:
                 self.states[name] = "elsewhere"
             elif state not in ("failed", "running"):
-                self.states[name] = "finished" if self._folder(name).finished else "waiting"
-        if self.live.console.is_terminal or not self.live.is_started or self._over():
-            self.live.update(self._table(), refresh=self.live.console.is_terminal)
+                self.states[name] = (
+                    "finished" if run_folder(self.study, name).finished else "waiting"
+                )
+        self.live.update(self._table(), refresh=self.live.console.is_terminal)
 
     def _over(self) -> bool:
         return all(state in ("finished", "failed") for state in self.states.values())
@@ -100,7 +102,7 @@ class Board:
         for name, state in self.states.items():
             if name not in shown:
                 continue
-            summary = self._folder(name).read_summary() if state == "finished" else {}
+            summary = run_folder(self.study, name).read_summary() if state == "finished" else {}
             seconds = summary.get("wall_seconds")
             if state == "running" and self.running:
                 seconds = time.monotonic() - self.running[1]
@@ -118,7 +120,7 @@ class Board:
         if self.running is None:
             return None
         run = self.running[0]
-        return share_done(self._folder(run.name).path / "metrics.csv", run.settings)
+        return share_done(run_folder(self.study, run.name).path / "metrics.csv", run.settings)
 
     def seconds_left(self, progress: float | None) -> float | None:
         """Estimates the time from what finished runs took; None while nothing is known.
@@ -127,7 +129,7 @@ class Board:
         """
         known: dict[str, list[float]] = {}
         for run in self.study.runs:
-            seconds = self._folder(run.name).read_summary().get("wall_seconds")
+            seconds = run_folder(self.study, run.name).read_summary().get("wall_seconds")
             if seconds and self.states[run.name] == "finished":
                 known.setdefault(run.row, []).append(float(seconds))
         left = 0.0
@@ -144,9 +146,6 @@ class Board:
             if self.states[run.name] in ("waiting", "elsewhere") or unknown:
                 left += statistics.mean(known[run.row]) if run.row in known else mean
         return left
-
-    def _folder(self, name: str) -> RunFolder:
-        return RunFolder(self.study.folder / name)
 
 
 def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:

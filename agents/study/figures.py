@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from agents.study import run_folder
 from callbacks.attention_maps import overlay
 from callbacks.effective_receptive_field import radius
 from config.study import Study
@@ -35,7 +36,7 @@ def study_figure(study: Study, figure: Figure) -> Picture | None:
     found: list[tuple[str, Arrays]] = []
     for row in (each for name in figure.rows for each in study.rows if each.name == name):
         for run in study.of(row):
-            arrays = find(RunFolder(study.folder / run.name))
+            arrays = find(run_folder(study, run.name))
             if arrays is not None:
                 found.append((row.label, arrays))
                 break

@@ -12,6 +12,7 @@ from PIL import Image
 
 from agents.compare import draw_curves
 from agents.loggers import wandb_run
+from agents.study import run_folder
 from agents.study.figures import study_figure
 from agents.study.table import StudyTable, study_table
 from callbacks.report import data_uri
@@ -65,7 +66,7 @@ def _draw(study: Study) -> dict[str, Path]:
             picture.savefig(drawn[figure.title])
             close(picture)
     shown = [row for row in study.rows if row.shown]
-    firsts = {row.label: RunFolder(study.folder / study.of(row)[0].name) for row in shown}
+    firsts = {row.label: run_folder(study, study.of(row)[0].name) for row in shown}
     curves = draw_curves({k: folder for k, folder in firsts.items() if folder.finished})
     if curves is not None:
         drawn["Learning curves, first seed of every row"] = folder / "curves.png"
@@ -92,7 +93,7 @@ def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
 def _runs(study: Study) -> str:
     rows = ["<tr><th>run</th><th>state</th><th>minutes</th><th>memory</th><th>device</th></tr>"]
     for run in study.runs:
-        folder = RunFolder(study.folder / run.name)
+        folder = run_folder(study, run.name)
         summary = folder.read_summary()
         name = html.escape(run.name)
         if (folder.path / "report.html").exists():

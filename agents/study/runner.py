@@ -14,15 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
+from agents.study import run_folder
 from agents.study.board import Board
 from agents.study.output import write_output, write_table
 from agents.study.table import last_reason
-from config.convert import ConfigError, read_yaml, write_yaml
+from config.convert import ConfigError, read_yaml
 from config.study import Run, Study
 from utils.console import console, quiet_libraries
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, write_atomically
 
 _MAIN = Path(__file__).parents[2] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
@@ -35,7 +37,7 @@ def print_commands(study: Study) -> int:
     What a run needs stands behind `#`: such lines wait for others.
     """
     for run in study.runs:
-        if not _folder(study, run).finished:
+        if not run_folder(study, run.name).finished:
             needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
             print(shlex.join(_command(study, run)) + needs)
     return 0
@@ -70,7 +72,7 @@ def check_settings(study: Study) -> None:
     for run in study.runs:
         before = noted.get(run.name)
         now = run.identity
-        if before is None or not _folder(study, run).path.exists():
+        if before is None or not run_folder(study, run.name).path.exists():
             continue
         for path in [*before, *(path for path in now if path not in before)]:
             if before.get(path) != now.get(path):
@@ -80,15 +82,12 @@ def check_settings(study: Study) -> None:
                     "--run.dir, or move that folder away."
                 )
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(noted | {run.name: run.identity for run in study.runs}, file)
-
-
-def _folder(study: Study, run: Run) -> RunFolder:
-    return RunFolder(study.folder / run.name)
+    noted |= {run.name: run.identity for run in study.runs}
+    write_atomically(file, yaml.safe_dump(noted, sort_keys=False))
 
 
 def _command(study: Study, run: Run) -> list[str]:
-    folder = _folder(study, run)
+    folder = run_folder(study, run.name)
     if not folder.last.exists():
         return [sys.executable, str(_MAIN), *run.words]
     resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
@@ -130,13 +129,13 @@ class _Runner:
         if lost:
             self._fail(run, f"not started, needs {lost[0]}")
             return True
-        if any(not RunFolder(self.study.folder / name).finished for name in run.needs):
+        if any(not run_folder(self.study, name).finished for name in run.needs):
             return False
         with self._claimed(run) as mine:
             if self._finished(run):
                 self.board.tell(f"{run.name}: finished elsewhere")
                 return True
-            if not mine or _folder(self.study, run).busy:
+            if not mine or run_folder(self.study, run.name).busy:
                 return False
             if reason := self._failed_meanwhile(run):
                 self._fail(run, f"elsewhere: {reason}")
@@ -160,7 +159,7 @@ class _Runner:
             lock.release()
 
     def _execute(self, run: Run) -> None:
-        folder = _folder(self.study, run)
+        folder = run_folder(self.study, run.name)
         if folder.path.exists() and not folder.last.exists():
             self._set_aside(folder)
         log = self.study.folder / "logs" / f"{run.name}.log"
@@ -195,18 +194,18 @@ class _Runner:
         self.board.tell(f"{run.name}: FAILED: {reason}")
 
     def _finished(self, run: Run) -> bool:
-        return _folder(self.study, run).finished
+        return run_folder(self.study, run.name).finished
 
     def _failed_meanwhile(self, run: Run) -> str | None:
         # What failed before this command began is tried again, once.
-        file = _folder(self.study, run).path / "summary.json"
+        file = run_folder(self.study, run.name).path / "summary.json"
         if not file.exists() or file.stat().st_mtime < self.began:
             return None
-        summary = _folder(self.study, run).read_summary()
+        summary = run_folder(self.study, run.name).read_summary()
         return str(summary.get("reason")) if summary.get("status") == "failed" else None
 
     def _elsewhere(self, waiting: list[Run]) -> list[str]:
-        return [run.name for run in waiting if _folder(self.study, run).busy]
+        return [run.name for run in waiting if run_folder(self.study, run.name).busy]
 
     def _stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.study import Run, Study
+from agents.study import run_folder
+from config.study import Study
 from config.study_rows import Row
 from config.words import joined
 from utils.run_folder import RunFolder
@@ -169,7 +170,7 @@ class StudyTable:
 
     def runs_csv(self) -> str:
         """Returns the numbers of every run, those of rows that are not shown included."""
-        summaries = [_folder(self.study, run).read_summary() for run in self.study.runs]
+        summaries = [run_folder(self.study, run.name).read_summary() for run in self.study.runs]
         numbers = sorted({k for s in summaries for k, v in s.items() if isinstance(v, int | float)})
         rows: list[list[Any]] = [["run", "row", "seed", "status", *numbers]]
         for run, summary in zip(self.study.runs, summaries, strict=True):
@@ -182,7 +183,7 @@ def study_table(study: Study) -> StudyTable:
     """Collects what a study's runs came to so far."""
     lines, missing = [], []
     for row in study.rows:
-        runs = [(run, _folder(study, run)) for run in study.of(row)]
+        runs = [(run, run_folder(study, run.name)) for run in study.of(row)]
         summaries = [folder.read_summary() for _, folder in runs if folder.finished]
         if row.shown:
             lines.append(Line(row, summaries))
@@ -203,10 +204,6 @@ def last_reason(folder: RunFolder, log: Path) -> str:
     if errors:
         return errors[-1].strip()
     return f"{summary['status']}" if "status" in summary else "see its log" if lines else "not run"
-
-
-def _folder(study: Study, run: Run) -> RunFolder:
-    return RunFolder(study.folder / run.name)
 
 
 def _number(value: float | None, signed: bool = False) -> str:

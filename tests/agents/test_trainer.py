@@ -284,6 +284,15 @@ def test_evaluate_export_and_compare(train, capsys):
     assert Image.open(place / "curves.png").width > 500
 
 
+def test_a_run_is_called_after_its_experiment(train, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("trainer: {max_epochs: 1}\n")
+    for name in ("mine", "mine-2"):
+        words = ("--experiment", str(file))
+        assert train(name, *words, run__name=..., trainer__max_epochs=...)[0] == 0
+        assert summary(tmp_path / "runs" / name)["epochs"] == 1
+
+
 def test_a_run_without_validation(train, image_folder):
     shared = {"data__name": "image_folder", "data__root": image_folder}
     code, folder = train("none", **shared, data__val_fraction=0)
