@@ -41,6 +41,8 @@ def wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
         return None
     # Chosen by us, below: the variable would overrule the fallback.
     os.environ.pop("WANDB_MODE", None)
+    # It takes our folder `agents` for a library of that name and recommends another product.
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
     import wandb
 
     if mode == "auto":

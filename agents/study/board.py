@@ -20,7 +20,13 @@ from agents.study import run_folder
 from config.study import Run, Study
 from utils.run_folder import RunFolder
 
-_STYLES = {"finished": "green", "failed": "red", "running": "bold cyan", "elsewhere": "cyan"}
+_STYLES = {
+    "finished": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "running": "bold cyan",
+    "elsewhere": "cyan",
+}
 _MOST_ROWS = 40
 
 
@@ -73,6 +79,11 @@ class Board:
             self.tell(f"{run.name}: finished{', ' if found else ''}{', '.join(found)}")
         self.show()
 
+    def interrupted(self) -> None:
+        """Notes that the run at work was stopped."""
+        if self.running:
+            self.ended(self.running[0], "interrupted")
+
     def show(self, elsewhere: Sequence[str] = ()) -> None:
         """Draws the table anew.
 
@@ -82,7 +93,7 @@ class Board:
         for name, state in self.states.items():
             if name in elsewhere:
                 self.states[name] = "elsewhere"
-            elif state not in ("failed", "running"):
+            elif state not in ("failed", "running", "interrupted"):
                 self.states[name] = (
                     "finished" if run_folder(self.study, name).finished else "waiting"
                 )
@@ -125,27 +136,41 @@ class Board:
     def seconds_left(self, progress: float | None) -> float | None:
         """Estimates the time from what finished runs took; None while nothing is known.
 
-        A run takes as long as others of its row, or as the mean of all.
+        A run takes as long as others of its row; else, for its length, as others of its task; else
+        as the mean of all.
         """
-        known: dict[str, list[float]] = {}
+        known: list[tuple[Run, float]] = []
         for run in self.study.runs:
             seconds = run_folder(self.study, run.name).read_summary().get("wall_seconds")
             if seconds and self.states[run.name] == "finished":
-                known.setdefault(run.row, []).append(float(seconds))
+                known.append((run, float(seconds)))
         left = 0.0
         if self.running and progress:
             run, began = self.running
             spent = time.monotonic() - began
-            known.setdefault(run.row, []).append(spent / progress)
+            known.append((run, spent / progress))
             left += spent / progress - spent
         if not known:
             return None
-        mean = statistics.mean(statistics.mean(values) for values in known.values())
         for run in self.study.runs:
             unknown = self.running and run.name == self.running[0].name and not progress
-            if self.states[run.name] in ("waiting", "elsewhere") or unknown:
-                left += statistics.mean(known[run.row]) if run.row in known else mean
+            if self.states[run.name] in ("waiting", "elsewhere", "interrupted") or unknown:
+                left += _expected(run, known)
         return left
+
+
+def _expected(run: Run, known: Sequence[tuple[Run, float]]) -> float:
+    of_row = [seconds for other, seconds in known if other.row == run.row]
+    of_task = [
+        seconds * _length(run.settings) / _length(other.settings)
+        for other, seconds in known
+        if other.settings["task"] == run.settings["task"]
+    ]
+    return statistics.mean(of_row or of_task or [seconds for _, seconds in known])
+
+
+def _length(settings: Mapping[str, Any]) -> int:
+    return int(settings.get("trainer.max_steps") or settings["trainer.max_epochs"])
 
 
 def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
@@ -156,9 +181,9 @@ def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
         rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
     if not rows:
         return None
-    if steps := settings.get("trainer.max_steps"):
-        return min(1.0, (int(rows[-1]["step"]) + 1) / int(steps))
-    return min(1.0, float(rows[-1]["epoch"]) / int(settings["trainer.max_epochs"]))
+    by_steps = bool(settings.get("trainer.max_steps"))
+    done = int(rows[-1]["step"]) + 1 if by_steps else float(rows[-1]["epoch"])
+    return min(1.0, done / _length(settings))
 
 
 def _results(metrics: Mapping[str, str], folder: RunFolder) -> list[str]:

@@ -117,6 +117,7 @@ class _Runner:
                         time.sleep(_WAIT_SECONDS)
             except KeyboardInterrupt:
                 self._stop()
+                self.board.interrupted()
                 console.info("Interrupted; the same command goes on from here.")
                 code = 130
         for name, reason in self.failed.items():
@@ -174,6 +175,7 @@ class _Runner:
                 time.sleep(_LOOK_SECONDS)
         code, self.process = self.process.poll(), None
         if code == 130:
+            self.board.ended(run, "interrupted")
             raise KeyboardInterrupt
         if code == 0 and self._finished(run):
             self.board.ended(run, "finished")

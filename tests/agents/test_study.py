@@ -259,6 +259,11 @@ def test_time_left(study_file, tmp_path):
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "wall_seconds": 60.0})
     assert Board(study).seconds_left(None) == pytest.approx(180)
+    longer = {"name": "b", "settings": BT | {"trainer.max_epochs": 2}}
+    study = load_study(
+        str(study_file([{"name": "a", "settings": BT}, longer])), 2, [], str(tmp_path / "runs")
+    )
+    assert Board(study).seconds_left(None) == pytest.approx(60 + 2 * 120)
     metrics = tmp_path / "metrics.csv"
     assert share_done(metrics, {}) is None
     metrics.write_text("step,epoch,train/loss\n0,0.0,1\n11,3.0,1\n")
