@@ -21,10 +21,8 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
             return candidate
     known = known_experiments(folder)
     what = "study" if folder == "studies" else "experiment"
-    raise ConfigError(
-        f"There is no {what} {name}.{suggestion(name, known)} "
-        f"Known: {', '.join(known) or 'none'}; or give a YAML file."
-    )
+    near = suggestion(name, known) or f" Known: {', '.join(known)}."
+    raise ConfigError(f"There is no {what} {name}.{near} A YAML file works too.")
 
 
 def known_experiments(folder: str = "experiments") -> list[str]:

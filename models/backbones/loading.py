@@ -67,6 +67,12 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
             )
         return load_state(backbone, backbone.sources[weights](), weights)
     run = named_run(weights, runs_dir)
+    if run and not run.backbone.is_file():
+        raise FileNotFoundError(
+            f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ (it would "
+            f"leave {run.backbone}). Train it first; one of the named experiments with: "
+            f"python main.py --experiment {run.name} --run.dir {runs_dir}"
+        )
     file = run.backbone if run else Path(weights)
     return load_state(backbone, network_state(read_checkpoint(file), str(file)), str(file))
 

@@ -30,7 +30,8 @@ SEGMENT = {"task": "segmentation", "backbone.freeze": True}
 
 
 @pytest.mark.parametrize("name", known_experiments("studies"))
-def test_every_study_of_the_project_is_sound(name):
+def test_every_study_of_the_project_is_sound(name, monkeypatch):
+    monkeypatch.setenv("VIT_SMALL_16", "file.pth")
     words = ["--backbone.weights", "dino"] if name == "attention_fusion" else []
     found = load_study(name, 2, words, "runs")
     names = [run.name for run in found.runs]
