@@ -69,8 +69,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
     run = named_run(weights, runs_dir)
     if run and not run.backbone.is_file():
         raise FileNotFoundError(
-            f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ (it would "
-            f"leave {run.backbone}). Train it first; one of the named experiments with: "
+            f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ (there "
+            f"is no {run.backbone}). Train it first; one of the named experiments with: "
             f"python main.py --experiment {run.name} --run.dir {runs_dir}"
         )
     file = run.backbone if run else Path(weights)
