@@ -30,34 +30,34 @@ _MOST_IMAGES = 6
 def study_figure(study: Study, figure: Figure) -> Picture | None:
     """Draws a figure of a study, a column a row of the table; None while there is nothing for it.
 
-    Of every row the run with the first seed that has such a picture is shown, as it was drawn last.
+    Of every row the first seed's run is shown that has finished with such a picture.
     """
-    find, draw = _PICTURES[figure.picture]
-    found: list[tuple[str, Arrays]] = []
-    for row in (each for name in figure.rows for each in study.rows if each.name == name):
-        for run in study.of(row):
-            arrays = find(run_folder(study, run.name))
+    kinds, draw = _PICTURES[figure.picture]
+    rows = [each for name in figure.rows for each in study.rows if each.name == name]
+    for kind in kinds:  # one for all: pictures of different splits show different images
+        found: list[tuple[str, Arrays]] = []
+        for row in rows:
+            folders = [run_folder(study, run.name) for run in study.of(row)]
+            drawn = (_newest(folder, kind) for folder in folders if folder.finished)
+            arrays = next((each for each in drawn if each is not None), None)
             if arrays is not None:
                 found.append((row.label, arrays))
-                break
-    return draw(found, figure.title) if found else None
+        if found:
+            return draw(found, figure.title)
+    return None
 
 
-def _newest(*kinds: str) -> Callable[[RunFolder], Arrays | None]:
-    def find(folder: RunFolder) -> Arrays | None:
-        for kind in kinds:
-            # The last block where there are several.
-            for place in sorted(folder.figures.glob(kind), reverse=True):
-                arrays = folder.newest_arrays(place.relative_to(folder.figures).as_posix())
-                if arrays is not None:
-                    return arrays
-        return None
-
-    return find
+def _newest(folder: RunFolder, kind: str) -> Arrays | None:
+    # The last block where there are several.
+    for place in sorted(folder.figures.glob(kind), reverse=True):
+        arrays = folder.newest_arrays(place.relative_to(folder.figures).as_posix())
+        if arrays is not None:
+            return arrays
+    return None
 
 
 def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
-    figure, axes = figures.grid(1, len(found), cell=(3.6, 3.9), title=title)
+    figure, axes = figures.grid(1, len(found), cell=(3.6, 3.4), title=title)
     for axis, (label, arrays) in zip(axes[0], found, strict=True):
         matrix = arrays["matrix"].astype(np.float32)
         off = matrix[~np.eye(len(matrix), dtype=bool)]
@@ -136,18 +136,15 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
     return figure
 
 
+# Kinds of pictures to draw from, best first, and how.
 _PICTURES: dict[
-    str,
-    tuple[
-        Callable[[RunFolder], Arrays | None],
-        Callable[[Sequence[tuple[str, Arrays]], str], Picture],
-    ],
+    str, tuple[tuple[str, ...], Callable[[Sequence[tuple[str, Arrays]], str], Picture]]
 ] = {
-    "matrices": (_newest("cross_correlation/train"), _matrices),
-    "attention": (_newest("attention_maps/val/*", "attention_maps/train/*"), _attention),
+    "matrices": (("cross_correlation/train",), _matrices),
+    "attention": (("attention_maps/val/*", "attention_maps/train/*"), _attention),
     "predictions": (
-        _newest("segmentation_predictions/test", "segmentation_predictions/val"),
+        ("segmentation_predictions/test", "segmentation_predictions/val"),
         _predictions,
     ),
-    "receptive_fields": (_newest("effective_receptive_field"), _receptive_fields),
+    "receptive_fields": (("effective_receptive_field",), _receptive_fields),
 }

@@ -63,7 +63,8 @@ def _draw(study: Study) -> dict[str, Path]:
         picture = study_figure(study, figure)
         if picture is not None:
             drawn[figure.title] = folder / f"{number:02d}-{figure.picture}.png"
-            picture.savefig(drawn[figure.title])
+            # Square pictures leave margins that the layout cannot take away.
+            picture.savefig(drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
             close(picture)
     shown = [row for row in study.rows if row.shown]
     firsts = {row.label: run_folder(study, study.of(row)[0].name) for row in shown}
@@ -77,7 +78,7 @@ def _draw(study: Study) -> dict[str, Path]:
 
 def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
     figures = "\n".join(
-        f'<figure><h3>{html.escape(title)}</h3><img alt="{html.escape(title)}" '
+        f'<figure><img alt="{html.escape(title)}" '
         f'src="{data_uri(Image.open(file), _WIDTH)}"></figure>'
         for title, file in pictures.items()
     )

@@ -67,7 +67,7 @@ class StudyTable:
     Attributes:
         study: whose.
         lines: of the rows that are shown.
-        missing: sentences on runs that did not finish.
+        missing: runs that did not finish, and why.
     """
 
     study: Study
@@ -81,7 +81,7 @@ class StudyTable:
         if study.protocol:
             words.append(f"Protocol: {study.protocol}")
         facts = {
-            ", ".join(str(run[fact]) for fact in _FACTS if fact in run)
+            ", ".join(str(run[fact]) for fact in _FACTS if run.get(fact, "whole") != "whole")
             for line in self.lines
             for run in line.runs
         } - {""}
@@ -94,7 +94,9 @@ class StudyTable:
             words.append(f"Settings for all: {' '.join(joined(study.overrides))}")
         if any(line.transductive for line in self.lines):
             words.append("* transductive: training saw evaluation images.")
-        return [*words, *self.missing]
+        if self.missing:
+            words.append(f"NOT FINISHED: {', '.join(self.missing)}.")
+        return words
 
     def cells(self) -> list[list[str]]:
         """Returns the head of the table and its lines as text."""
@@ -190,7 +192,7 @@ def study_table(study: Study) -> StudyTable:
         for run, folder in runs:
             if not folder.finished:
                 log = study.folder / "logs" / f"{run.name}.log"
-                missing.append(f"NOT FINISHED: {run.name} ({last_reason(folder, log)}).")
+                missing.append(f"{run.name} ({last_reason(folder, log)})")
     return StudyTable(study, lines, missing)
 
 

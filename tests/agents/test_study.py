@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
 
 from agents.study import runner
 from agents.study.board import Board, share_done
+from agents.study.figures import study_figure
 from agents.study.table import study_table
 from config.study import load_study
 from main import main
@@ -248,6 +250,38 @@ def test_rows_judged_differently_are_said_to(study_file, tmp_path):
     assert "NOT ONE PROTOCOL" in table
     assert "| b* | 1/1 | 0.500 |" in table
     assert "* transductive" in table
+
+
+def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_path):
+    names = ("a", "b", "c", "d")
+    file = study_file(
+        [{"name": name, "settings": SEGMENT} for name in names],
+        figures=[{"picture": "predictions", "title": "P"}],
+    )
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    assert study_figure(study, study.figures[0]) is None
+    labels = np.zeros((6, 8), np.uint8)
+    arrays = {
+        "names": np.array(["background", "thing"]),
+        "image-0": np.zeros((3, 3, 4), np.uint8),
+        "labels-0": labels,
+        "prediction-0": labels + 1,
+    }
+    for name, split, status in (
+        ("a", "val", "finished"),
+        ("b", "test", "finished"),
+        ("c", "test", "interrupted"),
+        ("d", "test", "finished"),
+    ):
+        folder = RunFolder(study.folder / f"{name}-s0")
+        place = folder.figures / "segmentation_predictions" / split
+        place.mkdir(parents=True)
+        np.savez_compressed(place / "newest.npz", **arrays)
+        folder.write_summary({"status": status})
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "b", "d"]
+    assert figure.axes[2].get_xlabel() == "0% right"
 
 
 def test_time_left(study_file, tmp_path):
