@@ -100,32 +100,32 @@ class StudyTable:
 
     def cells(self) -> list[list[str]]:
         """Returns the head of the table and its lines as text."""
-        published = [
-            key for key in self.study.metrics if any(key in r.row.published for r in self.lines)
-        ]
-        head = ["", "runs"]
-        for key, title in self.study.metrics.items():
-            head += [title, *(["published", "difference"] if key in published else [])]
+        metrics = self.study.metrics
+        published = [k for k in metrics if any(k in line.row.published for line in self.lines)]
         noted = any(line.row.note for line in self.lines)
+        head = ["", "runs"]
+        for key, title in metrics.items():
+            what = title if len(published) > 1 else ""
+            more = [f"{what} published".strip(), f"{what} difference".strip()]
+            head += [title, *(more if key in published else [])]
         cells = [[*head, *(["note"] if noted else [])]]
         for line in self.lines:
-            text = [
-                line.row.label + "*" * line.transductive,
-                f"{len(line.runs)}/{self.study.seeds}",
-            ]
-            for key in self.study.metrics:
-                text.append(_with_spread(line.mean(key), line.spread(key)))
+            row = [line.row.label + "*" * line.transductive]
+            row.append(f"{len(line.runs)}/{self.study.seeds}")
+            for key in metrics:
+                row.append(_with_spread(line.mean(key), line.spread(key)))
                 if key in published:
-                    print_value = line.row.published.get(key)
-                    text += [_number(print_value), _number(line.difference(key), signed=True)]
-            cells.append([*text, *([line.row.note] if noted else [])])
+                    row.append(_number(line.row.published.get(key)))
+                    row.append(_number(line.difference(key), signed=True))
+            cells.append([*row, *([line.row.note] if noted else [])])
         return cells
 
     def markdown(self) -> str:
         """Returns the table for a README."""
         head, *lines = self.cells()
         rows = [head, ["---"] * len(head), *lines]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+        table = "\n".join("| " + " | ".join(row) + " |" for row in escaped)
         return "\n\n".join([f"# {self.study.title}", *self.heading(), table]) + "\n"
 
     def latex(self) -> str:
