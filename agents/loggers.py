@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -23,19 +25,14 @@ def build_loggers(settings: LoggerHparams, folder: RunFolder) -> list[Logger]:
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
-    run = wandb_run(settings, folder)
+    run = _wandb_run(settings, folder)
     if run is not None:
         loggers.append(WandbLogger(experiment=run, log_model=False))
         write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
     return loggers
 
 
-def wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
-    """Opens wandb's run of a folder, online or offline; None where it is disabled.
-
-    Raises:
-        ValueError: it was asked for online and cannot be reached.
-    """
+def _wandb_run(settings: LoggerHparams, folder: RunFolder, group: str | None = None) -> Any | None:
     mode = os.environ.get("WANDB_MODE") or settings.mode
     if mode == "disabled":
         return None
@@ -53,6 +50,7 @@ def wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
         "project": settings.project,
         "entity": settings.entity,
         "name": folder.name,
+        "group": group,
         "dir": str(folder.path),
         "id": folder.read_environment().get("wandb_id"),
         "resume": "allow",
@@ -69,6 +67,36 @@ def wandb_run(settings: LoggerHparams, folder: RunFolder) -> Any | None:
                 ) from error
             console.info("wandb: not reachable (%s); logging offline.", _one_line(error))
     return wandb.init(mode="offline", **common)
+
+
+def log_table(
+    settings: LoggerHparams,
+    folder: RunFolder,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    pictures: Mapping[str, Path],
+    about: str,
+) -> None:
+    """Logs a table with pictures as a wandb run of its own, in the group that has its name.
+
+    Args:
+        settings: whether and where to.
+        folder: of the run, which is called after it.
+        columns: of the table.
+        rows: of the table.
+        pictures: files by title.
+        about: what to know when reading it.
+    """
+    run = _wandb_run(settings, folder, group=folder.name)
+    if run is None:
+        return
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    images = {title: wandb.Image(str(file)) for title, file in pictures.items()}
+    run.log({"table": table, **images})
+    run.summary["about"] = about
+    run.finish()
 
 
 def _reachable(wandb: Any) -> tuple[str, str | None]:

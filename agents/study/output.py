@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import html
-import os
 import string
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from agents.compare import draw_curves
-from agents.loggers import wandb_run
+from agents.loggers import log_table
 from agents.study import run_folder
 from agents.study.figures import study_figure
 from agents.study.table import StudyTable, study_table
@@ -115,15 +113,6 @@ def _runs(study: Study) -> str:
 def _log_to_wandb(study: Study, table: StudyTable, pictures: dict[str, Path]) -> None:
     chosen = {p: v for p, v in study.runs[0].settings.items() if p.startswith("logger.")}
     settings = update(Hparams(), nested(chosen), study.name).logger
-    os.environ["WANDB_RUN_GROUP"] = study.name
-    run = wandb_run(settings, RunFolder(study.folder))
-    if run is None:
-        return
-    import wandb
-
     head, *lines = table.cells()
-    logged: dict[str, Any] = {"table": wandb.Table(columns=["row", *head[1:]], data=lines)}
-    logged |= {title: wandb.Image(str(file)) for title, file in pictures.items()}
-    run.log(logged)
-    run.summary["about"] = "\n".join(table.heading())
-    run.finish()
+    about = "\n".join(table.heading())
+    log_table(settings, RunFolder(study.folder), ["row", *head[1:]], lines, pictures, about)

@@ -152,6 +152,27 @@ def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
     assert len(in_process) == done + 3
 
 
+def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_process):
+    file = study_file([{"name": "a", "settings": SEGMENT}])
+    study = load_study(str(file), None, ["--logger.mode", "offline"], str(tmp_path / "runs"))
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    folder.write_summary({"status": "finished", "test/miou": 0.25})
+    assert runner.run_study(study) == 0
+    (log,) = (study.folder / "wandb").glob("offline-run-*/*.wandb")
+    assert log.read_bytes().count(b"mine") > 1  # the run and its group
+    (table,) = study.folder.rglob("*.table.json")
+    assert "0.250" in table.read_text()
+
+
+def test_a_run_is_started_in_the_group_of_the_study(tmp_path):
+    code = "import os; print(os.environ['WANDB_RUN_GROUP'])"
+    with (tmp_path / "log").open("w") as stream:
+        process = runner.start([sys.executable, "-c", code], stream, "mine")
+        assert process.wait() == 0
+    assert (tmp_path / "log").read_text() == "mine\n"
+
+
 def test_it_goes_on_past_a_failure(study_file, tmp_path, in_process, capsys):
     rows = [*TWO_STAGES, {"name": "other", "settings": SEGMENT}]
     rows[1] = {**rows[1], "settings": {**BT, "data.batch_size": 512}}  # more than there are
