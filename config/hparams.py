@@ -4,6 +4,7 @@
     python main.py --task dino                           another task, same defaults
     python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
     python main.py --experiment brisk-valley             one of config/experiments/*.yaml
+    python main.py --study quick                         one of config/studies/*.yaml: many runs
     python main.py --help                                this file, as help
 
 Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
