@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from callbacks.learning_curves import is_curve
 from config.convert import read_yaml
 from utils import figures
 from utils.logging import read_metrics
@@ -47,8 +48,8 @@ def compare(folders: Sequence[RunFolder]) -> str:
     settings = [flat(read_yaml(folder.hparams)) for folder in folders]
     results = [folder.read_summary() for folder in folders]
     stars = ["*" if result.get("transductive") else "" for result in results]
-    rows = [["", *(folder.name + star for folder, star in zip(folders, stars, strict=True))]]
-    rows.append(["---"] * len(rows[0]))
+    head = ["", *(folder.name + star for folder, star in zip(folders, stars, strict=True))]
+    rows = []
     for name in _keys(settings):
         values = [setting.get(name) for setting in settings]
         if any(value != values[0] for value in values):
@@ -57,10 +58,17 @@ def compare(folders: Sequence[RunFolder]) -> str:
         values = [result.get(name) for result in results]
         if not isinstance(values[0], list):
             rows.append([f"**{name}**", *map(_shown, values)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = [markdown(head, rows)]
     if any(stars):
         lines.append("\n\\* transductive: training saw evaluation images.")
     return "\n".join(lines)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    every = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in every]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
@@ -76,7 +84,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     for label, folder in runs.items():
         for step, row in sorted(read_metrics(folder.path / "metrics.csv").items()):
             for name, value in row.items():
-                if name.count("/") == 1 and not name.startswith("test/"):
+                if is_curve(name):
                     curves.setdefault(name, {}).setdefault(label, []).append((step, value))
     drawn = [name for name, lines in curves.items() if max(map(len, lines.values())) > 1]
     # First what says most, then what most runs have in common.
@@ -90,7 +98,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     colours = {label: figures.HEADS[i % len(figures.HEADS)] for i, label in enumerate(runs)}
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
-    for axis, name in zip(axes.flat, drawn, strict=False):
+    for axis, name in zip(axes.flat[: len(drawn)], drawn, strict=True):
         for label, points in curves[name].items():
             axis.plot(*zip(*points, strict=True), color=colours[label], label=label, linewidth=1.2)
         axis.set(title=name, xlabel="step")

@@ -34,13 +34,18 @@ class LearningCurves(Callback):
             log_figure(trainer, "learning_curves", draw(logger.rows))
 
 
+def is_curve(name: str) -> bool:
+    """Returns whether a scalar of this name has a panel of its own."""
+    # Deeper names are one of many: a layer's, a class's. The test is a single point.
+    return name.count("/") == 1 and not name.startswith("test/")
+
+
 def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     """Draws scalars by step; `train/x` and `val/x` share a panel."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            # Deeper names are one of many: a layer's, a class's. The test is a single point.
-            if name.count("/") == 1 and not name.startswith("test/"):
+            if is_curve(name):
                 curves.setdefault(name, []).append((step, value))
     panels = sorted({name.partition("/")[2] for name in curves} - {"", *_REFERENCES})
     panels.sort(key=lambda panel: panel != "loss")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -176,13 +176,19 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
         present |= set(np.unique(truth[valid]).tolist()) | set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", "prediction", "error"), strict=True):
         axis.set_title(label)
-    handles = [
-        Patch(color=hex_colour(colours[label]), label=names[label]) for label in sorted(present)
-    ]
-    handles += [
-        Patch(color=hex_colour(colours[VOID]), label="void: not judged"),
+    wrong_or_right = [
         Patch(color=hex_colour(_WRONG), label="wrong"),
         Patch(facecolor="white", edgecolor="grey", label="right"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+    name_colours(figure, names, present, wrong_or_right)
     return figure
+
+
+def name_colours(
+    figure: Figure, names: tuple[str, ...], present: set[int], more: Sequence[Patch] = ()
+) -> None:
+    """Adds a legend of the labels that occur in a figure, void and what else it shows."""
+    colours = palette(names)
+    handles = [Patch(color=hex_colour(colours[k]), label=names[k]) for k in sorted(present)]
+    handles.append(Patch(color=hex_colour(colours[VOID]), label="void: not judged"))
+    figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=6, fontsize=7)

@@ -128,7 +128,9 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     content = expanded(read_yaml(file), file)
     check_keys(content, _STUDY_KEYS, str(file))
     given = options(overrides)
-    for path in {*given, *flat(content.get("settings") or {})} & _SET_BY_THE_STUDY:
+    common = flat(content.get("settings") or {})
+    check_paths(common, f"{file}: ")
+    for path in {*given, *common} & _SET_BY_THE_STUDY:
         raise ConfigError(f"--{path}: a study names and seeds its runs itself.")
     rows = [read_row(entry, content, file) for entry in content.get("rows") or []]
     if not rows:
@@ -139,7 +141,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     rows = in_order(with_needed(rows, file), file)
     folder = Path(runs_dir) / file.stem
     count = seeds or int(content.get("seeds", 1))
-    plans = _Plans(file, folder, _common(content, file), given, {row.name for row in rows})
+    plans = _Plans(file, folder, common, given, {row.name for row in rows})
     by_row = [plans.runs(row, count) for row in rows]
     runs = tuple(run for of_seed in zip(*by_row, strict=True) for run in of_seed)
     plans.check_all_used()
@@ -159,6 +161,10 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
         folder=folder,
         overrides=given,
     )
+
+
+def _start(row: Row) -> list[str]:
+    return ["--experiment", row.experiment] if row.experiment else []
 
 
 def _used(runs: Sequence[Run], shown: set[str]) -> tuple[Run, ...]:
@@ -197,8 +203,7 @@ class _Plans:
         }
         own |= {path: [f"run:{name}"] for path, name in needs.items()}
         options = self._effective(row, own)
-        start = ["--experiment", row.experiment] if row.experiment else []
-        settings = flat(active_settings(self._parsed(row, [*start, *joined(options)])))
+        settings = flat(active_settings(self._parsed(row, [*_start(row), *joined(options)])))
         if str(settings.get("backbone.weights")).startswith("run:"):
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
@@ -216,7 +221,7 @@ class _Plans:
                     row=row.name,
                     seed=seed,
                     needs=tuple(f"{name}-s{seed}" for name in needs.values()),
-                    words=(*start, *words),
+                    words=(*_start(row), *words),
                     machine_words=tuple(joined(machine)),
                     settings=settings | of_seed,
                 )
@@ -225,11 +230,10 @@ class _Plans:
 
     def _effective(self, row: Row, own: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Returns the row's options and those for all rows that have an effect on it."""
-        start = ["--experiment", row.experiment] if row.experiment else []
         every = {**self.common, **own, **self.overrides}
         options = dict(own)
         for _ in range(2):  # a setting may need another of them to have an effect
-            hparams = self._parsed(row, [*start, *joined(options)])
+            hparams = self._parsed(row, [*_start(row), *joined(options)])
             options = {p: w for p, w in every.items() if p in own or not no_effect(hparams, p)}
         self.used |= set(options)
         return options
@@ -250,9 +254,3 @@ class _Plans:
 
 
 _ADOPTED = {f"backbone.{leaf}" for leaf in names.ARCHITECTURE}
-
-
-def _common(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    settings = flat(content.get("settings") or {})
-    check_paths(settings, f"{file}: ")
-    return settings

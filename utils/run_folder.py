@@ -106,28 +106,22 @@ class RunFolder:
         Raises:
             ValueError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=1)  # longer than others take to look whether it is held
-        except Timeout as error:
-            raise ValueError(
-                f"{self.path} is being trained by another process. Wait for it, or stop it first."
-            ) from error
-        try:
+        # A second: longer than others take to look whether it is held.
+        with claimed(self.path / ".lock", timeout=1) as mine:
+            if not mine:
+                raise ValueError(
+                    f"{self.path} is being trained by another process. Wait for it, or stop it "
+                    "first."
+                )
             yield
-        finally:
-            lock.release()
 
     @property
     def busy(self) -> bool:
         """Whether a process holds it."""
         if not self.path.is_dir():
             return False
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
+        with claimed(self.path / ".lock") as free:
+            return not free
 
     def newest_arrays(self, kind: str) -> dict[str, NDArray[Any]] | None:
         """Returns what the last picture of a kind was drawn from; None before there is one."""
@@ -141,6 +135,29 @@ class RunFolder:
         """Returns environment.json, empty before there is one."""
         file = self.path / "environment.json"
         return json.loads(file.read_text()) if file.exists() else {}
+
+
+@contextmanager
+def claimed(file: Path, timeout: float = 0) -> Iterator[bool]:
+    """Keeps a lock file while the block runs; a process that dies keeps nothing.
+
+    Args:
+        file: the lock.
+        timeout: seconds to wait for another process.
+
+    Yields:
+        False where another process has it.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def named_run(weights: str, runs_dir: str) -> RunFolder | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from agents.study import run_folder
 from config.study import Run, Study
+from utils.logging import read_metrics
 from utils.run_folder import RunFolder
 
 _STYLES = {
@@ -40,9 +41,8 @@ class Board:
         self.study = study
         self.states = dict.fromkeys((run.name for run in study.runs), "waiting")
         self.running: tuple[Run, float] | None = None
-        for run in study.runs:
-            if run_folder(self.study, run.name).finished:
-                self.states[run.name] = "finished"
+        self.summaries: dict[str, dict[str, Any]] = {}  # of finished runs
+        self._look()
         self.live = Live(console=console or Console(), auto_refresh=False)
 
     def __enter__(self) -> Board:
@@ -90,14 +90,17 @@ class Board:
         Args:
             elsewhere: runs that another process trains.
         """
+        self._look(elsewhere)
+        self.live.update(self._table(), refresh=self.live.console.is_terminal)
+
+    def _look(self, elsewhere: Sequence[str] = ()) -> None:
         for name, state in self.states.items():
             if name in elsewhere:
                 self.states[name] = "elsewhere"
             elif state not in ("failed", "running", "interrupted"):
-                self.states[name] = (
-                    "finished" if run_folder(self.study, name).finished else "waiting"
-                )
-        self.live.update(self._table(), refresh=self.live.console.is_terminal)
+                if name not in self.summaries and run_folder(self.study, name).finished:
+                    self.summaries[name] = run_folder(self.study, name).read_summary()
+                self.states[name] = "finished" if name in self.summaries else "waiting"
 
     def _over(self) -> bool:
         return all(state in ("finished", "failed") for state in self.states.values())
@@ -113,7 +116,7 @@ class Board:
         for name, state in self.states.items():
             if name not in shown:
                 continue
-            summary = run_folder(self.study, name).read_summary() if state == "finished" else {}
+            summary = self.summaries.get(name, {})
             seconds = summary.get("wall_seconds")
             if state == "running" and self.running:
                 seconds = time.monotonic() - self.running[1]
@@ -141,8 +144,7 @@ class Board:
         """
         known: list[tuple[Run, float]] = []
         for run in self.study.runs:
-            seconds = run_folder(self.study, run.name).read_summary().get("wall_seconds")
-            if seconds and self.states[run.name] == "finished":
+            if seconds := self.summaries.get(run.name, {}).get("wall_seconds"):
                 known.append((run, float(seconds)))
         left = 0.0
         if self.running and progress:
@@ -177,13 +179,18 @@ def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
     """Returns how much of a run's training its metrics.csv has seen; None before its first line."""
     if not metrics.exists():
         return None
-    with metrics.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("epoch")]
-    if not rows:
+    last = _last_step(metrics, metrics.stat().st_mtime_ns)
+    if last is None:
         return None
-    by_steps = bool(settings.get("trainer.max_steps"))
-    done = int(rows[-1]["step"]) + 1 if by_steps else float(rows[-1]["epoch"])
+    step, epoch = last
+    done = step + 1 if settings.get("trainer.max_steps") else epoch
     return min(1.0, done / _length(settings))
+
+
+@lru_cache(maxsize=1)  # the file changes twice a minute and is asked for every second
+def _last_step(metrics: Path, changed: int) -> tuple[int, float] | None:
+    rows = [(step, row["epoch"]) for step, row in read_metrics(metrics).items() if "epoch" in row]
+    return rows[-1] if rows else None
 
 
 def _results(metrics: Mapping[str, str], folder: RunFolder) -> list[str]:

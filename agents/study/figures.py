@@ -10,17 +10,17 @@ import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Picture
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from agents.study import run_folder
 from callbacks.attention_maps import overlay
 from callbacks.effective_receptive_field import radius
+from callbacks.segmentation_predictions import name_colours
 from config.study import Study
 from config.study_rows import Figure
 from models.attention import mass_mask
 from utils import figures
-from utils.palette import VOID, VOID_GREY, hex_colour, palette
+from utils.palette import VOID, palette
 from utils.run_folder import RunFolder
 
 Arrays = dict[str, NDArray[Any]]
@@ -114,9 +114,7 @@ def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
             present |= set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", *(f[0] for f in found)), strict=True):
         axis.set_title(label, fontsize=8)
-    handles = [Patch(color=hex_colour(colours[k]), label=names[k]) for k in sorted(present)]
-    handles.append(Patch(color=hex_colour(VOID_GREY), label="void: not judged"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)
+    name_colours(figure, names, present)
     return figure
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from agents.study import run_folder
 from agents.study.board import Board
@@ -24,7 +23,7 @@ from agents.study.table import last_reason
 from config.convert import ConfigError, read_yaml
 from config.study import Run, Study
 from utils.console import console, quiet_libraries
-from utils.run_folder import RunFolder, write_atomically
+from utils.run_folder import RunFolder, claimed, write_atomically
 
 _MAIN = Path(__file__).parents[2] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
@@ -132,7 +131,10 @@ class _Runner:
             return True
         if any(not run_folder(self.study, name).finished for name in run.needs):
             return False
-        with self._claimed(run) as mine:
+        # So that of two processes at one study each run is started by one.
+        claim = self.study.folder / "claims" / f"{run.name}.lock"
+        claim.parent.mkdir(exist_ok=True)
+        with claimed(claim) as mine:
             if self._finished(run):
                 self.board.tell(f"{run.name}: finished elsewhere")
                 return True
@@ -143,21 +145,6 @@ class _Runner:
                 return True
             self._execute(run)
         return True
-
-    @contextmanager
-    def _claimed(self, run: Run) -> Iterator[bool]:
-        # So that of two processes at one study each run is started by one.
-        lock = FileLock(self.study.folder / "claims" / f"{run.name}.lock", timeout=0)
-        Path(lock.lock_file).parent.mkdir(exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
     def _execute(self, run: Run) -> None:
         folder = run_folder(self.study, run.name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.compare import markdown
 from agents.study import run_folder
 from config.study import Study
 from config.study_rows import Row
@@ -29,7 +30,6 @@ class Line:
     Attributes:
         row: whose.
         runs: finished runs' summaries.
-        transductive: whether training saw evaluation images.
     """
 
     row: Row
@@ -123,10 +123,7 @@ class StudyTable:
     def markdown(self) -> str:
         """Returns the table for a README."""
         head, *lines = self.cells()
-        rows = [head, ["---"] * len(head), *lines]
-        escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in escaped)
-        return "\n\n".join([f"# {self.study.title}", *self.heading(), table]) + "\n"
+        return "\n\n".join([f"# {self.study.title}", *self.heading(), markdown(head, lines)]) + "\n"
 
     def latex(self) -> str:
         """Returns a booktabs table for a paper."""
