@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
             print(command)
             return 0
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
-        from agents.commands import execute
+        from agents.commands.execute import execute
 
         return execute(command)
     except (ValueError, OSError) as error:

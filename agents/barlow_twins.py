@@ -18,7 +18,6 @@ from datamodules.loading import Batch, Loading
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.backbones.base import Backbone
-from models.chunking import forward_in_chunks
 from models.head_information import HeadInformation
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
@@ -28,6 +27,7 @@ from models.losses.barlow_twins import (
     rank_bound,
     summarise,
 )
+from models.memory.chunking import forward_in_chunks
 from utils.distributed import gather_batch
 
 # λ(D-1)/(N-1) above which sampling noise, not redundancy, dominates the loss; the study's failed

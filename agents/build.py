@@ -17,11 +17,11 @@ from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import Loading
 from datamodules.seeding import seeded
 from models.backbones.base import Backbone
-from models.backbones.loading import load_weights
+from models.backbones.weights import load_weights
 from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
 from models.fusions.base import Fusion
+from utils.checkpoints import read_checkpoint
 from utils.console import console
-from utils.weights import read_checkpoint
 
 
 def build_source(hparams: Hparams) -> ImageSource:

@@ -21,7 +21,6 @@ from datamodules.loading import Batch, Loading
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.dino import MultiCropViews
 from models.backbones.base import Backbone
-from models.chunking import forward_in_chunks
 from models.ema import teacher_of, update
 from models.head_information import HeadInformation
 from models.heads.dino import DINOHead
@@ -34,7 +33,8 @@ from models.losses.dino import (
     teacher_targets,
     view_loss,
 )
-from models.pieces import sum_in_pieces
+from models.memory.accumulation import sum_in_pieces
+from models.memory.chunking import forward_in_chunks
 from utils.optim import clip_each
 from utils.schedules import cosine, linear
 

@@ -13,7 +13,7 @@ from datamodules.base import ImageDataModule
 from datamodules.feature_cache import weights_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.inference import Inference
-from utils.weights import read_checkpoint
+from utils.checkpoints import read_checkpoint
 
 
 def use_feature_cache(

@@ -19,7 +19,7 @@ from datamodules.base import ImageSource
 from datamodules.labelled import LabelledDataModule, ProbeBatch
 from datamodules.loading import Loading
 from models.backbones.base import Backbone, Features
-from models.knn import knn_accuracy
+from models.measures.knn import knn_accuracy
 from utils.console import console
 from utils.distributed import gather_rows
 

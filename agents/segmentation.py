@@ -12,7 +12,6 @@ from torchmetrics import MetricCollection
 
 from agents.build import build_backbone, build_fusion, data_sets
 from agents.optimizers import configure
-from agents.segmentation_metrics import metrics, occurs, result_in_words
 from config import names
 from config.hparams import Hparams
 from datamodules.base import ImageSource, MaskedSource
@@ -25,9 +24,10 @@ from models.backbones.stored import Stored, pack, unpack
 from models.fusions.attention_fusion import AttentionFusion
 from models.fusions.controls import Group
 from models.heads.base import Head, Size, resize
-from models.heads.loading import load_head
+from models.heads.weights import load_head
 from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
+from models.measures.segmentation import metrics, occurs, result_in_words
 from utils.console import console
 from utils.palette import has_background
 

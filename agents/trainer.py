@@ -34,12 +34,12 @@ from config.resolve import choices, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
+from utils.checkpoints import read_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, joined, named_run, record_environment
-from utils.weights import read_checkpoint
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 

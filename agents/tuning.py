@@ -15,7 +15,7 @@ from pytorch_lightning.tuner import Tuner
 
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
-from models.chunking import chunk_sizes
+from utils.chunks import chunk_sizes
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.rng import rng_preserved
 

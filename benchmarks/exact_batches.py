@@ -25,9 +25,10 @@ def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str,
     import torch
 
     from models.backbones.vit import vit_tiny
-    from models.chunking import chunk_sizes, forward_in_chunks
     from models.heads.projector import projector
     from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+    from models.memory.chunking import forward_in_chunks
+    from utils.chunks import chunk_sizes
     from utils.memory import peak_mb, reset_peak, resident_mb
 
     device = torch.device("cpu")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     """Prints a line per file."""
-    from utils.weights import network_state, read_checkpoint
+    from utils.checkpoints import network_state, read_checkpoint
 
     for name in sys.argv[1:]:
         digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import ExampleImages, SayOnce, backbone_of, due, looking
+from callbacks.inspection import ExampleImages, SayOnce, backbone_of, due, looking
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import SayOnce, backbone_of, due, looking
+from callbacks.inspection import SayOnce, backbone_of, due, looking
 from models.attention import AttentionRequest
-from models.attention_quality import AttentionQuality as Collector
-from models.attention_quality import Quality
 from models.backbones.base import AttentionBackbone
+from models.measures.attention_quality import AttentionQuality as Collector
+from models.measures.attention_quality import Quality
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
@@ -45,7 +45,7 @@ class AttentionQuality(Callback):
     """Logs four numbers for every block, and draws them for every head.
 
     While training on training images with masks (labels are only read out), at the test on test
-    images. The numbers: see `models.attention_quality`.
+    images. The numbers: see `models.measures.attention_quality`.
 
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once.

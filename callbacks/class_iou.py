@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.counts import CountsPicture
+from callbacks.confusion_figure import CountsPicture
 from utils import figures
 from utils.palette import palette
 

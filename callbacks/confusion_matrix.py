@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.counts import CountsPicture
+from callbacks.confusion_figure import CountsPicture
 from utils import figures
 
 _MOST_CLASSES = 40

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import SayOnce, due
+from callbacks.inspection import SayOnce, due
 from models.losses.barlow_twins import cross_correlation
 from utils import figures
 from utils.logging import log_figure

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.looking import backbone_of, due, held_out_examples, last_epoch, looking
+from callbacks.inspection import backbone_of, due, held_out_examples, last_epoch, looking
 from utils import figures
 from utils.logging import log_figure, log_scalars
 

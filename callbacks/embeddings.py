@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import (
+from callbacks.inspection import (
     SayOnce,
     backbone_of,
     due,

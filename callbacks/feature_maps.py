@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import backbone_of, due, held_out_examples, looking
+from callbacks.inspection import backbone_of, due, held_out_examples, looking
 from utils import figures
 from utils.logging import log_figure
 

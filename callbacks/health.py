@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from callbacks.throughput import Throughput
-from models.feature_statistics import effective_rank, mean_cosine, spread
+from models.measures.feature_statistics import effective_rank, mean_cosine, spread
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 

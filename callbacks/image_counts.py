@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.looking import class_names
+from callbacks.inspection import class_names
 from utils.logging import RunFolderLogger
 from utils.palette import VOID
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.looking import due
+from callbacks.inspection import due
 from utils import figures
 from utils.logging import RunFolderLogger, log_figure
 

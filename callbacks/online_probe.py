@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.looking import (
+from callbacks.inspection import (
     SayOnce,
     backbone_of,
     due,
@@ -17,7 +17,7 @@ from callbacks.looking import (
     looking,
     pooled_features,
 )
-from models.knn import knn_accuracy
+from models.measures.knn import knn_accuracy
 
 _HELD_OUT = 0.2  # share of the labelled images that are queries
 _PASSES, _BATCH, _LR = 20, 128, 1e-3

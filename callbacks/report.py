@@ -19,8 +19,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks.learning_curves import draw as draw_curves
 from utils.figures import close
 from utils.logging import RunFolderLogger, read_metrics
+from utils.nested import flat
 from utils.run_folder import RunFolder, write_atomically
-from utils.trees import flat
 
 SECONDS_BETWEEN = 60
 MAX_BYTES = 20_000_000

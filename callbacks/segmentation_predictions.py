@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import class_names, due
+from callbacks.inspection import class_names, due
 from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import Classifies, due
+from callbacks.inspection import Classifies, due
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import palette

@@ -91,29 +91,6 @@ def to_dict(hparams: Hparams) -> dict[str, Any]:
     return dataclasses.asdict(hparams)
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns `{"data.name": …}` into `{"data": {"name": …}}`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *groups, leaf = path.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[leaf] = value
-    return tree
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns two nested dicts as one; where both have a value, that of `above` counts."""
-    result = dict(below)
-    for name, value in above.items():
-        under = result.get(name)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            value = merged(under, value)
-        result[name] = value
-    return result
-
-
 def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparams:
     """Overwrites settings of `hparams` with a nested dict.
 

@@ -11,8 +11,8 @@ from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
 from config import names
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
-from config.finding import find_run, newest_unfinished, read_experiment
 from config.hparams import Hparams
+from config.lookup import find_run, newest_unfinished, read_experiment
 from config.types import OneOf, SomeOf
 from config.validation import check
 

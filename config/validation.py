@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from config import names
-from config.convert import ConfigError, base_types, get_leaf, leaves, nested
+from config.convert import ConfigError, base_types, get_leaf, leaves
 from config.hparams import Hparams
+from utils.nested import nested
 
 # group: (its selector, table of choices, leaves every choice reads)
 _SELECTED: Mapping[str, tuple[str, Mapping[str, names.Part], Collection[str]]] = {

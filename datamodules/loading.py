@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
-from models.chunking import chunk_sizes
+from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 
 

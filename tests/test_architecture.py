@@ -11,10 +11,9 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "agents": {"agents", "callbacks", "config", "datamodules", "models", "utils"},
     "callbacks": {"callbacks", "models", "utils"},
-    # Nested dicts become flat in utils/trees.py.
+    # Nested dicts become flat in utils/nested.py.
     "config": {"config", "utils"},
-    # datamodules split batches into the chunks that models/chunking.py defines.
-    "datamodules": {"datamodules", "models", "utils"},
+    "datamodules": {"datamodules", "utils"},
     "models": {"models", "utils"},
     "utils": {"utils"},
 }

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from callbacks.effective_receptive_field import receptive_fields
-from models.chunking import forward_in_chunks
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
 

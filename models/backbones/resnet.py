@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum
 
 from models.attention import AttentionRequest
 from models.backbones.base import Backbone, Features, StateDict, parse_layers
-from utils.weights import download
+from utils.checkpoints import download
 
 _URL = "https://dl.fbaipublicfiles.com/"
 _PUBLISHED = {

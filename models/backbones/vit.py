@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, parse_layers
-from utils.weights import download
+from utils.checkpoints import download
 
 _DINO = "https://dl.fbaipublicfiles.com/dino/"
 _DINO_FILES = {

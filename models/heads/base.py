@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from utils.weights import Source
+from utils.checkpoints import Source
 
 Size = tuple[int, int]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.feature_statistics import effective_rank, spread
+from models.measures.feature_statistics import effective_rank, spread
 from models.precision import at_least_float32
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from agents.build import build_agent
-from config.finding import known_experiments
+from config.lookup import known_experiments
 from config.parsing import Command, parse
 from config.resolve import resolve
 

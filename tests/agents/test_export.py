@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from agents.export import export
+from agents.commands.export import export
 from config.names import BACKBONES
 from main import main
 from utils.run_folder import RunFolder

@@ -14,7 +14,7 @@ from datamodules.cifar10 import CIFAR10
 from datamodules.labelled import LabelledDataModule
 from datamodules.loading import Loading
 from main import main
-from models.knn import knn_accuracy, knn_scores
+from models.measures.knn import knn_accuracy, knn_scores
 from tests.conftest import NO_VIT_SIZES, summary, weights
 from utils.logging import read_metrics
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
-from agents.segmentation_metrics import metrics
 from config.parsing import Command, parse
 from config.resolve import resolve
 from datamodules.segmentation import collate
 from datamodules.shapes import Shapes, generate
 from main import main
+from models.measures.segmentation import metrics
 from tests.conftest import (
     NO_SEGMENTATION_FIGURES,
     NO_VIT_SIZES,

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from agents.study import runner
-from agents.study.board import Board, share_done
-from agents.study.figures import study_figure
-from agents.study.table import study_table
-from config.study import load_study
+from agents.commands.study import runner
+from agents.commands.study.board import Board, share_done
+from agents.commands.study.figures import study_figure
+from agents.commands.study.plan import load_study
+from agents.commands.study.table import study_table
 from main import main
 from tests.conftest import NO_SEGMENTATION_FIGURES, PRETRAINING_ONLY, TINY, summary
 from utils.run_folder import RunFolder

@@ -15,9 +15,9 @@ from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.segmentation import Standard
 from main import main
-from models.attention_quality import Quality
 from models.backbones.swin import build as build_swin
 from models.backbones.vit import vit_tiny
+from models.measures.attention_quality import Quality
 from tests.conftest import NO_VIT_SIZES, assert_same, summary, weights
 from utils import figures
 

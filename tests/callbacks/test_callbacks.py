@@ -9,8 +9,8 @@ from callbacks.attention_maps import AttentionMaps, draw, overlay
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
+from callbacks.inspection import looking
 from callbacks.learning_curves import draw as draw_curves
-from callbacks.looking import looking
 from callbacks.views import draw as draw_views
 from models.attention import mass_mask
 from tests.conftest import NO_VIT_SIZES, assert_same, weights

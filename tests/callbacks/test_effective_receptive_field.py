@@ -17,7 +17,7 @@ from callbacks.effective_receptive_field import (
     square_side,
     without_parameter_gradients,
 )
-from callbacks.looking import looking
+from callbacks.inspection import looking
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch

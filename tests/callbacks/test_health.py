@@ -11,7 +11,7 @@ import callbacks.throughput
 from callbacks.health import ALARMS, ringing
 from datamodules.loading import BatchLoader
 from main import main
-from models.feature_statistics import effective_rank, mean_cosine, spread
+from models.measures.feature_statistics import effective_rank, mean_cosine, spread
 from tests.conftest import summary
 from utils.logging import read_metrics
 

@@ -4,8 +4,8 @@ import pytest
 
 from config import names
 from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
-from config.finding import CONFIG_DIR, read_experiment
 from config.hparams import Hparams
+from config.lookup import CONFIG_DIR, read_experiment
 from config.parsing import Command, parse
 from config.resolve import resolve
 from config.validation import active_settings, check

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import mass_mask
-from models.attention_quality import (
+from models.measures.attention_quality import (
     AttentionQuality,
     mass_lift,
     object_ious,

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from models.attention import AttentionRequest
 from models.backbones.botnet import BoTNet, RelativeAttention2d, botnet50
-from models.backbones.loading import load_state
 from models.backbones.resnet import resnet50
+from models.backbones.weights import load_state
 from tests.conftest import NO_VIT_SIZES
 
 

@@ -10,9 +10,10 @@ from models.backbones.base import Backbone
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
-from models.chunking import chunk_sizes, forward_in_chunks
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.memory.chunking import forward_in_chunks
+from utils.chunks import chunk_sizes
 
 CPU = torch.device("cpu")
 SIZES = [5, 4, 4]  # 13 images in chunks of 5

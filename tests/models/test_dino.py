@@ -9,7 +9,7 @@ from torch import nn
 from models.ema import teacher_of, update
 from models.heads.dino import DINOHead
 from models.losses.dino import Center, dino_loss, entropy, teacher_targets
-from models.pieces import sum_in_pieces
+from models.memory.accumulation import sum_in_pieces
 
 
 def naive_loss(student, teacher, center, student_temp, teacher_temp):

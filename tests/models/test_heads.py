@@ -10,7 +10,7 @@ from models.backbones.base import Features
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.heads.base import Head
-from models.heads.loading import load_head
+from models.heads.weights import load_head
 
 
 def build(
@@ -176,8 +176,8 @@ def test_heads_know_what_backbones_give():
 def test_coco_weights_are_of_torchvisions_deeplab(monkeypatch, tmp_path):
     from torchvision.models.segmentation import deeplabv3_resnet50
 
-    from models.backbones.loading import load_weights
     from models.backbones.resnet import resnet50
+    from models.backbones.weights import load_weights
 
     torch.manual_seed(1)
     whole = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21).eval()

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from callbacks.effective_receptive_field import receptive_fields
 from models.attention import AttentionRequest
-from models.backbones.loading import load_state
 from models.backbones.swin import Swin, build, swin_tiny
+from models.backbones.weights import load_state
 from tests.conftest import NO_VIT_SIZES, summary
 
 

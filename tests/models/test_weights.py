@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from models.backbones.base import Backbone
-from models.backbones.loading import load_state, load_weights
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
-from utils.weights import network_state, read_checkpoint
+from models.backbones.weights import load_state, load_weights
+from utils.checkpoints import network_state, read_checkpoint
 
 STAND_IN = (
     Path(__file__).parents[3]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.heads.base import Head
+from utils.checkpoints import read_checkpoint, tensors_in
 from utils.run_folder import named_run
-from utils.weights import read_checkpoint, tensors_in
 
 
 def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.compare import markdown
-from agents.study import run_folder
-from config.study import Study
-from config.study_rows import Row
-from config.words import joined
+from agents.commands.compare import markdown
+from agents.commands.study import run_folder
+from agents.commands.study.options import joined
+from agents.commands.study.plan import Study
+from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
 
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--"}

@@ -1,6 +1,6 @@
 """Studies: runs one after the other, then their table, figures and page."""
 
-from config.study import Study
+from agents.commands.study.plan import Study
 from utils.run_folder import RunFolder
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from agents.compare import draw_curves
+from agents.commands.compare import draw_curves
+from agents.commands.study import run_folder
+from agents.commands.study.figures import study_figure
+from agents.commands.study.plan import Study
+from agents.commands.study.table import StudyTable, study_table
 from agents.loggers import log_table
-from agents.study import run_folder
-from agents.study.figures import study_figure
-from agents.study.table import StudyTable, study_table
 from callbacks.report import data_uri
-from config.convert import nested, update
+from config.convert import update
 from config.hparams import Hparams
-from config.study import Study
 from utils.figures import close
+from utils.nested import nested
 from utils.run_folder import RunFolder, write_atomically
 
 _TEMPLATE = Path(__file__).with_name("report.html")

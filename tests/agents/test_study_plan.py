@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config.convert import ConfigError, merged
-from config.finding import known_experiments, read_experiment
+from agents.commands.study.plan import load_study
+from config.convert import ConfigError
+from config.lookup import known_experiments, read_experiment
 from config.parsing import Command, parse
-from config.study import load_study
+from utils.nested import merged
 
 
 def study(tmp_path: Path, content: dict, *words: str, seeds: int | None = None):

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import names
-from config.convert import ConfigError, read_yaml
-from config.finding import find_experiment
-from config.hparams import Hparams
-from config.parsing import Command, parse
-from config.study_rows import (
+from agents.commands.study.options import as_words, check_paths, expanded, joined, options
+from agents.commands.study.rows import (
     Figure,
     Row,
     check_keys,
@@ -24,9 +20,13 @@ from config.study_rows import (
     read_row,
     with_needed,
 )
+from config import names
+from config.convert import ConfigError, read_yaml
+from config.hparams import Hparams
+from config.lookup import find_experiment
+from config.parsing import Command, parse
 from config.validation import active_settings, no_effect
-from config.words import as_words, check_paths, expanded, joined, options
-from utils.trees import flat
+from utils.nested import flat
 
 _STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
 # Where and how a run is computed; everything else is what it computes.

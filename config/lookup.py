@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, merged, read_yaml, suggestion
+from config.convert import ConfigError, read_yaml, suggestion
+from utils.nested import merged
 
 CONFIG_DIR = Path(__file__).parent
 

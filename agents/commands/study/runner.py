@@ -16,16 +16,16 @@ from typing import Any
 
 import yaml
 
-from agents.study import run_folder
-from agents.study.board import Board
-from agents.study.output import write_output, write_table
-from agents.study.table import last_reason
+from agents.commands.study import run_folder
+from agents.commands.study.board import Board
+from agents.commands.study.output import write_output, write_table
+from agents.commands.study.plan import Run, Study
+from agents.commands.study.table import last_reason
 from config.convert import ConfigError, read_yaml
-from config.study import Run, Study
 from utils.console import console, quiet_libraries
 from utils.run_folder import RunFolder, claimed, write_atomically
 
-_MAIN = Path(__file__).parents[2] / "main.py"
+_MAIN = Path(__file__).parents[3] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
 _WAIT_SECONDS = 5.0  # between looks at what another process does
 

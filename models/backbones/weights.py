@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.backbones.base import Backbone
+from utils.checkpoints import network_state, read_checkpoint
 from utils.run_folder import named_run
-from utils.weights import network_state, read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from callbacks.learning_curves import is_curve
 from config.convert import read_yaml
 from utils import figures
 from utils.logging import read_metrics
+from utils.nested import flat
 from utils.run_folder import RunFolder, write_atomically
-from utils.trees import flat
 
 _MOST_PANELS = 9
 _FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")

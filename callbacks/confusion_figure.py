@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.looking import class_names, confusion_of, due
+from callbacks.inspection import class_names, confusion_of, due
 from utils.logging import log_figure
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from config.convert import ConfigError, suggestion
-from config.finding import find_experiment, known_experiments, read_experiment
-from utils.trees import flat
+from config.lookup import find_experiment, known_experiments, read_experiment
+from utils.nested import flat
 
 FIGURES = ("matrices", "attention", "predictions", "receptive_fields")
 _ROW_KEYS = ("name", "label", "experiment", "settings", "published", "note", "shown")

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from agents.study import run_folder
-from config.study import Run, Study
+from agents.commands.study import run_folder
+from agents.commands.study.plan import Run, Study
 from utils.logging import read_metrics
 from utils.run_folder import RunFolder
 

@@ -12,12 +12,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
-from agents.study import run_folder
+from agents.commands.study import run_folder
+from agents.commands.study.plan import Study
+from agents.commands.study.rows import Figure
 from callbacks.attention_maps import overlay
 from callbacks.effective_receptive_field import radius
 from callbacks.segmentation_predictions import name_colours
-from config.study import Study
-from config.study_rows import Figure
 from models.attention import mass_mask
 from utils import figures
 from utils.palette import VOID, palette

@@ -1,0 +1,1 @@
+"""What `python main.py` can do; `execute` says which it is."""

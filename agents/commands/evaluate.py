@@ -1,0 +1,47 @@
+"""Judges a run's best checkpoint again."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from agents.build import build_data, build_figure_callbacks
+from agents.commands.trained import trained_agent
+from agents.trainer import Agent
+from callbacks.attention_quality import AttentionQuality
+from config.hparams import Hparams
+from utils.run_folder import RunFolder
+
+
+def evaluate(folder: RunFolder, hparams: Hparams) -> int:
+    """Judges the best checkpoint of a run and adds `evaluate/…` to its summary.
+
+    On the test set, by the protocol of the settings, where the task has a test; else on the
+    validation set.
+    """
+    agent, hparams = trained_agent(folder, hparams, folder.chosen)
+    data = build_data(hparams)
+    trainer = pl.Trainer(
+        accelerator=hparams.trainer.accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=folder.path,
+        callbacks=[c for c in build_figure_callbacks(hparams) if isinstance(c, AttentionQuality)],
+    )
+    if is_overridden("test_step", agent):
+        (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
+        facts = cast(Agent, agent).facts
+        how = [facts[name] for name in ("protocol", "inference") if name in facts]
+        how = [words for words in how if words != "whole"]
+        old, new = "test/", "/".join(["evaluate", *how, ""])
+    else:
+        (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
+        old, new = "val/", "evaluate/"
+    found = {name.replace(old, new, 1): value for name, value in metrics.items()}
+    folder.write_summary(folder.read_summary() | found)
+    for name, value in found.items():
+        print(f"{name:48s} {value:.4f}")
+    return 0

@@ -1,0 +1,42 @@
+"""What `python main.py` can do besides training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agents.commands.compare import write_comparison
+from agents.commands.evaluate import evaluate
+from agents.commands.export import check_finished, export
+from agents.commands.predict import predict
+from agents.commands.study.plan import load_study
+from agents.commands.study.runner import print_commands, run_study
+from agents.commands.trained import trained_agent
+from agents.trainer import Trainer
+from config.lookup import find_run
+from config.parsing import Command
+from utils.run_folder import RunFolder
+
+
+def execute(command: Command) -> int:
+    """Carries a command out and returns the exit code."""
+    hparams, runs_dir = command.hparams, command.hparams.run.dir
+    if command.study:
+        study = load_study(command.study, command.seeds, command.overrides, runs_dir)
+        return print_commands(study) if command.print_commands else run_study(study)
+    if command.compare:
+        folders = [RunFolder(find_run(run, runs_dir)) for run in command.compare]
+        print(write_comparison(folders, runs_dir))
+        return 0
+    if command.export:
+        folder = RunFolder(find_run(command.export, runs_dir))
+        check_finished(folder)
+        agent, _ = trained_agent(folder, hparams, folder.last)
+        print("\n".join(export(agent, folder)))
+        return 0
+    if command.evaluate:
+        return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
+    if command.predict and command.images:
+        folder = RunFolder(find_run(command.predict, runs_dir))
+        agent, hparams = trained_agent(folder, hparams, folder.chosen)
+        return predict(agent, hparams, folder, Path(command.images))
+    return Trainer(hparams, command.experiment).run()

@@ -1,0 +1,38 @@
+"""The agent of a run that has been trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from agents.build import build_agent, check_fits
+from config.hparams import Hparams
+from config.resolve import resolve
+from utils.checkpoints import read_checkpoint
+from utils.console import quiet_libraries
+from utils.run_folder import RunFolder
+
+
+def trained_agent(
+    folder: RunFolder, hparams: Hparams, checkpoint: Path
+) -> tuple[pl.LightningModule, Hparams]:
+    """Builds the agent of a run with the weights of a checkpoint.
+
+    Args:
+        folder: the run.
+        hparams: its settings, those given on the command line instead of them included.
+        checkpoint: its best one, or its last.
+
+    Raises:
+        FileNotFoundError: the run has no such checkpoint.
+        ValueError: the settings do not fit the checkpoint.
+    """
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
+    quiet_libraries()
+    hparams = resolve(hparams)
+    agent = build_agent(hparams, load=False)
+    check_fits(agent, checkpoint)
+    agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    return agent.eval(), hparams

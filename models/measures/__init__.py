@@ -1,0 +1,1 @@
+"""What is measured of features, attention and labels: tensors in, numbers out."""

@@ -1,0 +1,1 @@
+"""Exact batches in small memory."""
