@@ -14,6 +14,7 @@ from utils import figures
 from utils.logging import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder, write_atomically
+from utils.text import format_result
 
 _MOST_PANELS = 9
 _FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")
@@ -57,7 +58,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
     for name in _keys(results):
         values = [result.get(name) for result in results]
         if not isinstance(values[0], list):
-            rows.append([f"**{name}**", *map(_shown, values)])
+            rows.append([f"**{name}**", *map(format_result, values)])
     lines = [markdown(head, rows)]
     if any(stars):
         lines.append("\n\\* transductive: training saw evaluation images.")
@@ -113,7 +114,3 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
 
 def _keys(dicts: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for each in dicts for key in each))
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -20,6 +20,7 @@ from agents.commands.study import run_folder
 from agents.commands.study.plan import Run, Study
 from utils.logging import read_metrics
 from utils.run_folder import RunFolder
+from utils.text import format_result
 
 _STYLES = {
     "finished": "green",
@@ -121,7 +122,7 @@ class Board:
             if state == "running" and self.running:
                 seconds = time.monotonic() - self.running[1]
             done = f"{progress:.0%}" if state == "running" and progress is not None else ""
-            values = [_shown(summary.get(key)) for key in self.study.metrics]
+            values = [format_result(summary.get(key), missing="") for key in self.study.metrics]
             table.add_row(
                 name, Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
             )
@@ -195,11 +196,9 @@ def _last_step(metrics: Path, changed: int) -> tuple[int, float] | None:
 
 def _results(metrics: Mapping[str, str], folder: RunFolder) -> list[str]:
     summary = folder.read_summary()
-    return [f"{title} {summary[key]:.4g}" for key, title in metrics.items() if key in summary]
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return [
+        f"{title} {format_result(summary[key])}" for key, title in metrics.items() if key in summary
+    ]
 
 
 def _clock(seconds: float | None) -> str:
