@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from PIL import Image
 
 from agents.commands.study import runner
 from agents.commands.study.board import Board, share_done
 from agents.commands.study.figures import study_figure
+from agents.commands.study.output import write_output
 from agents.commands.study.plan import load_study
 from agents.commands.study.table import study_table
 from main import main
 from tests.conftest import NO_SEGMENTATION_FIGURES, PRETRAINING_ONLY, TINY, summary
-from utils.run_folder import RunFolder
+from tests.pages import NASTY, Page, check_needs_no_network
+from utils import page as pages
+from utils.run_folder import RunFolder, write_environment
 
 SETTINGS = {key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"}
 SEGMENT = {
@@ -138,6 +142,12 @@ def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/webp") == len(pictures)
     assert "a note" in page
+    check_needs_no_network(page)
+    assert "resampled" not in page
+    shown = Page(page).pictures
+    for title, name in zip(("Predictions", "Matrices", "Attention", "Fields"), names, strict=True):
+        drawn = Image.open(folder / "figures" / f"{name}.png").convert("RGB")
+        np.testing.assert_array_equal(shown[title][..., :3], np.asarray(drawn))
     # Dependents started from the run of their own seed.
     for seed in (0, 1):
         saved = yaml.safe_load((folder / f"measured-s{seed}" / "hparams.yaml").read_text())
@@ -150,6 +160,31 @@ def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
     assert len(in_process) == done
     assert main([*words[:2], "--seeds", "3", *words[4:]]) == 0  # one more seed
     assert len(in_process) == done + 3
+
+
+def test_names_are_text_and_a_page_says_that_it_was_shrunk(study_file, tmp_path, monkeypatch):
+    file = study_file(
+        [{"name": "a", "label": NASTY, "settings": SEGMENT, "note": f"note {NASTY}"}],
+        **dict.fromkeys(("title", "about", "protocol"), NASTY),
+        metrics={"test/miou": f"metric {NASTY}"},
+    )
+    words = ["--logger.mode", "disabled", "--logger.project", NASTY]
+    study = load_study(str(file), None, words, str(tmp_path / "runs"))
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    folder.write_summary({"status": "finished", "test/miou": 0.25, "protocol": NASTY})
+    write_environment(folder, {"device": f"device {NASTY}"})
+    (folder.path / "metrics.csv").write_text("step,val/loss\n0,2.0\n1,1.5\n")
+    monkeypatch.setattr(pages, "MAX_BYTES", 6_000)
+    write_output(study)
+    source = (study.folder / "report.html").read_text()
+    page = Page(source)
+    assert "script" not in page.tags
+    assert {NASTY, *(f"{what} {NASTY}" for what in ("note", "metric", "device"))} < set(page.cells)
+    assert page.text.count(NASTY) >= 9
+    check_needs_no_network(source)
+    (picture,) = page.pictures.values()
+    assert f"wider than {picture.shape[1]} pixels were resampled" in page.text
 
 
 def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_process):

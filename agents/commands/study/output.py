@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import string
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from agents.commands.compare import draw_curves
 from agents.commands.study import run_folder
 from agents.commands.study.figures import study_figure
-from agents.commands.study.plan import Study
+from agents.commands.study.plan import Run, Study
 from agents.commands.study.table import StudyTable, study_table
 from agents.loggers import log_table
-from callbacks.report import data_uri
 from config.convert import update
 from config.hparams import Hparams
 from utils.figures import close
 from utils.nested import nested
+from utils.page import fit, picture_uri, render
 from utils.run_folder import RunFolder, write_atomically
-
-_TEMPLATE = Path(__file__).with_name("report.html")
-_WIDTH = 1800
 
 
 def write_table(study: Study) -> StudyTable:
@@ -76,39 +70,35 @@ def _draw(study: Study) -> dict[str, Path]:
 
 
 def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
-    figures = "\n".join(
-        f'<figure><img alt="{html.escape(title)}" '
-        f'src="{data_uri(Image.open(file), _WIDTH)}"></figure>'
-        for title, file in pictures.items()
-    )
-    return string.Template(_TEMPLATE.read_text()).substitute(
-        title=html.escape(study.title),
-        heading="".join(f"<p>{html.escape(words)}</p>" for words in table.heading()),
-        table=table.html(),
-        figures=figures,
-        runs=_runs(study),
-    )
+    head, *lines = table.cells()
+    runs = [_run_facts(study, run) for run in study.runs]
 
-
-def _runs(study: Study) -> str:
-    rows = ["<tr><th>run</th><th>state</th><th>minutes</th><th>memory</th><th>device</th></tr>"]
-    for run in study.runs:
-        folder = run_folder(study, run.name)
-        summary = folder.read_summary()
-        name = html.escape(run.name)
-        if (folder.path / "report.html").exists():
-            name = f'<a href="{name}/report.html">{name}</a>'
-        minutes = summary.get("wall_seconds")
-        memory = summary.get("peak_memory_mb")
-        cells = (
-            name,
-            html.escape(str(summary.get("status", "not run"))),
-            "" if minutes is None else f"{minutes / 60:.1f}",
-            "" if memory is None else f"{memory} MB",
-            html.escape(str(folder.read_environment().get("device", ""))),
+    def draw(width: int | None) -> str:
+        return render(
+            "study.html",
+            title=study.title,
+            picture_width=width,
+            heading=table.heading(),
+            head=head,
+            lines=lines,
+            pictures={title: picture_uri(file, width) for title, file in pictures.items()},
+            runs=runs,
         )
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table>{''.join(rows)}</table>"
+
+    return fit(draw)
+
+
+def _run_facts(study: Study, run: Run) -> dict[str, Any]:
+    folder = run_folder(study, run.name)
+    summary = folder.read_summary()
+    return {
+        "name": run.name,
+        "has_page": (folder.path / "report.html").exists(),
+        "state": summary.get("status", "not run"),
+        "seconds": summary.get("wall_seconds"),
+        "memory_mb": summary.get("peak_memory_mb"),
+        "device": folder.read_environment().get("device", ""),
+    }
 
 
 def _log_to_wandb(study: Study, table: StudyTable, pictures: dict[str, Path]) -> None:

@@ -1,9 +1,8 @@
-"""The table of a study: mean and spread over seeds, beside what was published."""
+"""The table of a study: mean and standard deviation over seeds, beside what was published."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from agents.commands.study.options import joined
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
+from utils.text import format_result
 
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--"}
 # Facts of a run that say how its numbers came about, in the order of the heading.
@@ -49,7 +49,7 @@ class Line:
         values = self.values(metric)
         return statistics.mean(values) if values else None
 
-    def spread(self, metric: str) -> float | None:
+    def std(self, metric: str) -> float | None:
         """Returns the standard deviation over seeds (n - 1); None of fewer than two."""
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
@@ -113,10 +113,10 @@ class StudyTable:
             row = [line.row.label + "*" * line.transductive]
             row.append(f"{len(line.runs)}/{self.study.seeds}")
             for key in metrics:
-                row.append(_with_spread(line.mean(key), line.spread(key)))
+                row.append(_mean_and_std(line.mean(key), line.std(key)))
                 if key in published:
-                    row.append(_number(line.row.published.get(key)))
-                    row.append(_number(line.difference(key), signed=True))
+                    row.append(format_result(line.row.published.get(key)))
+                    row.append(_difference(line.difference(key)))
             cells.append([*row, *([line.row.note] if noted else [])])
         return cells
 
@@ -146,13 +146,6 @@ class StudyTable:
         ]
         return "\n".join(lines_of_tex) + "\n"
 
-    def html(self) -> str:
-        """Returns the table for a page."""
-        head, *lines = [[html.escape(cell) for cell in row] for row in self.cells()]
-        rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-        rows += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines]
-        return f"<table>{''.join(rows)}</table>"
-
     def csv(self) -> str:
         """Returns numbers with all their digits."""
         head = ["row", "label", "runs", "transductive"]
@@ -162,7 +155,7 @@ class StudyTable:
         for line in self.lines:
             row: list[Any] = [line.row.name, line.row.label, len(line.runs), line.transductive]
             for key in self.study.metrics:
-                row += [line.mean(key), line.spread(key)]
+                row += [line.mean(key), line.std(key)]
                 row += [line.row.published.get(key), line.difference(key)]
             rows.append(row)
         return _csv(rows)
@@ -205,17 +198,15 @@ def last_reason(folder: RunFolder, log: Path) -> str:
     return f"{summary['status']}" if "status" in summary else "see its log" if lines else "not run"
 
 
-def _number(value: float | None, signed: bool = False) -> str:
-    if value is None:
-        return "–"
-    return f"{value:+.3f}" if signed else f"{value:.4g}"
+def _difference(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
 
 
-def _with_spread(mean: float | None, spread: float | None) -> str:
+def _mean_and_std(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "–"
     digits = 3 if abs(mean) < 10 else 1
-    tail = "" if spread is None else f" ± {spread:.{digits}f}"
+    tail = "" if std is None else f" ± {std:.{digits}f}"
     return f"{mean:.{digits}f}{tail}"
 
 

@@ -1,0 +1,58 @@
+"""Pictures keep their pixels as long as the page stays small, and templates escape."""
+
+import numpy as np
+import pytest
+from jinja2 import UndefinedError
+from PIL import Image
+
+from tests.pages import pixels
+from utils import page
+from utils.page import data_uri, fit, picture_uri, render
+
+
+def noise(height: int, width: int, channels: int = 3) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, channels), np.uint8))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_pixels_do_not_change(channels, tmp_path):
+    image = noise(40, 1700, channels)
+    image.save(tmp_path / "noise.png")
+    back = pixels(picture_uri(tmp_path / "noise.png"))
+    assert np.array_equal(back, np.asarray(image))
+
+
+def test_only_wider_pictures_are_resampled():
+    image = noise(50, 100)
+    assert pixels(data_uri(image, 40)).shape == (20, 40, 3)
+    assert np.array_equal(pixels(data_uri(image, 100)), np.asarray(image))
+
+
+def test_a_picture_too_tall_for_webp_keeps_its_pixels_too():
+    image = noise(17_000, 2)
+    uri = data_uri(image)
+    assert uri.startswith("data:image/png;")
+    assert np.array_equal(pixels(uri), np.asarray(image))
+
+
+def test_the_first_page_that_is_small_enough_is_taken(monkeypatch):
+    monkeypatch.setattr(page, "MAX_BYTES", 1000)
+    assert fit(lambda width: "x" * (width or 5000)) == "x" * 800
+    assert fit(lambda width: "x" * 1000 if width is None else "y") == "x" * 1000
+    # Bytes count, not letters.
+    assert fit(lambda width: "é" * (width or 5000)) == "é" * 400
+    # Better a page that is too large than none.
+    assert fit(lambda width: "x" * (width or 5000) * 10) == "x" * 2000
+
+
+def test_a_value_that_is_not_given_is_an_error():
+    with pytest.raises(UndefinedError, match="title"):
+        render("base.html", picture_width=None)
+
+
+def test_a_note_says_that_pictures_were_resampled():
+    assert "resampled" not in render("base.html", title="a", picture_width=None)
+    assert "wider than 800 pixels were resampled" in render(
+        "base.html", title="a", picture_width=800
+    )

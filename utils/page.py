@@ -1,0 +1,82 @@
+"""Pages of one file each that need no network: templates and the pictures they hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from utils.text import format_value
+
+MAX_BYTES = 20_000_000
+# Tried in this order until a page is small enough, in pixels; None: as the picture is.
+_WIDTHS = (None, 1500, 1100, 800, 560, 400, 280, 200)
+_MAX_WEBP_SIDE = 16_383
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["format_value"] = format_value
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills a template of `utils/templates/`; every value is escaped.
+
+    Raises:
+        jinja2.UndefinedError: the template asks for a value that is not given.
+    """
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def fit(draw: Callable[[int | None], str]) -> str:
+    """Returns a page of at most `MAX_BYTES`, with pictures as large as that allows.
+
+    Args:
+        draw: returns the page with pictures at most so many pixels wide; None: as they are.
+
+    Returns:
+        The page with the narrowest pictures where none is small enough.
+    """
+    for width in _WIDTHS:
+        page = draw(width)
+        if len(page.encode()) <= MAX_BYTES:
+            break
+    return page
+
+
+def data_uri(image: Image.Image, width: int | None = None) -> str:
+    """Returns an image as text that a page can hold, its pixels unchanged.
+
+    In figures whose colour is a value, lossy compression would change the value.
+
+    Args:
+        image: any.
+        width: in pixels; a wider image is resampled to it. None: never.
+    """
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if width is not None and image.width > width:
+        height = max(1, round(image.height * width / image.width))
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    kind = "webp" if max(image.size) <= _MAX_WEBP_SIDE else "png"
+    if kind == "webp":
+        # More effort than this takes up to twice as long and gains a few percent.
+        image.save(file, "WEBP", lossless=True, exact=True, quality=50, method=1)
+    else:
+        image.save(file, "PNG")
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def picture_uri(file: Path, width: int | None = None) -> str:
+    """Returns the image in a file, as `data_uri` does."""
+    with Image.open(file) as image:
+        return data_uri(image, width)
