@@ -1,0 +1,58 @@
+"""Files that other programs read: pre-commit, GitHub, whoever cites."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def content(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def test_pre_commit_checks_what_make_test_checks():
+    (repo,) = content(".pre-commit-config.yaml")["repos"]
+    assert repo["repo"] == "local"
+    hooks = repo["hooks"]
+    assert all({"id", "name", "entry", "language"} <= set(hook) for hook in hooks)
+    assert {hook["language"] for hook in hooks} == {"system"}
+    entries = [hook["entry"].removesuffix(" --force-exclude") for hook in hooks]
+    assert entries == ["ruff check", "ruff format --check", "mypy ."]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"-m {entry}" in makefile for entry in entries)
+
+
+def test_the_citation_is_of_this_version():
+    citation = content("CITATION.cff")
+    assert {"message", "title", "authors"} <= set(citation)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    found = [str(citation[key]) for key in ("cff-version", "type", "license", "version")]
+    assert found == ["1.2.0", "software", "MIT", version]
+    cited = citation["references"]
+    assert all({"type", "title", "authors", "year"} <= set(work) for work in cited)
+    first = [work["authors"][0]["family-names"] for work in cited]
+    assert first == ["Apavou", "Tronchon", "Zbontar", "Caron"]
+    numbers = [entry["value"] for work in cited for entry in work.get("identifiers", ())]
+    assert numbers == ["arXiv:2103.03230", "arXiv:2104.14294"]
+
+
+def test_a_bug_is_asked_for_what_repeats_it():
+    form = content(".github/ISSUE_TEMPLATE/bug.yml")
+    assert {"name", "description", "body"} <= set(form)
+    text, *fields = form["body"]
+    assert "paths" in text["attributes"]["value"]
+    assert "no keys" in text["attributes"]["value"]
+    assert [field["id"] for field in fields] == [
+        "ran",
+        "expected",
+        "came",
+        "environment",
+        "hparams",
+    ]
+    labels = [field["attributes"]["label"] for field in fields]
+    assert labels[-2:] == ["environment.json", "hparams.yaml"]
+    assert all(field["type"] == "textarea" for field in fields)
+    assert "blank_issues_enabled" in content(".github/ISSUE_TEMPLATE/config.yml")
