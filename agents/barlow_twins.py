@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from agents.build import build_backbone, labelled_finder
+from agents.base import Agent
 from agents.optimizers import configure
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -35,7 +34,7 @@ from utils.distributed import gather_batch
 NOISE_LIMIT = 0.04
 
 
-class BarlowTwins(LightningModule):
+class BarlowTwins(Agent):
     """Two views of an image should have equal embeddings whose dimensions are not redundant.
 
     loss = scale * ( Σ_i (1 - C_ii)² + λ Σ_{i≠j} C_ij² ), C the cross-correlation over the batch of
@@ -44,18 +43,13 @@ class BarlowTwins(LightningModule):
     Args:
         backbone: what is trained and kept.
         hparams: groups `barlow_twins`, `optim`, and the batch size.
-
-    Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = ("val/loss", "min")
-    facts: ClassVar[dict[str, str]] = {}
-    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
-        backbone.check_side(hparams.data.image_size, "data.image_size")
+        backbone.check_side(int(hparams.data.image_size), "data.image_size")
         self.settings = hparams
         self.backbone = backbone
         method = hparams.barlow_twins
@@ -68,16 +62,16 @@ class BarlowTwins(LightningModule):
         self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> BarlowTwins:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        return cls(build_backbone(hparams, load), hparams)
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> BarlowTwins:
+        """See `Agent.build`."""
+        return cls(backbone, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two random views of every image."""
-        size = hparams.data.image_size
-        views = BarlowTwinsViews(size, hparams.data.blur)
-        return ViewsDataModule(source, views, size, loading, labelled_finder(source, hparams))
+        size = int(hparams.data.image_size)
+        views = BarlowTwinsViews(size, bool(hparams.data.blur))
+        return ViewsDataModule(source, views, size, loading)
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.backbone, images)
@@ -151,13 +145,7 @@ class BarlowTwins(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
-        return configure(
-            self, {self.backbone: 1.0, self.projector: 1.0}, self.settings.optim, self.lr
-        )
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Leaves the images on the host: `embed` moves one micro-batch at a time."""
-        return batch
+        return configure(self, {self.backbone: 1.0, self.projector: 1.0}, self.settings, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
@@ -193,11 +181,11 @@ class BarlowTwins(LightningModule):
 
 def warn_of_batch(hparams: Hparams) -> None:
     """Warns of a batch too small for the projector, and of accumulation, which does not help."""
-    data, method = hparams.data, hparams.barlow_twins
-    noise = method.lambd * (method.projector_dim - 1) / (data.batch_size - 1)
+    batch, method = int(hparams.data.batch_size), hparams.barlow_twins
+    noise = method.lambd * (method.projector_dim - 1) / (batch - 1)
     if noise > NOISE_LIMIT:
         rank_zero_warn(
-            f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
+            f"Batch {batch} is small for projector_dim {method.projector_dim}: "
             f"lambda*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
             "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
             "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.build import build_backbone, labelled_finder
+from agents.base import Agent
 from agents.optimizers import configure, set_weight_decay
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -50,7 +49,7 @@ class Branch(nn.Module):
         self.head = head
 
 
-class DINO(LightningModule):
+class DINO(Agent):
     """A student learns to say of every view what its own moving average says of the global views.
 
     loss = mean over pairs of views of -Σ_k p_k log q_k, with
@@ -59,20 +58,15 @@ class DINO(LightningModule):
     Args:
         backbone: the student's.
         hparams: groups `dino`, `optim`, `trainer`, resolved for the data.
-
-    Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = None  # a collapsed network has the lowest loss
-    facts: ClassVar[dict[str, str]] = {}
-    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
         self.settings = hparams
         dino = hparams.dino
-        backbone.check_side(hparams.data.image_size, "data.image_size")
+        backbone.check_side(int(hparams.data.image_size), "data.image_size")
         if dino.multi_crop and dino.local_crops_number:
             backbone.check_side(int(dino.local_crop_size), "dino.local_crop_size")
         head = DINOHead(
@@ -92,27 +86,27 @@ class DINO(LightningModule):
         self._training_pass = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> DINO:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        return cls(build_backbone(hparams, load), hparams)
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> DINO:
+        """See `Agent.build`."""
+        return cls(backbone, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two global and several local views of every image."""
         dino, data = hparams.dino, hparams.data
+        size = int(data.image_size)
         views = MultiCropViews(
-            data.image_size,
+            size,
             int(dino.local_crop_size),
             dino.local_crops_number if dino.multi_crop else 0,
             (dino.global_crops_scale[0], dino.global_crops_scale[1]),
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
-            data.blur,
+            bool(data.blur),
         )
-        find = labelled_finder(source, hparams)
-        return ViewsDataModule(source, views, data.image_size, loading, find)
+        return ViewsDataModule(source, views, size, loading)
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:  # type: ignore[override]
         """The network that is kept and looked at: the teacher's, unless the settings say not."""
         kept = self.student if self.settings.dino.export == "student" else self.teacher
         return kept.backbone
@@ -215,7 +209,7 @@ class DINO(LightningModule):
 
     def _in_chunks(self, views: Sequence[Sequence[Tensor]]) -> bool:
         # A chunk as large as the batch still means one view at a time.
-        return self.settings.trainer.chunk_size is not None or len(views[0]) > 1
+        return isinstance(self.settings.trainer.chunk_size, int) or len(views[0]) > 1
 
     def teacher_temperature(self) -> float:
         """τ_t now: it rises linearly; without sharpening it is the student's."""
@@ -262,11 +256,7 @@ class DINO(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student."""
-        return configure(self, {self.student: 1.0}, self.settings.optim, self.lr)
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Leaves the images on the host: micro-batches are moved one at a time."""
-        return batch
+        return configure(self, {self.student: 1.0}, self.settings, self.lr)
 
     def _report(
         self,

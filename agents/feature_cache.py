@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 
-from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule
 from datamodules.feature_cache import weights_digest
@@ -17,7 +16,7 @@ from utils.checkpoints import read_checkpoint
 
 
 def use_feature_cache(
-    agent: pl.LightningModule,
+    agent: Any,
     data: ImageDataModule,
     hparams: Hparams,
     device: torch.device,
@@ -26,7 +25,7 @@ def use_feature_cache(
     """Makes `data` give features with its images where the settings allow it.
 
     Args:
-        agent: any; only a segmentation on a frozen backbone has features to keep.
+        agent: a segmentation.
         data: of the same task.
         hparams: resolved settings.
         device: computes what is missing.
@@ -36,7 +35,7 @@ def use_feature_cache(
         ValueError: the folder cannot be written, or there is not enough room.
     """
     choice = hparams.data.feature_cache
-    if not isinstance(agent, Segmentation) or not isinstance(data, SegmentationDataModule):
+    if not isinstance(data, SegmentationDataModule):
         return
     if hparams.data.views != "fixed" or choice == "off" or not agent.backbone.frozen:
         return

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from agents.build import build_backbone, build_fusion, data_sets
+from agents.base import Agent
+from agents.feature_cache import use_feature_cache
+from agents.fusion import build_fusion
 from agents.optimizers import configure
+from agents.sources import masked
 from config import names
 from config.hparams import Hparams
-from datamodules.base import ImageSource, MaskedSource
+from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
 from datamodules.transforms.segmentation import FixedViews, pad_to_multiple
@@ -29,10 +32,11 @@ from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
 from models.measures.segmentation import metrics, occurs, result_in_words
 from utils.console import console
+from utils.imports import load
 from utils.palette import has_background
 
 
-class Segmentation(LightningModule):
+class Segmentation(Agent):
     """Labels every pixel with one of the data set's classes.
 
     Trained on crops; judged on whole images, by the protocol of the settings.
@@ -45,12 +49,10 @@ class Segmentation(LightningModule):
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`; chosen on training images held out.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
 
-    monitor = ("val/miou", "max")
-    trains = True
+    monitor = ("val/miou", "max")  # on training images held out
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class Segmentation(LightningModule):
         self.fusion = fusion
         self.classes = tuple(classes)
         settings = hparams.segmentation
-        losses = [names.LOSSES[name].load() for name in settings.loss]
+        losses = [load(names.LOSSES[name]) for name in settings.loss]
         self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
         self.val_metrics, self.test_metrics = metrics(len(classes)), metrics(len(classes))
         self.confusion: dict[str, Tensor] = {}
@@ -86,42 +88,53 @@ class Segmentation(LightningModule):
         )
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> Segmentation:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        backbone = build_backbone(hparams, load)
-        classes = masked(names.DATASETS[hparams.data.name].load(), hparams.data.name).classes
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
+        """See `Agent.build`."""
+        classes = masked(source, f"--data.name {hparams.data.name}").classes
         settings = hparams.segmentation
         fusion, channels = build_fusion(hparams, backbone, len(classes))
-        head: Head = names.HEADS[settings.head].load()(channels, backbone.map_strides, len(classes))
-        if load and (report := load_head(head, settings.head_weights, hparams.run.dir)):
-            console.info("%s", report)
+        head: Head = load(names.HEADS[settings.head])(channels, backbone.map_strides, len(classes))
         return cls(backbone, head, fusion, classes, hparams)
+
+    def load_weights(self, hparams: Hparams) -> None:
+        """See `Agent.load_weights`: those of the head."""
+        if report := load_head(self.head, hparams.segmentation.head_weights, hparams.run.dir):
+            console.info("%s", report)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> SegmentationDataModule:
         """Images with masks, a part of the training images held out for choices."""
         settings = hparams.data
-        recipe = names.PROTOCOLS[hparams.segmentation.protocol].load()
-        protocol = recipe(settings.image_size)
-        classes = masked(type(source), settings.name).classes
-        if protocol.needs_background and not has_background(classes):
+        size = int(settings.image_size)
+        recipe = load(names.PROTOCOLS[hparams.segmentation.protocol])
+        protocol = recipe(size)
+        images = masked(source, f"--data.name {settings.name}")
+        if protocol.needs_background and not has_background(images.classes):
             raise ValueError(
                 f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "
                 f"background, which {settings.name} does not have."
             )
-        views = FixedViews(
-            settings.image_size, protocol, settings.fixed_scales, settings.fixed_crops
-        )
+        views = FixedViews(size, protocol, settings.fixed_scales, settings.fixed_crops)
         return SegmentationDataModule(
-            cast(MaskedSource, source),
+            images,
             protocol,
-            settings.image_size,
+            size,
             loading,
             settings.val_fraction,
             views if settings.views == "fixed" else None,
             # Test views are made of the largest one.
-            recipe(round(settings.image_size * max(hparams.segmentation.test_scales))),
+            recipe(round(size * max(hparams.segmentation.test_scales))),
         )
+
+    def prepare(
+        self,
+        data: ImageDataModule,
+        hparams: Hparams,
+        device: torch.device,
+        checkpoint: Path | None,
+    ) -> None:
+        """See `Agent.prepare`: keeps the features of a frozen backbone, where views are fixed."""
+        use_feature_cache(self, data, hparams, device, checkpoint)
 
     def _encode(self, images: Tensor) -> Features:
         return self.fusion.features(self.backbone, images)
@@ -274,7 +287,7 @@ class Segmentation(LightningModule):
             self.fusion: factor,
             self.head: factor,
         }
-        return configure(self, factors, self.settings.optim, self.lr)
+        return configure(self, factors, self.settings, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
@@ -282,16 +295,3 @@ class Segmentation(LightningModule):
             return ["The run did not get as far as the test."]
         protocol = self.settings.segmentation.protocol
         return result_in_words(summary, self.classes, self.confusion["test"], protocol)
-
-
-def masked(source: type, name: str) -> type[MaskedSource]:
-    """Returns `source` when its images have masks.
-
-    Raises:
-        ValueError: they have none.
-    """
-    if not issubclass(source, MaskedSource):
-        raise ValueError(
-            f"--data.name {name} has no masks; segmentation works with {data_sets(MaskedSource)}."
-        )
-    return source

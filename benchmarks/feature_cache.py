@@ -23,6 +23,7 @@ from torch.optim import AdamW
 from agents.build import build_agent, build_data
 from agents.feature_cache import use_feature_cache
 from agents.segmentation import Segmentation
+from agents.sources import build_source
 from config.parsing import Command, parse
 from config.resolve import resolve
 
@@ -48,7 +49,8 @@ def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
         raise SystemExit(command)
     hparams = resolve(command.hparams)
     torch.manual_seed(0)
-    data, agent = build_data(hparams), build_agent(hparams)
+    source = build_source(hparams)
+    data, agent = build_data(hparams, source), build_agent(hparams, source)
     data.setup("fit")
     if not isinstance(agent, Segmentation):
         raise SystemExit("This measures segmentations.")

@@ -39,7 +39,12 @@ class OnlineProbe(Callback):
     """
 
     def __init__(
-        self, every_n_epochs: int, num_images: int, kind: str, k: int, temperature: float
+        self,
+        every_n_epochs: int,
+        num_images: int,
+        kind: str,
+        k: int = 20,
+        temperature: float = 0.07,
     ) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from config.hparams import Hparams
+from config.rules import get_leaf
 
 
 class ConfigError(ValueError):
@@ -38,13 +39,6 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
             yield from leaves(value, path + ".")
         else:
             yield Leaf(path, value, getattr(defaults, item.name), hints[item.name])
-
-
-def get_leaf(hparams: Any, path: str) -> Any:
-    """Returns the setting at a dotted path."""
-    for name in path.split("."):
-        hparams = getattr(hparams, name)
-    return hparams
 
 
 def set_leaf(hparams: Hparams, path: str, value: Any) -> None:

@@ -101,14 +101,33 @@ class ImageDataModule(LightningDataModule, ABC):
         self.loading = loading
         self.train_files: Sequence[ImageItem] = ()
         self.val_files: Sequence[ImageItem] = ()
+        self._listed: set[str] = set()
 
     def prepare_data(self) -> None:
         """Downloads or draws what is missing."""
         self.source.prepare()
 
-    @abstractmethod
     def setup(self, stage: str) -> None:
-        """Lists the images: sets `train_files` and `val_files`, which do not overlap."""
+        """Lists the images, once: Lightning asks again before every fit and test."""
+        if not self._listed & {stage, "fit"}:
+            self.list_images(stage)
+            self._listed.add(stage)
+
+    @abstractmethod
+    def list_images(self, stage: str) -> None:
+        """Lists the images: sets `train_files` and `val_files`, which do not overlap.
+
+        Args:
+            stage: `fit`: all of them | `validate`, `test`: those suffice.
+        """
+
+    def check(self) -> None:
+        """Checks that the listed images can be loaded as they are to be.
+
+        Raises:
+            ValueError: a batch is larger than the data set.
+        """
+        self.loading.check(len(self.train_files))
 
     @abstractmethod
     def train_dataloader(self) -> BatchLoader:

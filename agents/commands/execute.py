@@ -30,13 +30,13 @@ def execute(command: Command) -> int:
     if command.export:
         folder = RunFolder(find_run(command.export, runs_dir))
         check_finished(folder)
-        agent, _ = trained_agent(folder, hparams, folder.last)
+        agent, _, _ = trained_agent(folder, hparams, folder.last)
         print("\n".join(export(agent, folder)))
         return 0
     if command.evaluate:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
-        agent, hparams = trained_agent(folder, hparams, folder.chosen)
+        agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
     return Trainer(hparams, command.experiment).run()

@@ -18,6 +18,7 @@ from datamodules.loading import UNREADABLE, read_rgb
 from datamodules.transforms.segmentation import Protocol
 from models.heads.base import resize
 from utils.device import best_device
+from utils.imports import load
 from utils.palette import label_image, overlay, palette
 from utils.run_folder import RunFolder
 
@@ -41,8 +42,8 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     root = images if images.is_dir() else images.parent
     out = folder.path / "predictions" / images.resolve().stem
     settings = hparams.segmentation
-    largest = round(hparams.data.image_size * max(settings.test_scales))
-    protocol = names.PROTOCOLS[settings.protocol].load()(largest)
+    largest = round(int(hparams.data.image_size) * max(settings.test_scales))
+    protocol = load(names.PROTOCOLS[settings.protocol])(largest)
     agent.to(best_device(hparams.trainer.accelerator))
     colours = palette(agent.classes)
     unreadable: list[str] = []

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from agents.build import build_agent
 from agents.segmentation import Segmentation
+from agents.sources import build_source
 from datamodules.segmentation import collate
 from main import main
-from tests.agents.test_segmentation import SETTINGS, parts
-from tests.conftest import NO_VIT_SIZES, assert_same, options, summary, weights
+from tests.agents.test_segmentation import parts
+from tests.conftest import assert_same, options, summary, tiny, weights
 
 FROZEN = {"task": "segmentation", "backbone__freeze": "true"}
 FIXED = {**FROZEN, "data__views": "fixed"}
@@ -328,7 +329,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
         ({"segmentation.loss_stride": 3}, "choose from '1', '2', '4', '8'"),
         ({"segmentation.loss_stride": 8, "data.image_size": 36}, "no multiple"),
         ({"data.fixed_crops": 2}, "without --data.views fixed"),
-        ({"data.feature_cache": "somewhere"}, "Add --data.views fixed"),
+        ({"data.feature_cache": "somewhere"}, "without --data.views fixed"),
         (
             {
                 "segmentation.fusion": "fusion2",
@@ -340,7 +341,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
     ],
 )
 def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsys):
-    base = {**SETTINGS, "task": "segmentation", "data.root": shapes_root, "run.dir": tmp_path}
+    base = tiny({"task": "segmentation", "data.root": shapes_root, "run.dir": tmp_path})
     assert main(options(base | settings)) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not [path for path in Path(tmp_path).iterdir() if path.is_dir()]
@@ -349,8 +350,8 @@ def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsy
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone__name": "resnet18", **NO_VIT_SIZES}, "ResNet has no attention"),
-        ({"backbone__name": "swin_tiny", **NO_VIT_SIZES}, "attends within windows"),
+        ({"backbone__name": "resnet18"}, "ResNet has no attention"),
+        ({"backbone__name": "swin_tiny"}, "attends within windows"),
         ({"segmentation__attention_blocks": 7}, "use 0 … 1"),
     ],
 )
@@ -377,5 +378,5 @@ def test_layers_out_of_range(train, capsys):
 
 def test_a_fused_segmentation_is_built_without_weights_for_a_checkpoint(shapes_root):
     agent, _ = parts(shapes_root, segmentation__fusion="fusion2")
-    again = build_agent(agent.settings, load=False)
+    again = build_agent(agent.settings, build_source(agent.settings), loaded=False)
     assert again.state_dict().keys() == agent.state_dict().keys()

@@ -73,14 +73,15 @@ def test_frozen_backbone_is_not_touched(train):
 
 def agent_for(**changed):
     from agents.build import build_agent
-    from config.resolve import resolve
+    from agents.sources import build_source
+    from config.resolve import resolve, resolve_for_data
 
     hparams = Hparams()
     for path, value in changed.items():
         group, leaf = path.split("__")
         setattr(getattr(hparams, group), leaf, value)
-    hparams = resolve(hparams)
-    return build_agent(hparams)
+    hparams = resolve_for_data(resolve(hparams), 512, on_gpu=False)
+    return build_agent(hparams, build_source(hparams))
 
 
 def test_the_studys_failed_batch_is_warned_of():

@@ -13,39 +13,32 @@ from torch import Tensor
 
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
+from agents.sources import build_source
 from config.parsing import Command, parse
-from config.resolve import resolve
+from config.resolve import resolve, resolve_for_data
 from datamodules.segmentation import collate
 from datamodules.shapes import Shapes, generate
 from main import main
 from models.measures.segmentation import metrics
 from tests.conftest import (
-    NO_SEGMENTATION_FIGURES,
-    NO_VIT_SIZES,
-    PRETRAINING_ONLY,
-    TINY,
     assert_same,
     options,
     summary,
+    tiny,
     weights,
 )
 
 VOID = 255
-SETTINGS = {
-    key: value
-    for key, value in {**TINY, **NO_SEGMENTATION_FIGURES}.items()
-    if key not in PRETRAINING_ONLY
-}
 
 
 def parts(root: Path, **changed) -> tuple[Segmentation, object]:
-    settings = {"task": "segmentation", **SETTINGS, "data.root": root}
-    settings |= {key.replace("__", "."): value for key, value in changed.items()}
-    command = parse(options({k: v for k, v in settings.items() if v is not ...}))
+    changed = {key.replace("__", "."): value for key, value in changed.items()}
+    command = parse(options(tiny({"task": "segmentation", "data.root": root, **changed})))
     assert isinstance(command, Command)
-    hparams = resolve(command.hparams)
+    hparams = resolve_for_data(resolve(command.hparams), 24, on_gpu=False)
     torch.manual_seed(0)
-    agent, data = build_agent(hparams), build_data(hparams)
+    source = build_source(hparams)
+    agent, data = build_agent(hparams, source), build_data(hparams, source)
     data.setup("fit")
     assert isinstance(agent, Segmentation)
     agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment]
@@ -215,8 +208,6 @@ def digest(module: torch.nn.Module) -> str:
 @pytest.mark.parametrize("backbone", ["vit_tiny", "resnet18"])
 def test_a_frozen_backbone_stays_as_it_was(train, backbone, monkeypatch):
     changed = {"backbone__name": backbone}
-    if backbone == "resnet18":
-        changed |= NO_VIT_SIZES
     digests, modes = [], []
     original = Segmentation.training_step
 
@@ -390,7 +381,6 @@ def test_deeplab_on_a_resnet_trains(train):
         segmentation__head="deeplabv3",
         trainer__max_steps=2,
         trainer__limit_val_batches=0,
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert summary(folder)["steps"] == 2

@@ -13,7 +13,7 @@ from callbacks.inspection import looking
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.views import draw as draw_views
 from models.attention import mass_mask
-from tests.conftest import NO_VIT_SIZES, assert_same, weights
+from tests.conftest import assert_same, weights
 from utils import figures
 
 ALL_ON = {
@@ -160,7 +160,6 @@ def test_a_network_without_attention_is_told_once(train, caplog):
         backbone__name="resnet18",
         callbacks__attention_maps__enabled="true",
         trainer__max_epochs=1,
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert not (folder / "figures" / "attention_maps").exists()

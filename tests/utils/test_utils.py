@@ -13,7 +13,7 @@ from utils.schedules import warmup_constant, warmup_cosine
 
 
 def test_cosine_is_linear_up_then_ends_with_the_run():
-    values = [warmup_cosine(step, total=100, warmup=10, final=0.1) for step in range(100)]
+    values = [warmup_cosine(step, total=100, warmup=10, final_lr_ratio=0.1) for step in range(100)]
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(values) == values[9] == 1
     assert all(a > b for a, b in itertools.pairwise(values[9:]))

@@ -20,12 +20,12 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from config import names
 from config.convert import ConfigError, read_yaml
 from config.hparams import Hparams
 from config.lookup import find_experiment
-from config.parsing import Command, parse
-from config.validation import active_settings, no_effect
+from config.parsing import ARCHITECTURE, Command, parse
+from config.rules import no_effect
+from config.validation import active_settings
 from utils.nested import flat
 
 _STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
@@ -253,4 +253,4 @@ class _Plans:
                 raise ConfigError(f"--{path} has no effect on any run of the study.")
 
 
-_ADOPTED = {f"backbone.{leaf}" for leaf in names.ARCHITECTURE}
+_ADOPTED = {f"backbone.{leaf}" for leaf in ARCHITECTURE}
