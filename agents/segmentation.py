@@ -27,7 +27,7 @@ from models.heads.base import Head, Size, resize
 from models.heads.weights import load_head
 from models.inference import Inference
 from models.losses.segmentation import SegmentationLoss
-from models.measures.segmentation import metrics, occurs, result_in_words
+from models.measures.segmentation import metrics, occurs
 from utils.console import console
 from utils.palette import has_background
 
@@ -280,8 +280,25 @@ class Segmentation(LightningModule):
         """Says what the final numbers mean."""
         if "test/miou" not in summary:
             return ["The run did not get as far as the test."]
-        protocol = self.settings.segmentation.protocol
-        return result_in_words(summary, self.classes, self.confusion["test"], protocol)
+        by_class = sorted(
+            (
+                (summary[f"test/iou/{name}"], name)
+                for name in self.classes
+                if f"test/iou/{name}" in summary
+            ),
+            reverse=True,
+        )
+        pixels = int(self.confusion["test"].sum())
+        lines = [
+            f"Test mIoU {summary['test/miou']:.3f} ({self.settings.segmentation.protocol}), mean "
+            f"of {len(by_class)} classes over {pixels / 1e6:.1f} M pixels; pixel accuracy "
+            f"{summary['test/accuracy']:.3f}.",
+            "Best:  " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:4]),
+            "Worst: " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:-5:-1]),
+        ]
+        if absent := len(self.classes) - len(by_class):
+            lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
+        return lines
 
 
 def masked(source: type, name: str) -> type[MaskedSource]:
