@@ -17,7 +17,7 @@ from config.hparams import Hparams
 from datamodules.base import ImageSource, MaskedSource
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
-from datamodules.transforms.segmentation import FixedViews, pad_to_multiple
+from datamodules.transforms.segmentation import FixedViews, Protocol, pad_to_multiple
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
 from models.backbones.stored import Stored, pack, unpack
@@ -101,8 +101,7 @@ class Segmentation(LightningModule):
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> SegmentationDataModule:
         """Images with masks, a part of the training images held out for choices."""
         settings = hparams.data
-        recipe = names.PROTOCOLS[hparams.segmentation.protocol].load()
-        protocol = recipe(settings.image_size)
+        protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(settings.image_size)
         classes = masked(type(source), settings.name).classes
         if protocol.needs_background and not has_background(classes):
             raise ValueError(
@@ -119,8 +118,7 @@ class Segmentation(LightningModule):
             loading,
             settings.val_fraction,
             views if settings.views == "fixed" else None,
-            # Test views are made of the largest one.
-            recipe(round(settings.image_size * max(hparams.segmentation.test_scales))),
+            protocol_of_test(hparams),
         )
 
     def _encode(self, images: Tensor) -> Features:
@@ -299,6 +297,13 @@ class Segmentation(LightningModule):
         if absent := len(self.classes) - len(by_class):
             lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
         return lines
+
+
+def protocol_of_test(hparams: Hparams) -> Protocol:
+    """Returns how test images are resized and judged; all their views are made of the largest."""
+    size = round(hparams.data.image_size * max(hparams.segmentation.test_scales))
+    protocol: Protocol = names.PROTOCOLS[hparams.segmentation.protocol].load()(size)
+    return protocol
 
 
 def masked(source: type, name: str) -> type[MaskedSource]:

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from agents.segmentation import Segmentation
-from config import names
+from agents.segmentation import Segmentation, protocol_of_test
 from config.hparams import Hparams
 from datamodules.base import IMAGE_SUFFIXES, is_image
 from datamodules.loading import UNREADABLE, read_rgb
@@ -40,9 +39,7 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     files, others = find_images(images)
     root = images if images.is_dir() else images.parent
     out = folder.path / "predictions" / images.resolve().stem
-    settings = hparams.segmentation
-    largest = round(hparams.data.image_size * max(settings.test_scales))
-    protocol = names.PROTOCOLS[settings.protocol].load()(largest)
+    protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
     colours = palette(agent.classes)
     unreadable: list[str] = []
