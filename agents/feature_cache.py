@@ -1,4 +1,4 @@
-"""Lets a segmentation read what its frozen backbone says of its images instead of computing it."""
+"""Lets a segmentation read the features of its frozen backbone instead of computing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config.hparams import Hparams
 from datamodules.base import ImageDataModule
 from datamodules.feature_cache import weights_digest
 from datamodules.segmentation import SegmentationDataModule
-from models.inference import Inference
+from models.inference import WHOLE
 from utils.checkpoints import read_checkpoint
 
 
@@ -43,15 +43,15 @@ def use_feature_cache(
     if checkpoint is not None:
         agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     root = Path(hparams.run.dir) / ".cache" if choice == "auto" else Path(choice)
-    backbone, fusion = agent.backbone, agent.fusion
+    network, backbone, twin = agent.network, agent.backbone, agent.network.fusion.twin
     facts = {
         "weights": weights_digest(backbone.state_dict()),
-        "twin": weights_digest(fusion.twin.state_dict()) if fusion.twin else None,
-        "backbone": [type(backbone).__name__, hparams.backbone.layers, agent.multiple],
-        "attention": repr(fusion.request),
+        "twin": weights_digest(twin.state_dict()) if twin else None,
+        "backbone": [type(backbone).__name__, hparams.backbone.layers, network.multiple],
+        "attention": repr(network.fusion.request),
         "classes": agent.classes,
     }
     training = agent.training
     agent.eval().to(device)
-    data.keep(root, facts, agent.stored_features, agent.inference == Inference())
+    data.keep(root, facts, network.stored_features, agent.inference == WHOLE)
     agent.train(training).cpu()
