@@ -69,7 +69,8 @@ class _Trainer:
 
 def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
     """Returns one epoch of training steps."""
-    optimizer = AdamW([*agent.head.parameters(), *agent.fusion.parameters()], 1e-3)
+    network = agent.network
+    optimizer = AdamW([*network.head.parameters(), *network.fusion.parameters()], 1e-3)
 
     def run() -> None:
         for number, batch in enumerate(data.train_dataloader()):
@@ -87,7 +88,7 @@ def features(agent: Segmentation, data: Any) -> Callable[[], None]:
     @torch.no_grad()
     def run() -> None:
         for batch in data.train_dataloader():
-            agent._features(batch.images, batch.stored)
+            agent.network.encode(batch.images, batch.stored)
 
     return run
 

@@ -88,7 +88,7 @@ def reference_confusion(agent: Segmentation, pairs, protocol: str, size: int) ->
         padded[:h, :w] = pixels
         with torch.no_grad():
             given = torch.from_numpy(padded).permute(2, 0, 1)[None]
-            logits = agent.head(agent.backbone(given), padded.shape[:2])[0, :, :h, :w]
+            logits = agent.network.head(agent.backbone(given), padded.shape[:2])[0, :, :h, :w]
         guessed = bilinear(logits.float().double().numpy(), *labels.shape).argmax(0)
         for truth, guess in zip(labels.ravel(), guessed.ravel(), strict=True):
             if truth != VOID:
@@ -188,11 +188,25 @@ def test_the_judgement_of_an_image_does_not_depend_on_its_batch(shapes_root):
         assert torch.equal(one, each["predictions"][0])
 
 
-def test_images_off_the_patch_grid_are_padded_and_cut_back(shapes_root):
-    agent, _ = parts(shapes_root, data__image_size=40)
+def test_a_checkpoint_holds_the_parts_under_their_own_names(shapes_root):
+    settings = {"segmentation__fusion": "fusion2", "segmentation__fusion_control": "random_init"}
+    agent, _ = parts(shapes_root, **settings, backbone__freeze="true")
+    # As every checkpoint so far has them, also those of agents that had the parts themselves.
+    state = {
+        f"{name}.{key}": value
+        for name in ("backbone", "head", "fusion")
+        for key, value in getattr(agent.network, name).state_dict().items()
+    }
+    assert_same(dict(agent.state_dict()), state)
+    other = build_agent(agent.settings, load=False).double().eval()
     images = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     with torch.no_grad():
-        assert agent.logits(images).shape == (2, 9, 40, 50)
+        expected = agent.network(images)
+        assert not torch.equal(other.network(images), expected)
+        other.load_state_dict(state)
+        assert torch.equal(other.network(images), expected)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({key: v for key, v in state.items() if key.startswith("head.")})
 
 
 # --- frozen -------------------------------------------------------------------------------------
@@ -237,8 +251,9 @@ def test_gradients_reach_what_is_unfrozen_and_nothing_else(shapes_root):
         shapes_root, backbone__freeze="true", backbone__unfreeze_last=1, data__batch_size=4
     )
     batch = next(iter(data.train_dataloader()))
-    agent.loss(agent.logits(batch.images), batch.labels).backward()
-    trained = {n for n, p in agent.named_parameters() if p.grad is not None and p.grad.any()}
+    agent.loss(agent.network(batch.images), batch.labels).backward()
+    parameters = agent.network.named_parameters()
+    trained = {name for name, p in parameters if p.grad is not None and p.grad.any()}
     assert all(
         name.startswith(("head.", "backbone.net.blocks.1.", "backbone.net.norm."))
         for name in trained
