@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
-from agents.feature_cache import use_feature_cache
+from agents.feature_cache import keep_features, keeps_features
 from agents.fusion import build_fusion
 from agents.optimizers import configure
 from agents.sources import masked
@@ -28,6 +28,7 @@ from models.inference import WHOLE, Inference
 from models.losses.segmentation import SegmentationLoss
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of
+from utils.checkpoints import read_checkpoint
 from utils.console import console
 from utils.imports import load
 from utils.palette import has_background
@@ -81,9 +82,8 @@ class Segmentation(Agent):
 
     def load_weights(self, hparams: Hparams) -> None:
         """See `Agent.load_weights`: those of the head."""
-        if report := load_head(
-            self.network.head, hparams.segmentation.head_weights, hparams.run.dir
-        ):
+        weights = hparams.segmentation.head_weights
+        if report := load_head(self.network.head, weights, hparams.run.dir):
             console.info("%s", report)
 
     @staticmethod
@@ -117,7 +117,13 @@ class Segmentation(Agent):
         checkpoint: Path | None,
     ) -> None:
         """See `Agent.prepare`: keeps the features of a frozen backbone, where views are fixed."""
-        use_feature_cache(self, data, hparams, device, checkpoint)
+        if not keeps_features(self.network, hparams):
+            return
+        if checkpoint is not None:
+            self.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        whole = self.inference == WHOLE
+        images = cast(SegmentationDataModule, data)
+        keep_features(self.network, images, hparams, self.classes, whole, device)
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]

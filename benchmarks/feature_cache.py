@@ -21,7 +21,6 @@ import torch
 from torch.optim import AdamW
 
 from agents.build import build_agent, build_data
-from agents.feature_cache import use_feature_cache
 from agents.segmentation import Segmentation
 from agents.sources import build_source
 from config.parsing import Command, parse
@@ -54,7 +53,7 @@ def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
     data.setup("fit")
     if not isinstance(agent, Segmentation):
         raise SystemExit("This measures segmentations.")
-    use_feature_cache(agent, data, hparams, agent.device, None)
+    agent.prepare(data, hparams, agent.device, None)
     agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment, method-assign]
     agent.trainer = _Trainer()  # type: ignore[assignment]
     return agent, data
