@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from agents.optimizers import configure
+from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -92,15 +93,15 @@ class BarlowTwins(Agent):
             features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
         return gather_batch(features)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch, with first view's `features` and the embeddings `z1`, `z2`."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see features and embeddings."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The same on held-out images, whose views never change."""
         return self._step(batch, "val")
 
-    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         method = self.settings.barlow_twins
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
         features, told = self.information.split([self.features(chunks) for chunks in batch.views])
@@ -112,12 +113,8 @@ class BarlowTwins(Agent):
         if told is not None:
             loss = loss - self.information.weight * told
             self.log(f"{split}/head_information", told.detach(), batch_size=len(z1))
-        return {
-            "loss": loss,
-            "features": features[0].detach(),
-            "z1": z1.detach(),
-            "z2": z2.detach(),
-        }
+        outputs = PretrainingOutputs(features[0].detach(), (z1.detach(), z2.detach()))
+        return step_result(loss, outputs)
 
     def _report(self, split: str, loss: Tensor, correlation: Tensor, z: Tensor) -> None:
         method, size = self.settings.barlow_twins, len(z)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from agents.base import Agent
 from agents.optimizers import configure, set_weight_decay
+from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -114,15 +115,15 @@ class DINO(Agent):
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.student.backbone, images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch, with the kept features `(N, D)` of its first view for callbacks."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see the teacher's features of the first view."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The same on held-out images, whose views never change; the centre stays as it is."""
         return self._step(batch, "val")
 
-    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         features, logits = self._teach(batch.views[:NUM_GLOBAL])
         temperature = self.teacher_temperature()
         targets = [teacher_targets(t, self.center.value, temperature) for t in logits]
@@ -131,7 +132,7 @@ class DINO(Agent):
             for each in logits:
                 self.center.collect(each)
         self._report(split, loss, targets, scalars | {"teacher_temperature": temperature})
-        return {"loss": loss, "features": features[0]}
+        return step_result(loss, PretrainingOutputs(features[0]))
 
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

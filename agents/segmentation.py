@@ -14,6 +14,7 @@ from agents.feature_cache import keep_features, keeps_features
 from agents.fusion import build_fusion
 from agents.optimizers import configure
 from agents.sources import masked
+from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config import names
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
@@ -139,8 +140,8 @@ class Segmentation(Agent):
         """Loads the network."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
-    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of a batch of crops, with the `logits` `(B, C, H, W)` for callbacks."""
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
+        """Loss of a batch of crops, whose logits callbacks see."""
         network, images = self.network, batch.images
         stride = self.settings.segmentation.loss_stride
         features = network.fusion.controlled_batch(network.encode(images, batch.stored))
@@ -150,7 +151,7 @@ class Segmentation(Agent):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         if self.settings.segmentation.attention_loss:
             loss = loss + self._attention_loss(features, batch.labels)
-        return {"loss": loss, "logits": logits.detach()}
+        return step_result(loss, CropOutputs(logits.detach()))
 
     def _attention_loss(self, features: Features, labels: Tensor) -> Tensor:
         settings = self.settings.segmentation
@@ -172,11 +173,7 @@ class Segmentation(Agent):
         return self._evaluate(batch, "val", WHOLE)
 
     def test_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
-        """Compares whole images with their labels, by the protocol.
-
-        Returns:
-            `loss`, the mean over the images, and `predictions`, one `(H, W)` uint8 per image.
-        """
+        """Compares whole images with their labels, by the protocol; callbacks see predictions."""
         return self._evaluate(batch, "test", self.inference)
 
     def _evaluate(
@@ -193,7 +190,7 @@ class Segmentation(Agent):
             measured.update(predictions[-1][None].int(), labels[None].int())
         loss = torch.stack(losses).mean()
         self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
-        return {"loss": loss, "predictions": predictions}
+        return step_result(loss, EvaluationOutputs(predictions))
 
     def on_train_epoch_end(self) -> None:
         """Logs what the fusions have learnt."""

@@ -16,9 +16,9 @@ from torch import Tensor
 from callbacks.inspection import (
     SayOnce,
     backbone_of,
+    data_of,
     due,
     held_out_examples,
-    labelled_images,
     looking,
     pooled_features,
 )
@@ -46,7 +46,7 @@ class Embeddings(Callback):
         if not importlib.util.find_spec("sklearn"):
             self.say("embeddings: t-SNE is left out; `pip install scikit-learn` adds it.")
         backbone = backbone_of(pl_module)
-        found = labelled_images(trainer, self.num_images, 0.0)
+        found = data_of(trainer).labelled_examples(self.num_images, 0.0)
         classes: tuple[str, ...] = ()
         labels: Tensor | None = None
         if found is None:

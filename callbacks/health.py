@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
 from models.measures.feature_statistics import effective_rank, mean_cosine, spread
 
@@ -109,7 +110,7 @@ ALARMS: dict[str, Alarm] = {
 class Health(Callback):
     """Logs what tells a healthy run from a collapsed one, and rings each alarm once.
 
-    From the agent's step output `features` `(N, D)`: spread, mean cosine between images, RankMe.
+    From the features `(N, D)` of a step: spread, mean cosine between images, RankMe.
     From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
     any clipping, and the share of time spent waiting for data.
 
@@ -155,9 +156,9 @@ class Health(Callback):
             return
         found = {"grad_norm": float(self._norm)}
         self._norm = None
-        features = outputs.get("features")
-        if features is not None and len(features) > 1:
-            features = features.float()
+        shown = outputs_of(outputs, PretrainingOutputs)
+        if shown is not None and len(shown.features) > 1:
+            features = shown.features.float()
             found |= {
                 "features_std": float(spread(features)),
                 "mean_cosine": float(mean_cosine(features)),

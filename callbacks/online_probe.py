@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from callbacks.inspection import (
     SayOnce,
     backbone_of,
+    data_of,
     due,
-    labelled_images,
     looking,
     pooled_features,
 )
@@ -67,7 +67,7 @@ class OnlineProbe(Callback):
         """Measures."""
         if not due(trainer, self.every_n_epochs):
             return
-        found = labelled_images(trainer, self.num_images, _HELD_OUT)
+        found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
             self.say(
                 "online_probe: these images have no classes. To follow k-NN and linear accuracy "

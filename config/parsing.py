@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from config.hparams import Hparams
 from config.lookup import find_run, newest_unfinished, read_experiment
 from config.rules import is_on, possible_on, rules_of
 from config.types import OneOf, SomeOf
-from config.validation import check, without_ineffective
+from config.validation import check, without_ineffective, without_superseded
 
 # What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
 ARCHITECTURE = (
@@ -42,6 +43,7 @@ class Command:
     seeds: int | None = None
     print_commands: bool = False
     overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
+    superseded: list[str] = field(default_factory=list)  # sentences on settings of the experiment
     evaluate: str | None = None
     predict: str | None = None
     images: str | None = None
@@ -150,6 +152,7 @@ def parse(argv: Sequence[str]) -> Command | str:
         hparams = without_ineffective(hparams)
         if resumed:
             argv = _replace_option(argv, "--run.resume", str(folder))
+    below = deepcopy(hparams)
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
         raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
@@ -165,7 +168,9 @@ def parse(argv: Sequence[str]) -> Command | str:
         set_leaf(hparams, path, None)
     for name in ("help", "subgroups"):
         arguments.pop(name, None)
-    command = Command(hparams=check(hparams), **arguments)
+    on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    hparams, superseded = without_superseded(hparams, below, on_command_line)
+    command = Command(hparams=check(hparams), superseded=superseded, **arguments)
     _check_actions(command)
     return command
 

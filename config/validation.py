@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
 from typing import Any, Literal, get_args, get_origin
 
@@ -170,6 +171,31 @@ def active_settings(hparams: Hparams) -> dict[str, Any]:
     return nested(
         {leaf.path: leaf.value for leaf in leaves(hparams) if unmet(hparams, leaf.path) is None}
     )
+
+
+def without_superseded(
+    hparams: Hparams, below: Hparams, given: Collection[str]
+) -> tuple[Hparams, list[str]]:
+    """Takes settings of a file away that lose their effect by what is given on the command line.
+
+    Args:
+        hparams: of file and command line together.
+        below: of the file alone; what has no effect even there stays, to be refused.
+        given: dotted paths on the command line, which stay in any case.
+
+    Returns:
+        A copy, and a sentence for each setting that was taken away.
+    """
+    hparams, chosen, alone = deepcopy(hparams), choose_names(hparams), choose_names(below)
+    sentences = []
+    for leaf in leaves(hparams):
+        reason = no_effect(chosen, leaf.path)
+        if leaf.value == leaf.default or leaf.path in given or reason is None:
+            continue
+        if no_effect(alone, leaf.path) is None:
+            set_leaf(hparams, leaf.path, leaf.default)
+            sentences.append(f"{leaf.path} {as_typed(leaf.value)} no longer counts {reason}.")
+    return hparams, sentences
 
 
 def without_ineffective(hparams: Hparams) -> Hparams:

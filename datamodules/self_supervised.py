@@ -81,16 +81,7 @@ class ViewsDataModule(ImageDataModule):
     def labelled_examples(
         self, count: int, held_out: float
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
-        """Returns labelled training images as they are, a share of them held out, and the classes.
-
-        Args:
-            count: images, evenly spaced over the set.
-            held_out: share of the second part.
-
-        Returns:
-            Images `(N, 3, S, S)` uint8 and labels `(N,)` of both parts; None without labels. Files
-            that cannot be read are left out.
-        """
+        """See `ImageDataModule.labelled_examples`."""
         if self.labelled is None:
             return None
         first, second = self.labelled.evenly(count).parted(held_out)

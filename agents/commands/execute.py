@@ -14,6 +14,7 @@ from agents.commands.trained import trained_agent
 from agents.trainer import Trainer
 from config.lookup import find_run
 from config.parsing import Command
+from utils.console import console, quiet_libraries
 from utils.run_folder import RunFolder
 
 
@@ -39,4 +40,7 @@ def execute(command: Command) -> int:
         folder = RunFolder(find_run(command.predict, runs_dir))
         agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
+    quiet_libraries()
+    for sentence in command.superseded:
+        console.info("%s", sentence)
     return Trainer(hparams, command.experiment).run()

@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.build import build_agent
 from agents.segmentation import Segmentation
 from agents.sources import build_source
+from callbacks.step_outputs import CropOutputs, outputs_of
 from datamodules.segmentation import collate
 from main import main
 from models.attention_supervision import attention_loss
@@ -196,7 +197,7 @@ def test_a_strided_loss_is_that_of_every_nth_pixel(shapes_root, stride):
     labels = batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
     assert labels.shape == (4, 32 // stride, 32 // stride)
     torch.testing.assert_close(found["loss"], agent.loss(small, labels), rtol=1e-5, atol=1e-6)
-    assert found["logits"].shape[-2:] == labels.shape[1:]
+    assert outputs_of(found, CropOutputs).logits.shape[-2:] == labels.shape[1:]
 
 
 def test_attention_loss_on_a_frozen_backbone_trains_what_is_learnt(shapes_root):

@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
 from agents.sources import build_source
+from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from config.parsing import Command, parse
 from config.resolve import resolve, resolve_for_data
 from datamodules.segmentation import collate
@@ -184,8 +185,9 @@ def test_the_judgement_of_an_image_does_not_depend_on_its_batch(shapes_root):
     alone = [agent.validation_step(collate([sample]), 0) for sample in samples]
     losses = torch.stack([each["loss"] for each in alone])
     torch.testing.assert_close(together["loss"], losses.mean(), rtol=1e-6, atol=0)
-    for one, each in zip(together["predictions"], alone, strict=True):
-        assert torch.equal(one, each["predictions"][0])
+    predicted = [outputs_of(each, EvaluationOutputs).predictions for each in (together, *alone)]
+    for one, each in zip(predicted[0], predicted[1:], strict=True):
+        assert torch.equal(one, each[0])
 
 
 def test_a_checkpoint_holds_the_parts_under_their_own_names(shapes_root):
@@ -198,7 +200,7 @@ def test_a_checkpoint_holds_the_parts_under_their_own_names(shapes_root):
         for key, value in getattr(agent.network, name).state_dict().items()
     }
     assert_same(dict(agent.state_dict()), state)
-    other = build_agent(agent.settings, load=False).double().eval()
+    other = build_agent(agent.settings, build_source(agent.settings), loaded=False).double().eval()
     images = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     with torch.no_grad():
         expected = agent.network(images)

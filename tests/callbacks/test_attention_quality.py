@@ -57,7 +57,7 @@ def data_of(folder: Path):
     from datamodules.transforms.barlow_twins import BarlowTwinsViews
 
     source = ImageFolder(str(folder), "train", 0.2)
-    return ViewsDataModule(source, BarlowTwinsViews(32), 32, Loading(batch_size=4), lambda: None)
+    return ViewsDataModule(source, BarlowTwinsViews(32), 32, Loading(batch_size=4))
 
 
 def test_every_block_is_measured(shapes_root):

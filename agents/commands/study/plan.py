@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.study.options import as_words, check_paths, expanded, joined, options
+from agents.commands.study.options import as_words, check_paths, expanded, joined, options, typed
 from agents.commands.study.rows import (
     Figure,
     Row,
@@ -20,13 +20,14 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from config.convert import ConfigError, read_yaml
+from config.convert import ConfigError, read_yaml, set_leaf, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
 from config.parsing import ARCHITECTURE, Command, parse
-from config.rules import no_effect
+from config.resolve import choose_names
+from config.rules import unmet
 from config.validation import active_settings
-from utils.nested import flat
+from utils.nested import flat, nested
 
 _STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
 # Where and how a run is computed; everything else is what it computes.
@@ -230,11 +231,19 @@ class _Plans:
 
     def _effective(self, row: Row, own: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Returns the row's options and those for all rows that have an effect on it."""
+        check_paths(own, f"{self.file}, row {row.name}: ")
         every = {**self.common, **own, **self.overrides}
         options = dict(own)
         for _ in range(2):  # a setting may need another of them to have an effect
-            hparams = self._parsed(row, [*_start(row), *joined(options)])
-            options = {p: w for p, w in every.items() if p in own or not no_effect(hparams, p)}
+            hparams = update(Hparams(), nested(experiment_settings(row)), str(self.file))
+            for path, words in options.items():
+                set_leaf(hparams, path, typed(words, path))
+            hparams = choose_names(hparams)
+            options = {
+                path: words
+                for path, words in every.items()
+                if path in own or unmet(hparams, path) is None
+            }
         self.used |= set(options)
         return options
 
