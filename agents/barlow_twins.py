@@ -22,9 +22,9 @@ from models.head_information import HeadInformation
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
     barlow_twins_loss,
-    chance_level,
     cross_correlation,
-    rank_bound,
+    lower_bound,
+    noise_floor,
     summarise,
 )
 from models.memory.chunking import forward_in_chunks
@@ -104,15 +104,17 @@ class BarlowTwins(Agent):
     def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         method = self.settings.barlow_twins
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        features, told = self.information.split([self.features(chunks) for chunks in batch.views])
+        features, mutual_information = self.information.split(
+            [self.features(chunks) for chunks in batch.views]
+        )
         # The projector sees the whole batch, so that its BatchNorm does.
         z1, z2 = (self.projector(view) for view in features)
         correlation = cross_correlation(z1, z2)
         loss = method.scale * barlow_twins_loss(correlation, method.lambd)
         self._report(split, loss, correlation.detach(), z1.detach())
-        if told is not None:
-            loss = loss - self.information.weight * told
-            self.log(f"{split}/head_information", told.detach(), batch_size=len(z1))
+        if mutual_information is not None:
+            loss = loss - self.information.weight * mutual_information
+            self.log(f"{split}/head_information", mutual_information.detach(), batch_size=len(z1))
         outputs = PretrainingOutputs(features[0].detach(), (z1.detach(), z2.detach()))
         return step_result(loss, outputs)
 
@@ -124,8 +126,8 @@ class BarlowTwins(Agent):
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
             "embedding_std": summary.embedding_std,
-            "chance_level": method.scale * chance_level(z.shape[1], size, method.lambd),
-            "rank_bound": method.scale * rank_bound(z.shape[1], size, method.lambd),
+            "noise_floor": method.scale * noise_floor(z.shape[1], size, method.lambd),
+            "lower_bound": method.scale * lower_bound(z.shape[1], size, method.lambd),
         }
         if summary.effective_rank is not None:
             scalars["effective_rank"] = summary.effective_rank
@@ -149,28 +151,27 @@ class BarlowTwins(Agent):
         split = "val" if "val/loss" in summary else "train"
         if f"{split}/loss" not in summary:
             return ["No step was finished, so there is nothing to say about the loss."]
-        loss, diagonal, off, std, chance, bound = (
+        loss, diagonal, off, std, floor, bound = (
             summary[f"{split}/{name}"]
             for name in (
                 "loss",
                 "diagonal_mean",
                 "off_diagonal_rms",
                 "embedding_std",
-                "chance_level",
-                "rank_bound",
+                "noise_floor",
+                "lower_bound",
             )
         )
         if std < 0.1:
             return [
-                f"COLLAPSED: the embeddings hardly vary (spread {std:.3f} of 1). Lower optim.lr, "
-                "lengthen the warm-up, or raise the batch size."
+                f"COLLAPSED: the embeddings hardly vary (deviation {std:.3f} of 1). Lower "
+                "optim.lr, lengthen the warm-up, or raise the batch size."
             ]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"Validation loss {loss:.1f}; independent features would still cost {chance:.1f} "
-            f"at this batch size, and no features less than {bound:.1f}."
-            if split == "val"
-            else f"Training loss {loss:.1f} (chance level {chance:.1f}, rank bound {bound:.1f}).",
+            f"{'Validation' if split == 'val' else 'Training'} loss {loss:.1f}. With this batch "
+            f"ideal features, alike in both views and independent, reach {floor:.1f} (the noise "
+            f"floor), and none less than {bound:.1f}.",
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
             f"Redundancy between dimensions: off-diagonal RMS {off:.3f} (goal 0).",
         ]

@@ -156,16 +156,20 @@ class DINO(Agent):
         """
         if self._in_chunks(batch.views) and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets), {}
-        features, told = self.information.split(self.embed(batch.views))
+        features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
-        return self.informed(loss, told)
+        return self.with_information(loss, mutual_information)
 
-    def informed(self, loss: Tensor, told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_information(
+        self, loss: Tensor, mutual_information: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the term of `head_information` to a loss, and names it, if there is one."""
-        if told is None:
+        if mutual_information is None:
             return loss, {}
-        return loss - self.information.weight * told, {"head_information": told.detach()}
+        return loss - self.information.weight * mutual_information, {
+            "head_information": mutual_information.detach()
+        }
 
     def _loss_in_pieces(
         self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
@@ -175,11 +179,15 @@ class DINO(Agent):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
-            (features,), told = self.information.split([self._pool(chunk.to(self.device))])
+            (features,), mutual_information = self.information.split(
+                [self._pool(chunk.to(self.device))]
+            )
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
             share = len(chunk) / (len(views) * len(targets[0]))
-            return self.informed(found, None if told is None else share * told)[0]
+            return self.with_information(
+                found, None if mutual_information is None else share * mutual_information
+            )[0]
 
         def pieces() -> Iterator[Callable[[], Tensor]]:
             for view, chunks in enumerate(views):
@@ -286,7 +294,7 @@ class DINO(Agent):
         split = "val" if "val/loss" in summary else "train"
         if f"{split}/loss" not in summary:
             return ["No step was finished, so there is nothing to say about the loss."]
-        loss, sharp, spread = (
+        loss, of_one, of_batch = (
             summary[f"{split}/{name}"]
             for name in ("loss", "teacher_entropy", "teacher_mean_entropy")
         )
@@ -294,6 +302,6 @@ class DINO(Agent):
         return [
             f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "
             "says little by itself: a collapsed network has a low loss too.",
-            f"The teacher is sure of single images (entropy {sharp:.2f} of {most:.2f}) and uses "
-            f"{math.exp(spread):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
+            f"The teacher is sure of single images (entropy {of_one:.2f} of {most:.2f}) and uses "
+            f"{math.exp(of_batch):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
         ]

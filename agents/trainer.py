@@ -40,7 +40,7 @@ from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, joined, named_run, record_environment
+from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
@@ -126,7 +126,7 @@ class Trainer:
         if self.resumed:
             return RunFolder(Path(run.resume))
         if not self.leads:
-            return joined(run.dir, run.name)
+            return folder_of_leader(run.dir, run.name)
         folder = create(run.dir, run.name, self.experiment)
         record_environment(folder, device_name(self.hparams.trainer.accelerator))
         return folder
@@ -191,7 +191,7 @@ class Trainer:
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
-        looking = build_callbacks(self.hparams)
+        callbacks = build_callbacks(self.hparams)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -200,7 +200,7 @@ class Trainer:
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
-                *looking,
+                *callbacks,
                 *reports,
                 *choosing,
                 RichProgressBar(leave=False),
@@ -223,7 +223,9 @@ class Trainer:
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
             result |= {
                 **agent.facts,
-                "alarms": [w for c in looking if isinstance(c, Health) for w in c.alarms.values()],
+                "alarms": [
+                    w for c in callbacks if isinstance(c, Health) for w in c.alarms.values()
+                ],
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),

@@ -59,7 +59,7 @@ def main() -> None:
 
     import torch
 
-    from models.losses.barlow_twins import barlow_twins_loss, chance_level
+    from models.losses.barlow_twins import barlow_twins_loss, noise_floor
     from utils import figures
 
     arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
@@ -75,7 +75,7 @@ def main() -> None:
         name = "before training" if start_over else run.name
         off = correlation[~torch.eye(len(correlation), dtype=torch.bool)].square().mean().sqrt()
         loss = barlow_twins_loss(correlation, lambd).item()
-        chance = chance_level(len(correlation), arguments.samples, lambd)
+        chance = noise_floor(len(correlation), arguments.samples, lambd)
         diagonal = correlation.diagonal().mean()
         print(
             f"| {name} | {steps} | {diagonal:.3f} | {off:.3f} | {loss:.1f} | {chance:.1f} | "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due, looking
+from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures
@@ -86,7 +86,7 @@ class AttentionMaps(Callback):
         size = self.image_size or 2 * data.image_size
         images = data.examples(split, self.num_images, size)
         request = AttentionRequest(self.blocks, self._queries(backbone))
-        with looking(pl_module):
+        with inspecting(pl_module):
             answer = backbone(images.to(pl_module.device), request).attention
         for attention in answer or ():
             maps = attention.patch_maps()[:, :, 0].float().cpu()  # (B, heads, h, w)

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due, looking
+from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
-from models.measures.attention_quality import AttentionQuality as Collector
-from models.measures.attention_quality import Quality
+from models.measures.attention_quality import AttentionMeter, Quality
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
@@ -83,7 +82,7 @@ class AttentionQuality(Callback):
             return
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
         examples = data.masked_examples(split, count, size, backbone.patch_multiple)
-        with looking(pl_module):
+        with inspecting(pl_module):
             qualities = measure(backbone, examples, len(source.classes), self.mass)
         self.measured = True
         pl_module.log_dict(
@@ -121,7 +120,7 @@ def measure(
         By block.
     """
     request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
-    collectors = [Collector(num_classes, mass) for _ in range(backbone.depth)]
+    collectors = [AttentionMeter(num_classes, mass) for _ in range(backbone.depth)]
     for image, labels in examples:
         answer = backbone(image[None].to(backbone.mean.device), request).attention
         for attention in answer or ():

@@ -19,7 +19,7 @@ from callbacks.inspection import (
     data_of,
     due,
     held_out_examples,
-    looking,
+    inspecting,
     pooled_features,
 )
 from utils import figures
@@ -54,7 +54,7 @@ class Embeddings(Callback):
         else:
             (images, labels), _, classes = found
             split = "labelled training"
-        with looking(pl_module):
+        with inspecting(pl_module):
             points = pooled_features(backbone, images).cpu().double()
         where = f"{len(points)} {split} images, step {trainer.global_step}"
         log_figure(trainer, "embeddings", draw(points, labels, classes, where))

@@ -94,7 +94,7 @@ def held_out_examples(
 def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Tensor:
     """Returns the pooled features `(N, D)` of images `(N, 3, S, S)` uint8, on its device.
 
-    To be called while `looking`.
+    To be called while `inspecting`.
     """
     device = backbone.mean.device
     parts = [backbone(part.to(device)).pooled for part in images.split(at_once)]
@@ -102,7 +102,7 @@ def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Te
 
 
 @contextmanager
-def looking(module: nn.Module) -> Iterator[None]:
+def inspecting(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients; flags and random states are as before afterwards."""
     flags = [(part, part.training) for part in module.modules()]
     with rng_preserved(), torch.no_grad():

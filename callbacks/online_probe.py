@@ -14,7 +14,7 @@ from callbacks.inspection import (
     backbone_of,
     data_of,
     due,
-    looking,
+    inspecting,
     pooled_features,
 )
 from models.measures.knn import knn_accuracy
@@ -76,7 +76,7 @@ class OnlineProbe(Callback):
             return
         (bank, labels), (queries, truth), classes = found
         backbone = backbone_of(pl_module)
-        with looking(pl_module):
+        with inspecting(pl_module):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
             labels, truth = labels.to(bank.device), truth.to(bank.device)
             scores = {}

@@ -104,8 +104,8 @@ def test_words_for_collapse_and_health():
         "val/diagonal_mean": 0.9,
         "val/off_diagonal_rms": 0.1,
         "val/embedding_std": 0.95,
-        "val/chance_level": 10.0,
-        "val/rank_bound": 8.0,
+        "val/noise_floor": 10.0,
+        "val/lower_bound": 8.0,
     }
     assert "agree well" in " ".join(agent.in_words(numbers))
     assert "COLLAPSED" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]

@@ -9,7 +9,7 @@ from callbacks.attention_maps import AttentionMaps, draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
-from callbacks.inspection import looking
+from callbacks.inspection import inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from callbacks.views import draw as draw_views
@@ -118,7 +118,7 @@ def test_looking_leaves_no_trace():
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    with looking(net):
+    with inspecting(net):
         assert not net[0].training
         net(torch.rand(4, 3))
         assert not torch.is_grad_enabled()

@@ -96,6 +96,15 @@ def test_metrics_survive_and_forget(tmp_path):
     assert list(read_metrics(tmp_path / "metrics.csv")) == [0]
 
 
+def test_old_names_of_metrics_are_read_as_the_new_ones(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/chance_level,train/rank_bound,train/loss\n0,10.5,7.9,200\n")
+    expected = {"train/noise_floor": 10.5, "train/lower_bound": 7.9, "train/loss": 200}
+    assert read_metrics(file) == {0: expected}
+    file.write_text("step,train/chance_level\n0,6.9\n")  # DINO's
+    assert read_metrics(file) == {0: {"train/chance_level": 6.9}}
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "summary.json"
     write_atomically(file, "old")

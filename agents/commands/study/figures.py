@@ -126,8 +126,8 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
         figures.show_image(axis, field / max(field.max(), 1e-30), cmap="magma", norm=norm)
         axis.set_title(label)
         side = field.shape[0]
-        spread = radius(torch.from_numpy(field))
-        axis.set_xlabel(f"{layer}, {side} px\nradius {spread:.0f} px", fontsize=7)
+        pixels = radius(torch.from_numpy(field))
+        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.0f} px", fontsize=7)
     figure.colorbar(
         ScalarMappable(norm, "magma"), ax=axes, shrink=0.75, label="|gradient| / maximum"
     )

@@ -82,6 +82,6 @@ def typed(words: Sequence[str], path: str) -> Any:
     return values if lists else values[0]
 
 
-def joined(settings: Mapping[str, Sequence[str]]) -> list[str]:
+def as_command_line(settings: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns options and their words as a command line."""
     return [word for path, words in settings.items() for word in (f"--{path}", *words)]

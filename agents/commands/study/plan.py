@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.study.options import as_words, check_paths, expanded, joined, options, typed
+from agents.commands.study.options import (
+    as_command_line,
+    as_words,
+    check_paths,
+    expanded,
+    options,
+    typed,
+)
 from agents.commands.study.rows import (
     Figure,
     Row,
@@ -204,7 +211,9 @@ class _Plans:
         }
         own |= {path: [f"run:{name}"] for path, name in needs.items()}
         options = self._effective(row, own)
-        settings = flat(active_settings(self._parsed(row, [*_start(row), *joined(options)])))
+        settings = flat(
+            active_settings(self._parsed(row, [*_start(row), *as_command_line(options)]))
+        )
         if str(settings.get("backbone.weights")).startswith("run:"):
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
@@ -215,7 +224,9 @@ class _Plans:
             of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}
             place = {"run.dir": [str(self.folder)], "run.name": [f"{row.name}-s{seed}"]}
             place["run.seed"] = [str(seed)]
-            words = joined({**place, **options, **{p: [name] for p, name in of_seed.items()}})
+            words = as_command_line(
+                {**place, **options, **{p: [name] for p, name in of_seed.items()}}
+            )
             runs.append(
                 Run(
                     name=f"{row.name}-s{seed}",
@@ -223,7 +234,7 @@ class _Plans:
                     seed=seed,
                     needs=tuple(f"{name}-s{seed}" for name in needs.values()),
                     words=(*_start(row), *words),
-                    machine_words=tuple(joined(machine)),
+                    machine_words=tuple(as_command_line(machine)),
                     settings=settings | of_seed,
                 )
             )
