@@ -85,7 +85,7 @@ class AttentionMaps(Callback):
         data = data_of(trainer)
         size = self.image_size or 2 * data.image_size
         images = data.examples(split, self.num_images, size)
-        request = AttentionRequest(self.blocks, self._queries(backbone))
+        request = AttentionRequest(self.blocks, self.queries_for(backbone))
         with inspecting(pl_module):
             answer = backbone(images.to(pl_module.device), request).attention
         for attention in answer or ():
@@ -99,7 +99,8 @@ class AttentionMaps(Callback):
             kind = f"attention_maps/{split}/block-{attention.block + 1:02d}"
             log_figure(trainer, kind, figure, arrays)
 
-    def _queries(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
+    def queries_for(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
+        """Returns whose attention is drawn; says so where that is never trained."""
         if self.queries == "cls" and backbone.pool == "mean":
             self.say(
                 "attention_maps: with --backbone.pool mean the CLS attention of the last block is "

@@ -183,9 +183,9 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
     said: list[str] = []
     callback = AttentionMaps(queries="cls")
     callback.say = said.append  # type: ignore[assignment]
-    assert callback._queries(backbone) == "cls"
+    assert callback.queries_for(backbone) == "cls"
     assert "never trained" in said[0]
-    assert AttentionMaps()._queries(backbone) == "mean"
+    assert AttentionMaps().queries_for(backbone) == "mean"
 
 
 def test_early_stopping_watches_what_chooses_the_best():

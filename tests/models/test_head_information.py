@@ -101,6 +101,8 @@ def test_settings_that_do_nothing(train, capsys):
     assert "without --head_information.weight" in capsys.readouterr().err.replace("\n", " ")
     code, _ = train("resnet", backbone__name="resnet18", head_information__weight=1)
     assert code == 2
-    assert "has no effect with --backbone.name resnet18" in capsys.readouterr().err.replace("\n", " ")
+    assert "has no effect with --backbone.name resnet18" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
     code, _ = train("other", task="segmentation", head_information__weight=1)
     assert code == 2
