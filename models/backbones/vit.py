@@ -154,6 +154,19 @@ def _build(
     return backbone
 
 
+def vit_demo(
+    *,
+    patch_size: int = 8,
+    depth: int = 6,
+    embed_dim: int = 96,
+    num_heads: int = 3,
+    **settings: object,
+) -> ViT:
+    """The demonstration's toy: patch 8, depth 6, width 96, 3 heads; 0.7 M parameters."""
+    sizes = {"patch_size": patch_size, "depth": depth}
+    return _build("vit_tiny", embed_dim, num_heads, **sizes, **settings)  # type: ignore[arg-type]
+
+
 def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: object) -> ViT:
     """ViT-Tiny: width 192, 3 heads; 5.5 M parameters at depth 12."""
     return _build("vit_tiny", embed_dim, num_heads, **settings)  # type: ignore[arg-type]

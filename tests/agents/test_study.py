@@ -21,15 +21,13 @@ from agents.commands.study.figures import study_figure
 from agents.commands.study.plan import load_study
 from agents.commands.study.table import study_table
 from main import main
-from tests.conftest import NO_SEGMENTATION_FIGURES, PRETRAINING_ONLY, TINY, summary
+from tests.conftest import summary, tiny
 from utils.run_folder import RunFolder
 
-SETTINGS = {key: yaml.safe_load(str(value)) for key, value in TINY.items() if key != "run.seed"}
 SEGMENT = {
     "task": "segmentation",
     "backbone.freeze": True,
     "trainer.max_epochs": 1,
-    **dict.fromkeys(NO_SEGMENTATION_FIGURES, False),
 }
 
 
@@ -38,9 +36,12 @@ def study_file(tmp_path, shapes_root):
     """Writes mine.yaml; its runs lie in runs/mine."""
 
     def write(rows: list, **content: object) -> Path:
-        shared = {k: v for k, v in SETTINGS.items() if k not in PRETRAINING_ONLY}
         for row in rows:
-            row["settings"] = {**shared, "data.root": str(shapes_root), **row.get("settings", {})}
+            own = {"data.root": str(shapes_root), **row.get("settings", {})}
+            every = {k: v for k, v in tiny(own).items() if k != "run.seed"}
+            row["settings"] = {
+                k: v if k in own else yaml.safe_load(str(v)) for k, v in every.items()
+            }
         file = tmp_path / "mine.yaml"
         content = {"metrics": {"test/miou": "mIoU", "val/loss": "loss"}, "rows": rows} | content
         file.write_text(yaml.safe_dump(content))

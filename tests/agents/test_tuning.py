@@ -138,7 +138,6 @@ def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
 def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
     from tests.conftest import assert_same, weights
 
-    shared = {"backbone__drop_path": 0.3, "trainer__chunk_size": 8}
-    _, plain = train("plain", **shared)
-    _, tuned = train("tuned", trainer__tune_batch_size="true", **shared)
+    _, plain = train("plain", backbone__drop_path=0.3, trainer__chunk_size=8)
+    _, tuned = train("tuned", backbone__drop_path=0.3, trainer__tune_batch_size="true")
     assert_same(weights(tuned), weights(plain))
