@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from agents.build import build_backbone, labelled_finder
+from agents.base import Agent
 from agents.optimizers import configure
+from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -22,9 +22,9 @@ from models.head_information import HeadInformation
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
     barlow_twins_loss,
-    chance_level,
     cross_correlation,
-    rank_bound,
+    lower_bound,
+    noise_floor,
     summarise,
 )
 from models.memory.chunking import forward_in_chunks
@@ -35,7 +35,7 @@ from utils.distributed import gather_batch
 NOISE_LIMIT = 0.04
 
 
-class BarlowTwins(LightningModule):
+class BarlowTwins(Agent):
     """Two views of an image should have equal embeddings whose dimensions are not redundant.
 
     loss = scale * ( Σ_i (1 - C_ii)² + λ Σ_{i≠j} C_ij² ), C the cross-correlation over the batch of
@@ -44,18 +44,13 @@ class BarlowTwins(LightningModule):
     Args:
         backbone: what is trained and kept.
         hparams: groups `barlow_twins`, `optim`, and the batch size.
-
-    Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = ("val/loss", "min")
-    facts: ClassVar[dict[str, str]] = {}
-    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
-        backbone.check_side(hparams.data.image_size, "data.image_size")
+        backbone.check_side(int(hparams.data.image_size), "data.image_size")
         self.settings = hparams
         self.backbone = backbone
         method = hparams.barlow_twins
@@ -68,16 +63,16 @@ class BarlowTwins(LightningModule):
         self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> BarlowTwins:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        return cls(build_backbone(hparams, load), hparams)
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> BarlowTwins:
+        """See `Agent.build`."""
+        return cls(backbone, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two random views of every image."""
-        size = hparams.data.image_size
-        views = BarlowTwinsViews(size, hparams.data.blur)
-        return ViewsDataModule(source, views, size, loading, labelled_finder(source, hparams))
+        size = int(hparams.data.image_size)
+        views = BarlowTwinsViews(size, bool(hparams.data.blur))
+        return ViewsDataModule(source, views, size, loading)
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.backbone, images)
@@ -98,32 +93,30 @@ class BarlowTwins(LightningModule):
             features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
         return gather_batch(features)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch, with first view's `features` and the embeddings `z1`, `z2`."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see features and embeddings."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The same on held-out images, whose views never change."""
         return self._step(batch, "val")
 
-    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         method = self.settings.barlow_twins
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        features, told = self.information.split([self.features(chunks) for chunks in batch.views])
+        features, mutual_information = self.information.split(
+            [self.features(chunks) for chunks in batch.views]
+        )
         # The projector sees the whole batch, so that its BatchNorm does.
         z1, z2 = (self.projector(view) for view in features)
         correlation = cross_correlation(z1, z2)
         loss = method.scale * barlow_twins_loss(correlation, method.lambd)
         self._report(split, loss, correlation.detach(), z1.detach())
-        if told is not None:
-            loss = loss - self.information.weight * told
-            self.log(f"{split}/head_information", told.detach(), batch_size=len(z1))
-        return {
-            "loss": loss,
-            "features": features[0].detach(),
-            "z1": z1.detach(),
-            "z2": z2.detach(),
-        }
+        if mutual_information is not None:
+            loss = loss - self.information.weight * mutual_information
+            self.log(f"{split}/head_information", mutual_information.detach(), batch_size=len(z1))
+        outputs = PretrainingOutputs(features[0].detach(), (z1.detach(), z2.detach()))
+        return step_result(loss, outputs)
 
     def _report(self, split: str, loss: Tensor, correlation: Tensor, z: Tensor) -> None:
         method, size = self.settings.barlow_twins, len(z)
@@ -133,8 +126,8 @@ class BarlowTwins(LightningModule):
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
             "embedding_std": summary.embedding_std,
-            "chance_level": method.scale * chance_level(z.shape[1], size, method.lambd),
-            "rank_bound": method.scale * rank_bound(z.shape[1], size, method.lambd),
+            "noise_floor": method.scale * noise_floor(z.shape[1], size, method.lambd),
+            "lower_bound": method.scale * lower_bound(z.shape[1], size, method.lambd),
         }
         if summary.effective_rank is not None:
             scalars["effective_rank"] = summary.effective_rank
@@ -151,41 +144,34 @@ class BarlowTwins(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
-        return configure(
-            self, {self.backbone: 1.0, self.projector: 1.0}, self.settings.optim, self.lr
-        )
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Leaves the images on the host: `embed` moves one micro-batch at a time."""
-        return batch
+        return configure(self, {self.backbone: 1.0, self.projector: 1.0}, self.settings, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
         split = "val" if "val/loss" in summary else "train"
         if f"{split}/loss" not in summary:
             return ["No step was finished, so there is nothing to say about the loss."]
-        loss, diagonal, off, std, chance, bound = (
+        loss, diagonal, off, std, floor, bound = (
             summary[f"{split}/{name}"]
             for name in (
                 "loss",
                 "diagonal_mean",
                 "off_diagonal_rms",
                 "embedding_std",
-                "chance_level",
-                "rank_bound",
+                "noise_floor",
+                "lower_bound",
             )
         )
         if std < 0.1:
             return [
-                f"COLLAPSED: the embeddings hardly vary (spread {std:.3f} of 1). Lower optim.lr, "
-                "lengthen the warm-up, or raise the batch size."
+                f"COLLAPSED: the embeddings hardly vary (deviation {std:.3f} of 1). Lower "
+                "optim.lr, lengthen the warm-up, or raise the batch size."
             ]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"Validation loss {loss:.1f}; independent features would still cost {chance:.1f} "
-            f"at this batch size, and no features less than {bound:.1f}."
-            if split == "val"
-            else f"Training loss {loss:.1f} (chance level {chance:.1f}, rank bound {bound:.1f}).",
+            f"{'Validation' if split == 'val' else 'Training'} loss {loss:.1f}. With this batch "
+            f"ideal features, alike in both views and independent, reach {floor:.1f} (the noise "
+            f"floor), and none less than {bound:.1f}.",
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
             f"Redundancy between dimensions: off-diagonal RMS {off:.3f} (goal 0).",
         ]
@@ -193,11 +179,11 @@ class BarlowTwins(LightningModule):
 
 def warn_of_batch(hparams: Hparams) -> None:
     """Warns of a batch too small for the projector, and of accumulation, which does not help."""
-    data, method = hparams.data, hparams.barlow_twins
-    noise = method.lambd * (method.projector_dim - 1) / (data.batch_size - 1)
+    batch, method = int(hparams.data.batch_size), hparams.barlow_twins
+    noise = method.lambd * (method.projector_dim - 1) / (batch - 1)
     if noise > NOISE_LIMIT:
         rank_zero_warn(
-            f"Batch {data.batch_size} is small for projector_dim {method.projector_dim}: "
+            f"Batch {batch} is small for projector_dim {method.projector_dim}: "
             f"lambda*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
             "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
             "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."

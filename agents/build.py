@@ -1,167 +1,98 @@
-"""From hparams to the parts of a run: the only place that knows which setting goes where."""
+"""From hparams to the parts of a run: source, data, agent, callbacks, each made once.
+
+It knows no agent by name: tasks, data sets and callbacks are those of `config/names.py`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytorch_lightning as pl
 
+from agents.backbone import build_backbone
+from agents.base import Agent
+from agents.sources import probe_source
 from config import names
-from config.convert import get_leaf
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule, ImageSource, LabelledSource
-from datamodules.labelled import LabelledFiles, labelled_files
+from config.rules import get_leaf, settings_of, unmet
+from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
-from datamodules.seeding import seeded
-from models.backbones.base import Backbone
-from models.backbones.weights import load_weights
-from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
-from models.fusions.base import Fusion
+from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoints import read_checkpoint
-from utils.console import console
+from utils.imports import load
 
 
-def build_source(hparams: Hparams) -> ImageSource:
-    """Builds the chosen data set: where images and labels are."""
-    part = names.DATASETS[hparams.data.name]
-    settings = {leaf: getattr(hparams.data, leaf) for leaf in part.settings}
-    source: ImageSource = part.load()(root=hparams.data.root, **settings)
-    return source
-
-
-def data_sets(kind: type) -> str:
-    """Names the data sets of a kind."""
-    return ", ".join(n for n, part in names.DATASETS.items() if issubclass(part.load(), kind))
-
-
-def labelled(source: ImageSource, name: str) -> LabelledSource:
-    """Returns `source` when its images have one class each.
+def agent_class(task: str) -> type[Agent]:
+    """Returns the agent of a task.
 
     Raises:
-        ValueError: they have none.
+        ValueError: it is none, or lacks something; names what.
     """
-    if not isinstance(source, LabelledSource):
-        raise ValueError(
-            f"The images of {name} have no classes; probes work with {data_sets(LabelledSource)}."
-        )
-    return source
+    found = load(names.TASKS[task])
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise ValueError(f"Task {task}: {names.TASKS[task]} is no subclass of agents.base.Agent.")
+    if lacking := sorted(found.__abstractmethods__):
+        raise ValueError(f"Task {task}: {names.TASKS[task]} lacks {', '.join(lacking)}.")
+    return found
 
 
-def labelled_finder(source: ImageSource, hparams: Hparams) -> Callable[[], LabelledFiles | None]:
-    """Returns what lists labelled training images, to look at what is being learnt.
-
-    Those of `probe.data`, listed at once, so that a mistake stops the run before it starts; else
-    those trained on, listed when they are looked at, or None when these have no labels.
-
-    Raises:
-        FileNotFoundError, ValueError: `probe.data` is not there or has no labels.
-    """
-    other = hparams.probe.data
-    if other.name is None:
-        return partial(_own_labels, source)
-    chosen = names.DATASETS[other.name].load()(root=other.root or f"data/{other.name}")
-    found = labelled_files(labelled(chosen, f"--probe.data.name {other.name}"), "train")
-    return lambda: found
-
-
-def _own_labels(source: ImageSource) -> LabelledFiles | None:
-    if not isinstance(source, LabelledSource):
-        return None
-    try:
-        return labelled_files(source, "train")
-    except ValueError:
-        return None
-
-
-def build_data(hparams: Hparams) -> ImageDataModule:
-    """Builds the chosen data set as the task loads it."""
-    data = hparams.data
-    loading = Loading(
-        data.batch_size,
+def build_loading(hparams: Hparams) -> Loading:
+    """Says how batches are loaded; before the images are counted, a batch may still be `auto`."""
+    data, trainer = hparams.data, hparams.trainer
+    return Loading(
+        data.batch_size if isinstance(data.batch_size, int) else None,
         data.num_workers or 0,
         hparams.run.seed,
-        hparams.trainer.chunk_size,
-        hparams.trainer.limit_train_batches,
+        trainer.chunk_size if isinstance(trainer.chunk_size, int) else None,
+        trainer.limit_train_batches,
     )
-    task = names.TASKS[hparams.task].load()
-    module: ImageDataModule = task.data(build_source(hparams), hparams, loading)
-    return module
 
 
-def build_backbone(hparams: Hparams, load: bool = True) -> Backbone:
-    """Builds the chosen backbone, loads its weights and freezes what is to be frozen.
-
-    Args:
-        hparams: settings.
-        load: False leaves it at random, for a checkpoint to fill.
-    """
-    settings = hparams.backbone
-    backbone = _architecture(hparams)
-    report = load_weights(backbone, settings.weights, hparams.run.dir) if load else None
-    if report:
-        console.info("%s", report)
-    if settings.freeze:
-        backbone.freeze(settings.unfreeze_last)
-    return backbone
-
-
-def _architecture(hparams: Hparams) -> Backbone:
-    settings, part = hparams.backbone, names.BACKBONES[hparams.backbone.name]
-    chosen = {leaf: getattr(settings, leaf) for leaf in part.settings}
-    chosen = {leaf: value for leaf, value in chosen.items() if value is not None}
-    backbone: Backbone = part.load()(image_size=hparams.data.image_size, **chosen)
-    return backbone
-
-
-def build_fusion(
-    hparams: Hparams, backbone: Backbone, num_classes: int
-) -> tuple[AttentionFusion, tuple[int, ...]]:
-    """Builds the chosen fusions around a head on `backbone`.
-
-    Returns:
-        Them, none by default, and the channels of the maps that the head gets.
+def build_data(hparams: Hparams, source: ImageSource) -> ImageDataModule:
+    """Builds the data set as the task loads it.
 
     Raises:
-        ValueError: the backbone has not the attention they need; or a block outside the network.
+        FileNotFoundError, ValueError: labelled images for readouts are not there.
     """
-    settings, channels = hparams.segmentation, backbone.map_channels
-    if not settings.fusion and not settings.attention_loss:
-        return AttentionFusion(), channels
-    request = attention_request(
-        backbone, settings.attention_blocks, all_pairs="fusion2" in settings.fusion
-    )
-    heads = attention_heads(backbone, request)
-    fusions: dict[str, Fusion] = {}
-    for name in settings.fusion:
-        part = names.FUSIONS[name]
-        options = {leaf.removeprefix("fusion_"): getattr(settings, leaf) for leaf in part.settings}
-        fusions[name] = part.load()(channels, backbone.map_strides, num_classes, heads, **options)
-        channels = fusions[name].channels
-    twin = None
-    if settings.fusion_control == "random_init":
-        with seeded(hparams.run.seed):  # the head starts as it would without a control
-            twin = _architecture(hparams)
-    return AttentionFusion(fusions, request, settings.fusion_control, twin), channels
+    data = agent_class(hparams.task).data(source, hparams, build_loading(hparams))
+    if other := probe_source(hparams):  # which only pretraining has
+        cast(ViewsDataModule, data).use_labels_of(other)
+    return data
 
 
-def build_agent(hparams: Hparams, load: bool = True) -> pl.LightningModule:
-    """Builds the task's agent around the chosen backbone; `load` as in `build_backbone`."""
-    agent: pl.LightningModule = names.TASKS[hparams.task].load().build(hparams, load)
+def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> Agent:
+    """Builds the task's agent around the chosen backbone.
+
+    Args:
+        hparams: resolved settings.
+        source: the data set.
+        loaded: False leaves everything at random, for a checkpoint to fill.
+    """
+    backbone = build_backbone(hparams, loaded)
+    agent = agent_class(hparams.task).build(hparams, backbone, source)
+    if loaded:
+        agent.load_weights(hparams)
     return agent
 
 
-def build_figure_callbacks(hparams: Hparams) -> list[pl.Callback]:
-    """Builds the callbacks that the task has and that are switched on."""
-    built = []
-    for name, part in names.CALLBACKS.items():
-        settings = dataclasses.asdict(getattr(hparams.callbacks, name))
-        settings |= {path.rpartition(".")[2]: get_leaf(hparams, path) for path in part.settings}
-        active = f"callbacks.{name}" in names.TASKS[hparams.task].settings
-        if settings.pop("enabled") and active:
-            built.append(part.load()(**settings))
+def build_callbacks(hparams: Hparams) -> list[pl.Callback]:
+    """Builds the callbacks that the task has and that are switched on.
+
+    One without settings in `CallbackHparams` is always on.
+    """
+    switchable = {group.name for group in dataclasses.fields(hparams.callbacks)}
+    built: list[pl.Callback] = []
+    for name, callback in names.CALLBACKS.items():
+        if hparams.task not in callback.tasks:
+            continue
+        switch, settings = f"callbacks.{name}.enabled", {}
+        if name in switchable:
+            if unmet(hparams, switch) or not get_leaf(hparams, switch):
+                continue
+            settings = settings_of(hparams, switch)
+        built.append(load(callback.target)(**settings))
     return built
 
 

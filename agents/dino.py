@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.build import build_backbone, labelled_finder
+from agents.base import Agent
 from agents.optimizers import configure, set_weight_decay
+from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -50,7 +50,7 @@ class Branch(nn.Module):
         self.head = head
 
 
-class DINO(LightningModule):
+class DINO(Agent):
     """A student learns to say of every view what its own moving average says of the global views.
 
     loss = mean over pairs of views of -Σ_k p_k log q_k, with
@@ -59,20 +59,15 @@ class DINO(LightningModule):
     Args:
         backbone: the student's.
         hparams: groups `dino`, `optim`, `trainer`, resolved for the data.
-
-    Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`.
     """
 
     monitor = None  # a collapsed network has the lowest loss
-    facts: ClassVar[dict[str, str]] = {}
-    trains = True
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
         self.settings = hparams
         dino = hparams.dino
-        backbone.check_side(hparams.data.image_size, "data.image_size")
+        backbone.check_side(int(hparams.data.image_size), "data.image_size")
         if dino.multi_crop and dino.local_crops_number:
             backbone.check_side(int(dino.local_crop_size), "dino.local_crop_size")
         head = DINOHead(
@@ -92,27 +87,27 @@ class DINO(LightningModule):
         self._training_pass = torch.compile(self._pool) if hparams.trainer.compile else self._pool
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> DINO:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        return cls(build_backbone(hparams, load), hparams)
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> DINO:
+        """See `Agent.build`."""
+        return cls(backbone, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two global and several local views of every image."""
         dino, data = hparams.dino, hparams.data
+        size = int(data.image_size)
         views = MultiCropViews(
-            data.image_size,
+            size,
             int(dino.local_crop_size),
             dino.local_crops_number if dino.multi_crop else 0,
             (dino.global_crops_scale[0], dino.global_crops_scale[1]),
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
-            data.blur,
+            bool(data.blur),
         )
-        find = labelled_finder(source, hparams)
-        return ViewsDataModule(source, views, data.image_size, loading, find)
+        return ViewsDataModule(source, views, size, loading)
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:  # type: ignore[override]
         """The network that is kept and looked at: the teacher's, unless the settings say not."""
         kept = self.student if self.settings.dino.export == "student" else self.teacher
         return kept.backbone
@@ -120,15 +115,15 @@ class DINO(LightningModule):
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.student.backbone, images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss of one batch, with the kept features `(N, D)` of its first view for callbacks."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see the teacher's features of the first view."""
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """The same on held-out images, whose views never change; the centre stays as it is."""
         return self._step(batch, "val")
 
-    def _step(self, batch: Batch, split: str) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         features, logits = self._teach(batch.views[:NUM_GLOBAL])
         temperature = self.teacher_temperature()
         targets = [teacher_targets(t, self.center.value, temperature) for t in logits]
@@ -137,7 +132,7 @@ class DINO(LightningModule):
             for each in logits:
                 self.center.collect(each)
         self._report(split, loss, targets, scalars | {"teacher_temperature": temperature})
-        return {"loss": loss, "features": features[0]}
+        return step_result(loss, PretrainingOutputs(features[0]))
 
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -161,16 +156,20 @@ class DINO(LightningModule):
         """
         if self._in_chunks(batch.views) and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets), {}
-        features, told = self.information.split(self.embed(batch.views))
+        features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
-        return self.informed(loss, told)
+        return self.with_information(loss, mutual_information)
 
-    def informed(self, loss: Tensor, told: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def with_information(
+        self, loss: Tensor, mutual_information: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the term of `head_information` to a loss, and names it, if there is one."""
-        if told is None:
+        if mutual_information is None:
             return loss, {}
-        return loss - self.information.weight * told, {"head_information": told.detach()}
+        return loss - self.information.weight * mutual_information, {
+            "head_information": mutual_information.detach()
+        }
 
     def _loss_in_pieces(
         self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
@@ -180,11 +179,15 @@ class DINO(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
-            (features,), told = self.information.split([self._pool(chunk.to(self.device))])
+            (features,), mutual_information = self.information.split(
+                [self._pool(chunk.to(self.device))]
+            )
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
             share = len(chunk) / (len(views) * len(targets[0]))
-            return self.informed(found, None if told is None else share * told)[0]
+            return self.with_information(
+                found, None if mutual_information is None else share * mutual_information
+            )[0]
 
         def pieces() -> Iterator[Callable[[], Tensor]]:
             for view, chunks in enumerate(views):
@@ -215,7 +218,7 @@ class DINO(LightningModule):
 
     def _in_chunks(self, views: Sequence[Sequence[Tensor]]) -> bool:
         # A chunk as large as the batch still means one view at a time.
-        return self.settings.trainer.chunk_size is not None or len(views[0]) > 1
+        return isinstance(self.settings.trainer.chunk_size, int) or len(views[0]) > 1
 
     def teacher_temperature(self) -> float:
         """τ_t now: it rises linearly; without sharpening it is the student's."""
@@ -262,11 +265,7 @@ class DINO(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student."""
-        return configure(self, {self.student: 1.0}, self.settings.optim, self.lr)
-
-    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
-        """Leaves the images on the host: micro-batches are moved one at a time."""
-        return batch
+        return configure(self, {self.student: 1.0}, self.settings, self.lr)
 
     def _report(
         self,
@@ -295,7 +294,7 @@ class DINO(LightningModule):
         split = "val" if "val/loss" in summary else "train"
         if f"{split}/loss" not in summary:
             return ["No step was finished, so there is nothing to say about the loss."]
-        loss, sharp, spread = (
+        loss, of_one, of_batch = (
             summary[f"{split}/{name}"]
             for name in ("loss", "teacher_entropy", "teacher_mean_entropy")
         )
@@ -303,6 +302,6 @@ class DINO(LightningModule):
         return [
             f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "
             "says little by itself: a collapsed network has a low loss too.",
-            f"The teacher is sure of single images (entropy {sharp:.2f} of {most:.2f}) and uses "
-            f"{math.exp(spread):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
+            f"The teacher is sure of single images (entropy {of_one:.2f} of {most:.2f}) and uses "
+            f"{math.exp(of_batch):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
         ]

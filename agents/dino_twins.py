@@ -45,7 +45,7 @@ class DINOTwins(DINO):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `DINO.student_loss`; correlations need the whole batch of features at once."""
         method, twins = self.settings.barlow_twins, self.settings.dino_twins
-        features, told = self.information.split(self.embed(batch.views))
+        features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         dino = dino_loss(logits, targets, self.settings.dino.student_temp)
 
@@ -54,7 +54,7 @@ class DINOTwins(DINO):
         correlations = [cross_correlation(z[i], z[j]) for i, j in pairs(len(z), twins.pairs)]
         barlow = torch.stack([barlow_twins_loss(c, method.lambd) for c in correlations]).mean()
         summary = summarise(correlations[0].detach(), z[0].detach())
-        loss, extra = self.informed(dino + twins.beta * barlow, told)
+        loss, extra = self.with_information(dino + twins.beta * barlow, mutual_information)
         return loss, {
             **extra,
             "dino_loss": dino.detach(),
@@ -71,7 +71,7 @@ class DINOTwins(DINO):
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student and the projector."""
         modules = {self.student: 1.0, self.projector: 1.0}
-        return configure(self, modules, self.settings.optim, self.lr)
+        return configure(self, modules, self.settings, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

@@ -1,57 +1,56 @@
-"""Lets a segmentation read what its frozen backbone says of its images instead of computing it."""
+"""Lets a segmentation read the features of its frozen backbone instead of computing them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 
-from agents.segmentation import Segmentation
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule
 from datamodules.feature_cache import weights_digest
 from datamodules.segmentation import SegmentationDataModule
-from models.inference import Inference
-from utils.checkpoints import read_checkpoint
+from models.segmenter import Segmenter
 
 
-def use_feature_cache(
-    agent: pl.LightningModule,
-    data: ImageDataModule,
+def keeps_features(network: Segmenter, hparams: Hparams) -> bool:
+    """Whether the features of a run's images never change, and are to be kept."""
+    data = hparams.data
+    return network.backbone.frozen and data.views == "fixed" and data.feature_cache != "off"
+
+
+def keep_features(
+    network: Segmenter,
+    data: SegmentationDataModule,
     hparams: Hparams,
+    classes: Sequence[str],
+    test: bool,
     device: torch.device,
-    checkpoint: Path | None,
 ) -> None:
-    """Makes `data` give features with its images where the settings allow it.
+    """Makes `data` give features with its images; those that are missing are computed.
 
     Args:
-        agent: any; only a segmentation on a frozen backbone has features to keep.
-        data: of the same task.
+        network: with its weights.
+        data: of the same run.
         hparams: resolved settings.
+        classes: names by label.
+        test: whether test images are seen whole and once, so that theirs can be kept as well.
         device: computes what is missing.
-        checkpoint: of a run that is continued; the agent gets its weights only later otherwise.
 
     Raises:
         ValueError: the folder cannot be written, or there is not enough room.
     """
     choice = hparams.data.feature_cache
-    if not isinstance(agent, Segmentation) or not isinstance(data, SegmentationDataModule):
-        return
-    if hparams.data.views != "fixed" or choice == "off" or not agent.backbone.frozen:
-        return
-    if checkpoint is not None:
-        agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     root = Path(hparams.run.dir) / ".cache" if choice == "auto" else Path(choice)
-    backbone, fusion = agent.backbone, agent.fusion
+    backbone, twin = network.backbone, network.fusion.twin
     facts = {
         "weights": weights_digest(backbone.state_dict()),
-        "twin": weights_digest(fusion.twin.state_dict()) if fusion.twin else None,
-        "backbone": [type(backbone).__name__, hparams.backbone.layers, agent.multiple],
-        "attention": repr(fusion.request),
-        "classes": agent.classes,
+        "twin": weights_digest(twin.state_dict()) if twin else None,
+        "backbone": [type(backbone).__name__, hparams.backbone.layers, network.multiple],
+        "attention": repr(network.fusion.request),
+        "classes": tuple(classes),
     }
-    training = agent.training
-    agent.eval().to(device)
-    data.keep(root, facts, agent.stored_features, agent.inference == Inference())
-    agent.train(training).cpu()
+    training = network.training
+    network.eval().to(device)
+    data.keep(root, facts, network.stored_features, test)
+    network.train(training).cpu()

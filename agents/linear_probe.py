@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from agents.build import build_backbone, build_source, labelled
+from agents.base import Agent
 from agents.optimizers import configure
+from agents.sources import labelled
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.labelled import LabelledDataModule, ProbeBatch
@@ -26,7 +26,7 @@ from utils.distributed import gather_rows
 _MEASURED = ("val", "test", "test_last")
 
 
-class LinearProbe(LightningModule):
+class LinearProbe(Agent):
     """A linear layer on standardised features of a frozen backbone in eval mode.
 
     The features of every image and its mirror image are computed once. The held-out part of the
@@ -40,7 +40,6 @@ class LinearProbe(LightningModule):
         hparams: groups `probe`, `optim`.
 
     Attributes:
-        monitor, facts, trains: see `agents.trainer.Agent`.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
 
@@ -71,17 +70,20 @@ class LinearProbe(LightningModule):
         self._last: list[nn.Module] = []
 
     @classmethod
-    def build(cls, hparams: Hparams, load: bool = True) -> LinearProbe:
-        """Builds the agent; `load` False leaves it at random, for a checkpoint to fill."""
-        classes, _ = labelled(build_source(hparams), hparams.data.name).labels("train")
-        return cls(build_backbone(hparams, load), classes, hparams)
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> LinearProbe:
+        """See `Agent.build`."""
+        classes, _ = labelled(source, f"--data.name {hparams.data.name}").labels("train")
+        return cls(backbone, classes, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> LabelledDataModule:
         """Images with classes, a part of the training images held out for choices."""
         data = hparams.data
         return LabelledDataModule(
-            labelled(source, data.name), data.image_size, loading, data.val_fraction
+            labelled(source, f"--data.name {data.name}"),
+            int(data.image_size),
+            loading,
+            data.val_fraction,
         )
 
     def features(self, split: str) -> Tensor:
@@ -187,7 +189,7 @@ class LinearProbe(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the classifier."""
-        return configure(self, {self.classifier: 1.0}, self.settings.optim, self.lr)
+        return configure(self, {self.classifier: 1.0}, self.settings, self.lr)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

@@ -13,34 +13,39 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from config import names
-from config.hparams import OptimHparams
+from config.hparams import Hparams
+from config.rules import settings_of
+from utils.imports import load
 from utils.optim import decays, parameter_groups
 
 
 def configure(
-    agent: LightningModule, modules: Mapping[nn.Module, float], optim: OptimHparams, lr: float
+    agent: LightningModule, modules: Mapping[nn.Module, float], hparams: Hparams, lr: float
 ) -> dict[str, Any]:
     """Builds what `configure_optimizers` returns.
 
     Args:
         agent: its trainer knows the length of the run.
         modules: whose trainable parameters are optimised, and how many times `lr` theirs is.
-        optim: settings.
+        hparams: resolved settings.
         lr: peak learning rate, which the tuner may have found.
     """
-    part = names.OPTIMIZERS[optim.name]
+    optim = hparams.optim
     groups = parameter_groups(modules, lr, float(optim.weight_decay))
-    optimizer = part.load()(groups, **{leaf: getattr(optim, leaf) for leaf in part.settings})
+    make_optimizer = load(names.OPTIMIZERS[optim.name])
+    optimizer = make_optimizer(groups, **settings_of(hparams, "optim.name"))
     trainer = agent.trainer
     trainer.fit_loop.setup_data()
     per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     total = int(trainer.estimated_stepping_batches)
-    warmup = min(math.ceil(optim.warmup_epochs * per_epoch), total)
-    schedule = names.SCHEDULES[optim.schedule]
-    settings: dict[str, Any] = {"total": total, "warmup": warmup}
-    if "final_lr_ratio" in schedule.settings:
-        settings["final"] = optim.final_lr_ratio
-    scheduler = LambdaLR(optimizer, partial(schedule.load(), **settings))
+    warmup = min(math.ceil(float(optim.warmup_epochs) * per_epoch), total)
+    factor = partial(
+        load(names.SCHEDULES[optim.schedule]),
+        total=total,
+        warmup=warmup,
+        **settings_of(hparams, "optim.schedule"),
+    )
+    scheduler = LambdaLR(optimizer, factor)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,9 +15,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
-from agents.build import build_agent, build_data, build_figure_callbacks, check_fits
-from agents.feature_cache import use_feature_cache
+from agents.base import Agent
+from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
+from agents.chunks import resolve_chunk_size
 from agents.loggers import build_loggers, finish
+from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
 from callbacks.health import Health
@@ -30,7 +31,7 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
-from config.resolve import choices, resolve, resolve_for_data
+from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
@@ -39,28 +40,9 @@ from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, joined, named_run, record_environment
+from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
-
-
-class Agent(Protocol):
-    """What a task's LightningModule offers beside training.
-
-    Attributes:
-        monitor: the metric that chooses the best checkpoint, and `min` or `max`; None where no
-            metric does, so that the last one counts.
-        facts: what a table of results must say beside them.
-        trains: whether there is something to train; else the run is its test.
-    """
-
-    monitor: tuple[str, str] | None
-    facts: dict[str, str]
-    trains: bool
-
-    def in_words(self, summary: dict[str, Any]) -> list[str]:
-        """Says what the final numbers mean, in sentences."""
-        ...
 
 
 class Trainer:
@@ -91,19 +73,15 @@ class Trainer:
         """
         quiet_libraries()
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
-        data = build_data(self.hparams)
-        if self.leads:
-            data.prepare_data()
-        data.setup("fit")
-        self.hparams = resolve_for_data(self.hparams, len(data.train_files))
-        if self.leads and (words := choices(self.given, self.hparams)):
-            console.info("%s", words)
-        agent = build_agent(self.hparams, load=not self.resumed)
-        data.train_dataloader()  # a batch larger than the data set stops before a folder is made
-        folder = self._open_folder(agent) if self.resumed else None
-        continued = folder.last if folder else None
-        use_feature_cache(agent, data, self.hparams, self.device, continued)
-        folder = folder or self._open_folder(agent)
+        source = build_source(self.hparams)
+        data = self._list_images(build_data(self.hparams, source))
+        agent = build_agent(self.hparams, source, loaded=not self.resumed)
+        self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
+        data.loading = build_loading(self.hparams)
+        self._announce(len(data.train_files))
+        checkpoint = self._checkpoint_of(agent) if self.resumed else None
+        agent.prepare(data, self.hparams, self.device, checkpoint)
+        folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
             self._tune(agent, data)
             # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
@@ -111,33 +89,59 @@ class Trainer:
             self._write_settings(folder)
             return self._fit(agent, data, folder)
 
-    def _open_folder(self, agent: pl.LightningModule) -> RunFolder:
-        run = self.hparams.run
-        if not self.resumed and not self.leads:
-            return joined(run.dir, run.name)
-        if not self.resumed:
-            folder = create(run.dir, run.name, self.experiment)
-            record_environment(folder, device_name(self.hparams.trainer.accelerator))
-            return folder
-        folder = RunFolder(Path(run.resume))
-        if not folder.last.exists():
+    def _list_images(self, data: ImageDataModule) -> ImageDataModule:
+        """Lists the images, and settles what depends on how many there are."""
+        if self.leads:
+            data.prepare_data()
+        data.setup("fit")
+        on_gpu = self.device.type == "cuda"
+        self.hparams = resolve_for_data(self.hparams, len(data.train_files), on_gpu)
+        data.loading = build_loading(self.hparams)
+        data.check()
+        return data
+
+    def _announce(self, images: int) -> None:
+        """Says what was chosen, and how long the run will be."""
+        if not self.leads:
+            return
+        if words := choices(self.given, self.hparams):
+            console.info("%s", words)
+        line, warnings = length(self.hparams, images)
+        console.info("%s", line)
+        for warning in warnings:
+            console.warning("warning: %s", warning)
+
+    def _checkpoint_of(self, agent: Agent) -> Path:
+        last = RunFolder(Path(self.hparams.run.resume)).last
+        if not last.exists():
             raise FileNotFoundError(
-                f"--run.resume: {folder.path} has no checkpoint to continue from ({folder.last})."
+                f"--run.resume: {self.hparams.run.resume} has no checkpoint to continue from "
+                f"({last})."
             )
-        check_fits(agent, folder.last)
+        check_fits(agent, last)
+        return last
+
+    def _open_folder(self) -> RunFolder:
+        run = self.hparams.run
+        if self.resumed:
+            return RunFolder(Path(run.resume))
+        if not self.leads:
+            return folder_of_leader(run.dir, run.name)
+        folder = create(run.dir, run.name, self.experiment)
+        record_environment(folder, device_name(self.hparams.trainer.accelerator))
         return folder
 
-    def _tune(self, agent: pl.LightningModule, data: ImageDataModule) -> None:
+    def _tune(self, agent: Agent, data: ImageDataModule) -> None:
         options = self.hparams.trainer
         if options.tune_batch_size:
             options.chunk_size = tune_chunk_size(
                 agent,
                 self._lightning_trainer,
-                self.hparams.data.batch_size,
+                int(self.hparams.data.batch_size),
                 cast(ViewsDataModule, data).views.sizes,
                 self.device,
             )
-            data.loading = replace(data.loading, chunk_size=options.chunk_size)
+            data.loading = build_loading(self.hparams)
             console.info("tune_batch_size: chunk_size %d", options.chunk_size)
         if options.tune_lr:
             agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)  # type: ignore[assignment]
@@ -154,7 +158,7 @@ class Trainer:
     def _lightning_trainer(self, **overrides: Any) -> pl.Trainer:
         options = self.hparams.trainer
         settings: dict[str, Any] = {
-            "max_epochs": options.max_epochs if options.max_steps is None else -1,
+            "max_epochs": int(options.max_epochs) if options.max_steps is None else -1,
             "max_steps": -1 if options.max_steps is None else options.max_steps,
             "precision": options.precision,
             "accelerator": options.accelerator,
@@ -165,7 +169,7 @@ class Trainer:
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
-            "check_val_every_n_epoch": options.val_every_n_epochs,
+            "check_val_every_n_epoch": int(options.val_every_n_epochs),
             # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
             "deterministic": "warn" if self.hparams.run.deterministic else None,
             "num_sanity_val_steps": 0,
@@ -178,7 +182,7 @@ class Trainer:
         }
         return pl.Trainer(**settings | overrides)
 
-    def _fit(self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder) -> int:
+    def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
         loggers = build_loggers(self.hparams.logger, folder) if self.leads else []
@@ -187,7 +191,7 @@ class Trainer:
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
-        looking = build_figure_callbacks(self.hparams)
+        callbacks = build_callbacks(self.hparams)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -196,7 +200,7 @@ class Trainer:
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
-                *looking,
+                *callbacks,
                 *reports,
                 *choosing,
                 RichProgressBar(leave=False),
@@ -218,8 +222,10 @@ class Trainer:
             self.metrics |= trainer.callback_metrics
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
             result |= {
-                **cast(Agent, agent).facts,
-                "alarms": [w for c in looking if isinstance(c, Health) for w in c.alarms.values()],
+                **agent.facts,
+                "alarms": [
+                    w for c in callbacks if isinstance(c, Health) for w in c.alarms.values()
+                ],
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
@@ -232,12 +238,12 @@ class Trainer:
             for report in reports:
                 report.write()
         if self.leads:
-            words = cast(Agent, agent).in_words(result)
+            words = agent.in_words(result)
             summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 
     def _choosing(
-        self, agent: pl.LightningModule, data: ImageDataModule, folder: RunFolder
+        self, agent: Agent, data: ImageDataModule, folder: RunFolder
     ) -> list[pl.Callback]:
         """Returns what keeps the best and the last checkpoint, and what stops early."""
         common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
@@ -247,7 +253,7 @@ class Trainer:
             if stopping.enabled:
                 raise ValueError("--callbacks.early_stopping needs validation images: none here.")
             return [last]
-        choice = cast(Agent, agent).monitor
+        choice = agent.monitor
         if choice is None:
             return [last]
         monitor, mode = choice
@@ -258,12 +264,12 @@ class Trainer:
     def _train(
         self,
         trainer: pl.Trainer,
-        agent: pl.LightningModule,
+        agent: Agent,
         data: ImageDataModule,
         folder: RunFolder,
     ) -> tuple[str, str | None]:
         try:
-            trains = cast(Agent, agent).trains
+            trains = agent.trains
             if trains:
                 resume = folder.last if self.resumed else None
                 trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -300,7 +306,7 @@ def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
             logger.forget_after(step - 1)  # rows count steps from 0
 
 
-def save_backbone(agent: pl.LightningModule, folder: RunFolder) -> None:
+def save_backbone(agent: Agent, folder: RunFolder) -> None:
     """Writes backbone.pth: the backbone's last weights, key names of its public layout."""
     backbone: Any = agent.backbone
     state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}

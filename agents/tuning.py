@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.tuner import Tuner
 
+from agents.base import Agent
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from utils.chunks import chunk_sizes
@@ -64,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def tune_chunk_size(
-    agent: pl.LightningModule,
+    agent: Agent,
     make_trainer: TrainerFactory,
     batch_size: int,
     view_sizes: Sequence[int],
@@ -108,7 +109,7 @@ def tune_chunk_size(
 
 
 def _probe(
-    agent: pl.LightningModule,
+    agent: Agent,
     make_trainer: TrainerFactory,
     batch_size: int,
     chunk: int,
@@ -140,9 +141,7 @@ class _Repeated:
         return iter([self.batch] * 2)
 
 
-def tune_lr(
-    agent: pl.LightningModule, datamodule: ImageDataModule, make_trainer: TrainerFactory
-) -> float:
+def tune_lr(agent: Agent, datamodule: ImageDataModule, make_trainer: TrainerFactory) -> float:
     """Runs Lightning's learning-rate finder on a copy (Smith 2017).
 
     Raises:

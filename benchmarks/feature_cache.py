@@ -21,8 +21,8 @@ import torch
 from torch.optim import AdamW
 
 from agents.build import build_agent, build_data
-from agents.feature_cache import use_feature_cache
 from agents.segmentation import Segmentation
+from agents.sources import build_source
 from config.parsing import Command, parse
 from config.resolve import resolve
 
@@ -48,11 +48,12 @@ def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
         raise SystemExit(command)
     hparams = resolve(command.hparams)
     torch.manual_seed(0)
-    data, agent = build_data(hparams), build_agent(hparams)
+    source = build_source(hparams)
+    data, agent = build_data(hparams, source), build_agent(hparams, source)
     data.setup("fit")
     if not isinstance(agent, Segmentation):
         raise SystemExit("This measures segmentations.")
-    use_feature_cache(agent, data, hparams, agent.device, None)
+    agent.prepare(data, hparams, agent.device, None)
     agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment, method-assign]
     agent.trainer = _Trainer()  # type: ignore[assignment]
     return agent, data
@@ -67,7 +68,8 @@ class _Trainer:
 
 def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
     """Returns one epoch of training steps."""
-    optimizer = AdamW([*agent.head.parameters(), *agent.fusion.parameters()], 1e-3)
+    network = agent.network
+    optimizer = AdamW([*network.head.parameters(), *network.fusion.parameters()], 1e-3)
 
     def run() -> None:
         for number, batch in enumerate(data.train_dataloader()):
@@ -85,7 +87,7 @@ def features(agent: Segmentation, data: Any) -> Callable[[], None]:
     @torch.no_grad()
     def run() -> None:
         for batch in data.train_dataloader():
-            agent._features(batch.images, batch.stored)
+            agent.network.encode(batch.images, batch.stored)
 
     return run
 

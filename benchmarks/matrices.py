@@ -22,6 +22,7 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
     import torch
 
     from agents.build import build_agent, build_data
+    from agents.sources import build_source
     from config.convert import read_yaml, update
     from config.hparams import Hparams
     from config.resolve import resolve
@@ -31,10 +32,11 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
     hparams = resolve(update(Hparams(), read_yaml(run / "hparams.yaml"), str(run)))
     hparams.trainer.chunk_size = 32
     hparams.data.batch_size = samples
-    data: Any = build_data(hparams)
+    source = build_source(hparams)
+    data: Any = build_data(hparams, source)
     data.setup("fit")
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
-    agent: Any = build_agent(hparams, load=start_over)
+    agent: Any = build_agent(hparams, source, loaded=start_over)
     if not start_over:
         agent.load_state_dict(checkpoint["state_dict"])
     agent.eval()
@@ -57,7 +59,7 @@ def main() -> None:
 
     import torch
 
-    from models.losses.barlow_twins import barlow_twins_loss, chance_level
+    from models.losses.barlow_twins import barlow_twins_loss, noise_floor
     from utils import figures
 
     arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
@@ -73,7 +75,7 @@ def main() -> None:
         name = "before training" if start_over else run.name
         off = correlation[~torch.eye(len(correlation), dtype=torch.bool)].square().mean().sqrt()
         loss = barlow_twins_loss(correlation, lambd).item()
-        chance = chance_level(len(correlation), arguments.samples, lambd)
+        chance = noise_floor(len(correlation), arguments.samples, lambd)
         diagonal = correlation.diagonal().mean()
         print(
             f"| {name} | {steps} | {diagonal:.3f} | {off:.3f} | {loss:.1f} | {chance:.1f} | "

@@ -12,8 +12,7 @@ MAIN="$PYTHON main.py --run.dir $RUNS --logger.mode disabled --callbacks.report.
 SUBSET=$RUNS/cifar10-2000.npz
 
 CIFAR="--data.name cifar10 --data.root $SUBSET --data.image_size 32
-  --backbone.name resnet18 --backbone.stem cifar_maxpool --backbone.patch_size null
-  --backbone.depth null --backbone.embed_dim null"
+  --backbone.name resnet18 --backbone.stem cifar_maxpool"
 QUICK="--callbacks.effective_receptive_field.enabled false --callbacks.feature_maps.enabled false
   --callbacks.attention_maps.enabled false --callbacks.views.enabled false
   --callbacks.embeddings.enabled false --trainer.precision bf16-mixed"
@@ -64,7 +63,7 @@ crutches() {
 
 batches() {
   local vit="--data.name image_folder --data.root $DATA/imagenette --data.image_size 96
-    --backbone.name vit_tiny --backbone.patch_size 16 --backbone.depth null --backbone.embed_dim null"
+    --backbone.name vit_tiny"
   local train="$MAIN --task barlow_twins $vit $QUICK --optim.lr 5e-4 --optim.warmup_epochs 0.5
     --callbacks.cross_correlation.enabled false --callbacks.online_probe.enabled false
     --trainer.limit_val_batches 0"

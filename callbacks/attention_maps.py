@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import ExampleImages, SayOnce, backbone_of, due, looking
+from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures
@@ -82,11 +82,11 @@ class AttentionMaps(Callback):
         backbone = backbone_of(pl_module)
         if not isinstance(backbone, AttentionBackbone) or not due(trainer, self.every_n_epochs):
             return
-        data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
+        data = data_of(trainer)
         size = self.image_size or 2 * data.image_size
         images = data.examples(split, self.num_images, size)
-        request = AttentionRequest(self.blocks, self._queries(backbone))
-        with looking(pl_module):
+        request = AttentionRequest(self.blocks, self.queries_for(backbone))
+        with inspecting(pl_module):
             answer = backbone(images.to(pl_module.device), request).attention
         for attention in answer or ():
             maps = attention.patch_maps()[:, :, 0].float().cpu()  # (B, heads, h, w)
@@ -99,7 +99,8 @@ class AttentionMaps(Callback):
             kind = f"attention_maps/{split}/block-{attention.block + 1:02d}"
             log_figure(trainer, kind, figure, arrays)
 
-    def _queries(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
+    def queries_for(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
+        """Returns whose attention is drawn; says so where that is never trained."""
         if self.queries == "cls" and backbone.pool == "mean":
             self.say(
                 "attention_maps: with --backbone.pool mean the CLS attention of the last block is "
@@ -123,7 +124,7 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
         top, bottom = axes[2 * row], axes[2 * row + 1]
         picture = images[row].permute(1, 2, 0).numpy()
         figures.show_image(top[0], picture)
-        figures.show_image(bottom[0], overlay(picture, masks[row]))
+        figures.show_image(bottom[0], paint_masks(picture, masks[row]))
         for head in range(heads):
             figures.show_image(
                 top[head + 1],
@@ -134,7 +135,7 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
             )
             top[head + 1].set_xlabel(f"peak {relative[row, head]:.1f} x uniform", fontsize=7)
             figures.show_image(
-                bottom[head + 1], overlay(picture, masks[row, head : head + 1], head)
+                bottom[head + 1], paint_masks(picture, masks[row, head : head + 1], head)
             )
     figures.label_rows(axes, ["image, raw maps", f"{mass:.0%} masks"] * num_images)
     axes[0, 0].set_title("image / all heads")
@@ -149,7 +150,7 @@ def _colour(head: int) -> tuple[float, float, float]:
     return figures.HEADS[head % len(figures.HEADS)]
 
 
-def overlay(image: NDArray[Any], masks: NDArray[np.bool_], first: int = 0) -> NDArray[np.uint8]:
+def paint_masks(image: NDArray[Any], masks: NDArray[np.bool_], first: int = 0) -> NDArray[np.uint8]:
     """Paints masks `(n, H, W)` over an image `(H, W, 3)`, head `first + i` in its own colour."""
     shown = image.astype(float) * 0.35
     colours = np.array([_colour(first + i) for i in range(len(masks))]) * 255

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -13,32 +13,17 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, due, looking
+from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
+from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
-from models.measures.attention_quality import AttentionQuality as Collector
-from models.measures.attention_quality import Quality
+from models.measures.attention_quality import AttentionMeter, Quality
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
 
-# Best head of the last block, all 1,449 validation images of VOC at 480 px, ViT-S/16.
-PUBLISHED = {"DINO": 0.459, "supervised": 0.273, "random weights": 0.220}
 _SOURCE = "Caron et al. 2021, fig. 4"
 _FULL_SIZE, _SMALL = 480, 128  # the recipe's, and training images for which it makes no sense
-
-
-class Masked(Protocol):
-    """A data module that may have masks."""
-
-    image_size: int
-    source: Any
-
-    def masked_examples(
-        self, split: str, count: int, shorter_side: int, multiple: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images `(3, h, w)` and labels `(H, W)`, uint8."""
-        ...
 
 
 class AttentionQuality(Callback):
@@ -90,15 +75,15 @@ class AttentionQuality(Callback):
         if not isinstance(backbone, AttentionBackbone):
             self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
             return
-        data = cast(Masked, trainer.datamodule)  # type: ignore[attr-defined]
-        classes: Sequence[str] = getattr(data.source, "classes", ())
-        if not has_background(classes):
+        data = data_of(trainer)
+        source = data.source
+        if not (isinstance(source, MaskedSource) and has_background(source.classes)):
             self.say("attention_quality: these images have no masks with a background.")
             return
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
         examples = data.masked_examples(split, count, size, backbone.patch_multiple)
-        with looking(pl_module):
-            qualities = measure(backbone, examples, len(classes), self.mass)
+        with inspecting(pl_module):
+            qualities = measure(backbone, examples, len(source.classes), self.mass)
         self.measured = True
         pl_module.log_dict(
             {
@@ -113,8 +98,8 @@ class AttentionQuality(Callback):
             f"How well attention finds objects: {some.images} {split} images at {size} px, "
             f"step {trainer.global_step}"
         )
-        published = PUBLISHED if type(data.source).__name__ == "VOC" else {}
-        log_figure(trainer, f"attention_quality/{split}", draw(qualities, title, published))
+        figure = draw(qualities, title, source.published_jaccard)
+        log_figure(trainer, f"attention_quality/{split}", figure)
 
 
 def measure(
@@ -135,7 +120,7 @@ def measure(
         By block.
     """
     request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
-    collectors = [Collector(num_classes, mass) for _ in range(backbone.depth)]
+    collectors = [AttentionMeter(num_classes, mass) for _ in range(backbone.depth)]
     for image, labels in examples:
         answer = backbone(image[None].to(backbone.mean.device), request).attention
         for attention in answer or ():

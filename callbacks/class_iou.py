@@ -6,20 +6,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.confusion_figure import CountsPicture
+from callbacks.confusion_figure import ConfusionFigure
 from utils import figures
 from utils.palette import palette
 
 _MOST_ROWS = 60  # bars below each other
 
 
-class ClassIoU(CountsPicture):
+class ClassIoU(ConfusionFigure):
     """Draws it of the held-out images, and at the end of the test images."""
 
     kind = "class_iou"
 
     def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
-        """See `CountsPicture.picture`."""
+        """See `ConfusionFigure.picture`."""
         return draw(confusion, names, where)
 
 

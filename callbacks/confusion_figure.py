@@ -12,7 +12,7 @@ from callbacks.inspection import class_names, confusion_of, due
 from utils.logging import log_figure
 
 
-class CountsPicture(Callback):
+class ConfusionFigure(Callback):
     """Draws the counts of the held-out images, and at the end those of the test images.
 
     Args:

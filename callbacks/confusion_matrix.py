@@ -7,19 +7,19 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.confusion_figure import CountsPicture
+from callbacks.confusion_figure import ConfusionFigure
 from utils import figures
 
 _MOST_CLASSES = 40
 
 
-class ConfusionMatrix(CountsPicture):
+class ConfusionMatrix(ConfusionFigure):
     """Draws it of the held-out images, and at the end of the test images."""
 
     kind = "confusion_matrix"
 
     def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
-        """See `CountsPicture.picture`."""
+        """See `ConfusionFigure.picture`."""
         return draw(confusion, names, where)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.inspection import SayOnce, due
+from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from models.losses.barlow_twins import cross_correlation
 from utils import figures
 from utils.logging import log_figure
@@ -21,8 +21,7 @@ class CrossCorrelation(Callback):
     """Draws the matrix behind `num_samples` images, training and validation.
 
     The noise in a matrix depends on the number of samples, so every picture has the same number:
-    the last ones of a training epoch, the first ones of a validation. Embeddings come from the
-    agent's step output `z1`, `z2`, `(N, D)` each.
+    the last ones of a training epoch, the first ones of a validation.
 
     Args:
         every_n_epochs: when to draw.
@@ -45,8 +44,8 @@ class CrossCorrelation(Callback):
         batch_idx: int,
     ) -> None:
         """Keeps the last embeddings."""
-        if self._has_pair(outputs) and due(trainer, self.every_n_epochs):
-            self.train.append((outputs["z1"].detach(), outputs["z2"].detach()))
+        if (pair := _embeddings(outputs)) and due(trainer, self.every_n_epochs):
+            self.train.append(pair)
             while sum(len(z1) for z1, _ in self.train[1:]) >= self.num_samples:
                 self.train.pop(0)
 
@@ -61,8 +60,8 @@ class CrossCorrelation(Callback):
     ) -> None:
         """Keeps the first embeddings."""
         enough = sum(len(z1) for z1, _ in self.val) >= self.num_samples
-        if self._has_pair(outputs) and not enough and not trainer.sanity_checking:
-            self.val.append((outputs["z1"].detach(), outputs["z2"].detach()))
+        if (pair := _embeddings(outputs)) and not enough and not trainer.sanity_checking:
+            self.val.append(pair)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the training matrix."""
@@ -71,12 +70,6 @@ class CrossCorrelation(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the validation matrix."""
         self._draw(trainer, self.val, "val")
-
-    def _has_pair(self, outputs: Any) -> bool:
-        found = isinstance(outputs, Mapping) and "z1" in outputs and "z2" in outputs
-        if not found:
-            self.say("cross_correlation: this task has no pair of embeddings; nothing drawn.")
-        return found
 
     def _draw(self, trainer: Trainer, pairs: list[tuple[Tensor, Tensor]], split: str) -> None:
         if pairs and due(trainer, self.every_n_epochs):
@@ -93,6 +86,11 @@ class CrossCorrelation(Callback):
             arrays = {"matrix": matrix.half().numpy(), "samples": np.array(len(z1))}
             log_figure(trainer, f"cross_correlation/{split}", figure, arrays)
         pairs.clear()
+
+
+def _embeddings(outputs: Any) -> tuple[Tensor, Tensor] | None:
+    found = outputs_of(outputs, PretrainingOutputs)
+    return found.embeddings if found else None
 
 
 def draw(correlation: Tensor, samples: int, where: str, zoom: int = 48) -> Figure:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.inspection import backbone_of, due, held_out_examples, last_epoch, looking
+from callbacks.inspection import backbone_of, due, held_out_examples, inspecting, last_epoch
 from utils import figures
 from utils.logging import log_figure, log_scalars
 
@@ -58,7 +58,7 @@ class EffectiveReceptiveField(Callback):
             return
         backbone = backbone_of(pl_module)
         size = 2 * max(backbone.patch_multiple, *backbone.map_strides)
-        with looking(pl_module):
+        with inspecting(pl_module):
             known = list(
                 backbone.layer_maps(torch.zeros(1, 3, size, size, device=pl_module.device))
             )
@@ -68,7 +68,7 @@ class EffectiveReceptiveField(Callback):
                 f"--callbacks.effective_receptive_field.layers {unknown[0]}: this network has "
                 f"{known[0]} … {known[-1]}."
             )
-        self.layers = self.layers or spread(known, self.num_layers)
+        self.layers = self.layers or evenly_spaced(known, self.num_layers)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
@@ -78,7 +78,7 @@ class EffectiveReceptiveField(Callback):
         images, split = held_out_examples(trainer, backbone, self.num_images)
         side = images.shape[-1]
         exact = last_epoch(trainer) or len(images) < len(self.layers)
-        with looking(pl_module), without_parameter_gradients(backbone):
+        with inspecting(pl_module), without_parameter_gradients(backbone):
             fields = receptive_fields(
                 backbone.layer_maps, self.layers, images.to(pl_module.device), exact
             )
@@ -92,7 +92,7 @@ class EffectiveReceptiveField(Callback):
         log_figure(trainer, "effective_receptive_field", draw(fields, title), arrays)
 
 
-def spread(names: Sequence[str], count: int) -> list[str]:
+def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
     """Picks `count` names evenly, the last one among them."""
     count = min(count, len(names))
     return [names[(i + 1) * len(names) // count - 1] for i in range(count)]

@@ -16,10 +16,10 @@ from torch import Tensor
 from callbacks.inspection import (
     SayOnce,
     backbone_of,
+    data_of,
     due,
     held_out_examples,
-    labelled_images,
-    looking,
+    inspecting,
     pooled_features,
 )
 from utils import figures
@@ -46,7 +46,7 @@ class Embeddings(Callback):
         if not importlib.util.find_spec("sklearn"):
             self.say("embeddings: t-SNE is left out; `pip install scikit-learn` adds it.")
         backbone = backbone_of(pl_module)
-        found = labelled_images(trainer, self.num_images, 0.0)
+        found = data_of(trainer).labelled_examples(self.num_images, 0.0)
         classes: tuple[str, ...] = ()
         labels: Tensor | None = None
         if found is None:
@@ -54,7 +54,7 @@ class Embeddings(Callback):
         else:
             (images, labels), _, classes = found
             split = "labelled training"
-        with looking(pl_module):
+        with inspecting(pl_module):
             points = pooled_features(backbone, images).cpu().double()
         where = f"{len(points)} {split} images, step {trainer.global_step}"
         log_figure(trainer, "embeddings", draw(points, labels, classes, where))

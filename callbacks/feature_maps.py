@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import backbone_of, due, held_out_examples, looking
+from callbacks.inspection import backbone_of, due, held_out_examples, inspecting
 from utils import figures
 from utils.logging import log_figure
 
@@ -32,7 +32,7 @@ class FeatureMaps(Callback):
             return
         backbone = backbone_of(pl_module)
         images, split = held_out_examples(trainer, backbone, self.num_images, enlarged=2)
-        with looking(pl_module):
+        with inspecting(pl_module):
             maps = backbone(images.to(pl_module.device)).maps[-1].float().cpu()
         colours, explained = principal_colours(maps)
         title = (

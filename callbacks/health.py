@@ -14,8 +14,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
-from models.measures.feature_statistics import effective_rank, mean_cosine, spread
+from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 
@@ -29,12 +30,12 @@ class Alarm:
 
     Attributes:
         needs: readings it looks at.
-        rings: whether it does.
+        raised: whether the readings raise it.
         words: what is the matter and what usually helps; takes the readings.
     """
 
     needs: tuple[str, ...]
-    rings: Callable[[Reading], bool]
+    raised: Callable[[Reading], bool]
     words: str
 
 
@@ -107,9 +108,9 @@ ALARMS: dict[str, Alarm] = {
 
 
 class Health(Callback):
-    """Logs what tells a healthy run from a collapsed one, and rings each alarm once.
+    """Logs what tells a healthy run from a collapsed one, and raises each alarm once.
 
-    From the agent's step output `features` `(N, D)`: spread, mean cosine between images, RankMe.
+    From the features `(N, D)` of a step: mean deviation, mean cosine between images, RankMe.
     From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
     any clipping, and the share of time spent waiting for data.
 
@@ -117,7 +118,7 @@ class Health(Callback):
         every_n_steps: when to measure.
 
     Attributes:
-        alarms: what rang, in words, by name.
+        alarms: those raised, in words, by name.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
@@ -155,11 +156,11 @@ class Health(Callback):
             return
         found = {"grad_norm": float(self._norm)}
         self._norm = None
-        features = outputs.get("features")
-        if features is not None and len(features) > 1:
-            features = features.float()
+        shown = outputs_of(outputs, PretrainingOutputs)
+        if shown is not None and len(shown.features) > 1:
+            features = shown.features.float()
             found |= {
-                "features_std": float(spread(features)),
+                "features_std": float(mean_std(features)),
                 "mean_cosine": float(mean_cosine(features)),
                 "rank_me": float(effective_rank(features)),
             }
@@ -183,7 +184,7 @@ class Health(Callback):
             reading["data_wait_share"] = throughput.data_wait_share
             pl_module.log("train/data_wait_share", throughput.data_wait_share)
         self._readings = {}
-        for name, words in ringing(reading).items():
+        for name, words in raised_alarms(reading).items():
             if name not in self.alarms:
                 self.alarms[name] = f"{words} (step {trainer.global_step})"
                 rank_zero_warn(self.alarms[name])
@@ -192,11 +193,11 @@ class Health(Callback):
         return trainer.global_step % self.every_n_steps == 0
 
 
-def ringing(reading: Reading) -> dict[str, str]:
-    """Returns the alarms that ring, in words; those whose readings are missing keep silent."""
+def raised_alarms(reading: Reading) -> dict[str, str]:
+    """Returns the alarms that are raised, in words; those whose readings are missing are not."""
     return {
         name: alarm.words.format(**reading)
         for name, alarm in ALARMS.items()
         if all(math.isfinite(reading.get(need, math.nan)) for need in alarm.needs)
-        and alarm.rings(reading)
+        and alarm.raised(reading)
     }

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.inspection import class_names
+from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from utils.logging import RunFolderLogger
 from utils.palette import VOID
 
@@ -37,9 +38,11 @@ class ImageCounts(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts."""
-        classes = len(class_names(pl_module))
+        classes, shown = len(class_names(pl_module)), outputs_of(outputs, EvaluationOutputs)
+        if shown is None:
+            return
         for (_, labels), prediction, index in zip(
-            batch.items(), outputs["predictions"], batch.indices.tolist(), strict=True
+            batch.items(), shown.predictions, batch.indices.tolist(), strict=True
         ):
             valid = labels != VOID
             pairs = labels[valid].long() * classes + prediction[valid]

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from datamodules.base import ImageDataModule
 from models.backbones.base import Backbone
 from utils.rng import rng_preserved
-
-
-class ExampleImages(Protocol):
-    """A datamodule that shows images as they are; its training crops are `image_size` wide."""
-
-    image_size: int
-    val_files: Sequence[object]
-
-    def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
-        """Returns `(count, 3, size, size)` uint8."""
-        ...
-
-
-class LabelledExamples(Protocol):
-    """A datamodule that may have labelled images to look at."""
-
-    def labelled_examples(
-        self, count: int, held_out: float
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
-        """See `labelled_images`."""
-        ...
 
 
 @runtime_checkable
@@ -58,6 +38,12 @@ def last_epoch(trainer: Trainer) -> bool:
     """Whether training ends with this epoch."""
     last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
     return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
+
+
+def data_of(trainer: Trainer) -> ImageDataModule:
+    """Returns the data module of a run."""
+    data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data
 
 
 def backbone_of(module: nn.Module) -> Backbone:
@@ -99,36 +85,16 @@ def held_out_examples(
         count: how many.
         enlarged: their side over that of the training crops.
     """
-    data = cast(ExampleImages, trainer.datamodule)  # type: ignore[attr-defined]
+    data = data_of(trainer)
     split = "val" if len(data.val_files) else "train"
     side = enlarged * data.image_size // backbone.patch_multiple * backbone.patch_multiple
     return data.examples(split, count, side), split
 
 
-Labelled = tuple[Tensor, Tensor]  # images (N, 3, S, S) uint8, labels (N,)
-
-
-def labelled_images(
-    trainer: Trainer, count: int, held_out: float
-) -> tuple[Labelled, Labelled, tuple[str, ...]] | None:
-    """Returns labelled training images in two parts that do not overlap, and the classes.
-
-    Args:
-        trainer: of the run.
-        count: images, evenly spaced over the set.
-        held_out: share of the second part.
-
-    Returns:
-        None when the data has no labels.
-    """
-    data = cast(LabelledExamples, trainer.datamodule)  # type: ignore[attr-defined]
-    return data.labelled_examples(count, held_out)
-
-
 def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Tensor:
     """Returns the pooled features `(N, D)` of images `(N, 3, S, S)` uint8, on its device.
 
-    To be called while `looking`.
+    To be called while `inspecting`.
     """
     device = backbone.mean.device
     parts = [backbone(part.to(device)).pooled for part in images.split(at_once)]
@@ -136,7 +102,7 @@ def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Te
 
 
 @contextmanager
-def looking(module: nn.Module) -> Iterator[None]:
+def inspecting(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients; flags and random states are as before afterwards."""
     flags = [(part, part.training) for part in module.modules()]
     with rng_preserved(), torch.no_grad():

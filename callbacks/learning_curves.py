@@ -14,7 +14,7 @@ from utils import figures
 from utils.logging import RunFolderLogger, log_figure
 
 # Drawn into the panel of the loss, as what it is read against.
-_REFERENCES = ("chance_level", "rank_bound")
+_REFERENCES = ("noise_floor", "lower_bound", "chance_level")
 
 
 class LearningCurves(Callback):
@@ -70,7 +70,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
 
 
 def _references(axis: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> None:
-    for name, style in zip(_REFERENCES, (":", "-."), strict=True):
+    for name, style in zip(_REFERENCES, (":", "-.", ":"), strict=True):
         points = curves.get(f"train/{name}")
         if points and points[-1][1] > 0:
             axis.axhline(points[-1][1], linestyle=style, color="grey", label=name.replace("_", " "))

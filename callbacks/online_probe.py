@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from callbacks.inspection import (
     SayOnce,
     backbone_of,
+    data_of,
     due,
-    labelled_images,
-    looking,
+    inspecting,
     pooled_features,
 )
 from models.measures.knn import knn_accuracy
@@ -39,7 +39,12 @@ class OnlineProbe(Callback):
     """
 
     def __init__(
-        self, every_n_epochs: int, num_images: int, kind: str, k: int, temperature: float
+        self,
+        every_n_epochs: int,
+        num_images: int,
+        kind: str,
+        k: int = 20,
+        temperature: float = 0.07,
     ) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
@@ -62,7 +67,7 @@ class OnlineProbe(Callback):
         """Measures."""
         if not due(trainer, self.every_n_epochs):
             return
-        found = labelled_images(trainer, self.num_images, _HELD_OUT)
+        found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
             self.say(
                 "online_probe: these images have no classes. To follow k-NN and linear accuracy "
@@ -71,7 +76,7 @@ class OnlineProbe(Callback):
             return
         (bank, labels), (queries, truth), classes = found
         backbone = backbone_of(pl_module)
-        with looking(pl_module):
+        with inspecting(pl_module):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
             labels, truth = labels.to(bank.device), truth.to(bank.device)
             scores = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Container, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.inspection import class_names, due
+from callbacks.step_outputs import CropOutputs, EvaluationOutputs, outputs_of
+from datamodules.segmentation import SegmentationBatch
 from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks
@@ -28,16 +30,6 @@ class Judged(NamedTuple):
     image: Tensor
     labels: Tensor
     prediction: Tensor
-
-
-class LabelledImages(Protocol):
-    """A batch of images with labels."""
-
-    indices: Tensor
-
-    def items(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields an image `(3, h, w)` and its labels `(H, W)`, uint8."""
-        ...
 
 
 class SegmentationPredictions(Callback):
@@ -63,8 +55,9 @@ class SegmentationPredictions(Callback):
         batch_idx: int,
     ) -> None:
         """Keeps the first crops of an epoch."""
-        if batch_idx == 0 and due(trainer, self.every_n_epochs):
-            logits = outputs["logits"][: self.num_images]
+        shown = outputs_of(outputs, CropOutputs)
+        if shown and batch_idx == 0 and due(trainer, self.every_n_epochs):
+            logits = shown.logits[: self.num_images]
             # The loss may be on a coarser grid than the labels.
             finest = resize(logits.float(), batch.labels.shape[1:])
             self._keep("train", batch, finest.argmax(1).byte(), range(self.num_images))
@@ -103,10 +96,11 @@ class SegmentationPredictions(Callback):
             spaces = max(1, self.num_images - 1)
             self.chosen = {round(i * last / spaces) for i in range(self.num_images)}
         rows = [row for row, index in enumerate(batch.indices.tolist()) if index in self.chosen]
-        self._keep(split, batch, outputs["predictions"], rows)
+        if shown := outputs_of(outputs, EvaluationOutputs):
+            self._keep(split, batch, shown.predictions, rows)
 
     def _keep(
-        self, split: str, batch: LabelledImages, predictions: Any, rows: Container[int]
+        self, split: str, batch: SegmentationBatch, predictions: Any, rows: Container[int]
     ) -> None:
         for row, (image, labels) in enumerate(batch.items()):
             if row in rows:

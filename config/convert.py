@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from config.hparams import Hparams
+from config.rules import get_leaf
 
 
 class ConfigError(ValueError):
@@ -40,13 +41,6 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
             yield Leaf(path, value, getattr(defaults, item.name), hints[item.name])
 
 
-def get_leaf(hparams: Any, path: str) -> Any:
-    """Returns the setting at a dotted path."""
-    for name in path.split("."):
-        hparams = getattr(hparams, name)
-    return hparams
-
-
 def set_leaf(hparams: Hparams, path: str, value: Any) -> None:
     """Sets the setting at a dotted path, which must exist."""
     *groups, leaf = path.split(".")
@@ -73,7 +67,8 @@ def base_types(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _coerce(value: Any, annotation: Any) -> Any:
+def coerced(value: Any, annotation: Any) -> Any:
+    """Returns a value as YAML reads it in the type that a setting has."""
     # YAML reads `1e-3` as a string and `1` as an int; both are floats where a float is asked for.
     allowed = base_types(annotation)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
@@ -103,7 +98,7 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
         for name, value in node.items():
             path = f"{prefix}{name}"
             if path in known:
-                set_leaf(hparams, path, _coerce(value, known[path].annotation))
+                set_leaf(hparams, path, coerced(value, known[path].annotation))
             elif any(other.startswith(path + ".") for other in known):
                 if not isinstance(value, Mapping):
                     raise ConfigError(f"{source}: {path} is a group of settings, got {value!r}.")

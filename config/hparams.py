@@ -8,24 +8,58 @@
     python main.py --help                                this file, as help
 
 Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
-command line `null`. As shipped, these settings train a small ViT with Barlow Twins on generated
-images: no download, no account, about three minutes on two CPU cores.
+command line `null`; `auto` is worked out from task, data and backbone when the run starts, printed
+and written down. As shipped, these settings train a small ViT with Barlow Twins on generated
+images: no download, no account, about three minutes on two CPU cores. For a run of your own edit
+two lines: `task` (at the end) and `data.name`.
+
+`Needs` and `Unless` say when a setting has an effect (`config/rules.py`); given in vain, it is
+refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from config import names
-from config.types import Auto, Between, Count, Fraction, Natural, NonNegative, OneOf, SomeOf
+from config.rules import Needs, Unless
+from config.types import (
+    Auto,
+    Between,
+    Cadence,
+    Count,
+    Enabled,
+    Fraction,
+    Natural,
+    NonNegative,
+    Often,
+    OneOf,
+    Seldom,
+    SomeOf,
+)
+
+# Conditions of several settings.
+PRETRAINS = Needs("task", *names.PRETRAINING)
+SEGMENTS = Needs("task", "segmentation")
+PASSES_IMAGES = Needs("task", *names.PRETRAINING, "segmentation")  # in every step
+TRAINS = Unless("task", "linear_probe") | Unless("probe.kind", "knn")
+BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
+IS_VIT = Needs("backbone.name", *names.VITS)
+HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
+VALIDATES = Unless("trainer.limit_val_batches", 0)
+SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
+
+
+def _group(settings: type) -> Any:
+    return field(default_factory=settings)
 
 
 @dataclass
 class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
-    name: str | None = None
+    name: Annotated[str | None, Needs("run.resume", "none")] = None
     """Folder name under `dir`; an existing one is never overwritten. null: that of the experiment
     (with -2, -3 … when it exists), else generated."""
     dir: str = "runs"
@@ -50,36 +84,52 @@ class DataHparams:
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
-    split: Literal["train", "trainaug", "all_minus_val", "all"] = "train"
+    split: Annotated[
+        Literal["train", "trainaug", "all_minus_val", "all"],
+        Needs("data.name", "voc", "image_folder"),
+        Unless("task", "linear_probe"),
+    ] = "train"
     """Images to train on. voc: train is the segmentation list (1,464), trainaug the list with the
     extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val every JPEG outside the
     validation list. `all` includes evaluation images and marks the run transductive."""
-    download: bool = False
-    """voc, cifar10: fetch the official archive (2 GB, 170 MB) into `root` if it is not there."""
-    val_fraction: Annotated[float, Between(0.0, 0.5)] = 0.1
+    download: Annotated[bool, Needs("data.name", "voc", "cifar10")] = False
+    """Fetch the official archive (2 GB, 170 MB) into `root` if it is not there."""
+    val_fraction: Annotated[
+        float,
+        Between(0.0, 0.5),
+        Needs("data.name", "image_folder") | Needs("task", "segmentation", "linear_probe"),
+    ] = 0.1
     """Share of the training images held out for validation: image_folder without a val/ folder,
     segmentation and linear_probe, where the data set's own val split is the test set and chooses
     nothing."""
-    image_size: Annotated[int, Between(16)] = 64
+    image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
-    to it). Segmentation judges whole images whose shorter side is this long."""
-    batch_size: Annotated[int, Between(2)] = 128
+    to it). Segmentation judges whole images whose shorter side is this long. auto: 64 (shapes), 32
+    (cifar10), 224; at least eight patches of a ViT."""
+    batch_size: Annotated[int | str, Auto(), Between(2)] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
-    result stays the same."""
-    views: Literal["random", "fixed"] = "random"
-    """segmentation: random crops, new in every epoch | fixed: each image and its mirror image at
-    fixed_scales, fixed_crops times. What a frozen backbone says of those is computed once."""
-    fixed_scales: list[float] = field(default_factory=lambda: [1.0])
-    """With views fixed: shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
-    fixed_crops: Count = 1
-    """With views fixed: crops of image_size per image and scale, drawn once."""
-    feature_cache: str = "auto"
-    """With views fixed and a frozen backbone: features of all images on disk, read instead of
-    computed, shared by all runs with the same weights, images and layers. auto: in <run.dir>/.cache
-    | off | a folder. Its size is printed first."""
-    blur: bool = True
-    """Blur among the augmentations; the recipes for images of 32 px have none."""
+    result stays the same. auto: 256, for a segmentation 16; fewer where the images are few."""
+    views: Annotated[Literal["random", "fixed"], SEGMENTS] = "random"
+    """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
+    fixed_crops times. The features a frozen backbone has for those are computed once."""
+    fixed_scales: Annotated[list[float], Needs("data.views", "fixed")] = field(
+        default_factory=lambda: [1.0]
+    )
+    """Shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
+    fixed_crops: Annotated[Count, Needs("data.views", "fixed")] = 1
+    """Crops of image_size per image and scale, drawn once."""
+    feature_cache: Annotated[
+        str,
+        Needs("data.views", "fixed"),
+        Needs("backbone.freeze", True),
+        Unless("backbone.unfreeze_last"),
+    ] = "auto"
+    """Features of all images on disk, read instead of computed, shared by all runs with the same
+    weights, images and layers. auto: in <run.dir>/.cache | off | a folder. Its size is printed
+    first."""
+    blur: Annotated[bool | None, PRETRAINS] = None
+    """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
     num_workers: Natural | None = None
     """Loader processes. null: one per core but one, at most 8. 0: load in the main process."""
 
@@ -88,38 +138,55 @@ class DataHparams:
 class BackboneHparams:
     """The network that is kept. null: the architecture's own value."""
 
-    name: Annotated[str, OneOf(names.BACKBONES)] = "vit_tiny"
-    """Architecture. The sizes below turn vit_tiny into the small demonstration network."""
-    patch_size: Count | None = 8
-    """ViT: pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
-    depth: Count | None = 6
-    """ViT: number of blocks. null: 12."""
-    embed_dim: Count | None = 96
-    """ViT: width. null: 192 (tiny), 384 (small), 768 (base)."""
-    num_heads: Count | None = None
-    """ViT: attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
-    mlp_ratio: Annotated[float, Between(0.1)] | None = None
-    """ViT: hidden width of the MLP over embed_dim. null: 4."""
-    drop_path: Annotated[float, Between(0.0, 0.9)] = 0.0
-    """ViT (timm), Swin: stochastic depth rate of the last block, growing linearly over depth."""
-    dropout: Annotated[float, Between(0.0, 0.9)] = 0.0
-    """vit_pytorch: dropout on embeddings, attention and MLPs (the study used 0.1)."""
-    stem: Literal["imagenet", "cifar", "cifar_maxpool"] = "imagenet"
-    """ResNet, BoTNet: imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px |
-    cifar_maxpool (the same and a max-pool: a quarter of the work)."""
-    output_stride: Literal[8, 16, 32] = 32
+    name: Annotated[str, OneOf(("auto", *names.BACKBONES))] = "auto"
+    """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 6, width 96: 0.7 M
+    parameters). auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
+    patch_size: Annotated[Count | None, IS_VIT] = None
+    """Pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
+    depth: Annotated[Count | None, IS_VIT] = None
+    """Number of blocks. null: 12."""
+    embed_dim: Annotated[Count | None, IS_VIT] = None
+    """Width. null: 192 (tiny), 384 (small, vit_pytorch), 768 (base)."""
+    num_heads: Annotated[Count | None, IS_VIT] = None
+    """Attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
+    mlp_ratio: Annotated[float, Between(0.1), IS_VIT] | None = None
+    """Hidden width of the MLP over embed_dim. null: 4."""
+    drop_path: Annotated[
+        float,
+        Between(0.0, 0.9),
+        PASSES_IMAGES,
+        Needs("backbone.name", *names.TIMM_VITS, *names.SWINS),
+        BACKBONE_LEARNS,
+    ] = 0.0
+    """Stochastic depth rate of the last block, growing linearly over depth."""
+    dropout: Annotated[
+        float,
+        Between(0.0, 0.9),
+        PASSES_IMAGES,
+        Needs("backbone.name", "vit_pytorch"),
+        BACKBONE_LEARNS,
+    ] = 0.0
+    """Dropout on embeddings, attention and MLPs (the study used 0.1)."""
+    stem: Annotated[
+        Literal["auto", "imagenet", "cifar", "cifar_maxpool"],
+        Needs("backbone.name", *names.RESNETS),
+    ] = "auto"
+    """imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px | cifar_maxpool (the same
+    and a max-pool: a quarter of the work). auto: cifar_maxpool up to 64 px without weights, at
+    output_stride 32; else imagenet."""
+    output_stride: Annotated[Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS)] = 32
     """8 or 16: denser maps, by dilation (resnet50) or without the last halving (botnet50: 16)."""
-    pool: Literal["cls", "mean"] = "cls"
-    """ViT: what represents the image. With mean the last block's CLS attention is never trained."""
+    pool: Annotated[Literal["cls", "mean"], IS_VIT] = "cls"
+    """What represents the image. With mean the last block's CLS attention is never trained."""
     layers: str = "last"
     """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: str = "none"
     """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
     resnet50) | a file | run:NAME, which also brings its architecture."""
-    freeze: bool = False
+    freeze: Annotated[bool, PASSES_IMAGES] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
-    unfreeze_last: Natural = 0
-    """With freeze: the last n blocks (ViT) or stages (ResNet) are trained after all."""
+    unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True)] = 0
+    """The last n blocks (ViT) or stages (ResNet) are trained after all."""
 
 
 @dataclass
@@ -133,7 +200,7 @@ class BarlowTwinsHparams:
     """Linear layers of the projector, BatchNorm and ReLU between them."""
     lambd: NonNegative = 0.0051
     """Weight of the off-diagonal terms; 0.002 to 0.02 are within a point of each other."""
-    scale: Annotated[float, Between(1e-8)] = 1.0
+    scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins")] = 1.0
     """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
 
 
@@ -154,30 +221,42 @@ class DINOHparams:
     """Keep the prototypes' norms at 1: steadier; false can be a little better for small ViTs."""
     student_temp: Annotated[float, Between(1e-3)] = 0.1
     """Temperature of the student."""
-    teacher_temp: Annotated[float | str, Auto(), Between(1e-3)] = "auto"
+    teacher_temp: Annotated[float | str, Auto(), Between(1e-3), Needs("dino.sharpening", True)] = (
+        "auto"
+    )
     """Temperature of the teacher after the warm-up. auto: 0.02 up to 20k images, rising to 0.07 at
     ImageNet's. Lower it when the loss stays at ln(out_dim)."""
-    warmup_teacher_temp: Annotated[float | str, Auto(), Between(1e-3)] = "auto"
+    warmup_teacher_temp: Annotated[
+        float | str, Auto(), Between(1e-3), Needs("dino.sharpening", True)
+    ] = "auto"
     """Its value at the start. auto: 0.04, or teacher_temp where that is lower."""
-    warmup_teacher_temp_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
+    warmup_teacher_temp_steps: Annotated[
+        int | str, Auto(), Between(0), Needs("dino.sharpening", True)
+    ] = "auto"
     """Steps until teacher_temp. auto: three tenths of the run, at most 37500."""
-    momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0)] = "auto"
+    momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0), Needs("dino.ema", True)] = (
+        "auto"
+    )
     """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, rising
     to 0.996 at ImageNet's. In runs of a few hundred steps the teacher still remembers its random
     start: export the student then; a lower momentum collapses."""
-    center_momentum: Fraction = 0.9
+    center_momentum: Annotated[Fraction, Needs("dino.centering", True)] = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
     """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250."""
     clip_grad: NonNegative = 3.0
     """Largest gradient norm of each tensor by itself; 0: no clipping."""
-    local_crops_number: Natural = 8
+    local_crops_number: Annotated[Natural, Needs("dino.multi_crop", True)] = 8
     """Local views beside the two global ones. 2 cost a sixth of 8."""
-    local_crop_size: Annotated[int | str, Auto(), Between(8)] = "auto"
+    local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
+        "auto"
+    )
     """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16."""
     global_crops_scale: list[float] = field(default_factory=list)
     """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
-    local_crops_scale: list[float] = field(default_factory=lambda: [0.05, 0.4])
+    local_crops_scale: Annotated[list[float], Needs("dino.local_crops_number")] = field(
+        default_factory=lambda: [0.05, 0.4]
+    )
     """Share of the image in a local view."""
     export: Literal["teacher", "student"] = "teacher"
     """The backbone that is kept, drawn and evaluated."""
@@ -209,7 +288,9 @@ class HeadInformationHparams:
     weight: NonNegative = 0.0
     """Weight of I(head; patch) / log(heads), which lies in 0 … 1. Barlow Twins: a few per cent of
     its loss, e.g. 10; DINO: 0.1 to 1."""
-    blocks: list[int] = field(default_factory=lambda: [-1])
+    blocks: Annotated[list[int], Needs("head_information.weight")] = field(
+        default_factory=lambda: [-1]
+    )
     """Blocks whose heads are to differ, negative from the end."""
 
 
@@ -219,24 +300,32 @@ class ProbeDataHparams:
 
     name: Annotated[str, OneOf(names.DATASETS)] | None = None
     """cifar10 | image_folder. null: the images trained on, if they have labels."""
-    root: str | None = None
+    root: Annotated[str | None, Needs("probe.data.name")] = None
     """Where it lies. null: data/<name>."""
+
+
+_PROBES = Needs("task", "linear_probe") | Needs("callbacks.online_probe.enabled", True)
+_HAS_KNN = Needs("probe.kind", "knn", "both")
 
 
 @dataclass
 class ProbeHparams:
     """How features are judged by classes: task linear_probe, and callbacks.online_probe."""
 
-    kind: Literal["linear", "knn", "both"] = "both"
+    kind: Annotated[Literal["linear", "knn", "both"], _PROBES] = "both"
     """A linear classifier, k nearest neighbours, or both."""
-    features: Literal["pooled", "cls"] = "pooled"
-    """linear_probe: the backbone's pooled output | the CLS tokens of backbone.layers, concatenated
-    (DINO's protocol for ViT-S: last4)."""
-    k: Count = 20
+    features: Annotated[Literal["pooled", "cls"], Needs("task", "linear_probe")] = "pooled"
+    """The backbone's pooled output | the CLS tokens of backbone.layers, concatenated (DINO's
+    protocol for ViT-S: last4)."""
+    k: Annotated[Count, _PROBES, _HAS_KNN] = 20
     """Neighbours."""
-    temperature: Annotated[float, Between(1e-3)] = 0.07
+    temperature: Annotated[float, Between(1e-3), _PROBES, _HAS_KNN] = 0.07
     """A neighbour's vote weighs exp(cosine / temperature)."""
-    data: ProbeDataHparams = field(default_factory=ProbeDataHparams)
+    data: Annotated[
+        ProbeDataHparams,
+        PRETRAINS,
+        Needs("callbacks.online_probe.enabled") | Needs("callbacks.embeddings.enabled"),
+    ] = _group(ProbeDataHparams)
 
 
 @dataclass
@@ -264,36 +353,44 @@ class SegmentationHparams:
     protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
     224 x 224, void is background, in training too). Results of the two never compare."""
-    fusion: Annotated[list[str], SomeOf(names.FUSIONS, 0)] = field(default_factory=list)
-    """What the backbone's attention does for the head, any of: fusion1 (maps as channels) | fusion2
-    (patches that attend to each other share their logits) | fusion3 (class queries guided by maps).
-    """
-    fusion_control: Literal["none", "shuffled", "uniform", "random_init"] = "none"
+    fusion: Annotated[list[str], SomeOf((*names.FUSIONS, *names.FUSION_ALIASES), 0)] = field(
+        default_factory=list
+    )
+    """What the backbone's attention does for the head, any of: fusion1 (maps_as_channels) | fusion2
+    (affinity_propagation: patches that attend to each other share their logits) | fusion3
+    (class_queries, guided by maps). Either name is understood."""
+    fusion_control: Annotated[
+        Literal["none", "shuffled", "uniform", "random_init"], Needs("segmentation.fusion")
+    ] = "none"
     """The same fusion with attention of another image of the batch | of no patch in particular | of
     a random network. Only what beats all three is owed to attention."""
-    attention_blocks: list[int] = field(default_factory=lambda: [-2, -1])
+    attention_blocks: Annotated[
+        list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss")
+    ] = field(default_factory=lambda: [-2, -1])
     """Blocks whose attention fusions and attention_loss see, negative from the end."""
-    fusion_lr_multiplier: Annotated[float, Between(1e-3)] = 10.0
+    fusion_lr_multiplier: Annotated[float, Between(1e-3), Needs("segmentation.fusion")] = 10.0
     """Learning rate of a fusion's few scalars (shares, weights of heads) over the head's."""
-    fusion_carries: Literal["logits", "features"] = "logits"
-    """fusion2: what travels between patches: logits of the head, or features before it."""
-    fusion_steps: Count = 3
-    """fusion2: how many times it travels."""
-    fusion_keys: bool = True
-    """fusion2: patches with similar keys are neighbours too (as in LOST and TokenCut)."""
+    fusion_carries: Annotated[
+        Literal["logits", "features"], Needs("segmentation.fusion", "fusion2")
+    ] = "logits"
+    """What travels between patches: logits of the head, or features before it."""
+    fusion_steps: Annotated[Count, Needs("segmentation.fusion", "fusion2")] = 3
+    """How many times it travels."""
+    fusion_keys: Annotated[bool, Needs("segmentation.fusion", "fusion2")] = True
+    """Patches with similar keys are neighbours too (as in LOST and TokenCut)."""
     attention_loss: NonNegative = 0.0
     """Weight of a loss on attention itself; 0.1 to 0.4. It trains heads of unfrozen blocks
     (backbone.unfreeze_last), and what fusion2 and fusion3 learn."""
-    attention_loss_terms: Annotated[list[str], SomeOf(names.ATTENTION_LOSSES)] = field(
-        default_factory=lambda: ["mass", "shape", "diversity", "affinity"]
-    )
+    attention_loss_terms: Annotated[
+        list[str], SomeOf(names.ATTENTION_LOSSES), Needs("segmentation.attention_loss")
+    ] = field(default_factory=lambda: ["mass", "shape", "diversity", "affinity"])
     """mass (some head looks at each object) | shape (at all of it) | diversity (heads differ) |
     affinity (fusion2: patches of one class are neighbours)."""
-    attention_loss_warmup_epochs: NonNegative = 1.0
+    attention_loss_warmup_epochs: Annotated[NonNegative, Needs("segmentation.attention_loss")] = 1.0
     """Epochs in which its weight rises from 0."""
     test_window: Count | None = None
     """Test: label windows of this side, averaged where they overlap. null: the whole image."""
-    test_stride: Count | None = None
+    test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels between windows. null: two thirds of test_window."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
     """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
@@ -308,7 +405,7 @@ class OptimHparams:
 
     name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
-    lr: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
     """Peak learning rate. auto: 1e-3 (DINO: 5e-4) x sqrt(batch_size / 256) for adamw, 0.2 (lars) or
     0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for
     adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe: 1e-3 x
@@ -316,26 +413,32 @@ class OptimHparams:
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
     (sgd)."""
-    final_weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """dino, dino_twins: its value at the end, reached along a cosine. auto: 0.4 for adamw, else as
-    at the start."""
-    momentum: Fraction = 0.9
-    """lars, sgd."""
+    final_weight_decay: Annotated[
+        float | str, Auto(), Between(0.0), Needs("task", "dino", "dino_twins")
+    ] = "auto"
+    """Weight decay at the end, along a cosine. auto: 0.4 for adamw, else as at the start."""
+    momentum: Annotated[Fraction, Needs("optim.name", "lars", "sgd")] = 0.9
+    """Of the gradient."""
     schedule: Annotated[str, OneOf(names.SCHEDULES)] = "cosine"
     """cosine | poly (power 0.9), which end exactly with the run | constant; after the warm-up."""
-    warmup_epochs: NonNegative = 1.0
-    """Linear warm-up from 0, in epochs, fractions allowed. Long runs: 10."""
-    final_lr_ratio: Fraction = 0.001
-    """cosine, poly: final learning rate as a share of the peak."""
+    warmup_epochs: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """Linear warm-up from 0, in epochs, fractions allowed. auto: a twentieth of the run, at least 1
+    epoch and at most 10."""
+    final_lr_ratio: Annotated[Fraction, Needs("optim.schedule", "cosine", "poly")] = 0.001
+    """Final learning rate as a share of the peak."""
 
 
 @dataclass
 class TrainerHparams:
     """Length, hardware and memory."""
 
-    max_epochs: Count = 24
-    """Passes over the training images. Real pretraining: 100 to 1000."""
-    max_steps: Count | None = None
+    max_epochs: Annotated[int | str, Auto(), Between(1), TRAINS, Unless("trainer.max_steps")] = (
+        "auto"
+    )
+    """Passes over the training images. auto: 24 for the demonstration (shapes); pretraining 20,000
+    steps in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe
+    100 epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
+    max_steps: Annotated[Count | None, TRAINS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
     """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
@@ -348,27 +451,33 @@ class TrainerHparams:
     """Machines, each started by torchrun or srun with the same --run.name."""
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     """Lightning's strategy. auto: ddp for several devices."""
-    sync_batchnorm: bool = False
+    sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES] = False
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
-    compile: bool = False
+    compile: Annotated[bool, PASSES_IMAGES] = False
     """torch.compile the backbone's training pass. Not on Pascal cards."""
-    chunk_size: Annotated[int, Between(2)] | None = None
+    chunk_size: (
+        Annotated[int | str, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")]
+        | None
+    ) = "auto"
     """Images that pass the backbone at once: memory follows this, the result follows batch_size.
     null: the whole batch at once. DINO then takes one view after the other: batch_size here already
-    saves much."""
-    accumulate: Count = 1
+    saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
+    as does; what is measured is the memory of two images."""
+    accumulate: Annotated[Count, TRAINS] = 1
     """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins:
     every batch has its own matrix. Use batch_size with chunk_size for that."""
-    gradient_clip: NonNegative = 0.0
+    gradient_clip: Annotated[NonNegative, TRAINS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
-    tune_batch_size: bool = False
+    tune_batch_size: Annotated[bool, PRETRAINS] = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
-    tune_lr: bool = False
+    tune_lr: Annotated[bool, TRAINS] = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
     tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
-    val_every_n_epochs: Count = 1
-    """Validate every n epochs."""
-    limit_train_batches: Count | None = None
+    val_every_n_epochs: Annotated[int | str, Cadence(1, 200), Between(1), TRAINS, VALIDATES] = (
+        "auto"
+    )
+    """Validate every n epochs. auto: every epoch, 200 times at most."""
+    limit_train_batches: Annotated[Count, TRAINS] | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None
     """Batches per validation; null: all, 0: no validation."""
@@ -380,9 +489,9 @@ class LoggerHparams:
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with a key and a network, else offline. WANDB_MODE wins when set."""
-    project: str = "twinsight"
+    project: Annotated[str, Unless("logger.mode", "disabled")] = "twinsight"
     """wandb project."""
-    entity: str | None = None
+    entity: Annotated[str | None, Unless("logger.mode", "disabled")] = None
     """wandb team or user; null: the account's default."""
 
 
@@ -390,9 +499,9 @@ class LoggerHparams:
 class AttentionMapsHparams:
     """What each head looks at (needs a backbone with attention)."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Count = 4
     """Images per figure."""
@@ -412,14 +521,14 @@ class AttentionMapsHparams:
 class AttentionQualityHparams:
     """How much of the objects attention finds, against chance (needs masks with a background)."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Measure it."""
-    every_n_epochs: Count = 10
+    every_n_epochs: Seldom = "auto"
     """Measure every n epochs, and at the end; a frozen backbone once. --evaluate does it too."""
     num_images: Natural = 32
     """Training images with masks that are measured while training; their labels are only read out.
     """
-    num_test_images: Natural = 200
+    num_test_images: Annotated[Natural, SEGMENTS] = 200
     """Test images that are measured at the test (segmentation), evenly spaced."""
     mass: Annotated[float, Between(0.01, 0.99)] = 0.6
     """Masks hold this share of a head's attention; 0.6 is DINO's."""
@@ -432,9 +541,9 @@ class AttentionQualityHparams:
 class CrossCorrelationHparams:
     """The cross-correlation matrix as a heat map (Barlow Twins)."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end."""
     num_samples: Annotated[int, Between(2)] = 128
     """Images N behind each matrix, the same in every picture so that pictures compare."""
@@ -444,13 +553,13 @@ class CrossCorrelationHparams:
 class EffectiveReceptiveFieldHparams:
     """Which pixels the centre of each layer depends on (Luo et al. 2016)."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 10
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs (each image then speaks for one layer), and at the end exactly."""
     num_images: Count = 8
     """Images that are averaged; at least as many as layers."""
-    num_layers: Count = 4
+    num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
     """Layers, evenly over the depth, the last one among them."""
     layers: list[str] = field(default_factory=list)
     """Layers by name instead, e.g. blocks.0 blocks.11, or layer4.2 of a ResNet."""
@@ -460,9 +569,9 @@ class EffectiveReceptiveFieldHparams:
 class FeatureMapsHparams:
     """Patch features as colours: their first three principal components."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Count = 6
     """Images per figure; the components are common to them."""
@@ -472,9 +581,9 @@ class FeatureMapsHparams:
 class SegmentationPredictionsHparams:
     """Image, truth, prediction and error, side by side."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Draw every n epochs; the test images are drawn at the end."""
     num_images: Count = 6
     """Images per figure, the same ones every time."""
@@ -484,9 +593,9 @@ class SegmentationPredictionsHparams:
 class ClassIoUHparams:
     """IoU of every class as bars."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -494,9 +603,9 @@ class ClassIoUHparams:
 class ConfusionMatrixHparams:
     """What each class is taken for."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 10
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -504,7 +613,7 @@ class ConfusionMatrixHparams:
 class ImageCountsHparams:
     """test_counts.npz: the confusion of every test image, to compare two runs image by image."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Write it."""
 
 
@@ -512,7 +621,7 @@ class ImageCountsHparams:
 class ReportHparams:
     """report.html: settings, curves and pictures in one file that needs no network."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Write it, at most once a minute and at the end."""
 
 
@@ -520,7 +629,7 @@ class ReportHparams:
 class HealthHparams:
     """Numbers that tell a healthy run from a collapsed one, and alarms in words."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Measure them."""
     every_n_steps: Count = 10
     """Measure every n steps; alarms are judged once an epoch, from step 20 on."""
@@ -530,9 +639,9 @@ class HealthHparams:
 class OnlineProbeHparams:
     """k-NN and linear accuracy while a backbone is pretrained, on labelled *training* images."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Measure it, if there are labels (see probe.data)."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Measure every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 1000
     """Labelled images; a fifth of them, by a hash of the names, are queries."""
@@ -542,9 +651,9 @@ class OnlineProbeHparams:
 class EmbeddingsHparams:
     """Images as points, coloured by class: principal components and t-SNE (needs scikit-learn)."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 10
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 500
     """Points."""
@@ -554,9 +663,9 @@ class EmbeddingsHparams:
 class ViewsHparams:
     """The augmented views the network is fed: look at these first when a run does not learn."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 10
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs."""
     num_images: Count = 6
     """Images per figure."""
@@ -566,9 +675,9 @@ class ViewsHparams:
 class LearningCurvesHparams:
     """Loss and diagnostics over steps, each picture from the start of the run."""
 
-    enabled: bool = True
+    enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Count = 5
+    every_n_epochs: Often = "auto"
     """Redraw every n epochs, and at the end."""
 
 
@@ -579,36 +688,53 @@ class EarlyStoppingHparams:
     Not for DINO, whose loss is lowest after a collapse: there the last checkpoint counts.
     """
 
-    enabled: bool = False
+    enabled: Enabled = False
     """Do it."""
     patience: Count = 50
     """Validations without improvement."""
+
+
+def _has(callback: str) -> Needs:
+    return Needs("task", *names.CALLBACKS[callback].tasks)
 
 
 @dataclass
 class CallbackHparams:
     """What is looked at while training."""
 
-    attention_maps: AttentionMapsHparams = field(default_factory=AttentionMapsHparams)
-    attention_quality: AttentionQualityHparams = field(default_factory=AttentionQualityHparams)
-    effective_receptive_field: EffectiveReceptiveFieldHparams = field(
-        default_factory=EffectiveReceptiveFieldHparams
+    attention_maps: Annotated[AttentionMapsHparams, _has("attention_maps"), HAS_ATTENTION] = _group(
+        AttentionMapsHparams
     )
-    feature_maps: FeatureMapsHparams = field(default_factory=FeatureMapsHparams)
-    cross_correlation: CrossCorrelationHparams = field(default_factory=CrossCorrelationHparams)
-    segmentation_predictions: SegmentationPredictionsHparams = field(
-        default_factory=SegmentationPredictionsHparams
+    attention_quality: Annotated[
+        AttentionQualityHparams,
+        _has("attention_quality"),
+        HAS_ATTENTION,
+        Unless("data.name", *names.WITHOUT_MASKS),
+    ] = _group(AttentionQualityHparams)
+    effective_receptive_field: Annotated[
+        EffectiveReceptiveFieldHparams, _has("effective_receptive_field")
+    ] = _group(EffectiveReceptiveFieldHparams)
+    feature_maps: Annotated[FeatureMapsHparams, _has("feature_maps")] = _group(FeatureMapsHparams)
+    cross_correlation: Annotated[CrossCorrelationHparams, _has("cross_correlation")] = _group(
+        CrossCorrelationHparams
     )
-    class_iou: ClassIoUHparams = field(default_factory=ClassIoUHparams)
-    confusion_matrix: ConfusionMatrixHparams = field(default_factory=ConfusionMatrixHparams)
-    health: HealthHparams = field(default_factory=HealthHparams)
-    online_probe: OnlineProbeHparams = field(default_factory=OnlineProbeHparams)
-    embeddings: EmbeddingsHparams = field(default_factory=EmbeddingsHparams)
-    image_counts: ImageCountsHparams = field(default_factory=ImageCountsHparams)
-    views: ViewsHparams = field(default_factory=ViewsHparams)
-    learning_curves: LearningCurvesHparams = field(default_factory=LearningCurvesHparams)
-    report: ReportHparams = field(default_factory=ReportHparams)
-    early_stopping: EarlyStoppingHparams = field(default_factory=EarlyStoppingHparams)
+    segmentation_predictions: Annotated[
+        SegmentationPredictionsHparams, _has("segmentation_predictions")
+    ] = _group(SegmentationPredictionsHparams)
+    class_iou: Annotated[ClassIoUHparams, _has("class_iou")] = _group(ClassIoUHparams)
+    confusion_matrix: Annotated[ConfusionMatrixHparams, _has("confusion_matrix")] = _group(
+        ConfusionMatrixHparams
+    )
+    health: Annotated[HealthHparams, _has("health")] = _group(HealthHparams)
+    online_probe: Annotated[OnlineProbeHparams, _has("online_probe")] = _group(OnlineProbeHparams)
+    embeddings: Annotated[EmbeddingsHparams, _has("embeddings")] = _group(EmbeddingsHparams)
+    image_counts: Annotated[ImageCountsHparams, _has("image_counts")] = _group(ImageCountsHparams)
+    views: Annotated[ViewsHparams, _has("views")] = _group(ViewsHparams)
+    learning_curves: LearningCurvesHparams = _group(LearningCurvesHparams)
+    report: ReportHparams = _group(ReportHparams)
+    early_stopping: Annotated[
+        EarlyStoppingHparams, Unless("task", "dino", "dino_twins"), TRAINS, VALIDATES
+    ] = _group(EarlyStoppingHparams)
 
 
 @dataclass
@@ -618,16 +744,20 @@ class Hparams:
     task: Annotated[str, OneOf(names.TASKS)] = "barlow_twins"
     """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | linear_probe (a
     classifier on a frozen one) | segmentation (a head on one)."""
-    run: RunHparams = field(default_factory=RunHparams)
-    data: DataHparams = field(default_factory=DataHparams)
-    backbone: BackboneHparams = field(default_factory=BackboneHparams)
-    barlow_twins: BarlowTwinsHparams = field(default_factory=BarlowTwinsHparams)
-    dino: DINOHparams = field(default_factory=DINOHparams)
-    dino_twins: DINOTwinsHparams = field(default_factory=DINOTwinsHparams)
-    head_information: HeadInformationHparams = field(default_factory=HeadInformationHparams)
-    probe: ProbeHparams = field(default_factory=ProbeHparams)
-    segmentation: SegmentationHparams = field(default_factory=SegmentationHparams)
-    optim: OptimHparams = field(default_factory=OptimHparams)
-    trainer: TrainerHparams = field(default_factory=TrainerHparams)
-    logger: LoggerHparams = field(default_factory=LoggerHparams)
-    callbacks: CallbackHparams = field(default_factory=CallbackHparams)
+    run: RunHparams = _group(RunHparams)
+    data: DataHparams = _group(DataHparams)
+    backbone: BackboneHparams = _group(BackboneHparams)
+    barlow_twins: Annotated[BarlowTwinsHparams, Needs("task", "barlow_twins", "dino_twins")] = (
+        _group(BarlowTwinsHparams)
+    )
+    dino: Annotated[DINOHparams, Needs("task", "dino", "dino_twins")] = _group(DINOHparams)
+    dino_twins: Annotated[DINOTwinsHparams, Needs("task", "dino_twins")] = _group(DINOTwinsHparams)
+    head_information: Annotated[HeadInformationHparams, PRETRAINS, HAS_ATTENTION] = _group(
+        HeadInformationHparams
+    )
+    probe: ProbeHparams = _group(ProbeHparams)
+    segmentation: Annotated[SegmentationHparams, SEGMENTS] = _group(SegmentationHparams)
+    optim: Annotated[OptimHparams, TRAINS] = _group(OptimHparams)
+    trainer: TrainerHparams = _group(TrainerHparams)
+    logger: LoggerHparams = _group(LoggerHparams)
+    callbacks: CallbackHparams = _group(CallbackHparams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -13,9 +14,21 @@ from config import names
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
 from config.hparams import Hparams
 from config.lookup import find_run, newest_unfinished, read_experiment
+from config.rules import is_on, possible_on, rules_of
 from config.types import OneOf, SomeOf
-from config.validation import check
+from config.validation import check, without_ineffective, without_superseded
 
+# What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
+ARCHITECTURE = (
+    "name",
+    "patch_size",
+    "depth",
+    "embed_dim",
+    "num_heads",
+    "mlp_ratio",
+    "stem",
+    "pool",
+)
 _NULLS = ("null", "None")
 _ACTIONS = ("--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
@@ -30,6 +43,7 @@ class Command:
     seeds: int | None = None
     print_commands: bool = False
     overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
+    superseded: list[str] = field(default_factory=list)  # sentences on settings of the experiment
     evaluate: str | None = None
     predict: str | None = None
     images: str | None = None
@@ -56,8 +70,13 @@ class _Parser(ArgumentParser):
         for group in self._action_groups:
             for action in group._group_actions:
                 path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
-                if "." in path and not names.reads(self.task, path):
+                conditions = rules_of(Hparams).get(path)
+                if conditions is None:
+                    continue
+                if not possible_on(Hparams, path, self.task):
                     action.help = argparse.SUPPRESS
+                elif needed := [str(each) for each in conditions if not is_on(each, "task")]:
+                    action.help = f"{action.help} [Needs {'; '.join(needed)}]"
                 action.option_strings = [o for o in action.option_strings if ".no" not in o]
                 if choices.get(path):
                     action.metavar = "{" + ",".join(choices[path]) + "}"
@@ -123,14 +142,17 @@ def parse(argv: Sequence[str]) -> Command | str:
     if early.experiment and again:
         raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
     settings = read_experiment(early.experiment) if early.experiment else {}
-    _adopt_backbone(hparams, early.weights or settings.get("backbone", {}).get("weights"), early)
+    named = early.weights or settings.get("backbone", {}).get("weights")
+    _adopt_backbone(hparams, named or hparams.backbone.weights, early)
     update(hparams, settings, f"experiment {early.experiment}")
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
         update(hparams, read_yaml(folder / "hparams.yaml"), str(folder / "hparams.yaml"))
+        hparams = without_ineffective(hparams)
         if resumed:
             argv = _replace_option(argv, "--run.resume", str(folder))
+    below = deepcopy(hparams)
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
         raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
@@ -146,7 +168,9 @@ def parse(argv: Sequence[str]) -> Command | str:
         set_leaf(hparams, path, None)
     for name in ("help", "subgroups"):
         arguments.pop(name, None)
-    command = Command(hparams=check(hparams), **arguments)
+    on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    hparams, superseded = without_superseded(hparams, below, on_command_line)
+    command = Command(hparams=check(hparams), superseded=superseded, **arguments)
     _check_actions(command)
     return command
 
@@ -178,7 +202,7 @@ def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Names
     except ConfigError:
         return  # the loader says what is missing
     backbone = read_yaml(file).get("backbone", {})
-    known = {leaf: backbone[leaf] for leaf in names.ARCHITECTURE if leaf in backbone}
+    known = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
     update(hparams, {"backbone": known}, str(file))
 
 

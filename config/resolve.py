@@ -1,4 +1,9 @@
-"""Replaces `auto` and null by the numbers a run will use, so that they can be written down."""
+"""Replaces `auto` and null by the values a run will use, so that they can be written down.
+
+In three steps, because each needs what the one before has found: names (`choose_names`), what
+follows from task, data set and backbone (`resolve`), what follows from the number of images
+(`resolve_for_data`). What follows from the memory of the machine is measured, in `agents`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,18 @@ from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
 
-from config.convert import get_leaf, leaves
+from config import names
+from config.convert import leaves, set_leaf
 from config.hparams import Hparams
-from config.validation import no_effect
+from config.rules import get_leaf, metadata, unmet
+from config.types import Cadence
+
+# By data set; all others are photographs.
+_BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
+_IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 64, "cifar10": 32}, 224
+_FEWEST_PATCHES = 8  # a side, in which a ViT sees an image
+_SMALL_IMAGE = 64  # px, up to which a ResNet of its own has the stem for small images
+_SHARP_IMAGE = 32  # px, up to which nothing is blurred
 
 # Weight decay. adamw: small-ViT practice; lars: Barlow Twins official code; sgd: DINO's ResNet-50.
 _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
@@ -27,37 +41,42 @@ _FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.01, "sgd": 0.01}
 _PROBE_LR = {"adamw": 1e-3, "lars": 0.1, "sgd": 0.1}
 
 
-def resolve(hparams: Hparams) -> Hparams:
-    """Returns a copy in which nothing is left to be guessed but precision and data-set size."""
+def choose_names(hparams: Hparams) -> Hparams:
+    """Returns a copy in which `auto` names are chosen, and aliases are the names they stand for."""
     hparams = deepcopy(hparams)
-    if hparams.optim.lr == "auto":
-        hparams.optim.lr = _learning_rate(hparams)
-    _resolve_weight_decay(hparams)
-    _resolve_crops(hparams)
-    if hparams.data.root is None:
-        hparams.data.root = f"data/{hparams.data.name}"
-    if hparams.data.num_workers is None:
-        hparams.data.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+    backbone, segmentation = hparams.backbone, hparams.segmentation
+    if backbone.name == "auto":
+        backbone.name = _BACKBONES.get(hparams.data.name, _BACKBONE_FOR_PHOTOGRAPHS)
+    segmentation.fusion = [names.FUSION_ALIASES.get(name, name) for name in segmentation.fusion]
     return hparams
 
 
-def _learning_rate(hparams: Hparams) -> float:
-    """Scales with the batch linearly for LARS and SGD, with its square root for AdamW.
+def resolve(hparams: Hparams) -> Hparams:
+    """Returns a copy with what follows from task, data set and backbone."""
+    hparams = choose_names(hparams)
+    data, backbone = hparams.data, hparams.backbone
+    if data.image_size == "auto":
+        data.image_size = _image_size(hparams)
+    if backbone.stem == "auto":
+        small, own = int(data.image_size) <= _SMALL_IMAGE, backbone.weights == "none"
+        plain = backbone.output_stride == 32
+        backbone.stem = "cifar_maxpool" if small and own and plain else "imagenet"
+    if data.blur is None:
+        data.blur = int(data.image_size) > _SHARP_IMAGE
+    if data.root is None:
+        data.root = f"data/{data.name}"
+    if data.num_workers is None:
+        data.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+    _resolve_weight_decay(hparams)
+    _resolve_crops(hparams)
+    return hparams
 
-    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2.
-    """
-    name, backbone = hparams.optim.name, hparams.backbone
-    if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
-        base, batch = _HEAD_LR[name], 16
-    elif hparams.task == "segmentation" and backbone.weights != "none":
-        base, batch = _FINE_TUNING_LR[name], 16
-    elif hparams.task == "linear_probe":
-        base, batch = _PROBE_LR[name], 256
-    elif hparams.task in _DINO_TASKS and name == "adamw":
-        base, batch = _DINO_LR, 256
-    else:
-        base, batch = _PRETRAINING_LR[name], 256
-    return base * (hparams.data.batch_size / batch) ** (0.5 if name == "adamw" else 1.0)
+
+def _image_size(hparams: Hparams) -> int:
+    side = _IMAGE_SIZES.get(hparams.data.name, _SIZE_OF_PHOTOGRAPHS)
+    is_vit = hparams.backbone.name in names.VITS and hparams.backbone.name != "vit_demo"
+    patch = (hparams.backbone.patch_size or 16) if is_vit else 1
+    return max(-(-side // patch), _FEWEST_PATCHES) * patch if patch > 1 else side
 
 
 def _resolve_weight_decay(hparams: Hparams) -> None:
@@ -78,10 +97,103 @@ def _resolve_crops(hparams: Hparams) -> None:
     dino = hparams.dino
     if dino.local_crop_size == "auto":
         # 96 for 224, as in the paper; most patch sizes divide 16.
-        dino.local_crop_size = 16 * max(1, round(hparams.data.image_size * 3 / 7 / 16))
+        dino.local_crop_size = 16 * max(1, round(int(hparams.data.image_size) * 3 / 7 / 16))
     if not dino.global_crops_scale:
         local = dino.multi_crop and dino.local_crops_number > 0
         dino.global_crops_scale = [0.4, 1.0] if local else [0.14, 1.0]
+
+
+def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
+    """Returns a copy with what follows from the number of images: batch, length, rates, cadences.
+
+    Args:
+        hparams: resolved otherwise.
+        images: number of training images.
+        on_gpu: a run on a CPU is made shorter by default.
+    """
+    hparams = deepcopy(hparams)
+    data, trainer, optim = hparams.data, hparams.trainer, hparams.optim
+    if data.batch_size == "auto":
+        processes = trainer.devices * trainer.num_nodes
+        data.batch_size = _batch_size(hparams, images) // processes * processes
+    per_epoch = steps_per_epoch(hparams, images)
+    if trainer.max_epochs == "auto":
+        trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
+    epochs = math.ceil((trainer.max_steps or int(trainer.max_epochs) * per_epoch) / per_epoch)
+    if optim.warmup_epochs == "auto":
+        optim.warmup_epochs = float(min(10, max(1, round(epochs / 20))))
+    if optim.lr == "auto":
+        optim.lr = _learning_rate(hparams)
+    for leaf in leaves(hparams):
+        cadence = next((m for m in metadata(leaf.annotation) if isinstance(m, Cadence)), None)
+        if cadence and leaf.value == "auto":
+            set_leaf(hparams, leaf.path, cadence.every(epochs))
+    if hparams.task in _DINO_TASKS:
+        _resolve_dino(hparams, images, per_epoch)
+    return hparams
+
+
+def steps_per_epoch(hparams: Hparams, images: int) -> int:
+    """Returns the optimizer steps of an epoch; its batch size is resolved."""
+    trainer = hparams.trainer
+    batches = images // int(hparams.data.batch_size)
+    batches = min(batches, trainer.limit_train_batches or batches)
+    return max(1, math.ceil(batches / trainer.accumulate))
+
+
+def _batch_size(hparams: Hparams, images: int) -> int:
+    """Returns a power of two that leaves at least four (a segmentation: eight) steps an epoch.
+
+    A correlation of few images is noise, so Barlow Twins keeps 128 where there are as many.
+    """
+    most, least, share = 256, 32, 4
+    if hparams.task in ("barlow_twins", "dino_twins"):
+        least = 128
+    elif hparams.task == "segmentation":
+        most, least, share = 16, 4, 8
+    wanted = min(most, max(least, images // share))
+    return 2 ** int(math.log2(max(2, min(wanted, images))))
+
+
+# Optimizer steps on a GPU, and the epochs they may lie between.
+_PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
+_HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
+_CPU_SHARE = 0.1
+_PROBE_EPOCHS = 100  # DINO's
+_DEMONSTRATION_EPOCHS = 24
+
+
+def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
+    backbone = hparams.backbone
+    if hparams.task == "linear_probe":
+        return _PROBE_EPOCHS
+    if hparams.task in names.PRETRAINING and hparams.data.name == "shapes":
+        return _DEMONSTRATION_EPOCHS
+    steps, (fewest, most) = _PRETRAINING_STEPS, _PRETRAINING_EPOCHS
+    if hparams.task == "segmentation":
+        frozen = backbone.freeze and not backbone.unfreeze_last
+        steps, (fewest, most) = _HEAD_STEPS if frozen else _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS
+    wanted = steps * (1.0 if on_gpu else _CPU_SHARE) / per_epoch
+    return min(most, max(fewest if on_gpu else 1, math.ceil(wanted)))
+
+
+def _learning_rate(hparams: Hparams) -> float:
+    """Scales with the batch linearly for LARS and SGD, with its square root for AdamW.
+
+    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2.
+    """
+    name, backbone = hparams.optim.name, hparams.backbone
+    if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
+        base, batch = _HEAD_LR[name], 16
+    elif hparams.task == "segmentation" and backbone.weights != "none":
+        base, batch = _FINE_TUNING_LR[name], 16
+    elif hparams.task == "linear_probe":
+        base, batch = _PROBE_LR[name], 256
+    elif hparams.task in _DINO_TASKS and name == "adamw":
+        base, batch = _DINO_LR, 256
+    else:
+        base, batch = _PRETRAINING_LR[name], 256
+    return base * (int(hparams.data.batch_size) / batch) ** (0.5 if name == "adamw" else 1.0)
 
 
 # What DINO needs at a given number of images, after lightly-train's observations: few images need
@@ -92,19 +204,9 @@ _SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and mo
 _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
-def resolve_for_data(hparams: Hparams, images: int) -> Hparams:
-    """Returns a copy with what `auto` makes depend on the size of the data set.
-
-    Args:
-        hparams: resolved otherwise.
-        images: number of training images.
-    """
-    hparams = deepcopy(hparams)
-    if hparams.task not in _DINO_TASKS:
-        return hparams
+def _resolve_dino(hparams: Hparams, images: int, per_epoch: int) -> None:
     trainer, dino = hparams.trainer, hparams.dino
-    per_epoch = max(1, images // hparams.data.batch_size // trainer.accumulate)
-    steps = trainer.max_steps or trainer.max_epochs * per_epoch
+    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
     share = min(1.0, max(0.0, (images - _SMALL) / (_IMAGENET - _SMALL)))
     chosen: dict[str, Any] = {
         "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
@@ -118,20 +220,57 @@ def resolve_for_data(hparams: Hparams, images: int) -> Hparams:
             setattr(dino, name, value)
     if dino.warmup_teacher_temp == "auto":
         dino.warmup_teacher_temp = min(0.04, float(dino.teacher_temp))
-    return hparams
 
 
 def choices(given: Hparams, resolved: Hparams) -> str:
     """Says in one line what became of every `auto` that this run reads; empty without any."""
-    left_open = [leaf.path for leaf in leaves(given) if leaf.value in ("auto", [])]
-    found = {
-        path: get_leaf(resolved, path)
-        for path in left_open
-        if get_leaf(resolved, path) not in ("auto", []) and not no_effect(resolved, path)
-    }
-    words = ", ".join(f"{path} {_shown(value)}" for path, value in found.items())
+    found = {}
+    for leaf in leaves(given):
+        value = get_leaf(resolved, leaf.path)
+        # Cadences follow from the length, which is said by itself.
+        cadence = any(isinstance(extra, Cadence) for extra in metadata(leaf.annotation))
+        open_before = leaf.value in ("auto", []) and value not in ("auto", [])
+        if open_before and not cadence and unmet(resolved, leaf.path) is None:
+            found[leaf.path] = value
+    words = ", ".join(f"{path} {_format(value)}" for path, value in found.items())
     return f"auto: {words}" if words else ""
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _format(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+# Below these a run is a try-out, not a training.
+_FEW_STEPS, _FEW_STEPS_AN_EPOCH = 50, 4
+
+
+def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
+    """Says how long the run will be.
+
+    Args:
+        hparams: resolved for the data.
+        images: number of training images.
+
+    Returns:
+        The length in one line, and warnings of few steps.
+    """
+    trainer, batch = hparams.trainer, int(hparams.data.batch_size)
+    per_epoch = steps_per_epoch(hparams, images)
+    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
+    epochs = f"{steps / per_epoch:.3g}" if trainer.max_steps else str(trainer.max_epochs)
+    line = (
+        f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}: {images:,} training "
+        f"images, batches of {batch}; {epochs} epochs of {per_epoch:,} steps, {steps:,} in all."
+    )
+    warnings = []
+    if steps < _FEW_STEPS:
+        warnings.append(
+            f"Only {steps} optimizer steps: too few to train anything. More: --trainer.max_epochs, "
+            "or a smaller --data.batch_size."
+        )
+    elif per_epoch < _FEW_STEPS_AN_EPOCH:
+        warnings.append(
+            f"An epoch has only {per_epoch} steps: rates, pictures and validations change from one "
+            "to the next. More images, or a smaller --data.batch_size, make it finer."
+        )
+    return line, warnings

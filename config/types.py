@@ -61,14 +61,34 @@ class Between:
 
 @dataclass(frozen=True)
 class Auto:
-    """The string `auto` stands for a number that is worked out when the run starts."""
+    """The string `auto` stands for a value that is worked out when the run starts."""
 
     def problem(self, value: object) -> str | None:
         """Says what is wrong with `value`, or None."""
         return "expected a number or auto" if isinstance(value, str) and value != "auto" else None
 
 
+@dataclass(frozen=True)
+class Cadence(Auto):
+    """Every n epochs. `auto`: `times` a run, but no more often than every `least` epochs."""
+
+    least: int = 1
+    times: int = 1
+
+    def every(self, epochs: int) -> int:
+        """Returns n for a run of so many epochs."""
+        return max(self.least, -(-epochs // self.times))
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Turns its group on and off: while it is false, the group's other settings do nothing."""
+
+
 Count = Annotated[int, Between(1)]  # at least one
 Natural = Annotated[int, Between(0)]  # zero or more
 Fraction = Annotated[float, Between(0.0, 1.0)]
 NonNegative = Annotated[float, Between(0.0)]
+Enabled = Annotated[bool, Switch()]
+Often = Annotated[int | str, Cadence(5, 20), Between(1)]
+Seldom = Annotated[int | str, Cadence(10, 10), Between(1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,11 +60,14 @@ class MaskedSource(ImageSource):
 
     Attributes:
         classes: names by label; `background` first where there is one.
+        published_jaccard: how well the attention of published networks finds its objects, by
+            network: the best head's Jaccard index, see `models.measures.attention_quality`.
         meanings: label of each value a mask file may hold, `(256,)`; values that may not be there
             have one beyond the classes. None: values are labels.
     """
 
     classes: ClassVar[tuple[str, ...]]
+    published_jaccard: ClassVar[Mapping[str, float]] = {}
     meanings: ClassVar[NDArray[np.uint8] | None] = None
 
     @abstractmethod
@@ -101,14 +104,33 @@ class ImageDataModule(LightningDataModule, ABC):
         self.loading = loading
         self.train_files: Sequence[ImageItem] = ()
         self.val_files: Sequence[ImageItem] = ()
+        self._listed: set[str] = set()
 
     def prepare_data(self) -> None:
         """Downloads or draws what is missing."""
         self.source.prepare()
 
-    @abstractmethod
     def setup(self, stage: str) -> None:
-        """Lists the images: sets `train_files` and `val_files`, which do not overlap."""
+        """Lists the images, once: Lightning asks again before every fit and test."""
+        if not self._listed & {stage, "fit"}:
+            self.list_images(stage)
+            self._listed.add(stage)
+
+    @abstractmethod
+    def list_images(self, stage: str) -> None:
+        """Lists the images: sets `train_files` and `val_files`, which do not overlap.
+
+        Args:
+            stage: `fit`: all of them | `validate`, `test`: those suffice.
+        """
+
+    def check(self) -> None:
+        """Checks that the listed images can be loaded as they are to be.
+
+        Raises:
+            ValueError: a batch is larger than the data set.
+        """
+        self.loading.check(len(self.train_files))
 
     @abstractmethod
     def train_dataloader(self) -> BatchLoader:
@@ -177,6 +199,21 @@ class ImageDataModule(LightningDataModule, ABC):
             )
             labels = read_labels(mask, len(self.source.classes), self.source.meanings)
             yield F.pil_to_tensor(F.resize(picture, list(sides))), labels
+
+    def labelled_examples(
+        self, count: int, held_out: float
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
+        """Returns labelled training images as they are, a share of them held out, and the classes.
+
+        Args:
+            count: images, evenly spaced over the set.
+            held_out: share of the second part.
+
+        Returns:
+            Images `(N, 3, S, S)` uint8 and labels `(N,)` of both parts; None without labels. Files
+            that cannot be read are left out.
+        """
+        return None
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0

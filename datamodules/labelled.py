@@ -193,7 +193,7 @@ class LabelledDataModule(ImageDataModule):
         self.val_fraction = val_fraction
         self.splits: dict[str, LabelledFiles] = {}
 
-    def setup(self, stage: str) -> None:
+    def list_images(self, stage: str) -> None:
         """Lists the images.
 
         Raises:

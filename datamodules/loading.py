@@ -220,11 +220,26 @@ def _ignore_interrupts(_: int) -> None:
 class Loading:
     """How batches are loaded; see `DataHparams` and `TrainerHparams`."""
 
-    batch_size: int
+    batch_size: int | None  # None: not known before the images are counted
     num_workers: int = 0
     seed: int = 0
     chunk_size: int | None = None
     limit_train_batches: int | None = None
+
+    def check(self, images: int) -> int:
+        """Returns the batch size, if so many images are enough for it.
+
+        Raises:
+            ValueError: the batch is larger than the data set, or not known yet.
+        """
+        if self.batch_size is None:
+            raise ValueError("The batch size is still to be chosen: data.batch_size is auto.")
+        if self.batch_size > images:
+            raise ValueError(
+                f"--data.batch_size {self.batch_size} is larger than the data set: {images} "
+                "images. Lower it, or give more images."
+            )
+        return self.batch_size
 
     def loader(
         self,
@@ -249,16 +264,12 @@ class Loading:
         Raises:
             ValueError: the batch is larger than the data set.
         """
-        if self.batch_size > len(dataset):
-            raise ValueError(
-                f"--data.batch_size {self.batch_size} is larger than the data set: "
-                f"{len(dataset)} images. Lower it, or give more images."
-            )
-        batches = len(dataset) // self.batch_size
+        batch_size = self.check(len(dataset))
+        batches = len(dataset) // batch_size
         if shuffle and self.limit_train_batches is not None:
             batches = min(batches, self.limit_train_batches)
         parts = num_processes()
-        sizes = chunk_sizes(self.batch_size // parts, self.chunk_size)
+        sizes = chunk_sizes(batch_size // parts, self.chunk_size)
         sampler = MicroBatchSampler(
             len(dataset), sizes, batches, self.seed, shuffle, first_batch, (process_rank(), parts)
         )
@@ -274,7 +285,7 @@ class Loading:
         if len(dataset) < parts:
             raise ValueError(f"{len(dataset)} images cannot be shared by {parts} processes.")
         draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
-        count = -(-len(dataset) // (parts * max(1, self.batch_size // parts)))
+        count = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
         bounds = [i * len(draws) // count for i in range(count + 1)]
         batches = [draws[start:end] for start, end in pairwise(bounds) if end > start]
         return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))

@@ -203,7 +203,7 @@ class SegmentationDataModule(ImageDataModule):
         self.cache: FeatureCache | None = None
         self.keeps_test = False
 
-    def setup(self, stage: str) -> None:
+    def list_images(self, stage: str) -> None:
         """Lists the images; for a test the test images only."""
         if stage != "test":
             self._setup_training()
@@ -275,7 +275,7 @@ class SegmentationDataModule(ImageDataModule):
         """
         self.cache = FeatureCache(root, facts, encode, self.loading, collate, LabelledSample)
         self.keeps_test = test
-        self.setup("fit")
+        self.list_images("fit")
         # Reading is memory mapping: handing tensors from process to process would cost more.
         self.loading = replace(self.loading, num_workers=0)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, ImageSource, shorter_side
-from datamodules.labelled import LabelledFiles
+from datamodules.base import ImageDataModule, ImageSource, LabelledSource, shorter_side
+from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
 from utils.distributed import num_processes
 
@@ -25,8 +24,6 @@ class ViewsDataModule(ImageDataModule):
         views: from an image to its views.
         image_size: side of the views in pixels.
         loading: batches, workers, seed.
-        find_labelled: lists labelled training images of this data set or another, to look at what
-            has been learnt; None where there are none.
     """
 
     def __init__(
@@ -35,13 +32,20 @@ class ViewsDataModule(ImageDataModule):
         views: Views,
         image_size: int,
         loading: Loading,
-        find_labelled: Callable[[], LabelledFiles | None] = lambda: None,
     ) -> None:
         super().__init__(source, image_size, loading)
         self.views = views
-        self.find_labelled = find_labelled
+        self._labelled_elsewhere: LabelledFiles | None = None
 
-    def setup(self, stage: str) -> None:
+    def use_labels_of(self, source: LabelledSource) -> None:
+        """Takes the labelled images for readouts from another data set, and lists them.
+
+        Raises:
+            FileNotFoundError, ValueError: they are not there, or have no labels.
+        """
+        self._labelled_elsewhere = labelled_files(source, "train")
+
+    def list_images(self, stage: str) -> None:
         """Lists the images, and says so when they are smaller than the views."""
         self.train_files = self.source.files(self.source.split)
         self.val_files = self.source.files("val")
@@ -64,22 +68,20 @@ class ViewsDataModule(ImageDataModule):
 
     @cached_property
     def labelled(self) -> LabelledFiles | None:
-        """Labelled training images, listed when they are first looked at."""
-        return self.find_labelled()
+        """Labelled training images, listed when they are first looked at; None without labels."""
+        if self._labelled_elsewhere is not None:
+            return self._labelled_elsewhere
+        if not isinstance(self.source, LabelledSource):
+            return None
+        try:
+            return labelled_files(self.source, "train")
+        except ValueError:  # a folder of images may have classes or not
+            return None
 
     def labelled_examples(
         self, count: int, held_out: float
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[str, ...]] | None:
-        """Returns labelled training images as they are, a share of them held out, and the classes.
-
-        Args:
-            count: images, evenly spaced over the set.
-            held_out: share of the second part.
-
-        Returns:
-            Images `(N, 3, S, S)` uint8 and labels `(N,)` of both parts; None without labels. Files
-            that cannot be read are left out.
-        """
+        """See `ImageDataModule.labelled_examples`."""
         if self.labelled is None:
             return None
         first, second = self.labelled.evenly(count).parted(held_out)
@@ -103,7 +105,7 @@ class ViewsDataModule(ImageDataModule):
         """The same views of the same images every time, so that the loss is comparable."""
         if not self.validates:
             return []
-        size = min(self.loading.batch_size, len(self.val_set))
+        size = min(self.loading.check(len(self.train_set)), len(self.val_set))
         size -= size % num_processes()
         chunk = self.loading.chunk_size
         loading = replace(

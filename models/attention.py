@@ -1,17 +1,20 @@
-"""The attention request a backbone answers, and its answers."""
+"""Requests for attention, their answers, and how both pass through a network."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.precision import at_least_float32
 
 Queries = Literal["cls", "mean", "all"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,50 @@ class AttentionFactors:
         laid = F.interpolate(laid, size=grid, mode="bilinear", align_corners=False)
         patches = laid.reshape(batch, heads, width, -1).transpose(2, 3)
         return torch.cat([tokens[:, :, : self.num_prefix], patches], 2)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def pass_with_attention(
+    run: Callable[[], Result],
+    modules: Sequence[nn.Module],
+    request: AttentionRequest,
+    answer: Callable[..., Attention | AttentionFactors],
+) -> tuple[Result, tuple[Attention | AttentionFactors, ...]]:
+    """Runs a forward pass and computes the requested attention from the inputs of its modules.
+
+    Forward pre-hooks sit on the requested modules for the length of the pass, an error included.
+    The modules themselves compute as ever (fused), so that a request changes nothing else; the
+    answers are part of the graph, and recomputing the pass (checkpointing) computes them again.
+    It runs uncompiled inside of `torch.compile`, which does not guard hooks: a graph traced without
+    them would be used again and leave the request unanswered.
+
+    Args:
+        run: the forward pass.
+        modules: the attention module of every block, shallow to deep.
+        request: which blocks and queries.
+        answer: called with block, module and the module's own inputs before it computes.
+
+    Returns:
+        What `run` returns, and one answer per requested block, shallow to deep.
+
+    Raises:
+        ValueError: a block outside the network.
+    """
+    answers: dict[int, Attention | AttentionFactors] = {}
+
+    def hook(block: int) -> Callable[..., None]:
+        def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            answers[block] = answer(block, module, *inputs, **named)
+
+        return keep
+
+    blocks = request.resolve(len(modules))
+    with ExitStack() as hooks:
+        for block in blocks:
+            handle = modules[block].register_forward_pre_hook(hook(block), with_kwargs=True)
+            hooks.enter_context(handle)
+        result = run()
+    return result, tuple(answers[block] for block in blocks)
 
 
 def mass_mask(maps: Tensor, mass: float) -> Tensor:

@@ -51,8 +51,8 @@ class HeadInformation:
         if self.request is None:
             return pooled
         maps = [attention.patch_maps()[:, :, 0].flatten(2) for attention in features.attention]
-        told = torch.stack([head_information(each) for each in maps]).mean(0)
-        return torch.cat([pooled, told[:, None].to(pooled.dtype)], 1)
+        mutual_information = torch.stack([head_information(each) for each in maps]).mean(0)
+        return torch.cat([pooled, mutual_information[:, None].to(pooled.dtype)], 1)
 
     def split(self, views: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """Takes the column away again.
@@ -62,5 +62,5 @@ class HeadInformation:
         """
         if self.request is None:
             return list(views), None
-        told = torch.cat([view[:, -1] for view in views]).mean()
-        return [view[:, :-1] for view in views], told
+        mutual_information = torch.cat([view[:, -1] for view in views]).mean()
+        return [view[:, :-1] for view in views], mutual_information

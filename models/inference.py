@@ -76,6 +76,9 @@ class Inference:
         return total / count
 
 
+WHOLE = Inference()  # an image is seen once and as it is
+
+
 def starts(length: int, window: int, stride: int) -> Sequence[int]:
     """Returns where windows begin along a side; the last one ends with it."""
     last = max(0, length - window)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from config.convert import base_types, leaves, set_leaf
+from config.hparams import Hparams
+from config.resolve import choose_names
+from config.rules import no_effect
 from datamodules.shapes import generate
 from main import main
 
@@ -37,38 +42,14 @@ TINY = {
     "callbacks.online_probe.enabled": "false",
     "callbacks.embeddings.enabled": "false",
     "callbacks.report.enabled": "false",
-}
-# For backbones that are no ViT.
-NO_VIT_SIZES = dict.fromkeys(
-    ("backbone__patch_size", "backbone__depth", "backbone__embed_dim"), ...
-)
-TINY_DINO = {
+    "callbacks.segmentation_predictions.enabled": "false",
+    "callbacks.class_iou.enabled": "false",
+    "callbacks.confusion_matrix.enabled": "false",
     "dino.out_dim": 24,
     "dino.hidden_dim": 20,
     "dino.bottleneck_dim": 12,
     "dino.local_crops_number": 2,
     "dino.local_crop_size": 16,
-}
-# What the other tasks do not read.
-PRETRAINING_ONLY = (
-    "barlow_twins.projector_dim",
-    "callbacks.cross_correlation.enabled",
-    "callbacks.online_probe.enabled",
-    "callbacks.embeddings.enabled",
-)
-INSIDE = tuple(
-    f"callbacks.{name}.enabled"
-    for name in (
-        "attention_maps",
-        "attention_quality",
-        "views",
-        "effective_receptive_field",
-        "feature_maps",
-    )
-)
-NO_SEGMENTATION_FIGURES = {
-    f"callbacks.{name}.enabled": "false"
-    for name in ("segmentation_predictions", "class_iou", "confusion_matrix")
 }
 
 
@@ -78,6 +59,35 @@ def options(settings: dict[str, Any]) -> list[str]:
         for key, value in settings.items()
         for word in (f"--{key}", *map(str, value if isinstance(value, tuple) else (value,)))
     ]
+
+
+def tiny(changed: dict[str, Any]) -> dict[str, Any]:
+    """Tiny settings that a run with `changed` reads, and these; `...` takes one away."""
+    settings = {key: value for key, value in {**TINY, **changed}.items() if value is not ...}
+    hparams = parsed(options({key: settings[key] for key in settings if key in changed}))
+    return {k: v for k, v in settings.items() if k in changed or not no_effect(hparams, k)}
+
+
+def parsed(words: list[str]) -> Hparams:
+    """The settings of a command line, whether or not they are possible."""
+    hparams = Hparams()
+    known = {leaf.path: leaf for leaf in leaves(hparams)}
+    for path, given in setting_words(words).items():
+        if path in known:
+            value = yaml.safe_load(given[0]) if len(given) == 1 else given
+            is_list = list in (get_origin(kind) for kind in base_types(known[path].annotation))
+            set_leaf(hparams, path, [value] if is_list and not isinstance(value, list) else value)
+    return choose_names(hparams)
+
+
+def setting_words(words: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            found[path := word[2:]] = []
+        else:
+            found[path].append(word)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -93,30 +103,8 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
     """Runs `main` on tiny settings; returns exit code and run folder."""
 
     def run(name: str = "run", *words: str, **changed: Any) -> tuple[int, Path]:
-        settings: dict[str, Any] = {
-            **TINY,
-            "run.dir": tmp_path / "runs",
-            "run.name": name,
-            "data.root": shapes_root,
-        }
-        task = changed.get("task", "barlow_twins")
-        unread = {
-            "barlow_twins": (),
-            "dino": PRETRAINING_ONLY[:2],
-            "dino_twins": PRETRAINING_ONLY[1:2],
-            "segmentation": PRETRAINING_ONLY,
-            "linear_probe": (*PRETRAINING_ONLY, *INSIDE),
-        }
-        for leaf in unread[task]:
-            del settings[leaf]
-        if task == "linear_probe":
-            settings["callbacks.confusion_matrix.enabled"] = "false"
-        if task in ("dino", "dino_twins"):
-            settings |= TINY_DINO
-        if task == "segmentation":
-            settings |= NO_SEGMENTATION_FIGURES
-        settings |= {key.replace("__", "."): value for key, value in changed.items()}
-        settings = {key: value for key, value in settings.items() if value is not ...}
+        place = {"run.dir": tmp_path / "runs", "run.name": name, "data.root": shapes_root}
+        settings = tiny({**place, **{key.replace("__", "."): v for key, v in changed.items()}})
         return main([*options(settings), *words]), tmp_path / "runs" / name
 
     return run

@@ -3,14 +3,17 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from config import names
+
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "agents": {"agents", "callbacks", "config", "datamodules", "models", "utils"},
-    "callbacks": {"callbacks", "models", "utils"},
+    "callbacks": {"callbacks", "datamodules", "models", "utils"},
     # Nested dicts become flat in utils/nested.py.
     "config": {"config", "utils"},
     "datamodules": {"datamodules", "utils"},
@@ -18,6 +21,50 @@ ALLOWED = {
     "utils": {"utils"},
 }
 FOLDERS = set(ALLOWED)
+FILES = [file for folder in ALLOWED for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def tables() -> dict[str, set[str]]:
+    """Modules that a table of config/names.py leads to, by the table's name."""
+    found = {}
+    for name, table in vars(names).items():
+        if isinstance(table, dict) and all(":" in str(each) for each in table.values()):
+            targets = [each if isinstance(each, str) else each.target for each in table.values()]
+            found[name] = {target.partition(":")[0] for target in targets}
+    return found
+
+
+def dependencies(file: Path) -> set[str]:
+    """Modules of ours that a file imports, those it looks up in a table of names included."""
+    known, found = {module_of(each) for each in FILES}, set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "names":
+            # Configuration names parts; only what loads them depends on them.
+            found |= set() if file.parent.name == "config" else tables().get(node.attr, set())
+    return found & known - {module_of(file)}
+
+
+def test_no_import_leads_in_a_circle():
+    graph = {module_of(file): dependencies(file) for file in FILES}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_only_the_trainer_and_commands_assemble():
+    users = {module_of(file) for file in FILES if "agents.build" in dependencies(file)}
+    assert users <= {"agents.trainer", "agents.commands.evaluate", "agents.commands.trained"}
+
+
+def test_only_main_agents_and_config_know_hparams():
+    users = {module_of(file) for file in FILES if "config.hparams" in dependencies(file)}
+    assert {user.partition(".")[0] for user in users} == {"agents", "config"}
 
 
 def imported(file: Path) -> set[str]:

@@ -12,16 +12,7 @@ import pytest
 from main import main
 from tests.agents.test_barlow_twins import difference
 from tests.agents.test_linear_probe import colours
-from tests.conftest import (
-    INSIDE,
-    NO_SEGMENTATION_FIGURES,
-    PRETRAINING_ONLY,
-    TINY,
-    TINY_DINO,
-    options,
-    summary,
-    weights,
-)
+from tests.conftest import options, summary, tiny, weights
 from utils.logging import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -33,26 +24,18 @@ EXACT = {
 }
 
 
-def without(*leaves):
-    return dict.fromkeys(leaves, ...)
-
-
 def cases(labelled: Path) -> dict[str, dict]:
     return {
         "barlow_twins": {**EXACT},
         "chunked": {**EXACT, "trainer.chunk_size": 2},
         "dino": {
             **EXACT,
-            **without(*PRETRAINING_ONLY[:2]),
-            **TINY_DINO,
             "task": "dino",
             "dino.momentum_teacher": 0.8,
             "dino.freeze_last_layer_steps": 1,
         },
         "dino_accumulated_pieces": {
             **EXACT,
-            **without(*PRETRAINING_ONLY[:2]),
-            **TINY_DINO,
             "task": "dino",
             "data.batch_size": 4,
             "trainer.accumulate": 2,
@@ -60,16 +43,12 @@ def cases(labelled: Path) -> dict[str, dict]:
         },
         "dino_twins": {
             **EXACT,
-            **without(*PRETRAINING_ONLY[1:2]),
-            **TINY_DINO,
             "task": "dino_twins",
             "dino_twins.pairs": "all",
             "trainer.chunk_size": 2,
         },
         "segmentation": {
             **EXACT,
-            **without(*PRETRAINING_ONLY),
-            **NO_SEGMENTATION_FIGURES,
             "task": "segmentation",
             # Void pixels make the mean of two means another loss; the evaluation is what counts.
             "optim.lr": 0,
@@ -78,21 +57,19 @@ def cases(labelled: Path) -> dict[str, dict]:
             "data.val_fraction": 0.3,
         },
         "linear_probe": {
-            **EXACT,
-            **without(*PRETRAINING_ONLY, *INSIDE),
+            "trainer.precision": "64-true",
             "task": "linear_probe",
             "probe.kind": "knn",
             "data.val_fraction": 0.3,
             "data.name": "image_folder",
             "data.root": labelled,
-            "callbacks.confusion_matrix.enabled": "false",
         },
     }
 
 
 def command(settings: dict, name: str, root: Path, runs: Path) -> list[str]:
-    merged = {**TINY, "data.root": root, "run.dir": runs, "run.name": name, **settings}
-    return options({key: value for key, value in merged.items() if value is not ...})
+    place = {"data.root": root, "run.dir": runs, "run.name": name}
+    return options(tiny({**place, **settings}))
 
 
 @pytest.fixture(scope="module")

@@ -98,14 +98,29 @@ class RunFolderLogger(Logger):
         self.write()
 
 
+# What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
+# chance level as well, and keeps it.
+_RENAMED = {"chance_level": "noise_floor", "rank_bound": "lower_bound"}
+
+
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
     """Reads metrics.csv: scalars by step; empty when there is no file."""
     if not file.exists():
         return {}
     with file.open(newline="") as lines:
+        reader = csv.DictReader(lines)
+        columns = reader.fieldnames or ()
+        renamed = {
+            f"{split}/{old}": f"{split}/{new}"
+            for split in ("train", "val")
+            for old, new in _RENAMED.items()
+            if f"{split}/rank_bound" in columns
+        }
         return {
-            int(row.pop("step")): {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(lines)
+            int(row.pop("step")): {
+                renamed.get(name, name): float(value) for name, value in row.items() if value
+            }
+            for row in reader
         }
 
 

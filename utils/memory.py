@@ -35,6 +35,13 @@ def peak_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def free_mb(device: torch.device) -> float:
+    """Memory in MiB a training could still take on its device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**20
+    return available_mb()
+
+
 def available_mb() -> float:
     """Memory in MiB this process could still take on the CPU; infinite where it is not known."""
     if not _MEMINFO.exists():

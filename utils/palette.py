@@ -1,4 +1,4 @@
-"""Colours of labels: Pascal VOC's."""
+"""Colours of labels, which are Pascal VOC's, and of padding."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from PIL import Image
 
 VOID = 255  # pixels that count for nothing
 VOID_GREY = (190, 190, 190)
+# Of padded images: ImageNet's mean, close to 0 once a backbone has normalised it.
+MEAN_COLOUR = (124, 116, 104)
 
 
 def voc_palette() -> NDArray[np.uint8]:

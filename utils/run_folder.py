@@ -210,7 +210,7 @@ def _free_name(runs: Path, experiment: str | None) -> str:
     return f"{generated}-{datetime.now():%m%d-%H%M%S}"
 
 
-def joined(runs_dir: str, name: str | None) -> RunFolder:
+def folder_of_leader(runs_dir: str, name: str | None) -> RunFolder:
     """Returns the folder that the leading process made for a run of several processes.
 
     Raises:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 
 
-def warmup_cosine(step: int, total: int, warmup: int, final: float = 0.0) -> float:
-    """Factor on the peak learning rate: linear from 0, then a cosine that ends at `final`.
+def warmup_cosine(step: int, total: int, warmup: int, final_lr_ratio: float = 0.0) -> float:
+    """Factor on the peak learning rate: linear from 0, then a cosine that ends at `final_lr_ratio`.
 
     Args:
         step: optimizer step, from 0.
         total: steps of the whole run; the last one, total - 1, gets nearly `final`.
         warmup: steps until the peak.
-        final: factor at the end, kept beyond it.
+        final_lr_ratio: factor at the end, kept beyond it.
     """
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return final_lr_ratio + (1 - final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def warmup_constant(step: int, total: int, warmup: int) -> float:
@@ -25,12 +25,12 @@ def warmup_constant(step: int, total: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def warmup_poly(step: int, total: int, warmup: int, final: float = 0.0) -> float:
-    """Factor on the peak learning rate: linear from 0, then (1 - progress)^0.9 down to `final`."""
+def warmup_poly(step: int, total: int, warmup: int, final_lr_ratio: float = 0.0) -> float:
+    """Factor on the peak learning rate: linear from 0, then (1 - progress)^0.9."""
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
-    return final + (1 - final) * (1 - progress) ** 0.9
+    return final_lr_ratio + (1 - final_lr_ratio) * (1 - progress) ** 0.9
 
 
 def cosine(step: int, total: int, start: float, end: float) -> float:

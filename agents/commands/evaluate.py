@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from agents.build import build_data, build_figure_callbacks
+from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
-from agents.trainer import Agent
 from callbacks.attention_quality import AttentionQuality
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
@@ -21,19 +18,19 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     On the test set, by the protocol of the settings, where the task has a test; else on the
     validation set.
     """
-    agent, hparams = trained_agent(folder, hparams, folder.chosen)
-    data = build_data(hparams)
+    agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
+    data = build_data(hparams, source)
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
         devices=1,
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder.path,
-        callbacks=[c for c in build_figure_callbacks(hparams) if isinstance(c, AttentionQuality)],
+        callbacks=[c for c in build_callbacks(hparams) if isinstance(c, AttentionQuality)],
     )
     if is_overridden("test_step", agent):
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        facts = cast(Agent, agent).facts
+        facts = agent.facts
         how = [facts[name] for name in ("protocol", "inference") if name in facts]
         how = [words for words in how if words != "whole"]
         old, new = "test/", "/".join(["evaluate", *how, ""])

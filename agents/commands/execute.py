@@ -14,6 +14,7 @@ from agents.commands.trained import trained_agent
 from agents.trainer import Trainer
 from config.lookup import find_run
 from config.parsing import Command
+from utils.console import console, quiet_libraries
 from utils.run_folder import RunFolder
 
 
@@ -30,13 +31,16 @@ def execute(command: Command) -> int:
     if command.export:
         folder = RunFolder(find_run(command.export, runs_dir))
         check_finished(folder)
-        agent, _ = trained_agent(folder, hparams, folder.last)
+        agent, _, _ = trained_agent(folder, hparams, folder.last)
         print("\n".join(export(agent, folder)))
         return 0
     if command.evaluate:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
-        agent, hparams = trained_agent(folder, hparams, folder.chosen)
+        agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
+    quiet_libraries()
+    for sentence in command.superseded:
+        console.info("%s", sentence)
     return Trainer(hparams, command.experiment).run()

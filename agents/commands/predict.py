@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from agents.segmentation import Segmentation
-from config import names
+from agents.segmentation import Segmentation, protocol_of_test
 from config.hparams import Hparams
 from datamodules.base import IMAGE_SUFFIXES, is_image
 from datamodules.loading import UNREADABLE, read_rgb
 from datamodules.transforms.segmentation import Protocol
-from models.heads.base import resize
+from models.segmenter import labels_of
 from utils.device import best_device
 from utils.palette import label_image, overlay, palette
 from utils.run_folder import RunFolder
@@ -40,9 +39,7 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     files, others = find_images(images)
     root = images if images.is_dir() else images.parent
     out = folder.path / "predictions" / images.resolve().stem
-    settings = hparams.segmentation
-    largest = round(hparams.data.image_size * max(settings.test_scales))
-    protocol = names.PROTOCOLS[settings.protocol].load()(largest)
+    protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
     colours = palette(agent.classes)
     unreadable: list[str] = []
@@ -93,10 +90,10 @@ def find_images(place: Path) -> tuple[list[Path], list[Path]]:
 @torch.no_grad()
 def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> np.ndarray:
     """Returns the labels of an image, `(height, width)` uint8."""
-    seen = protocol.image(image)[None].to(agent.device)
-    logits = agent.inference(agent.logits, seen)
-    upsampled = resize(logits.float(), (image.height, image.width))
-    return upsampled.argmax(1)[0].to(torch.uint8).cpu().numpy()
+    seen = protocol.image(image).to(agent.device)
+    size = (image.height, image.width)
+    (logits,) = agent.network.logits_at([seen], [size], inference=agent.inference)
+    return labels_of(logits).cpu().numpy()
 
 
 def _save(image: Image.Image, file: Path) -> None:

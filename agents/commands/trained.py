@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytorch_lightning as pl
-
+from agents.base import Agent
 from agents.build import build_agent, check_fits
+from agents.sources import build_source
 from config.hparams import Hparams
 from config.resolve import resolve
+from datamodules.base import ImageSource
 from utils.checkpoints import read_checkpoint
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
@@ -16,7 +17,7 @@ from utils.run_folder import RunFolder
 
 def trained_agent(
     folder: RunFolder, hparams: Hparams, checkpoint: Path
-) -> tuple[pl.LightningModule, Hparams]:
+) -> tuple[Agent, Hparams, ImageSource]:
     """Builds the agent of a run with the weights of a checkpoint.
 
     Args:
@@ -32,7 +33,8 @@ def trained_agent(
         raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
     quiet_libraries()
     hparams = resolve(hparams)
-    agent = build_agent(hparams, load=False)
+    source = build_source(hparams)
+    agent = build_agent(hparams, source, loaded=False)
     check_fits(agent, checkpoint)
     agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-    return agent.eval(), hparams
+    return agent.eval(), hparams, source

@@ -5,17 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from utils.palette import VOID
+from utils.palette import MEAN_COLOUR, VOID
 
-# What padding is filled with: the backbones' mean colour, 0 after their normalisation.
-MEAN_COLOUR = (124, 116, 104)
 _PADDING = {Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
 
 
@@ -177,14 +174,3 @@ class FixedView:
 def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
     crop, mask = pipeline(image, tv_tensors.Mask(labels))
     return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
-
-
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pads images `(B, 3, H, W)` uint8 at the right and bottom with the mean colour."""
-    height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
-    if images.shape[-2:] == (height, width):
-        return images
-    colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device)
-    padded = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
-    padded[:, :, : images.shape[-2], : images.shape[-1]] = images
-    return padded

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.attention import Attention, AttentionFactors, AttentionRequest, resolve_indices
 
 StateDict = Mapping[str, Tensor]
+Tokens = tuple[Tensor, Tensor]  # patches (B, h*w, C) and prefix (B, P, C), timm's order
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +21,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says of a batch of B images.
+    """Features of a batch of B images.
 
     Attributes:
         pooled: `(B, D)`, one vector per image.
@@ -191,24 +192,24 @@ class GlobalAttentionBackbone(AttentionBackbone):
 
     def token_features(
         self,
-        last: Tensor,
-        layers: Sequence[Tensor],
+        last: Tokens,
+        layers: Sequence[Tokens],
         grid: tuple[int, int],
         answers: Sequence[Attention | AttentionFactors],
     ) -> Features:
         """Turns the tokens of a plain ViT into `Features`.
 
         Args:
-            last: `(B, P + h*w, C)` after the last block and the final norm.
+            last: after the last block and the final norm.
             layers: the same of the chosen blocks.
             grid: `(h, w)`.
             answers: to an attention request.
         """
-        patches = slice(self.num_prefix, None)
+        patches, prefix = last
         return Features(
-            pooled=last[:, 0] if self.pool == "cls" else last[:, patches].mean(1),
-            maps=tuple(self.as_map(x, grid) for x in layers),
-            prefix=tuple(x[:, : self.num_prefix] for x in layers),
+            pooled=prefix[:, 0] if self.pool == "cls" else patches.mean(1),
+            maps=tuple(as_map(patches, grid) for patches, _ in layers),
+            prefix=tuple(prefix for _, prefix in layers),
             strides=self.map_strides,
             **answered(answers),
         )
@@ -226,9 +227,10 @@ class GlobalAttentionBackbone(AttentionBackbone):
         factors = AttentionFactors(block, q * scale, k, grid, self.num_prefix)
         return factors if request.queries == "factors" else factors.rows(request.queries)
 
-    def as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Lays the patch tokens of `(B, P + h*w, C)` out as `(B, C, h, w)`."""
-        return tokens[:, self.num_prefix :].transpose(1, 2).unflatten(-1, grid)
+
+def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lays patch tokens `(B, h*w, C)` out as a map `(B, C, h, w)`, without a copy."""
+    return patches.transpose(1, 2).unflatten(-1, grid)
 
 
 def answered(answers: Sequence[Attention | AttentionFactors]) -> dict[str, Any]:

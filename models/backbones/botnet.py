@@ -12,7 +12,12 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet as Net
 
-from models.attention import Attention, AttentionFactors, AttentionRequest
+from models.attention import (
+    Attention,
+    AttentionFactors,
+    AttentionRequest,
+    pass_with_attention,
+)
 from models.backbones.base import Features, GlobalAttentionBackbone, answered
 from models.backbones.resnet import ResNet, make_net, resnet50_sources
 from models.precision import at_least_float32
@@ -133,37 +138,26 @@ class BoTNet(ResNet, GlobalAttentionBackbone):
             return super().forward(images)
         if attention.queries == "cls":
             raise ValueError("A BoTNet has no CLS token; ask for queries 'mean' or 'all'.")
-        answers: dict[int, Attention | AttentionFactors] = {}
-        hooks = [
-            self._attending()[index]
-            .conv2[0]
-            .register_forward_pre_hook(partial(_answer, answers, index, attention))
-            for index in attention.resolve(self.depth)
-        ]
-        try:
-            features = super().forward(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return replace(features, **answered(tuple(answers.values())))
+        features, answers = pass_with_attention(
+            partial(super().forward, images),
+            [block.conv2[0] for block in self._attending()],
+            attention,
+            partial(_answer, attention),
+        )
+        return replace(features, **answered(answers))
 
 
 def _answer(
-    answers: dict[int, Attention | AttentionFactors],
-    index: int,
-    request: AttentionRequest,
-    module: RelativeAttention2d,
-    inputs: tuple[Tensor],
-) -> None:
-    x = inputs[0][: request.num_images]
+    request: AttentionRequest, block: int, module: RelativeAttention2d, x: Tensor
+) -> Attention | AttentionFactors:
+    x = x[: request.num_images]
     grid = (x.shape[2], x.shape[3])
     if request.queries == "factors":
-        answers[index] = AttentionFactors(index, *module.factors(x), grid, 0, sum(grid))
-        return
+        return AttentionFactors(block, *module.factors(x), grid, 0, sum(grid))
     rows = module.rows(x)
     if request.queries == "mean":
         rows = rows.mean(2, keepdim=True)
-    answers[index] = Attention(index, rows, grid, 0)
+    return Attention(block, rows, grid, 0)
 
 
 def botnet50(

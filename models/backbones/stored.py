@@ -49,7 +49,7 @@ def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
     """Puts the features of images of one size together, in the precision of the backbone."""
     first = images[0]
 
-    def joined(name: str) -> Tensor:
+    def batched(name: str) -> Tensor:
         with torch.autocast(backbone.mean.device.type, enabled=False):
             return torch.stack([image[name] for image in images]).to(backbone.mean)
 
@@ -58,17 +58,17 @@ def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
         if name.startswith("factors"):
             block = int(name.removeprefix("factors"))
             height, width, prefix, position = first[name].tolist()
-            q, k = joined(f"q{block}"), joined(f"k{block}")
+            q, k = batched(f"q{block}"), batched(f"k{block}")
             answers.append(AttentionFactors(block, q, k, (height, width), prefix, position))
         elif name.startswith("attention"):
             block = int(name.removeprefix("attention"))
             height, width, prefix = first[name].tolist()
-            answers.append(Attention(block, joined(f"rows{block}"), (height, width), prefix))
+            answers.append(Attention(block, batched(f"rows{block}"), (height, width), prefix))
     count = len(backbone.map_strides)
     return Features(
-        pooled=joined("pooled"),
-        maps=tuple(joined(f"map{index}") for index in range(count)),
-        prefix=tuple(joined(f"prefix{index}") for index in range(count)),
+        pooled=batched("pooled"),
+        maps=tuple(batched(f"map{index}") for index in range(count)),
+        prefix=tuple(batched(f"prefix{index}") for index in range(count)),
         strides=backbone.map_strides,
         **answered(answers),
     )

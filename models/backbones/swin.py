@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import timm
@@ -13,13 +14,14 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
-from models.backbones.base import AttentionBackbone, Features, StateDict, parse_layers
+from models.backbones.base import Features, StateDict, answered
+from models.backbones.timm_base import TimmBackbone
 from models.precision import at_least_float32
 
 _STAGES = 4
 
 
-class Swin(AttentionBackbone):
+class Swin(TimmBackbone):
     """timm's Swin without classifier; the four stages' outputs are the maps.
 
     The final norm belongs to the last stage: the other maps are the residual stream. There is no
@@ -27,58 +29,82 @@ class Swin(AttentionBackbone):
     what falls on the padding of windows at the border.
     """
 
-    net: Any  # SwinTransformer: its stages have no types
     num_prefix = 0
     pool = "mean"
 
     def __init__(self, net: Any, layers: str = "last") -> None:
-        self.layers = parse_layers(layers, _STAGES)
-        widths = [int(info["num_chs"]) for info in net.feature_info]
-        strides = [int(info["reduction"]) for info in net.feature_info]
-        super().__init__(
-            widths[-1],
-            tuple(widths[layer] for layer in self.layers),
-            tuple(strides[layer] for layer in self.layers),
-            strides[-1],
-        )
-        self.net = net
-        self.attention_heads = tuple(
-            block.attn.num_heads for stage in net.layers for block in stage.blocks
-        )
+        super().__init__(net, layers, patch_multiple=int(net.feature_info[-1]["reduction"]))
+
+    def attention_modules(self) -> list[Any]:
+        """See `TimmBackbone.attention_modules`."""
+        return [block.attn for _, block in self._blocks()]
+
+    def _blocks(self) -> list[tuple[int, Any]]:
+        # Every block with the number of its stage, shallow to deep.
+        stages = enumerate(self.net.layers)
+        return [(number, block) for number, stage in stages for block in stage.blocks]
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
-        wanted = attention.resolve(self.depth) if attention else ()
-        stages: dict[int, Tensor] = {}
-        rows = []
-        for position, (_, number, block, before, after) in enumerate(self._walk(images)):
-            if attention and position in wanted:
-                rows.append(_attention(position, block, before, attention))
-            stages[number] = after
-        stages[_STAGES - 1] = self.net.norm(stages[_STAGES - 1])
-        maps = tuple(stages[layer].movedim(-1, 1) for layer in self.layers)
+        if attention and attention.queries in ("cls", "factors"):
+            raise ValueError(
+                "A Swin has no CLS token and no global attention; ask for queries 'mean' or 'all'."
+            )
+        (last, stages), answers = self.intermediates(images, attention, indices=list(self.layers))
+        # timm gives the last stage normalised, (B, h, w, C), beside the stages asked for.
+        maps = [*stages[:-1], last.movedim(-1, 1)] if self.layers[-1] == _STAGES - 1 else stages
         return Features(
-            pooled=stages[_STAGES - 1].mean((1, 2)),
-            maps=maps,
+            pooled=last.mean((1, 2)),
+            maps=tuple(maps),
             prefix=tuple(each.new_zeros(len(each), 0, each.shape[1]) for each in maps),
             strides=self.map_strides,
-            attention=tuple(rows) if attention else None,
+            **answered(answers),
         )
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.layer_maps`."""
-        return {name: after.movedim(-1, 1) for name, _, _, _, after in self._walk(images)}
+        """See `Backbone.layer_maps`; timm gives stages, so that hooks keep their blocks."""
+        maps: dict[str, Tensor] = {}
 
-    def _walk(
-        self, images: Tensor
-    ) -> Iterator[tuple[str, int, SwinTransformerBlock, Tensor, Tensor]]:
-        # Every block with its name, its stage, its input and its output, (B, h, w, C) both.
-        x = self.net.patch_embed(self.normalise(images))
-        for number, stage in enumerate(self.net.layers):
-            x = stage.downsample(x)
-            for index, block in enumerate(stage.blocks):
-                before, x = x, block(x)
-                yield f"layers.{number}.blocks.{index}", number, block, before, x
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda _, __, output: maps.update({name: output.movedim(-1, 1)})
+
+        with ExitStack() as hooks:
+            for number, stage in enumerate(self.net.layers):
+                for index, block in enumerate(stage.blocks):
+                    hook = block.register_forward_hook(keep(f"layers.{number}.blocks.{index}"))
+                    hooks.enter_context(hook)
+            self.intermediates(images, indices=[_STAGES - 1], intermediates_only=True)
+        return maps
+
+    def block_attention(
+        self,
+        size: tuple[int, int],
+        request: AttentionRequest,
+        block: int,
+        attn: Any,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        **inputs: Any,
+    ) -> Attention:
+        """See `TimmBackbone.block_attention`.
+
+        Args:
+            size: height and width of the images in pixels.
+            request: of queries `mean` or `all`.
+            block: index from the front.
+            attn: the block's attention module.
+            tokens: normalised, shifted, padded and in windows, `(B * windows, area, C)`.
+            mask: of a shifted block, `(windows, area, area)`.
+            inputs: none.
+        """
+        number, layout = self._blocks()[block]
+        stride = int(self.net.feature_info[number]["reduction"])
+        grid = (size[0] // stride, size[1] // stride)
+        ids = _token_ids(layout, grid, tokens.device)  # (windows, area)
+        if request.num_images is not None:
+            tokens = tokens[: request.num_images * len(ids)]
+        rows = _window_rows(attn, tokens, mask).unflatten(0, (-1, len(ids))).movedim(2, 1)
+        return Attention(block, _on_grid(rows, ids, grid, request.queries), grid, 0)
 
     def stages(self) -> list[nn.Module]:
         """The four stages; the final norm belongs to the last one."""
@@ -111,46 +137,45 @@ def _token_ids(block: SwinTransformerBlock, grid: tuple[int, int], device: torch
     return torch.where(found > 0, found - 1, count)
 
 
-def _attention(
-    position: int, block: SwinTransformerBlock, before: Tensor, request: AttentionRequest
-) -> Attention:
-    if request.queries in ("cls", "factors"):
-        raise ValueError(
-            "A Swin has no CLS token and no global attention; ask for queries 'mean' or 'all'."
-        )
-    x = before[: request.num_images]
-    batch, grid = len(x), (x.shape[1], x.shape[2])
-    rows = _window_rows(block, block.norm1(x)).unflatten(0, (batch, -1)).movedim(2, 1)
-    ids = _token_ids(block, grid, x.device)  # (windows, area)
+def _on_grid(rows: Tensor, ids: Tensor, grid: tuple[int, int], queries: str) -> Tensor:
+    """Puts attention in windows back where its tokens lie; 0 outside a token's window.
+
+    Args:
+        rows: `(B, heads, windows, area, area)`.
+        ids: see `_token_ids`.
+        grid: `(h, w)`.
+        queries: `mean` or `all`.
+
+    Returns:
+        `(B, heads, 1 or h*w, h*w)`.
+    """
+    batch, heads = rows.shape[:2]
     count = grid[0] * grid[1]
-    heads = rows.shape[1]  # rows: (B, heads, windows, area, area)
-    if request.queries == "mean":
+    if queries == "mean":
         received = rows.new_zeros(batch, heads, count + 1)
         received[:, :, ids] = (rows * (ids < count)[..., None]).sum(3) / count
-        return Attention(position, received[:, :, None, :count], grid, 0)
+        return received[:, :, None, :count]
     whole = rows.new_zeros(batch, heads, count + 1, count + 1)
     whole[:, :, ids[:, :, None], ids[:, None]] = rows
-    return Attention(position, whole[:, :, :count, :count], grid, 0)
+    return whole[:, :, :count, :count]
 
 
-def _window_rows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+def _window_rows(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
     """Returns softmax(q kᵀ scale + relative position bias + shift mask).
 
     Args:
-        block: whose attention.
-        x: its normalised input, `(B, h, w, C)`.
+        attn: timm's `WindowAttention`.
+        windows: its normalised input, `(B * windows, area, C)`.
+        mask: `(windows, area, area)`, None where nothing is shifted.
 
     Returns:
         `(B * windows, heads, area, area)` in float32 or better.
     """
-    attn: Any = block.attn
-    windows = _windows(block, x)
     qkv = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = qkv[0], qkv[1]  # (B * windows, heads, area, d)
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(windows.device.type, enabled=False):
         q, k = at_least_float32(q, k)
         logits = q @ k.transpose(-2, -1) * attn.scale + attn._get_rel_pos_bias()
-        mask = block.get_attn_mask(_padded(block, x))
         if mask is not None:
             logits = logits.unflatten(0, (-1, len(mask))) + mask[None, :, None].to(logits.dtype)
             logits = logits.flatten(0, 1)

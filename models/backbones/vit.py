@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
-from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, parse_layers
+from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, Tokens, as_map
+from models.backbones.timm_base import TimmBackbone
 from utils.checkpoints import download
 
 _DINO = "https://dl.fbaipublicfiles.com/dino/"
@@ -23,68 +24,72 @@ _DINO_FILES = {
 }
 
 
-class ViT(GlobalAttentionBackbone):
-    """timm's ViT with its tokens as maps, fused attention in training, rows on request."""
+class ViT(TimmBackbone, GlobalAttentionBackbone):
+    """timm's ViT with its tokens as maps; any timm network of `blocks[i].attn.qkv` fits."""
 
     net: VisionTransformer
 
     def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_embed.patch_size[0])
-        self.layers = parse_layers(layers, len(net.blocks))
-        count = len(self.layers)
-        super().__init__(
-            net.embed_dim, (net.embed_dim,) * count, (self.patch_size,) * count, self.patch_size
-        )
-        self.net = net
-        blocks: Any = net.blocks
-        self.attention_heads = tuple(block.attn.num_heads for block in blocks)
+        super().__init__(net, layers, self.patch_size)
         self.num_prefix = net.num_prefix_tokens
         self.pool = pool
 
+    def attention_modules(self) -> list[Any]:
+        """See `TimmBackbone.attention_modules`."""
+        blocks: Any = self.net.blocks
+        return [block.attn for block in blocks]
+
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
-        tokens, grid = self._embed(images)
-        wanted = attention.resolve(self.depth) if attention else ()
-        answers, kept = [], []
-        for index, block in enumerate(self.net.blocks):
-            if attention and index in wanted:
-                answers.append(self._attention(index, block, tokens, grid, attention))
-            tokens = block(tokens)
-            if index in self.layers:
-                kept.append(tokens)
-        last = self.net.norm(tokens)
-        # The final norm is not run twice when the last block is among the layers.
-        kept = [last if layer is tokens else self.net.norm(layer) for layer in kept]
-        return self.token_features(last, kept, grid, answers)
+        last = self.depth - 1
+        # The pooled features are the last block's too: asked for apart, they would be normalised
+        # a second time.
+        tokens, answers = self._tokens(
+            images, attention, indices=sorted({*self.layers, last}), norm=True
+        )
+        layers = tokens if last in self.layers else tokens[:-1]
+        return self.token_features(tokens[-1], layers, self._grid(*images.shape[-2:]), answers)
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
         """See `Backbone.layer_maps`."""
-        tokens, grid = self._embed(images)
-        maps = {}
-        for index, block in enumerate(self.net.blocks):
-            tokens = block(tokens)
-            maps[f"blocks.{index}"] = self.as_map(tokens, grid)
-        return maps
+        tokens, _ = self._tokens(images, norm=False)
+        grid = self._grid(*images.shape[-2:])
+        return {f"blocks.{index}": as_map(each, grid) for index, (each, _) in enumerate(tokens)}
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        tokens = self.net.patch_embed(self.normalise(images))  # (B, h, w, C)
-        return self.net.norm_pre(self.net._pos_embed(tokens)), grid  # (B, P + h*w, C)
+    def _tokens(
+        self, images: Tensor, attention: AttentionRequest | None = None, **options: Any
+    ) -> tuple[list[Tokens], tuple[Attention | AttentionFactors, ...]]:
+        # NLC: a map laid out by timm is a copy.
+        tokens, answers = self.intermediates(
+            images,
+            attention,
+            output_fmt="NLC",
+            return_prefix_tokens=True,
+            intermediates_only=True,
+            **options,
+        )
+        # A network without prefix tokens gives its patches alone.
+        return [x if self.num_prefix else (x, x[:, :0]) for x in tokens], answers
 
-    def _attention(
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.patch_size, width // self.patch_size
+
+    def block_attention(
         self,
-        index: int,
-        block: Any,
-        tokens: Tensor,
-        grid: tuple[int, int],
+        size: tuple[int, int],
         request: AttentionRequest,
+        block: int,
+        attn: Any,
+        tokens: Tensor,
+        **inputs: Any,
     ) -> Attention | AttentionFactors:
-        attn = block.attn
-        tokens = block.norm1(tokens[: request.num_images])
-        batch, length, _ = tokens.shape
-        qkv = attn.qkv(tokens).reshape(batch, length, 3, attn.num_heads, attn.head_dim)
-        q, k, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
-        return self.answer(index, attn.q_norm(q), attn.k_norm(k), attn.scale, grid, request)
+        """See `TimmBackbone.block_attention`; no masks are passed."""
+        qkv = attn.qkv(tokens[: request.num_images])
+        # (B, N, 3 * heads * d) to (B, heads, N, d) each
+        q, k, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        return self.answer(block, q, k, attn.scale, self._grid(*size), request)
 
     def stages(self) -> list[nn.Module]:
         """The blocks; the final norm belongs to the last one."""
@@ -147,6 +152,19 @@ def _build(
     if (name, patch_size) in _DINO_FILES:
         backbone.sources["dino"] = partial(download, _DINO + _DINO_FILES[name, patch_size])
     return backbone
+
+
+def vit_demo(
+    *,
+    patch_size: int = 8,
+    depth: int = 6,
+    embed_dim: int = 96,
+    num_heads: int = 3,
+    **settings: object,
+) -> ViT:
+    """The demonstration's toy: patch 8, depth 6, width 96, 3 heads; 0.7 M parameters."""
+    sizes = {"patch_size": patch_size, "depth": depth}
+    return _build("vit_tiny", embed_dim, num_heads, **sizes, **settings)  # type: ignore[arg-type]
 
 
 def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: object) -> ViT:

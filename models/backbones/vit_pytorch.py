@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vit_pytorch import ViT as Net
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
-from models.backbones.base import Features, GlobalAttentionBackbone, parse_layers
+from models.backbones.base import Features, GlobalAttentionBackbone, Tokens, as_map, parse_layers
 
 
 class ViTPyTorch(GlobalAttentionBackbone):
@@ -44,7 +44,8 @@ class ViTPyTorch(GlobalAttentionBackbone):
                 kept.append(tokens)
         last = self.net.transformer.norm(tokens)
         kept = [last if layer is tokens else self.net.transformer.norm(layer) for layer in kept]
-        return self.token_features(last, kept, grid, answers)
+        layers = [self._split(layer) for layer in kept]
+        return self.token_features(self._split(last), layers, grid, answers)
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
         """See `Backbone.layer_maps`."""
@@ -53,7 +54,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
         for index, (attend, mlp) in enumerate(self.net.transformer.layers):
             tokens = attend(tokens) + tokens
             tokens = mlp(tokens) + tokens
-            maps[f"transformer.layers.{index}"] = self.as_map(tokens, grid)
+            maps[f"transformer.layers.{index}"] = as_map(self._split(tokens)[0], grid)
         return maps
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -65,6 +66,9 @@ class ViTPyTorch(GlobalAttentionBackbone):
             net.pos_embedding[None], grid, self.native_grid, self.num_prefix
         )
         return net.dropout(torch.cat([cls, patches], 1) + positions), grid
+
+    def _split(self, tokens: Tensor) -> Tokens:
+        return tokens[:, self.num_prefix :], tokens[:, : self.num_prefix]
 
     def _attention(
         self,

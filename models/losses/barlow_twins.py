@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.measures.feature_statistics import effective_rank, spread
+from models.measures.feature_statistics import effective_rank, mean_std
 from models.precision import at_least_float32
 
 
@@ -56,16 +56,16 @@ def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
         return invariance + lambd * redundancy
 
 
-def chance_level(dim: int, batch_size: int, lambd: float) -> float:
+def noise_floor(dim: int, batch_size: int, lambd: float) -> float:
     """Loss of perfectly invariant embeddings whose dimensions are independent.
 
-    Correlations of N independent samples have variance 1/(N-1), so λ·D(D-1)/(N-1) remains. Not a
-    lower bound: see `rank_bound`.
+    Correlations of N independent samples have variance 1/(N-1), so λ·D(D-1)/(N-1) remains: noise
+    that training cannot take away, but that features fitted to the batch can, see `lower_bound`.
     """
     return lambd * dim * (dim - 1) / (batch_size - 1)
 
 
-def rank_bound(dim: int, batch_size: int, lambd: float) -> float:
+def lower_bound(dim: int, batch_size: int, lambd: float) -> float:
     """Smallest loss of perfectly invariant embeddings: C has rank at most N-1.
 
     With trace D that gives ‖C‖² ≥ D²/(N-1), hence λ·D·max(0, D-N+1)/(N-1).
@@ -80,7 +80,7 @@ class CorrelationSummary:
     Attributes:
         diagonal_mean: 1 when the views agree.
         off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
-        embedding_std: see `feature_statistics.spread`.
+        embedding_std: see `feature_statistics.mean_std`.
         effective_rank: see `feature_statistics.effective_rank`; None when not asked for.
     """
 
@@ -104,6 +104,6 @@ def summarise(correlation: Tensor, embeddings: Tensor, rank: bool = False) -> Co
     return CorrelationSummary(
         diagonal_mean=correlation.diagonal().mean(),
         off_diagonal_rms=correlation[off].square().mean().sqrt(),
-        embedding_std=spread(embeddings),
+        embedding_std=mean_std(embeddings),
         effective_rank=effective_rank(embeddings) if rank else None,
     )

@@ -67,7 +67,7 @@ class Quality:
         }
 
 
-class AttentionQuality:
+class AttentionMeter:
     """Collects one block's attention on labelled images.
 
     Args:
@@ -81,8 +81,8 @@ class AttentionQuality:
         self.mass = mass
         self.generator = torch.Generator().manual_seed(seed)
         self.rows: dict[str, list[Tensor]] = {}
-        self.told: Tensor | None = None  # patches by class and code, (classes, 2^heads)
-        self.told_displaced: Tensor | None = None
+        self.joint: Tensor | None = None  # patches by class and code, (classes, 2^heads)
+        self.joint_displaced: Tensor | None = None
 
     def update(self, maps: Tensor, labels: Tensor) -> None:
         """Measures one image; one without objects, or without background, is left out.
@@ -113,8 +113,8 @@ class AttentionQuality:
             self.rows.setdefault(name, []).append(value)
         if len(maps) <= _MOST_HEADS:
             classes = counts.argmax(0)[valid]
-            self.told = self._tell(self.told, maps, classes, valid)
-            self.told_displaced = self._tell(self.told_displaced, displaced[0], classes, valid)
+            self.joint = self._count(self.joint, maps, classes, valid)
+            self.joint_displaced = self._count(self.joint_displaced, displaced[0], classes, valid)
 
     def _displaced(self, maps: Tensor) -> Tensor:
         by = [
@@ -123,13 +123,13 @@ class AttentionQuality:
         ]
         return maps.roll(by, (-2, -1))
 
-    def _tell(self, told: Tensor | None, maps: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
+    def _count(self, joint: Tensor | None, maps: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
         codes = 2 ** torch.arange(len(maps))
         code = (mass_mask(maps, self.mass).flatten(1)[:, valid] * codes[:, None]).sum(0)
         size = 2 ** len(maps)
         counted = torch.bincount(classes * size + code, minlength=self.num_classes * size)
         table = counted.view(self.num_classes, size)
-        return table if told is None else told + table
+        return table if joint is None else joint + table
 
     def compute(self) -> Quality:
         """Returns the numbers.
@@ -141,8 +141,10 @@ class AttentionQuality:
             raise ValueError("There is no image with objects and background to measure on.")
         means = {name: torch.stack(values).mean(0) for name, values in self.rows.items()}
         information = math.nan
-        if self.told is not None and self.told_displaced is not None:
-            information = told_share(self.told) - told_share(self.told_displaced)
+        if self.joint is not None and self.joint_displaced is not None:
+            information = uncertainty_coefficient(self.joint) - uncertainty_coefficient(
+                self.joint_displaced
+            )
         return Quality(
             jaccard=float(means["best"]),
             jaccard_chance=float(means["chance"]),
@@ -206,7 +208,7 @@ def mass_lift(maps: Tensor, share: Tensor) -> Tensor:
     return ((attention * share).sum(-1) / share.mean()).clamp_min(_TINY).log2()
 
 
-def told_share(table: Tensor) -> float:
+def uncertainty_coefficient(table: Tensor) -> float:
     """I(Y; Q) / H(Y) of counts `(Y, Q)`, with Miller and Madow's correction of every entropy."""
     label, code, both = (
         _entropy(counts) for counts in (table.sum(1), table.sum(0), table.flatten())

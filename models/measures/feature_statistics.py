@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def spread(features: Tensor) -> Tensor:
+def mean_std(features: Tensor) -> Tensor:
     """Standard deviation of L2-normalised features `(N, D)`, mean over dimensions, times sqrt(D).
 
     1 when directions are spread evenly, 0 after collapse.

@@ -1,8 +1,7 @@
-"""What is counted of a segmentation, and what the final numbers say in words."""
+"""What is counted of a segmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -43,31 +42,3 @@ def metrics(num_classes: int) -> MetricCollection:
 def occurs(confusion: Tensor) -> Tensor:
     """Marks the classes that occur or are predicted, `(C,)` bool: those a mean IoU is over."""
     return (confusion.sum(0) + confusion.sum(1)) > 0
-
-
-def result_in_words(
-    summary: Mapping[str, Any], classes: Sequence[str], confusion: Tensor, protocol: str
-) -> list[str]:
-    """Says what the test found.
-
-    Args:
-        summary: with `test/…`.
-        classes: names by label.
-        confusion: counts of the test, `(C, C)`.
-        protocol: its name.
-    """
-    judged = int(confusion.sum())
-    by_class = sorted(
-        ((summary[f"test/iou/{name}"], name) for name in classes if f"test/iou/{name}" in summary),
-        reverse=True,
-    )
-    absent = len(classes) - len(by_class)
-    lines = [
-        f"Test mIoU {summary['test/miou']:.3f} ({protocol}), mean of {len(by_class)} classes "
-        f"over {judged / 1e6:.1f} M pixels; pixel accuracy {summary['test/accuracy']:.3f}.",
-        "Best:  " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:4]),
-        "Worst: " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:-5:-1]),
-    ]
-    if absent:
-        lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
-    return lines

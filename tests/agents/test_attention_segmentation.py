@@ -11,10 +11,13 @@ from torch import Tensor
 
 from agents.build import build_agent
 from agents.segmentation import Segmentation
+from agents.sources import build_source
+from callbacks.step_outputs import CropOutputs, outputs_of
 from datamodules.segmentation import collate
 from main import main
-from tests.agents.test_segmentation import SETTINGS, parts
-from tests.conftest import NO_VIT_SIZES, assert_same, options, summary, weights
+from models.attention_supervision import attention_loss
+from tests.agents.test_segmentation import parts
+from tests.conftest import assert_same, options, summary, tiny, weights
 
 FROZEN = {"task": "segmentation", "backbone__freeze": "true"}
 FIXED = {**FROZEN, "data__views": "fixed"}
@@ -32,10 +35,10 @@ class Watched:
 
 
 def gradients(agent: Segmentation, batch: Any) -> dict[str, Tensor]:
-    agent._trainer = Watched()  # type: ignore[assignment]
+    agent.trainer = Watched()  # type: ignore[assignment]
     agent.zero_grad()
     agent.training_step(batch, 0)["loss"].backward()
-    return {name: p.grad for name, p in agent.named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in agent.network.named_parameters() if p.grad is not None}
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -86,15 +89,15 @@ def test_a_control_starts_with_the_same_head(shapes_root):
     settings = {"backbone__freeze": "true", "segmentation__fusion": "fusion2"}
     true, _ = parts(shapes_root, **settings)
     control, _ = parts(shapes_root, **settings, segmentation__fusion_control="random_init")
-    assert_same(true.head.state_dict(), control.head.state_dict())
+    assert_same(true.network.head.state_dict(), control.network.head.state_dict())
     assert_same(true.backbone.state_dict(), control.backbone.state_dict())
 
 
 def test_without_fusion_nothing_is_asked_of_the_backbone(shapes_root):
     agent, _ = parts(shapes_root)
-    assert agent.fusion.request is None
-    assert not list(agent.fusion.parameters())
-    assert agent.fusion.learnt() == {}
+    assert agent.network.fusion.request is None
+    assert not list(agent.network.fusion.parameters())
+    assert agent.network.fusion.learnt() == {}
 
 
 def test_fusion_in_judgement_does_not_depend_on_the_batch(shapes_root):
@@ -126,7 +129,7 @@ def test_gradients_of_kept_features_are_those_computed(shapes_root, tmp_path):
     agent, data = parts(shapes_root, **settings, segmentation__fusion="fusion2")
     agent.train()
     computed = gradients(agent, batch_of(data))
-    data.keep(tmp_path, {}, agent.stored_features, True)
+    data.keep(tmp_path, {}, agent.network.stored_features, True)
     batch = batch_of(data)
     assert len(batch.stored) == 4
     read = gradients(agent, batch)
@@ -185,16 +188,16 @@ def test_random_views_keep_nothing(train):
 def test_a_strided_loss_is_that_of_every_nth_pixel(shapes_root, stride):
     agent, data = parts(shapes_root, segmentation__loss_stride=stride)
     agent.train()
-    agent._trainer = Watched()
+    agent.trainer = Watched()
     batch = batch_of(data)
     found = agent.training_step(batch, 0)
     small = torch.nn.functional.interpolate(
-        agent.head.native(agent.features(batch.images)), 32 // stride, mode="bilinear"
+        agent.network.head.native(agent.network.encode(batch.images)), 32 // stride, mode="bilinear"
     )
     labels = batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
     assert labels.shape == (4, 32 // stride, 32 // stride)
     torch.testing.assert_close(found["loss"], agent.loss(small, labels), rtol=1e-5, atol=1e-6)
-    assert found["logits"].shape[-2:] == labels.shape[1:]
+    assert outputs_of(found, CropOutputs).logits.shape[-2:] == labels.shape[1:]
 
 
 def test_attention_loss_on_a_frozen_backbone_trains_what_is_learnt(shapes_root):
@@ -242,14 +245,16 @@ def test_attention_learns_where_objects_are(shapes_root):
     agent, data = parts(
         shapes_root, segmentation__attention_loss=1.0, segmentation__attention_loss_terms="mass"
     )
-    agent.train()
-    agent._trainer = Watched()
+    network = agent.train().network
     batch = batch_of(data, 8)
     optimizer = torch.optim.Adam(agent.backbone.parameters(), 3e-3)
     values = []
     for _ in range(25):
-        loss = agent._attention_loss(agent.features(batch.images), batch.labels)
-        values.append(float(loss))
+        features = network.encode(batch.images)
+        (loss,) = attention_loss(
+            features, network.fusion, batch.labels, agent.classes, ["mass"], backbone_learns=True
+        ).values()
+        values.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -263,10 +268,12 @@ def test_the_weight_of_the_attention_loss_rises(shapes_root):
         segmentation__attention_loss=0.4,
         segmentation__attention_loss_warmup_epochs=5,
     )
-    batch, found = batch_of(data), []
+    batch, found, logged = batch_of(data), [], {}
+    agent.log = lambda name, value, **_: logged.__setitem__(name, value)  # type: ignore[assignment]
     for step in (0, 4, 9, 50):
-        agent._trainer = type("At", (Watched,), {"global_step": step})()
-        found.append(float(agent._attention_loss(agent.features(batch.images), batch.labels)))
+        agent.trainer = type("At", (Watched,), {"global_step": step})()
+        step_loss = agent.training_step(batch, 0)["loss"].detach()
+        found.append(float(step_loss - logged["train/loss"]))
     assert found[1] == pytest.approx(5 * found[0])
     assert found[2] == pytest.approx(10 * found[0])
     assert found[3] == pytest.approx(found[2])
@@ -292,7 +299,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
     agent, data = parts(shapes_root, segmentation__test_scales="1.5", data__image_size=32)
     assert agent.inference.scales == (1.5,)
     x = data.test_set[0, 0].image[None]
-    torch.testing.assert_close(agent.inference(agent.logits, x), agent.logits(x))
+    torch.testing.assert_close(agent.inference(agent.network, x), agent.network(x))
     assert min(data.test_set[0, 0].image.shape[-2:]) == 48
     assert min(data.val_set[0, 0].image.shape[-2:]) == 32
 
@@ -328,7 +335,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
         ({"segmentation.loss_stride": 3}, "choose from '1', '2', '4', '8'"),
         ({"segmentation.loss_stride": 8, "data.image_size": 36}, "no multiple"),
         ({"data.fixed_crops": 2}, "without --data.views fixed"),
-        ({"data.feature_cache": "somewhere"}, "Add --data.views fixed"),
+        ({"data.feature_cache": "somewhere"}, "without --data.views fixed"),
         (
             {
                 "segmentation.fusion": "fusion2",
@@ -340,7 +347,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
     ],
 )
 def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsys):
-    base = {**SETTINGS, "task": "segmentation", "data.root": shapes_root, "run.dir": tmp_path}
+    base = tiny({"task": "segmentation", "data.root": shapes_root, "run.dir": tmp_path})
     assert main(options(base | settings)) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not [path for path in Path(tmp_path).iterdir() if path.is_dir()]
@@ -349,8 +356,8 @@ def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsy
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone__name": "resnet18", **NO_VIT_SIZES}, "ResNet has no attention"),
-        ({"backbone__name": "swin_tiny", **NO_VIT_SIZES}, "attends within windows"),
+        ({"backbone__name": "resnet18"}, "ResNet has no attention"),
+        ({"backbone__name": "swin_tiny"}, "attends within windows"),
         ({"segmentation__attention_blocks": 7}, "use 0 … 1"),
     ],
 )
@@ -377,5 +384,5 @@ def test_layers_out_of_range(train, capsys):
 
 def test_a_fused_segmentation_is_built_without_weights_for_a_checkpoint(shapes_root):
     agent, _ = parts(shapes_root, segmentation__fusion="fusion2")
-    again = build_agent(agent.settings, load=False)
+    again = build_agent(agent.settings, build_source(agent.settings), loaded=False)
     assert again.state_dict().keys() == agent.state_dict().keys()

@@ -73,14 +73,15 @@ def test_frozen_backbone_is_not_touched(train):
 
 def agent_for(**changed):
     from agents.build import build_agent
-    from config.resolve import resolve
+    from agents.sources import build_source
+    from config.resolve import resolve, resolve_for_data
 
     hparams = Hparams()
     for path, value in changed.items():
         group, leaf = path.split("__")
         setattr(getattr(hparams, group), leaf, value)
-    hparams = resolve(hparams)
-    return build_agent(hparams)
+    hparams = resolve_for_data(resolve(hparams), 512, on_gpu=False)
+    return build_agent(hparams, build_source(hparams))
 
 
 def test_the_studys_failed_batch_is_warned_of():
@@ -103,8 +104,8 @@ def test_words_for_collapse_and_health():
         "val/diagonal_mean": 0.9,
         "val/off_diagonal_rms": 0.1,
         "val/embedding_std": 0.95,
-        "val/chance_level": 10.0,
-        "val/rank_bound": 8.0,
+        "val/noise_floor": 10.0,
+        "val/lower_bound": 8.0,
     }
     assert "agree well" in " ".join(agent.in_words(numbers))
     assert "COLLAPSED" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from agents.build import build_agent, build_data
+from agents.sources import build_source
 from config.convert import read_yaml, update
 from config.hparams import Hparams
 from tests.agents.test_barlow_twins import difference
@@ -44,9 +45,10 @@ def test_a_run_is_what_the_paper_says(train):
     assert code == 0
     hparams = update(Hparams(), read_yaml(folder / "hparams.yaml"), "run")
     pl.seed_everything(hparams.run.seed, verbose=False)
-    data = build_data(hparams)
+    source = build_source(hparams)
+    data = build_data(hparams, source)
     data.setup("fit")
-    agent = build_agent(hparams).double()
+    agent = build_agent(hparams, source).double()
     student, teacher = agent.student, copy.deepcopy(agent.student)
     center = torch.zeros(1, 24, dtype=torch.float64)
     matrices = [p for p in student.parameters() if p.ndim > 1]

@@ -3,9 +3,10 @@
 import pytest
 
 from agents.build import build_agent
+from agents.sources import build_source
 from config.lookup import known_experiments
 from config.parsing import Command, parse
-from config.resolve import resolve
+from config.resolve import resolve, resolve_for_data
 
 
 # A probe reads its images when it is built.
@@ -13,5 +14,6 @@ from config.resolve import resolve
 def test_an_experiment_can_be_built(name):
     command = parse(["--experiment", name])
     assert isinstance(command, Command)
-    agent = build_agent(resolve(command.hparams), load=False)
+    hparams = resolve_for_data(resolve(command.hparams), 1000, on_gpu=True)
+    agent = build_agent(hparams, build_source(hparams), loaded=False)
     assert sum(p.numel() for p in agent.parameters()) > 0

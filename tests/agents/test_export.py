@@ -9,6 +9,7 @@ from safetensors import safe_open
 from agents.commands.export import export
 from config.names import BACKBONES
 from main import main
+from utils.imports import load
 from utils.run_folder import RunFolder
 
 SMALL = {
@@ -22,7 +23,7 @@ SMALL = {
 @pytest.mark.parametrize("name", [*BACKBONES])
 def test_the_printed_lines_load_it(name, tmp_path):
     torch.manual_seed(0)
-    backbone = BACKBONES[name].load()(image_size=64, **SMALL.get(name, {})).eval()
+    backbone = load(BACKBONES[name])(image_size=64, **SMALL.get(name, {})).eval()
     # Running statistics that are not those of a new network.
     for buffer_name, buffer in backbone.net.named_buffers():
         if buffer_name.endswith("running_mean"):
@@ -52,7 +53,7 @@ def test_the_printed_lines_load_it(name, tmp_path):
 
 
 def test_another_stem_has_no_plain_network():
-    assert BACKBONES["resnet18"].load()(image_size=32, stem="cifar").plain is None
+    assert load(BACKBONES["resnet18"])(image_size=32, stem="cifar").plain is None
 
 
 def test_an_unfinished_run_is_not_exported(train, capsys):

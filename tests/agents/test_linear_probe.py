@@ -15,7 +15,7 @@ from datamodules.labelled import LabelledDataModule
 from datamodules.loading import Loading
 from main import main
 from models.measures.knn import knn_accuracy, knn_scores
-from tests.conftest import NO_VIT_SIZES, summary, weights
+from tests.conftest import summary, weights
 from utils.logging import read_metrics
 
 
@@ -87,7 +87,6 @@ def test_the_backbone_is_frozen_whatever_it_is_made_of(train, tmp_path):
         data__root=colours(tmp_path / "colours"),
         backbone__name="resnet18",
         backbone__stem="cifar",
-        **NO_VIT_SIZES,
     )
     assert code == 0
     first, last = (weights(folder, name) for name in ("best.ckpt", "last.ckpt"))
@@ -117,7 +116,8 @@ def test_the_three_parts_do_not_overlap(tmp_path):
     ("kind", "absent"), [("knn", "linear_accuracy"), ("linear", "knn_accuracy")]
 )
 def test_either_kind_alone(probe, kind, absent):
-    code, folder = probe(probe__kind=kind, trainer__max_epochs=2)
+    untrained = {"trainer__max_epochs": ..., "optim__lr": ...} if kind == "knn" else {}
+    code, folder = probe(**{"probe__kind": kind, "trainer__max_epochs": 2, **untrained})
     assert code == 0
     found = summary(folder)
     assert found["status"] == "finished"
@@ -157,7 +157,6 @@ def test_cls_tokens_of_a_network_without(train, tmp_path, capsys):
         data__root=colours(tmp_path / "c"),
         backbone__name="resnet18",
         probe__features="cls",
-        **NO_VIT_SIZES,
     )
     assert code == 2
     assert "no CLS token. Use pooled" in capsys.readouterr().err
@@ -198,14 +197,17 @@ def test_an_unlabelled_folder(train, image_folder, tmp_path, capsys):
     assert code == 2
     assert "lies in no folder of a class" in error_of(capsys)
     assert not folder.exists()
-    code, _ = train("pre", probe__data__name="image_folder", probe__data__root=image_folder)
+    elsewhere = {"probe__data__name": "image_folder", "probe__data__root": image_folder}
+    code, _ = train("pre", callbacks__online_probe__enabled="true", **elsewhere)
     assert code == 2
     assert "lies in no folder of a class" in error_of(capsys)
 
 
 def test_data_without_classes(train, capsys):
     assert train("probe", task="linear_probe")[0] == 2
-    assert "The images of shapes have no classes; probes work with cifar10" in error_of(capsys)
+    assert "--data.name shapes: these images have no classes; probes work with cifar10" in error_of(
+        capsys
+    )
 
 
 def test_other_classes_in_the_test(train, tmp_path, capsys):
@@ -263,7 +265,9 @@ def test_the_online_probe_leaves_no_trace_and_resumes(train, tmp_path, monkeypat
     root = colours(tmp_path / "c", each=20)
     shared = {"data__name": "image_folder", "data__root": root, **ONLINE}
     _, watched = train("with", **shared)
-    _, alone = train("without", **shared | {"callbacks__online_probe__enabled": "false"})
+    off = dict.fromkeys([key for key in ONLINE if "online_probe" in key], ...)
+    off["callbacks__online_probe__enabled"] = "false"
+    _, alone = train("without", **shared | off)
     one, other = weights(watched), weights(alone)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)

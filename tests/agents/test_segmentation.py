@@ -13,39 +13,33 @@ from torch import Tensor
 
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
+from agents.sources import build_source
+from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from config.parsing import Command, parse
-from config.resolve import resolve
+from config.resolve import resolve, resolve_for_data
 from datamodules.segmentation import collate
 from datamodules.shapes import Shapes, generate
 from main import main
 from models.measures.segmentation import metrics
 from tests.conftest import (
-    NO_SEGMENTATION_FIGURES,
-    NO_VIT_SIZES,
-    PRETRAINING_ONLY,
-    TINY,
     assert_same,
     options,
     summary,
+    tiny,
     weights,
 )
 
 VOID = 255
-SETTINGS = {
-    key: value
-    for key, value in {**TINY, **NO_SEGMENTATION_FIGURES}.items()
-    if key not in PRETRAINING_ONLY
-}
 
 
 def parts(root: Path, **changed) -> tuple[Segmentation, object]:
-    settings = {"task": "segmentation", **SETTINGS, "data.root": root}
-    settings |= {key.replace("__", "."): value for key, value in changed.items()}
-    command = parse(options({k: v for k, v in settings.items() if v is not ...}))
+    changed = {key.replace("__", "."): value for key, value in changed.items()}
+    command = parse(options(tiny({"task": "segmentation", "data.root": root, **changed})))
     assert isinstance(command, Command)
-    hparams = resolve(command.hparams)
+    hparams = resolve_for_data(resolve(command.hparams), 24, on_gpu=False)
     torch.manual_seed(0)
-    agent, data = build_agent(hparams), build_data(hparams)
+    source = build_source(hparams)
+    agent, data = build_agent(hparams, source), build_data(hparams, source)
     data.setup("fit")
     assert isinstance(agent, Segmentation)
     agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment]
@@ -95,7 +89,7 @@ def reference_confusion(agent: Segmentation, pairs, protocol: str, size: int) ->
         padded[:h, :w] = pixels
         with torch.no_grad():
             given = torch.from_numpy(padded).permute(2, 0, 1)[None]
-            logits = agent.head(agent.backbone(given), padded.shape[:2])[0, :, :h, :w]
+            logits = agent.network.head(agent.backbone(given), padded.shape[:2])[0, :, :h, :w]
         guessed = bilinear(logits.float().double().numpy(), *labels.shape).argmax(0)
         for truth, guess in zip(labels.ravel(), guessed.ravel(), strict=True):
             if truth != VOID:
@@ -191,15 +185,30 @@ def test_the_judgement_of_an_image_does_not_depend_on_its_batch(shapes_root):
     alone = [agent.validation_step(collate([sample]), 0) for sample in samples]
     losses = torch.stack([each["loss"] for each in alone])
     torch.testing.assert_close(together["loss"], losses.mean(), rtol=1e-6, atol=0)
-    for one, each in zip(together["predictions"], alone, strict=True):
-        assert torch.equal(one, each["predictions"][0])
+    predicted = [outputs_of(each, EvaluationOutputs).predictions for each in (together, *alone)]
+    for one, each in zip(predicted[0], predicted[1:], strict=True):
+        assert torch.equal(one, each[0])
 
 
-def test_images_off_the_patch_grid_are_padded_and_cut_back(shapes_root):
-    agent, _ = parts(shapes_root, data__image_size=40)
+def test_a_checkpoint_holds_the_parts_under_their_own_names(shapes_root):
+    settings = {"segmentation__fusion": "fusion2", "segmentation__fusion_control": "random_init"}
+    agent, _ = parts(shapes_root, **settings, backbone__freeze="true")
+    # As every checkpoint so far has them, also those of agents that had the parts themselves.
+    state = {
+        f"{name}.{key}": value
+        for name in ("backbone", "head", "fusion")
+        for key, value in getattr(agent.network, name).state_dict().items()
+    }
+    assert_same(dict(agent.state_dict()), state)
+    other = build_agent(agent.settings, build_source(agent.settings), loaded=False).double().eval()
     images = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8)
     with torch.no_grad():
-        assert agent.logits(images).shape == (2, 9, 40, 50)
+        expected = agent.network(images)
+        assert not torch.equal(other.network(images), expected)
+        other.load_state_dict(state)
+        assert torch.equal(other.network(images), expected)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({key: v for key, v in state.items() if key.startswith("head.")})
 
 
 # --- frozen -------------------------------------------------------------------------------------
@@ -215,8 +224,6 @@ def digest(module: torch.nn.Module) -> str:
 @pytest.mark.parametrize("backbone", ["vit_tiny", "resnet18"])
 def test_a_frozen_backbone_stays_as_it_was(train, backbone, monkeypatch):
     changed = {"backbone__name": backbone}
-    if backbone == "resnet18":
-        changed |= NO_VIT_SIZES
     digests, modes = [], []
     original = Segmentation.training_step
 
@@ -246,8 +253,9 @@ def test_gradients_reach_what_is_unfrozen_and_nothing_else(shapes_root):
         shapes_root, backbone__freeze="true", backbone__unfreeze_last=1, data__batch_size=4
     )
     batch = next(iter(data.train_dataloader()))
-    agent.loss(agent.logits(batch.images), batch.labels).backward()
-    trained = {n for n, p in agent.named_parameters() if p.grad is not None and p.grad.any()}
+    agent.loss(agent.network(batch.images), batch.labels).backward()
+    parameters = agent.network.named_parameters()
+    trained = {name for name, p in parameters if p.grad is not None and p.grad.any()}
     assert all(
         name.startswith(("head.", "backbone.net.blocks.1.", "backbone.net.norm."))
         for name in trained
@@ -390,7 +398,6 @@ def test_deeplab_on_a_resnet_trains(train):
         segmentation__head="deeplabv3",
         trainer__max_steps=2,
         trainer__limit_val_batches=0,
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert summary(folder)["steps"] == 2

@@ -124,6 +124,15 @@ def test_an_override_may_need_another(tmp_path):
     assert run.settings["data.fixed_scales"] == [1.0, 2.0]
 
 
+def test_every_row_is_parsed_once(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(
+        "agents.commands.study.plan.parse", lambda words: parsed.append(words) or parse(words)
+    )
+    found = load_study("table2", 3, ["--trainer.max_steps", "5"], "runs")
+    assert len(parsed) == len({run.row for run in found.runs}) > 8
+
+
 def test_environment_variables(tmp_path, monkeypatch):
     content = {"rows": [{"name": "a", "settings": {"data.root": "${SOME_FOLDER}/x"}}]}
     with pytest.raises(ConfigError, match="needs the environment variable SOME_FOLDER"):

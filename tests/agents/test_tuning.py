@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from agents import tuning
+from models.backbones.vit import ViT
 from tests.conftest import summary
 
 
@@ -53,18 +54,16 @@ def test_what_counts_as_out_of_memory(error, expected):
 
 
 def test_chunk_size_under_injected_out_of_memory_is_used_and_written(train, monkeypatch):
-    import agents.barlow_twins as agent
-
-    original = agent.BarlowTwins._pool
+    original = ViT.forward
     seen = []
 
-    def pool(self, images):
+    def forward(self, images, attention=None):
         seen.append(len(images))
         if len(images) > 4:
             raise torch.OutOfMemoryError("injected")
-        return original(self, images)
+        return original(self, images, attention)
 
-    monkeypatch.setattr(agent.BarlowTwins, "_pool", pool)
+    monkeypatch.setattr(ViT, "forward", forward)
     code, folder = train("tuned", trainer__tune_batch_size="true", trainer__max_epochs=1)
     assert code == 0
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]
@@ -138,7 +137,6 @@ def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
 def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
     from tests.conftest import assert_same, weights
 
-    shared = {"backbone__drop_path": 0.3, "trainer__chunk_size": 8}
-    _, plain = train("plain", **shared)
-    _, tuned = train("tuned", trainer__tune_batch_size="true", **shared)
+    _, plain = train("plain", backbone__drop_path=0.3, trainer__chunk_size=8)
+    _, tuned = train("tuned", backbone__drop_path=0.3, trainer__tune_batch_size="true")
     assert_same(weights(tuned), weights(plain))

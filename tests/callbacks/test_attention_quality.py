@@ -18,7 +18,7 @@ from main import main
 from models.backbones.swin import build as build_swin
 from models.backbones.vit import vit_tiny
 from models.measures.attention_quality import Quality
-from tests.conftest import NO_VIT_SIZES, assert_same, summary, weights
+from tests.conftest import assert_same, summary, weights
 from utils import figures
 
 ON = {"callbacks__attention_quality__enabled": "true"}
@@ -57,7 +57,7 @@ def data_of(folder: Path):
     from datamodules.transforms.barlow_twins import BarlowTwinsViews
 
     source = ImageFolder(str(folder), "train", 0.2)
-    return ViewsDataModule(source, BarlowTwinsViews(32), 32, Loading(batch_size=4), lambda: None)
+    return ViewsDataModule(source, BarlowTwinsViews(32), 32, Loading(batch_size=4))
 
 
 def test_every_block_is_measured(shapes_root):
@@ -115,9 +115,7 @@ def test_a_frozen_backbone_is_measured_once(train):
 
 
 def test_a_resnet_has_nothing_to_measure(train):
-    code, folder = train(
-        "resnet", task="segmentation", backbone__name="resnet18", **NO_VIT_SIZES, **ON
-    )
+    code, folder = train("resnet", task="segmentation", backbone__name="resnet18", **ON)
     assert code == 0
     assert not [name for name in summary(folder) if "attention" in name]
 

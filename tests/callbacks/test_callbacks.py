@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.attention_maps import AttentionMaps, draw, overlay
+from callbacks.attention_maps import AttentionMaps, draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
-from callbacks.inspection import looking
+from callbacks.inspection import inspecting
 from callbacks.learning_curves import draw as draw_curves
+from callbacks.step_outputs import PretrainingOutputs, step_result
 from callbacks.views import draw as draw_views
 from models.attention import mass_mask
-from tests.conftest import NO_VIT_SIZES, assert_same, weights
+from tests.conftest import assert_same, weights
 from utils import figures
 
 ALL_ON = {
@@ -43,12 +44,12 @@ def test_overlay_paints_heads_in_fixed_colours():
     image = np.full((4, 4, 3), 100, np.uint8)
     masks = np.zeros((2, 4, 4), bool)
     masks[0, :2], masks[1, 3] = True, True
-    painted = overlay(image, masks)
+    painted = paint_masks(image, masks)
     for row, head in ((0, 0), (3, 1)):
         expected = 50 + 0.5 * 255 * np.array(figures.HEADS[head])
         assert np.abs(painted[row, 0] - expected).max() <= 1
     assert (painted[2, 0] == 35).all()  # outside every mask: darkened
-    assert np.array_equal(overlay(image, masks[1:], 1)[3], painted[3])
+    assert np.array_equal(paint_masks(image, masks[1:], 1)[3], painted[3])
 
 
 def test_colours_of_the_matrix_are_absolute():
@@ -98,8 +99,9 @@ def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch)
     z = torch.randn(24, 4)
     for i in range(6):
         part = z[4 * i : 4 * i + 4]
-        callback.on_train_batch_end(Fixed(), None, {"z1": part, "z2": part}, None, i)  # type: ignore[arg-type]
-        callback.on_validation_batch_end(Fixed(), None, {"z1": part, "z2": part}, None, i)  # type: ignore[arg-type]
+        shown = step_result(part, PretrainingOutputs(part, (part, part)))
+        callback.on_train_batch_end(Fixed(), None, shown, None, i)  # type: ignore[arg-type]
+        callback.on_validation_batch_end(Fixed(), None, shown, None, i)  # type: ignore[arg-type]
     callback.on_train_epoch_end(Fixed(), None)  # type: ignore[arg-type]
     callback.on_validation_end(Fixed(), None)  # type: ignore[arg-type]
     from models.losses.barlow_twins import cross_correlation
@@ -116,7 +118,7 @@ def test_looking_leaves_no_trace():
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    with looking(net):
+    with inspecting(net):
         assert not net[0].training
         net(torch.rand(4, 3))
         assert not torch.is_grad_enabled()
@@ -160,7 +162,6 @@ def test_a_network_without_attention_is_told_once(train, caplog):
         backbone__name="resnet18",
         callbacks__attention_maps__enabled="true",
         trainer__max_epochs=1,
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert not (folder / "figures" / "attention_maps").exists()
@@ -182,9 +183,9 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
     said: list[str] = []
     callback = AttentionMaps(queries="cls")
     callback.say = said.append  # type: ignore[assignment]
-    assert callback._queries(backbone) == "cls"
+    assert callback.queries_for(backbone) == "cls"
     assert "never trained" in said[0]
-    assert AttentionMaps()._queries(backbone) == "mean"
+    assert AttentionMaps().queries_for(backbone) == "mean"
 
 
 def test_early_stopping_watches_what_chooses_the_best():

@@ -10,14 +10,14 @@ from callbacks.effective_receptive_field import (
     area_ratio,
     centre,
     draw,
+    evenly_spaced,
     numbers,
     radius,
     receptive_fields,
-    spread,
     square_side,
     without_parameter_gradients,
 )
-from callbacks.inspection import looking
+from callbacks.inspection import inspecting
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
@@ -143,7 +143,7 @@ def test_a_model_is_as_before():
     backbone.net.blocks[0].requires_grad_(False)
     before = [(p.requires_grad, p.grad) for p in backbone.parameters()]
     flags = [module.training for module in backbone.modules()]
-    with looking(backbone), without_parameter_gradients(backbone):
+    with inspecting(backbone), without_parameter_gradients(backbone):
         receptive_fields(backbone.layer_maps, ["blocks.2"], images(2))
     assert [(p.requires_grad, p.grad) for p in backbone.parameters()] == before
     assert [module.training for module in backbone.modules()] == flags
@@ -191,9 +191,9 @@ def test_sizes_of_known_fields():
 
 def test_layers_are_spread_to_the_last():
     blocks = [f"blocks.{i}" for i in range(12)]
-    assert spread(blocks, 4) == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
-    assert spread(blocks[:3], 9) == blocks[:3]
-    assert spread(blocks, 1) == ["blocks.11"]
+    assert evenly_spaced(blocks, 4) == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
+    assert evenly_spaced(blocks[:3], 9) == blocks[:3]
+    assert evenly_spaced(blocks, 1) == ["blocks.11"]
 
 
 def test_the_figure_says_what_it_shows():

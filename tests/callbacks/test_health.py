@@ -8,10 +8,10 @@ import torch
 
 import agents.barlow_twins
 import callbacks.throughput
-from callbacks.health import ALARMS, ringing
+from callbacks.health import ALARMS, raised_alarms
 from datamodules.loading import BatchLoader
 from main import main
-from models.measures.feature_statistics import effective_rank, mean_cosine, spread
+from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
 from tests.conftest import summary
 from utils.logging import read_metrics
 
@@ -40,9 +40,9 @@ def rung(folder):
 
 
 def test_a_healthy_reading_rings_nothing_and_a_missing_one_neither():
-    assert ringing(HEALTHY) == {}
-    assert ringing({}) == {}
-    assert ringing(HEALTHY | {"mean_cosine": math.nan}) == {}
+    assert raised_alarms(HEALTHY) == {}
+    assert raised_alarms({}) == {}
+    assert raised_alarms(HEALTHY | {"mean_cosine": math.nan}) == {}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_the_gradient_is_measured_unclipped(train):
 def test_statistics_of_known_features():
     torch.manual_seed(0)
     random = torch.randn(400, 16, dtype=torch.float64)
-    assert float(spread(random)) == pytest.approx(1, abs=0.02)
+    assert float(mean_std(random)) == pytest.approx(1, abs=0.02)
     assert float(mean_cosine(random)) == pytest.approx(0, abs=0.01)
     same = torch.ones(5, 16) + 1e-4 * torch.randn(5, 16)
-    assert float(spread(same)) < 1e-3
+    assert float(mean_std(same)) < 1e-3
     assert float(mean_cosine(same)) > 0.999
     cosines = torch.nn.functional.cosine_similarity(random[:9, None], random[None, :9], dim=-1)
     off = cosines[~torch.eye(9, dtype=torch.bool)]

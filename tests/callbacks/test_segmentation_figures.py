@@ -9,6 +9,7 @@ from callbacks.class_iou import draw as draw_bars
 from callbacks.confusion_matrix import draw as draw_confusion
 from callbacks.feature_maps import principal_colours
 from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
+from callbacks.step_outputs import EvaluationOutputs, step_result
 from callbacks.views import draw as draw_views
 from datamodules.segmentation import SegmentationBatch
 from tests.conftest import assert_same, weights
@@ -118,7 +119,7 @@ def test_the_shown_images_are_spread_over_the_set():
             (),
         )
         predictions = [torch.full((4, 4), i, dtype=torch.uint8) for i in batch.indices.tolist()]
-        outputs = {"predictions": predictions}
+        outputs = step_result(torch.zeros(()), EvaluationOutputs(predictions))
         callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
     assert [int(each.prediction[0, 0]) for each in callback.kept["val"]] == [0, 5, 10, 15]
 

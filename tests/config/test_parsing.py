@@ -7,7 +7,7 @@ from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR, read_experiment
 from config.parsing import Command, parse
-from config.resolve import resolve
+from config.resolve import choose_names, resolve, resolve_for_data
 from config.validation import active_settings, check
 
 EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))
@@ -20,7 +20,7 @@ def hparams(*argv: str) -> Hparams:
 
 
 def test_nothing_given_means_the_defaults():
-    assert hparams() == Hparams()
+    assert hparams() == choose_names(Hparams())
 
 
 def test_command_line_wins_over_experiment_wins_over_defaults(tmp_path):
@@ -59,12 +59,18 @@ def test_lists_and_flags():
         (["--backbone.name", "vit_smal"], "Did you mean vit_small"),
         (["--logger.mode", "later"], "--logger.mode"),
         (["--task", "sleep"], "expected one of barlow_twins"),
-        (["--backbone.name", "resnet18", "--backbone.pool", "mean"], "no effect on backbone.name"),
-        (["--data.download", "true"], "read by: voc"),
-        (["--optim.momentum", "0.5"], "read by: lars, sgd"),
+        (
+            ["--backbone.name", "resnet18", "--backbone.pool", "mean"],
+            "backbone.name vit_demo",
+        ),
+        (["--data.download", "true"], "without --data.name voc or cifar10"),
+        (["--optim.momentum", "0.5"], "without --optim.name lars or sgd"),
         (["--backbone.unfreeze_last", "2"], "without --backbone.freeze"),
-        (["--optim.schedule", "constant", "--optim.final_lr_ratio", "0.5"], "read by: cosine"),
-        (["--trainer.chunk_size", "256"], "exceeds --data.batch_size"),
+        (
+            ["--optim.schedule", "constant", "--optim.final_lr_ratio", "0.5"],
+            "schedule cosine",
+        ),
+        (["--trainer.chunk_size", "256", "--data.batch_size", "64"], "exceeds --data.batch_size"),
         (["--trainer.devices", "0"], "expected at least 1"),
         (["--experiment", "nothing"], "no experiment nothing"),
         (["--run.resume", "nowhere"], "no run nowhere"),
@@ -100,18 +106,21 @@ def test_every_experiment_round_trips_and_resolves(file, tmp_path):
     settings = check(update(Hparams(), read_experiment(str(file)), str(file)))
     write_yaml(to_dict(settings), tmp_path / "full.yaml")
     assert update(Hparams(), read_yaml(tmp_path / "full.yaml"), "full") == settings
-    resolved = resolve(settings)
+    resolved = resolve_for_data(resolve(settings), 1000, on_gpu=True)
     write_yaml(active_settings(resolved), tmp_path / "active.yaml")
-    again = update(Hparams(), read_yaml(tmp_path / "active.yaml"), "active")
-    assert check(again) == resolved
+    again = check(update(Hparams(), read_yaml(tmp_path / "active.yaml"), "active"))
+    assert active_settings(again) == active_settings(resolved)
+    # Nothing is left to choose: it repeats the run, on whatever machine.
+    elsewhere = resolve_for_data(resolve(again), 777, on_gpu=False)
+    assert active_settings(elsewhere) == active_settings(resolved)
 
 
 def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
     for name, expected in (("adamw", 5e-4), ("lars", 0.05), ("sgd", 0.0075)):
         settings = hparams("--optim.name", name, "--data.batch_size", "64")
-        assert resolve(settings).optim.lr == pytest.approx(expected)
+        assert resolve_for_data(resolve(settings), 512, False).optim.lr == pytest.approx(expected)
     given = hparams("--optim.lr", "0.5", "--optim.weight_decay", "0")
-    assert resolve(given).optim.lr == 0.5
+    assert resolve_for_data(resolve(given), 512, False).optim.lr == 0.5
     assert resolve(given).optim.weight_decay == 0
 
 
@@ -131,9 +140,10 @@ def test_help_names_choices_and_defaults():
 
 
 def test_null_may_be_given_where_it_does_nothing():
-    words = ["--experiment", "voc-frozen", "--backbone.name", "resnet50"]
-    with pytest.raises(ConfigError, match=r"backbone\.patch_size 16 has no effect"):
-        parse(words)
+    words = ["--experiment", "devout-plant", "--backbone.name", "resnet50"]
+    command = parse(words)
+    reason = "without --backbone.name vit_demo or"
+    assert command.superseded[0].startswith(f"backbone.patch_size 8 no longer counts {reason}")
     command = parse([*words, "--backbone.patch_size", "null"])
     assert isinstance(command, Command)
     assert "patch_size" not in active_settings(command.hparams)["backbone"]

@@ -13,13 +13,12 @@ from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule, collate
 from datamodules.shapes import Shapes, generate
 from datamodules.transforms.segmentation import (
-    MEAN_COLOUR,
     Seed224,
     Standard,
     TrainingCrop,
-    pad_to_multiple,
 )
 from datamodules.voc import CLASSES, VOC, voc_files, voc_pairs
+from utils.palette import MEAN_COLOUR
 
 VOID = 255
 
@@ -99,15 +98,6 @@ def test_seed224_squashes_and_counts_void_as_background():
     expected = torch.from_numpy(np.array(nearest))
     assert torch.equal(judged, expected.where(expected != VOID, 0))
     assert (Seed224(96).training_labels(labels)[:40] == 0).all()
-
-
-def test_padding_is_the_mean_colour_at_the_right_and_bottom():
-    images = torch.randint(0, 256, (2, 3, 30, 33), dtype=torch.uint8)
-    padded = pad_to_multiple(images, 16)
-    assert padded.shape == (2, 3, 32, 48)
-    assert torch.equal(padded[:, :, :30, :33], images)
-    assert padded[0, :, 31, 40].tolist() == list(MEAN_COLOUR)
-    assert pad_to_multiple(padded, 16) is padded
 
 
 def test_batches_give_every_image_back_at_its_own_size(shapes_root):

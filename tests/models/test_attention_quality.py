@@ -9,11 +9,11 @@ from torch import Tensor
 
 from models.attention import mass_mask
 from models.measures.attention_quality import (
-    AttentionQuality,
+    AttentionMeter,
     mass_lift,
     object_ious,
     pixel_counts,
-    told_share,
+    uncertainty_coefficient,
 )
 
 VOID = 255
@@ -54,9 +54,11 @@ def test_lift_is_the_logarithm_of_a_ratio_of_shares():
 
 def test_told_share_of_a_plain_table():
     # Independent: 0 but for the correction; a function of it: 1.
-    assert told_share(torch.full((3, 4), 10**7)) == pytest.approx(0, abs=1e-6)
-    assert told_share(torch.eye(3).long() * 10**7) == pytest.approx(1, abs=1e-6)
-    assert told_share(torch.tensor([[5, 5], [0, 0]])) == 0  # a single class has no entropy
+    assert uncertainty_coefficient(torch.full((3, 4), 10**7)) == pytest.approx(0, abs=1e-6)
+    assert uncertainty_coefficient(torch.eye(3).long() * 10**7) == pytest.approx(1, abs=1e-6)
+    assert (
+        uncertainty_coefficient(torch.tensor([[5, 5], [0, 0]])) == 0
+    )  # a single class has no entropy
     table = torch.tensor([[9, 1], [2, 8]])
 
     def entropy(counts: list[int]) -> float:
@@ -65,11 +67,11 @@ def test_told_share_of_a_plain_table():
         return plain + (sum(c > 0 for c in counts) - 1) / (2 * n)
 
     expected = (entropy([10, 10]) + entropy([11, 9]) - entropy([9, 1, 2, 8])) / entropy([10, 10])
-    assert told_share(table) == pytest.approx(expected)
+    assert uncertainty_coefficient(table) == pytest.approx(expected)
 
 
 def measured(make, count: int = 30):
-    collector = AttentionQuality(21)
+    collector = AttentionMeter(21)
     for seed in range(count):
         labels = scene(seed, 64, 80)
         collector.update(make(labels, seed), labels)
@@ -135,7 +137,7 @@ def test_the_order_of_heads_does_not_matter():
 def test_attention_on_void_patches_counts_nowhere():
     labels, maps = scene(3), torch.rand(2, 10, 15)
     labels[54:, 70:] = VOID
-    first, second = AttentionQuality(21), AttentionQuality(21)
+    first, second = AttentionMeter(21), AttentionMeter(21)
     first.update(maps, labels)
     moved = maps.clone()
     moved[:, 9, 14] = 5
@@ -146,7 +148,7 @@ def test_attention_on_void_patches_counts_nowhere():
 
 
 def test_images_without_objects_or_background_are_left_out():
-    collector = AttentionQuality(21)
+    collector = AttentionMeter(21)
     maps = torch.rand(2, 4, 4)
     for labels in (torch.zeros(8, 8), torch.full((8, 8), 4), torch.full((8, 8), VOID)):
         collector.update(maps, labels.byte())

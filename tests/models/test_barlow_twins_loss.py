@@ -5,9 +5,9 @@ from torch import nn
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
     barlow_twins_loss,
-    chance_level,
     cross_correlation,
-    rank_bound,
+    lower_bound,
+    noise_floor,
     summarise,
 )
 
@@ -87,22 +87,22 @@ def test_refuses_what_has_no_correlation(shapes):
 
 
 @pytest.mark.parametrize(("dim", "batch"), [(64, 16), (128, 64), (64, 256)])
-def test_chance_level_is_what_independent_features_cost(dim, batch):
+def test_the_noise_floor_is_what_independent_features_cost(dim, batch):
     torch.manual_seed(0)
     losses = []
     for _ in range(40):
         z = torch.randn(batch, dim, dtype=torch.float64)
         losses.append(barlow_twins_loss(cross_correlation(z, z), 0.0051).item())
-    assert sum(losses) / 40 == pytest.approx(chance_level(dim, batch, 0.0051), rel=0.02)
+    assert sum(losses) / 40 == pytest.approx(noise_floor(dim, batch, 0.0051), rel=0.02)
 
 
-def test_published_chance_levels():
+def test_published_noise_floors():
     # Tabulated for Gaussian features: D = 512 at N = 32, D = 2048 at N = 256.
-    assert chance_level(512, 32, 0.0051) == pytest.approx(43.0, abs=0.1)
-    assert chance_level(2048, 256, 0.0051) == pytest.approx(83.9, abs=0.1)
+    assert noise_floor(512, 32, 0.0051) == pytest.approx(43.0, abs=0.1)
+    assert noise_floor(2048, 256, 0.0051) == pytest.approx(83.9, abs=0.1)
 
 
-def test_rank_bound_is_reached_by_optimised_features_and_not_beaten():
+def test_the_lower_bound_is_reached_by_optimised_features_and_not_beaten():
     torch.manual_seed(0)
     dim, batch, lambd = 12, 6, 0.05
     z = torch.randn(batch, dim, dtype=torch.float64, requires_grad=True)
@@ -117,10 +117,10 @@ def test_rank_bound_is_reached_by_optimised_features_and_not_beaten():
 
     for _ in range(3):
         optimizer.step(step)
-    bound = rank_bound(dim, batch, lambd)
+    bound = lower_bound(dim, batch, lambd)
     assert step().item() == pytest.approx(bound, rel=1e-3)
     assert step().item() >= bound * (1 - 1e-9)
-    assert rank_bound(dim, dim + 1, lambd) == 0
+    assert lower_bound(dim, dim + 1, lambd) == 0
 
 
 def test_summary_tells_collapse_from_health():

@@ -9,7 +9,6 @@ from models.attention import AttentionRequest
 from models.backbones.botnet import BoTNet, RelativeAttention2d, botnet50
 from models.backbones.resnet import resnet50
 from models.backbones.weights import load_state
-from tests.conftest import NO_VIT_SIZES
 
 
 def net(**settings) -> BoTNet:
@@ -143,7 +142,6 @@ def test_it_trains_with_a_cifar_stem_and_shows_its_attention(train):
         backbone__stem="cifar",
         trainer__max_steps=1,
         callbacks__attention_maps__enabled="true",
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert list((folder / "figures" / "attention_maps" / "train").glob("block-03/*.png"))

@@ -22,6 +22,7 @@ from models.fusions.base import attention_maps, log_maps
 from models.fusions.class_queries import ClassQueries
 from models.fusions.controls import shuffled, uniform
 from models.fusions.maps_as_channels import MapsAsChannels
+from utils.imports import load
 
 CLASSES, WIDTH, HEADS_EACH = 5, 24, (3, 3)
 
@@ -52,13 +53,13 @@ def features(layers: str = "last", **size: int) -> Features:
 
 def fusion(name: str, layers: int = 1, **settings: Any) -> Any:
     torch.manual_seed(1)
-    made = FUSIONS[name].load()((WIDTH,) * layers, (8,) * layers, CLASSES, HEADS_EACH, **settings)
+    made = load(FUSIONS[name])((WIDTH,) * layers, (8,) * layers, CLASSES, HEADS_EACH, **settings)
     return made.double().eval()
 
 
 def head(name: str = "setr_naive", channels: tuple[int, ...] = (WIDTH,)) -> Any:
     torch.manual_seed(2)
-    return HEADS[name].load()(channels, (8,) * len(channels), CLASSES).double().eval()
+    return load(HEADS[name])(channels, (8,) * len(channels), CLASSES).double().eval()
 
 
 def peaked(given: Features) -> Features:
@@ -287,7 +288,7 @@ def test_fusions_stand_around_any_head(name, names):
     given = backbone(images(), request)
     channels, parts = (WIDTH,) * layers, {}
     for each in names:
-        made = FUSIONS[each].load()(channels, (8,) * layers, CLASSES, HEADS_EACH)
+        made = load(FUSIONS[each])(channels, (8,) * layers, CLASSES, HEADS_EACH)
         parts[each] = made.double()
         channels = made.channels
     decoder = head(name, channels)

@@ -11,13 +11,14 @@ from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.heads.base import Head
 from models.heads.weights import load_head
+from utils.imports import load
 
 
 def build(
     name: str, layers: int = 1, stride: int = 16, width: int = 384, classes: int = 21
 ) -> Head:
     torch.manual_seed(0)
-    head: Head = HEADS[name].load()((width,) * layers, (stride,) * layers, classes)
+    head: Head = load(HEADS[name])((width,) * layers, (stride,) * layers, classes)
     return head.eval()
 
 
@@ -102,7 +103,7 @@ def test_maps_of_different_strides_meet_at_the_finest():
     backbone = resnet18(image_size=64, layers="last4").eval()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     for name in sorted(HEADS):
-        head = HEADS[name].load()(backbone.map_channels, backbone.map_strides, 7).eval()
+        head = load(HEADS[name])(backbone.map_channels, backbone.map_strides, 7).eval()
         with torch.no_grad():
             assert head(backbone(images), (64, 64)).shape == (2, 7, 64, 64)
 
@@ -186,7 +187,7 @@ def test_coco_weights_are_of_torchvisions_deeplab(monkeypatch, tmp_path):
     report = load_weights(backbone, str(tmp_path / "coco.pth"))
     assert report is not None
     assert report.coverage == 1
-    head = HEADS["deeplabv3"].load()(backbone.map_channels, backbone.map_strides, 21)
+    head = load(HEADS["deeplabv3"])(backbone.map_channels, backbone.map_strides, 21)
     assert "100%" in str(load_head(head, str(tmp_path / "coco.pth")))
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_segmenter_heads_divide_any_width():
 
 
 def test_segformer_reads_every_level_at_its_resolution():
-    head = HEADS["segformer_mlp"].load()((8, 16), (4, 8), 3).eval()
+    head = load(HEADS["segformer_mlp"])((8, 16), (4, 8), 3).eval()
     fine, coarse = torch.randn(1, 8, 16, 16), torch.randn(1, 16, 8, 8)
     prefix = (torch.zeros(1, 0, 8), torch.zeros(1, 0, 16))
     both = Features(torch.zeros(1, 16), (fine, coarse), prefix, (4, 8))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from config.names import LOSSES
 from models.losses.segmentation import SegmentationLoss, cross_entropy, dice, focal, jaccard
+from utils.imports import load
 
 VOID = 255
 
@@ -29,7 +30,7 @@ def value_and_gradient(loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_what_lies_under_void_changes_neither_loss_nor_gradient(name):
-    loss = SegmentationLoss([LOSSES[name].load()], [1.0])
+    loss = SegmentationLoss([load(LOSSES[name])], [1.0])
     logits, labels = case()
     value, gradient = value_and_gradient(loss, logits, labels)
     void = (labels == VOID)[:, None].expand_as(logits)
@@ -48,7 +49,7 @@ def test_what_lies_under_void_changes_neither_loss_nor_gradient(name):
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_labels_under_void_do_not_matter(name):
     # Two masks that differ only where the image is padded.
-    loss = SegmentationLoss([LOSSES[name].load()], [1.0])
+    loss = SegmentationLoss([load(LOSSES[name])], [1.0])
     logits, labels = case()
     padded = torch.nn.functional.pad(labels, (0, 3), value=VOID)
     wide = torch.nn.functional.pad(logits, (0, 3), value=5.0)
@@ -57,7 +58,7 @@ def test_labels_under_void_do_not_matter(name):
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_an_image_of_void_alone_costs_nothing(name):
-    loss = SegmentationLoss([LOSSES[name].load()], [1.0])
+    loss = SegmentationLoss([load(LOSSES[name])], [1.0])
     value, gradient = value_and_gradient(loss, case()[0], torch.full((2, 5, 6), VOID))
     assert value == 0
     assert (gradient == 0).all()

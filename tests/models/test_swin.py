@@ -8,7 +8,7 @@ from callbacks.effective_receptive_field import receptive_fields
 from models.attention import AttentionRequest
 from models.backbones.swin import Swin, build, swin_tiny
 from models.backbones.weights import load_state
-from tests.conftest import NO_VIT_SIZES, summary
+from tests.conftest import summary
 
 
 def tiny(image_size: int = 64, layers: str = "last4", window: int = 4, **settings) -> Swin:
@@ -162,7 +162,6 @@ def test_a_swin_is_pretrained_and_looked_into(train):
         trainer__max_steps=1,
         callbacks__attention_maps__enabled="true",
         callbacks__effective_receptive_field__enabled="true",
-        **NO_VIT_SIZES,
     )
     assert code == 0
     assert summary(folder)["steps"] == 1

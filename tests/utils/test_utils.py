@@ -13,7 +13,7 @@ from utils.schedules import warmup_constant, warmup_cosine
 
 
 def test_cosine_is_linear_up_then_ends_with_the_run():
-    values = [warmup_cosine(step, total=100, warmup=10, final=0.1) for step in range(100)]
+    values = [warmup_cosine(step, total=100, warmup=10, final_lr_ratio=0.1) for step in range(100)]
     assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(values) == values[9] == 1
     assert all(a > b for a, b in itertools.pairwise(values[9:]))
@@ -94,6 +94,15 @@ def test_metrics_survive_and_forget(tmp_path):
     again.forget_after(2)
     again.write()
     assert list(read_metrics(tmp_path / "metrics.csv")) == [0]
+
+
+def test_old_names_of_metrics_are_read_as_the_new_ones(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,train/chance_level,train/rank_bound,train/loss\n0,10.5,7.9,200\n")
+    expected = {"train/noise_floor": 10.5, "train/lower_bound": 7.9, "train/loss": 200}
+    assert read_metrics(file) == {0: expected}
+    file.write_text("step,train/chance_level\n0,6.9\n")  # DINO's
+    assert read_metrics(file) == {0: {"train/chance_level": 6.9}}
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):

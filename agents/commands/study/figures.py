@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agents.commands.study import run_folder
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Figure
-from callbacks.attention_maps import overlay
+from callbacks.attention_maps import paint_masks
 from callbacks.effective_receptive_field import radius
 from callbacks.segmentation_predictions import name_colours
 from models.attention import mass_mask
@@ -83,7 +83,7 @@ def _attention(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
             maps = torch.from_numpy(arrays["maps"][row].astype(np.float32))
             masks = mass_mask(maps, float(arrays["mass"]))[None].float()
             masks = torch.nn.functional.interpolate(masks, size=image.shape[:2])[0].bool()
-            figures.show_image(axis, overlay(image, masks.numpy()))
+            figures.show_image(axis, paint_masks(image, masks.numpy()))
     axes[0, 0].set_title("image")
     for axis, (label, arrays) in zip(axes[0, 1:], found, strict=True):
         height, width = arrays["maps"].shape[-2:]
@@ -126,8 +126,8 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
         figures.show_image(axis, field / max(field.max(), 1e-30), cmap="magma", norm=norm)
         axis.set_title(label)
         side = field.shape[0]
-        spread = radius(torch.from_numpy(field))
-        axis.set_xlabel(f"{layer}, {side} px\nradius {spread:.0f} px", fontsize=7)
+        pixels = radius(torch.from_numpy(field))
+        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.0f} px", fontsize=7)
     figure.colorbar(
         ScalarMappable(norm, "magma"), ax=axes, shrink=0.75, label="|gradient| / maximum"
     )

@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from config.convert import ConfigError, leaves, suggestion
+import yaml
+
+from config.convert import ConfigError, base_types, coerced, leaves, suggestion
 from config.hparams import Hparams
 
 
@@ -72,6 +74,14 @@ def as_words(value: Any) -> list[str]:
     return [str(value)]
 
 
-def joined(settings: Mapping[str, Sequence[str]]) -> list[str]:
+def typed(words: Sequence[str], path: str) -> Any:
+    """Returns what the words after an option mean, read as in a YAML file."""
+    leaf = next(leaf for leaf in leaves(Hparams()) if leaf.path == path)
+    values = [coerced(yaml.safe_load(word), leaf.annotation) for word in words]
+    lists = any(get_origin(kind) is list for kind in base_types(leaf.annotation))
+    return values if lists else values[0]
+
+
+def as_command_line(settings: Mapping[str, Sequence[str]]) -> list[str]:
     """Returns options and their words as a command line."""
     return [word for path, words in settings.items() for word in (f"--{path}", *words)]

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.study.options import as_words, check_paths, expanded, joined, options
+from agents.commands.study.options import (
+    as_command_line,
+    as_words,
+    check_paths,
+    expanded,
+    options,
+    typed,
+)
 from agents.commands.study.rows import (
     Figure,
     Row,
@@ -20,13 +27,14 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from config import names
-from config.convert import ConfigError, read_yaml
+from config.convert import ConfigError, read_yaml, set_leaf, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
-from config.parsing import Command, parse
-from config.validation import active_settings, no_effect
-from utils.nested import flat
+from config.parsing import ARCHITECTURE, Command, parse
+from config.resolve import choose_names
+from config.rules import unmet
+from config.validation import active_settings
+from utils.nested import flat, nested
 
 _STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
 # Where and how a run is computed; everything else is what it computes.
@@ -203,7 +211,9 @@ class _Plans:
         }
         own |= {path: [f"run:{name}"] for path, name in needs.items()}
         options = self._effective(row, own)
-        settings = flat(active_settings(self._parsed(row, [*_start(row), *joined(options)])))
+        settings = flat(
+            active_settings(self._parsed(row, [*_start(row), *as_command_line(options)]))
+        )
         if str(settings.get("backbone.weights")).startswith("run:"):
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
@@ -214,7 +224,9 @@ class _Plans:
             of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}
             place = {"run.dir": [str(self.folder)], "run.name": [f"{row.name}-s{seed}"]}
             place["run.seed"] = [str(seed)]
-            words = joined({**place, **options, **{p: [name] for p, name in of_seed.items()}})
+            words = as_command_line(
+                {**place, **options, **{p: [name] for p, name in of_seed.items()}}
+            )
             runs.append(
                 Run(
                     name=f"{row.name}-s{seed}",
@@ -222,7 +234,7 @@ class _Plans:
                     seed=seed,
                     needs=tuple(f"{name}-s{seed}" for name in needs.values()),
                     words=(*_start(row), *words),
-                    machine_words=tuple(joined(machine)),
+                    machine_words=tuple(as_command_line(machine)),
                     settings=settings | of_seed,
                 )
             )
@@ -230,11 +242,19 @@ class _Plans:
 
     def _effective(self, row: Row, own: Mapping[str, list[str]]) -> dict[str, list[str]]:
         """Returns the row's options and those for all rows that have an effect on it."""
+        check_paths(own, f"{self.file}, row {row.name}: ")
         every = {**self.common, **own, **self.overrides}
         options = dict(own)
         for _ in range(2):  # a setting may need another of them to have an effect
-            hparams = self._parsed(row, [*_start(row), *joined(options)])
-            options = {p: w for p, w in every.items() if p in own or not no_effect(hparams, p)}
+            hparams = update(Hparams(), nested(experiment_settings(row)), str(self.file))
+            for path, words in options.items():
+                set_leaf(hparams, path, typed(words, path))
+            hparams = choose_names(hparams)
+            options = {
+                path: words
+                for path, words in every.items()
+                if path in own or unmet(hparams, path) is None
+            }
         self.used |= set(options)
         return options
 
@@ -253,4 +273,4 @@ class _Plans:
                 raise ConfigError(f"--{path} has no effect on any run of the study.")
 
 
-_ADOPTED = {f"backbone.{leaf}" for leaf in names.ARCHITECTURE}
+_ADOPTED = {f"backbone.{leaf}" for leaf in ARCHITECTURE}

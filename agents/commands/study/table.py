@@ -12,7 +12,7 @@ from typing import Any
 
 from agents.commands.compare import markdown
 from agents.commands.study import run_folder
-from agents.commands.study.options import joined
+from agents.commands.study.options import as_command_line
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
@@ -91,7 +91,7 @@ class StudyTable:
             words.append("NOT ONE PROTOCOL: rows judged differently do not compare.")
         words.append(f"Mean ± standard deviation over {study.seeds} seed(s).")
         if study.overrides:
-            words.append(f"Settings for all: {' '.join(joined(study.overrides))}")
+            words.append(f"Settings for all: {' '.join(as_command_line(study.overrides))}")
         if any(line.transductive for line in self.lines):
             words.append("* transductive: training saw evaluation images.")
         if self.missing:

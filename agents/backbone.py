@@ -1,0 +1,39 @@
+"""From the `backbone` settings to a network."""
+
+from __future__ import annotations
+
+from config import names
+from config.hparams import Hparams
+from config.rules import settings_of
+from models.backbones.base import Backbone
+from models.backbones.weights import load_weights
+from utils.console import console
+from utils.imports import load
+
+
+def new_backbone(hparams: Hparams) -> Backbone:
+    """Builds the chosen architecture with random weights."""
+    settings = hparams.backbone
+    backbone: Backbone = load(names.BACKBONES[settings.name])(
+        image_size=int(hparams.data.image_size),
+        layers=settings.layers,
+        **settings_of(hparams, "backbone.name"),
+    )
+    return backbone
+
+
+def build_backbone(hparams: Hparams, loaded: bool = True) -> Backbone:
+    """Builds the chosen backbone, loads its weights and freezes what is to be frozen.
+
+    Args:
+        hparams: resolved settings.
+        loaded: False leaves it at random, for a checkpoint to fill.
+    """
+    settings = hparams.backbone
+    backbone = new_backbone(hparams)
+    report = load_weights(backbone, settings.weights, hparams.run.dir) if loaded else None
+    if report:
+        console.info("%s", report)
+    if settings.freeze:
+        backbone.freeze(settings.unfreeze_last)
+    return backbone

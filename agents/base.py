@@ -1,0 +1,84 @@
+"""What every task offers: a LightningModule, and what the trainer has to know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pytorch_lightning import LightningModule
+
+from config.hparams import Hparams
+from datamodules.base import ImageDataModule, ImageSource
+from datamodules.loading import Batch, Loading
+from models.backbones.base import Backbone
+
+
+class Agent(LightningModule, ABC):
+    """One task, from its settings to what its numbers mean.
+
+    Attributes:
+        monitor: the metric that chooses the best checkpoint, and `min` or `max`; None where no
+            metric does, so that the last one counts.
+        trains: whether there is something to train; else the run is its test.
+        facts: what a table of results must say beside them.
+        lr: peak learning rate, which the tuner may set.
+        backbone: the network that is kept and looked at.
+    """
+
+    monitor: ClassVar[tuple[str, str] | None] = None
+    trains: bool = True
+    facts: Mapping[str, str] = {}
+    lr: float
+    backbone: Backbone
+
+    @classmethod
+    @abstractmethod
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:
+        """Builds the agent around a backbone.
+
+        Args:
+            hparams: resolved settings.
+            backbone: with its weights, frozen where the settings say so.
+            source: the data set, for what the agent has to know of it, such as its classes.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ImageDataModule:
+        """Returns the data set as this task loads it."""
+
+    @abstractmethod
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers of summary.json mean, in sentences."""
+
+    def load_weights(self, hparams: Hparams) -> None:
+        """Loads weights into what stands on the backbone; nothing, unless a task has some.
+
+        Raises:
+            FileNotFoundError, ValueError: they are not there, or do not fit.
+        """
+
+    def prepare(
+        self,
+        data: ImageDataModule,
+        hparams: Hparams,
+        device: torch.device,
+        checkpoint: Path | None,
+    ) -> None:
+        """Does what has to be done once before training; nothing, unless a task says otherwise.
+
+        Args:
+            data: listed, of the same task.
+            hparams: resolved settings.
+            device: that will train.
+            checkpoint: of a run that is continued, whose weights the agent gets only later.
+        """
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leaves micro-batches on the host, from where they are moved one at a time."""
+        if isinstance(batch, Batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

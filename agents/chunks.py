@@ -1,0 +1,62 @@
+"""Chooses `trainer.chunk_size` where the memory is short for a whole batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from agents.base import Agent
+from config.hparams import Hparams
+from datamodules.base import ImageDataModule
+from datamodules.self_supervised import ViewsDataModule
+from models.memory.footprint import bytes_per_image
+from utils.console import console
+from utils.memory import free_mb
+from utils.rng import rng_preserved
+
+# Of the free memory; the rest is for what grows with the batch besides the backbone's activations.
+_SHARE = 0.75
+_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW
+
+
+def resolve_chunk_size(
+    agent: Agent, data: ImageDataModule, hparams: Hparams, device: torch.device
+) -> int | None:
+    """Returns the chunk size of a run, where it is `auto` the largest that fits.
+
+    Args:
+        agent: whose backbone is measured.
+        data: whose views it sees.
+        hparams: resolved otherwise.
+        device: that will train.
+
+    Returns:
+        None for the whole batch at once.
+    """
+    trainer = hparams.trainer
+    if trainer.chunk_size != "auto":
+        return None if trainer.chunk_size is None else int(trainer.chunk_size)
+    if not isinstance(data, ViewsDataModule) or trainer.compile or trainer.tune_batch_size:
+        return None
+    mixed = trainer.precision in ("16-mixed", "bf16-mixed")
+    with rng_preserved():
+        sizes = {
+            side: bytes_per_image(agent.backbone, side, mixed) for side in set(data.views.sizes)
+        }
+    batch = int(hparams.data.batch_size) // (trainer.devices * trainer.num_nodes)
+    parameters = sum(parameter.numel() for parameter in agent.parameters())
+    free = _SHARE * free_mb(device) * 2**20 - parameters * _BYTES_PER_PARAMETER
+    whole = batch * sum(sizes[side] for side in data.views.sizes)
+    if whole <= free:
+        return None
+    chunk = 2 ** int(math.log2(max(2.0, free / max(sizes.values()))))
+    console.info(
+        "chunk_size: the whole batch of %d would need about %.1f GB for the backbone, %.1f GB are "
+        "free: %d images at once.",
+        batch,
+        whole / 1e9,
+        free / 1e9,
+        min(chunk, batch),
+    )
+    return min(chunk, batch)

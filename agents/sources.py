@@ -1,0 +1,60 @@
+"""From the `data` settings to a data set, and what a task needs its images to have."""
+
+from __future__ import annotations
+
+from config import names
+from config.hparams import Hparams
+from config.rules import settings_of
+from datamodules.base import ImageSource, LabelledSource, MaskedSource
+from utils.imports import load
+
+
+def build_source(hparams: Hparams) -> ImageSource:
+    """Builds the chosen data set: where images and labels are."""
+    source: ImageSource = load(names.DATASETS[hparams.data.name])(
+        root=hparams.data.root, **settings_of(hparams, "data.name")
+    )
+    return source
+
+
+def probe_source(hparams: Hparams) -> LabelledSource | None:
+    """Builds the data set that `probe.data` names; None where it names none.
+
+    Raises:
+        ValueError: its images have no classes.
+    """
+    other = hparams.probe.data
+    if other.name is None:
+        return None
+    source = load(names.DATASETS[other.name])(root=other.root or f"data/{other.name}")
+    return labelled(source, f"--probe.data.name {other.name}")
+
+
+def labelled(source: ImageSource, what: str) -> LabelledSource:
+    """Returns `source` when its images have one class each.
+
+    Raises:
+        ValueError: they have none; the message begins with `what`.
+    """
+    if not isinstance(source, LabelledSource):
+        known = _data_sets(LabelledSource)
+        raise ValueError(f"{what}: these images have no classes; probes work with {known}.")
+    return source
+
+
+def masked(source: ImageSource, what: str) -> MaskedSource:
+    """Returns `source` when its images have masks.
+
+    Raises:
+        ValueError: they have none; the message begins with `what`.
+    """
+    if not isinstance(source, MaskedSource):
+        known = _data_sets(MaskedSource)
+        raise ValueError(f"{what} has no masks; segmentation works with {known}.")
+    return source
+
+
+def _data_sets(kind: type) -> str:
+    return ", ".join(
+        name for name, target in names.DATASETS.items() if issubclass(load(target), kind)
+    )

@@ -1,0 +1,250 @@
+"""When a setting has an effect: the conditions on the fields of `config/hparams.py`.
+
+They are written once, on the field or on the group it lies in, and read from there by everything
+that has to know: refusal, the help of a task, hparams.yaml and wandb, comparisons, the parts that
+are built, and the tests. A condition looks at another setting, which must have an effect itself:
+
+    teacher_temp: Annotated[float, Needs("dino.sharpening", True)]      sharpening is true
+    fusion_steps: Annotated[int, Needs("segmentation.fusion", "fusion2")]   fusion2 is in the list
+    head_lr: Annotated[float, Needs("optim.lr")]                        it is not off (0, null, …)
+    max_epochs: Annotated[int, Unless("trainer.max_steps")]             it is off
+    k: Annotated[int, Needs("task", "probe") | Needs("online.enabled")]     one of the two
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from config.types import Switch
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Needs:
+    """The setting at `path` has one of `values`; without values: it is not off.
+
+    Off are false, null, 0 and empty lists.
+    """
+
+    path: str
+    values: tuple[Any, ...]
+
+    def __init__(self, path: str, *values: Any) -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "values", values)
+
+    def __or__(self, other: Condition) -> Either:
+        """Either of two conditions."""
+        return Either(_alternatives(self) + _alternatives(other))
+
+    def matches(self, value: Any) -> bool:
+        """Whether a value of the other setting is one that is needed."""
+        if not self.values:
+            return bool(value)
+        # Without types, true would be 1.
+        wanted = {(type(each), each) for each in self.values}
+        found = value if isinstance(value, list) else [value]
+        return any((type(each), each) in wanted for each in found)
+
+    def holds(self, value_of: Callable[[str], Any]) -> bool:
+        """Whether it holds, given the values of settings; null for those without effect."""
+        return self.matches(value_of(self.path))
+
+    def __str__(self) -> str:
+        """What has to be given, as on a command line."""
+        return " ".join([f"--{self.path}", " or ".join(map(_as_word, self.values))]).strip()
+
+
+class Unless(Needs):
+    """The setting at `path` has none of `values`; without values: it is off."""
+
+    def holds(self, value_of: Callable[[str], Any]) -> bool:
+        """Whether it holds, given the values of settings; null for those without effect."""
+        return not self.matches(value_of(self.path))
+
+    def __str__(self) -> str:
+        """What must not be given, as on a command line."""
+        return f"not with {super().__str__()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """At least one of several conditions."""
+
+    conditions: tuple[Needs, ...]
+
+    def __or__(self, other: Condition) -> Either:
+        """One alternative more."""
+        return Either(self.conditions + _alternatives(other))
+
+    def holds(self, value_of: Callable[[str], Any]) -> bool:
+        """Whether one of them holds."""
+        return any(condition.holds(value_of) for condition in self.conditions)
+
+    def __str__(self) -> str:
+        """What has to be given, as on a command line."""
+        return ", or ".join(map(str, self.conditions))
+
+
+Condition = Needs | Either
+Rules = Mapping[str, tuple[Condition, ...]]
+
+
+def _alternatives(condition: Condition) -> tuple[Needs, ...]:
+    return condition.conditions if isinstance(condition, Either) else (condition,)
+
+
+def _as_word(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def metadata(annotation: Any) -> Iterator[Any]:
+    """Yields what `Annotated` adds to a type, at any depth of unions."""
+    if get_origin(annotation) is Annotated:
+        inner, *found = get_args(annotation)
+        yield from metadata(inner)
+        yield from found
+    else:
+        for argument in get_args(annotation):
+            yield from metadata(argument)
+
+
+def _rules_of(settings: type) -> Rules:
+    """Collects the conditions of every setting, those of its groups first.
+
+    Args:
+        settings: the dataclass of all settings.
+
+    Raises:
+        TypeError: a condition on a setting that does not exist, or circles of conditions.
+    """
+    rules = dict(_collect(settings, "", ()))
+    for path, conditions in rules.items():
+        for each in conditions:
+            for alternative in _alternatives(each):
+                if alternative.path not in rules:
+                    raise TypeError(
+                        f"{path} has a condition on {alternative.path}: no such setting."
+                    )
+    for path in rules:
+        _check_no_circle(rules, path, ())
+    return rules
+
+
+rules_of: Callable[[type], Rules] = cache(_rules_of)
+
+
+def _collect(
+    group: type, prefix: str, inherited: tuple[Condition, ...]
+) -> Iterator[tuple[str, tuple[Condition, ...]]]:
+    hints = get_type_hints(group, include_extras=True)
+    found = {name: tuple(metadata(hints[name])) for name in hints}
+    switches = [name for name in found if any(isinstance(e, Switch) for e in found[name])]
+    for item in dataclasses.fields(group):
+        path = prefix + item.name
+        conditions = inherited + tuple(e for e in found[item.name] if isinstance(e, Needs | Either))
+        kind = get_args(hints[item.name])[0] if found[item.name] else hints[item.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _collect(kind, path + ".", conditions)
+        else:
+            switched = tuple(Needs(prefix + s, True) for s in switches if s != item.name)
+            yield path, conditions + switched
+
+
+def _check_no_circle(rules: Rules, path: str, seen: tuple[str, ...]) -> None:
+    if path in seen:
+        raise TypeError(f"conditions in a circle: {' needs '.join((*seen, path))}")
+    for condition in rules[path]:
+        for alternative in _alternatives(condition):
+            _check_no_circle(rules, alternative.path, (*seen, path))
+
+
+def is_on(condition: Condition, path: str) -> bool:
+    """Whether a condition is on the setting at `path` alone."""
+    return all(each.path == path for each in _alternatives(condition))
+
+
+def unmet(hparams: object, path: str) -> Condition | None:
+    """Returns the first condition on a setting that does not hold; None where it has an effect."""
+    rules = rules_of(type(hparams))
+
+    def value_of(other: str) -> Any:
+        return None if unmet(hparams, other) else get_leaf(hparams, other)
+
+    return next((each for each in rules[path] if not each.holds(value_of)), None)
+
+
+def no_effect(hparams: object, path: str) -> str | None:
+    """Says why a setting has no effect, in words; None where it has one."""
+    condition = unmet(hparams, path)
+    if condition is None:
+        return None
+    return " and ".join(_failure(hparams, each) for each in _alternatives(condition))
+
+
+def _failure(hparams: object, condition: Needs) -> str:
+    value = get_leaf(hparams, condition.path)
+    if condition.path == "task":
+        instead = "" if isinstance(condition, Unless) else f" (only {as_typed(condition.values)})"
+        return f"on task {value}{instead}"
+    if isinstance(condition, Unless):
+        return f"with --{condition.path} {as_typed(value)}"
+    # The other setting has the right value, but no effect itself.
+    deeper = no_effect(hparams, condition.path) if condition.matches(value) else None
+    return deeper or f"without {condition}"
+
+
+def as_typed(value: Any) -> str:
+    """Returns a value as it stands on a command line."""
+    return " ".join(map(_as_word, value if isinstance(value, list | tuple) else [value]))
+
+
+def possible_on(settings: type, path: str, task: str) -> bool:
+    """Whether a setting can have an effect on a task, whatever the other settings are."""
+    rules = rules_of(settings)
+
+    def possible(condition: Needs) -> bool:
+        if condition.path == "task":
+            return condition.holds(lambda _: task)
+        if isinstance(condition, Unless):
+            return True
+        return possible_on(settings, condition.path, task)
+
+    return all(any(map(possible, _alternatives(each))) for each in rules[path])
+
+
+def settings_of(hparams: object, selector: str, choice: Any = None) -> dict[str, Any]:
+    """Returns what the part chosen by `selector` is to be told.
+
+    Args:
+        hparams: all settings.
+        selector: path of the setting that chooses, such as `backbone.name`.
+        choice: which of several chosen parts; None: the only one.
+
+    Returns:
+        Those settings with an effect, by the last part of their name, whose condition names this
+        choice; null, the part's own default, is left out.
+    """
+    chosen = get_leaf(hparams, selector) if choice is None else choice
+    found: dict[str, Any] = {}
+    for path, conditions in rules_of(type(hparams)).items():
+        named = any(
+            type(each) is Needs and each.values and each.path == selector and each.matches(chosen)
+            for condition in conditions
+            for each in _alternatives(condition)
+        )
+        value = get_leaf(hparams, path) if named else None
+        if value is not None and unmet(hparams, path) is None:
+            found[path.rpartition(".")[2]] = value
+    return found
+
+
+def get_leaf(hparams: Any, path: str) -> Any:
+    """Returns the setting at a dotted path."""
+    for name in path.split("."):
+        hparams = getattr(hparams, name)
+    return hparams

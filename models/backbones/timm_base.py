@@ -1,0 +1,88 @@
+"""What backbones from timm share: timm runs its network, hooks answer attention requests."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.attention import Attention, AttentionFactors, AttentionRequest, pass_with_attention
+from models.backbones.base import AttentionBackbone, parse_layers
+
+
+class TimmBackbone(AttentionBackbone):
+    """A network from timm with attention in its blocks, run by its own `forward_intermediates`.
+
+    A subclass names the attention modules, computes attention from what enters one of them, and
+    lays out what timm returns. Widths and strides of the maps are those of timm's `feature_info`.
+
+    Args:
+        net: without classifier.
+        layers: which of the layers of `feature_info` are maps, see `parse_layers`.
+        patch_multiple: see `Backbone`.
+    """
+
+    net: Any  # timm's networks share methods, but no class that has them
+
+    def __init__(self, net: Any, layers: str, patch_multiple: int) -> None:
+        info = net.feature_info
+        self.layers = parse_layers(layers, len(info))
+        super().__init__(
+            net.num_features,
+            tuple(int(info[layer]["num_chs"]) for layer in self.layers),
+            tuple(int(info[layer]["reduction"]) for layer in self.layers),
+            patch_multiple,
+        )
+        self.net = net
+        self.attention_heads = tuple(module.num_heads for module in self.attention_modules())
+
+    @abstractmethod
+    def attention_modules(self) -> list[Any]:
+        """Returns the attention module of every block, shallow to deep."""
+
+    @abstractmethod
+    def block_attention(
+        self,
+        size: tuple[int, int],
+        request: AttentionRequest,
+        block: int,
+        attn: Any,
+        tokens: Tensor,
+        **inputs: Any,
+    ) -> Attention | AttentionFactors:
+        """Answers a request for one block, for the first `request.num_images` images only.
+
+        Args:
+            size: height and width of the images in pixels.
+            request: what to compute.
+            block: index from the front.
+            attn: the block's attention module.
+            tokens: its normalised input.
+            inputs: what else the block passes to it, such as masks.
+        """
+
+    def intermediates(
+        self, images: Tensor, request: AttentionRequest | None = None, **options: Any
+    ) -> tuple[Any, tuple[Attention | AttentionFactors, ...]]:
+        """Runs the network once.
+
+        Args:
+            images: `(B, 3, H, W)`, see `Backbone`.
+            request: for attention; None leaves the network without hooks.
+            options: of timm's `forward_intermediates`.
+
+        Returns:
+            What timm returns, and one answer per requested block.
+
+        Raises:
+            ValueError: sides that are no multiple of `patch_multiple`, or a block outside.
+        """
+        run = partial(self.net.forward_intermediates, self.normalise(images), **options)
+        if request is None:
+            return run(), ()
+        size = (images.shape[-2], images.shape[-1])
+        answer = partial(self.block_attention, size, request)
+        modules: list[nn.Module] = self.attention_modules()
+        return pass_with_attention(run, modules, request, answer)

@@ -1,0 +1,52 @@
+"""How much memory a training pass keeps for its backward pass, without running it in full."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones.base import Backbone
+
+_FEW, _MORE = 2, 4  # images; BatchNorm is not defined on one
+
+
+def bytes_per_image(backbone: Backbone, side: int, mixed: bool) -> float:
+    """Returns the bytes that a training pass saves for the gradient, for each further image.
+
+    A copy of the backbone sees two images and then four, on the CPU; what autograd keeps of both
+    passes is counted. Their difference leaves out what does not grow with the batch, such as the
+    copies of the weights in half precision.
+
+    Args:
+        backbone: stays as it is.
+        side: of the images in pixels.
+        mixed: whether it trains in half precision.
+    """
+    if backbone.frozen:
+        return 0.0
+    network = copy.deepcopy(backbone).cpu().train()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        network.requires_grad_(True)  # a teacher stands for the student it is the average of
+    return (_saved(network, _MORE, side, mixed) - _saved(network, _FEW, side, mixed)) / (
+        _MORE - _FEW
+    )
+
+
+def _saved(network: nn.Module, count: int, side: int, mixed: bool) -> int:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        # Held until all is counted: a place that is freed would be used, and counted, again.
+        held = network(images)
+    total = sum(kept.values())
+    del held
+    return total

@@ -1,0 +1,149 @@
+"""The network of a segmentation: images of any size to logits and labels of every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones.base import Backbone, Features
+from models.backbones.stored import Stored, pack, unpack
+from models.fusions.attention_fusion import AttentionFusion
+from models.heads.base import Head, Size, resize
+from models.inference import WHOLE, Inference
+from utils.palette import MEAN_COLOUR
+
+
+class Segmenter(nn.Module):
+    """A head on the features of a backbone: images `(B, 3, H, W)` uint8 to logits.
+
+    `encode` gives features, the fusion's control decides which attention they carry, `decode` fuses
+    and gives logits, `labels_of` labels. Any head will do, that of Strudel et al.'s Segmenter
+    (`models.heads.segmenter`) being one of them.
+
+    Args:
+        backbone: gives the features; where it is frozen no graph is built through it.
+        head: features to logits.
+        fusion: brings the backbone's attention to the head, if it is not empty.
+        compiled: whether the backbone's training pass is compiled.
+
+    Attributes:
+        multiple: images are padded until their sides are multiples of this many pixels.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Head, fusion: AttentionFusion, compiled: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.fusion = fusion
+        # Maps then cover the padded image exactly, so that logits can be cut back to the image.
+        self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
+        self._training_pass = torch.compile(fusion.features) if compiled else fusion.features
+
+    def encode(self, images: Tensor, stored: Sequence[Stored] = ()) -> Features:
+        """Runs the backbone on images `(B, 3, H, W)` uint8 of any size, padded.
+
+        Args:
+            images: of one size.
+            stored: features of each of them from a cache, which are given back instead.
+        """
+        if stored:
+            return unpack(stored, self.backbone)
+        # Whole images have many sizes: each would be compiled anew.
+        run = self._training_pass if self.training else self.fusion.features
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
+            return run(self.backbone, pad_to_multiple(images, self.multiple))
+
+    @torch.no_grad()
+    def stored_features(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Returns what `encode` gives as what a cache keeps of each image, see `pack`.
+
+        Raises:
+            ValueError: a number that half precision cannot hold.
+        """
+        return pack(self.encode(images.to(self.backbone.mean.device)))
+
+    def decode(self, features: Features, size: Size, stride: int = 1) -> Tensor:
+        """Fuses attention in and returns logits `(B, C, H / stride, W / stride)`.
+
+        Args:
+            features: of images, with attention as it is to be used.
+            size: `(H, W)` of the images before they were padded.
+            stride: image pixels per logit.
+        """
+        padded = [-(-side // self.multiple) * self.multiple // stride for side in size]
+        logits = resize(self.fusion(self.head, features), (padded[0], padded[1]))
+        return logits[..., : size[0] // stride, : size[1] // stride]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits `(B, C, H, W)` of images `(B, 3, H, W)` uint8 of any size."""
+        features = self.fusion.controlled_batch(self.encode(images))
+        return self.decode(features, _size(images))
+
+    def logits_at(
+        self,
+        images: Sequence[Tensor],
+        sizes: Sequence[Size],
+        stored: Sequence[Stored] = (),
+        inference: Inference = WHOLE,
+    ) -> Iterator[Tensor]:
+        """Yields float32 logits `(C, *size)` of each of several images.
+
+        Args:
+            images: `(3, H, W)` uint8 of any sizes.
+            sizes: what their logits are upsampled to, one image at a time: all would be large.
+            stored: features of each of them from a cache, for images seen whole and once.
+            inference: how images are seen.
+        """
+        for size, logits in zip(sizes, self._logits(images, stored, inference), strict=True):
+            yield resize(logits[None].float(), size)[0]
+
+    def _logits(
+        self, images: Sequence[Tensor], stored: Sequence[Stored], inference: Inference
+    ) -> list[Tensor]:
+        # Images of one size pass together; padding them to a common one would change the result.
+        by_size: dict[Size, list[int]] = {}
+        for position, image in enumerate(images):
+            by_size.setdefault(_size(image), []).append(position)
+        groups = list(by_size.values())
+        stacks = [torch.stack([images[position] for position in group]) for group in groups]
+        found: Iterable[Tensor]
+        if inference == WHOLE:
+            encoded = [
+                (group, self.encode(stack, [stored[position] for position in group if stored]))
+                for group, stack in zip(groups, stacks, strict=True)
+            ]
+            # A control may exchange attention between images of different sizes.
+            controlled = [features for _, features in self.fusion.controlled(encoded)]
+            found = map(self.decode, controlled, by_size)
+        else:
+            found = (inference(self, stack) for stack in stacks)
+        by_position = {
+            position: logits
+            for group, batch in zip(groups, found, strict=True)
+            for position, logits in zip(group, batch, strict=True)
+        }
+        return [by_position[position] for position in range(len(images))]
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """Returns the most likely labels, `(…, H, W)` uint8, of logits `(…, C, H, W)`."""
+    return logits.argmax(-3).to(torch.uint8)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pads images `(B, 3, H, W)` uint8 at the right and bottom with the mean colour."""
+    height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
+    if images.shape[-2:] == (height, width):
+        return images
+    colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device)
+    padded = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+    padded[:, :, : images.shape[-2], : images.shape[-1]] = images
+    return padded
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]

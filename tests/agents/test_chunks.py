@@ -1,0 +1,89 @@
+"""`chunk_size auto`, and what a run says of itself before it starts."""
+
+import pytest
+import yaml
+
+from config.hparams import Hparams
+from config.resolve import length, resolve, resolve_for_data
+from models.backbones.vit import vit_tiny
+from models.heads.projector import projector
+from models.memory.footprint import bytes_per_image
+from tests.conftest import assert_same, summary, weights
+
+BACKBONE = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24)
+PER_IMAGE = bytes_per_image(BACKBONE, 32, mixed=False)
+PARAMETERS = sum(p.numel() for part in (BACKBONE, projector(24, 16, 3)) for p in part.parameters())
+
+
+def chunk_of(folder):
+    return yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]["chunk_size"]
+
+
+@pytest.mark.parametrize(
+    ("images", "chunk"),
+    [(16, None), (9, 8), (7.9, 4), (2, 2), (0.1, 2)],  # two views of eight images are 16
+)
+def test_a_chunk_is_as_large_as_the_memory_allows(train, monkeypatch, images, chunk, capsys):
+    # 0.75 of what is free is used, less weights, gradients and moments of the parameters.
+    free = ((images + 0.05) * PER_IMAGE + 16 * PARAMETERS) / 0.75 / 2**20
+    monkeypatch.setattr("agents.chunks.free_mb", lambda device: free)
+    code, folder = train("run", backbone__name="vit_tiny", trainer__max_steps=1)
+    assert code == 0
+    assert summary(folder)["steps"] == 1
+    assert chunk_of(folder) == chunk
+    said = capsys.readouterr().err
+    assert ("images at once" in said) is (chunk is not None)
+
+
+def test_an_automatic_chunk_changes_no_number(train, monkeypatch):
+    _, whole = train("whole")
+    monkeypatch.setattr("agents.chunks.free_mb", lambda device: 0.0)
+    _, chunked = train("chunked")
+    assert chunk_of(chunked) == 2
+    one, other = weights(whole), weights(chunked)
+    assert all((one[key] - other[key]).abs().max() < 1e-3 for key in one)
+
+
+def test_measuring_leaves_the_random_state_alone(train):
+    _, measured = train("auto", backbone__drop_path=0.3)
+    _, given = train("given", backbone__drop_path=0.3, trainer__chunk_size="null")
+    assert_same(weights(measured), weights(given))
+
+
+def settings(**changed):
+    hparams = Hparams()
+    for path, value in changed.items():
+        group, leaf = path.split("__")
+        setattr(getattr(hparams, group), leaf, value)
+    return hparams
+
+
+@pytest.mark.parametrize(
+    ("changed", "images", "line", "warning"),
+    [
+        ({}, 512, "batches of 128; 24 epochs of 4 steps, 96 in all", None),
+        ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
+        ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 steps", "only 1 steps"),
+        ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
+        ({"trainer__limit_train_batches": 5}, 10**6, "24 epochs of 5 steps", None),
+    ],
+)
+def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
+    hparams = resolve_for_data(resolve(settings(data__batch_size=128, **changed)), images, False)
+    said, warnings = length(hparams, images)
+    assert line in said
+    assert f"{images:,} training images" in said
+    assert bool(warnings) is (warning is not None)
+    assert warning is None or warning in warnings[0]
+
+
+def test_the_choices_are_printed_before_the_run(train, capsys):
+    code, folder = train("run", data__batch_size=..., trainer__max_epochs=1)
+    assert code == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "auto: data.batch_size 16, optim.lr 0.00025" in said
+    assert "24 training images, batches of 16; 1 epochs of 1 steps, 1 in all" in said
+    assert "Only 1 optimizer steps" in said
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert saved["data"]["batch_size"] == 16
+    assert saved["optim"]["warmup_epochs"] == 1

@@ -1,0 +1,177 @@
+"""The network of a segmentation: batches, padding, kept features and windows change nothing."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.fusions.attention_fusion import AttentionFusion, attention_request
+from models.inference import WHOLE, Inference
+from models.segmenter import Segmenter, labels_of, pad_to_multiple
+from tests.models.test_fusions import CLASSES, fusion, head, images, vit
+from utils.palette import MEAN_COLOUR
+
+SIZES = [(32, 40), (21, 30), (32, 40), (40, 17), (21, 30)]
+
+
+def segmenter(control: str = "none", **settings: Any) -> Segmenter:
+    """Fusion 2 around a SETR head on a ViT with patches of 8 pixels, float64, in eval mode."""
+    backbone = vit()
+    request = attention_request(backbone, (-2, -1), all_pairs=True)
+    fused = AttentionFusion({"fusion2": fusion("fusion2")}, request, control)  # type: ignore[arg-type]
+    return Segmenter(backbone, head(), fused, **settings).double().eval()
+
+
+def mixed() -> list[Tensor]:
+    return [images(*size, count=1, seed=seed)[0] for seed, size in enumerate(SIZES)]
+
+
+# --- images of any size ---------------------------------------------------------------------------
+
+
+def test_logits_are_those_of_the_padded_image_cut_back():
+    network, given = segmenter(), images(21, 30)
+    with torch.no_grad():
+        found, padded = network(given), network(pad_to_multiple(given, 8))
+    assert found.shape == (2, CLASSES, 21, 30)
+    assert padded.shape == (2, CLASSES, 24, 32)
+    assert torch.equal(found, padded[..., :21, :30])
+
+
+def test_a_stride_gives_the_logits_of_the_smaller_image():
+    network, given = segmenter(), images(20, 28)
+    with torch.no_grad():
+        features = network.encode(given)
+        native = network.fusion(network.head, features)
+        found = network.decode(features, (20, 28), stride=4)
+    expected = torch.nn.functional.interpolate(native, (6, 8), mode="bilinear")
+    torch.testing.assert_close(found, expected[..., :5, :7])
+
+
+def test_the_largest_stride_decides_the_padding():
+    assert segmenter().multiple == 8
+    coarse = vit()
+    coarse.map_strides = (8, 32)
+    assert Segmenter(coarse, head(), AttentionFusion()).multiple == 32
+
+
+def test_padding_is_the_mean_colour_at_the_right_and_bottom():
+    given = images(30, 33)
+    padded = pad_to_multiple(given, 16)
+    assert padded.shape == (2, 3, 32, 48)
+    assert torch.equal(padded[:, :, :30, :33], given)
+    assert padded[0, :, 31, 40].tolist() == list(MEAN_COLOUR)
+    assert pad_to_multiple(padded, 16) is padded
+
+
+# --- several images -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", ["none", "uniform"])
+@pytest.mark.parametrize("inference", [WHOLE, Inference(window=16, flip=True)])
+def test_images_of_mixed_sizes_are_as_one_by_one(control, inference):
+    network, given = segmenter(control), mixed()
+    targets = [(2 * height, width + 3) for height, width in SIZES]
+    with torch.no_grad():
+        together = list(network.logits_at(given, targets, inference=inference))
+        for image, size, found in zip(given, targets, together, strict=True):
+            (alone,) = network.logits_at([image], [size], inference=inference)
+            plain = inference(network, image[None])
+            expected = torch.nn.functional.interpolate(plain.float(), size, mode="bilinear")[0]
+            assert found.shape == (CLASSES, *size)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shuffled_attention_is_that_of_the_next_image_whatever_its_size():
+    shuffled, given = segmenter("shuffled"), mixed()
+    with torch.no_grad():
+        found = list(shuffled.logits_at(given, SIZES))
+        for (image, following), logits in zip(pairwise(given), found, strict=False):
+            size = (image.shape[-2], image.shape[-1])
+            pair = list(shuffled.logits_at([image, following], [size, size]))
+            torch.testing.assert_close(logits, pair[0], rtol=1e-5, atol=1e-6)
+        plain = list(segmenter().logits_at(given, SIZES))
+    assert all(not torch.allclose(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_labels_are_the_most_likely():
+    logits = torch.randn(2, 7, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = labels_of(logits)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.long(), logits.argmax(1))
+    assert torch.equal(labels_of(logits[1]), labels[1])
+
+
+# --- kept features --------------------------------------------------------------------------------
+
+
+def test_kept_features_give_the_logits_of_computed_ones():
+    network, given = segmenter(), mixed()
+    kept = [network.stored_features(image[None])[0] for image in given]
+    with torch.no_grad():
+        computed = list(network.logits_at(given, SIZES))
+        # The images are not looked at: other ones of the same sizes do.
+        read = list(network.logits_at([torch.zeros_like(x) for x in given], SIZES, kept))
+    for one, other in zip(read, computed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert max(float((a - b).abs().max()) for a, b in zip(read, computed, strict=True)) > 0
+
+
+def test_what_is_kept_is_what_is_encoded():
+    network, given = segmenter(), images(21, 30)
+    with torch.no_grad():
+        computed = network.encode(given)
+    read = network.encode(given, network.stored_features(given))
+    assert read.pooled.dtype == torch.float64
+    assert torch.equal(read.maps[0], computed.maps[0].half().double())
+    assert torch.equal(read.factors[1].q, computed.factors[1].q.half().double())
+
+
+# --- frozen ---------------------------------------------------------------------------------------
+
+
+def test_a_frozen_backbone_is_encoded_without_a_graph():
+    network = segmenter()
+    assert network.encode(images()).maps[0].requires_grad
+    network.backbone.freeze()
+    network.train()
+    features = network.encode(images())
+    assert not features.maps[0].requires_grad
+    assert not features.factors[0].q.requires_grad
+    assert torch.is_grad_enabled()
+    network.decode(features, (32, 32)).sum().backward()
+    assert all(parameter.grad is None for parameter in network.backbone.parameters())
+    assert network.head.net[0].weight.grad.abs().max() > 0
+    # Figures of receptive fields go through the frozen backbone to its input.
+    given = torch.rand(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    network.backbone(given).maps[0].sum().backward()
+    assert given.grad.abs().max() > 0
+
+
+def test_a_backbone_with_an_unfrozen_stage_has_a_graph():
+    network = segmenter()
+    network.backbone.freeze(unfreeze_last=1)
+    network.train()
+    network(images()).sum().backward()
+    trained = {n for n, p in network.backbone.named_parameters() if p.grad is not None}
+    assert trained
+    assert all(name.startswith(("net.blocks.2.", "net.norm.")) for name in trained)
+
+
+# --- for others -----------------------------------------------------------------------------------
+
+
+def test_the_state_dict_has_the_parts_by_name():
+    state = segmenter().state_dict()
+    assert {key.partition(".")[0] for key in state} == {"backbone", "head", "fusion"}
+
+
+def test_it_can_be_exported():
+    network, given = segmenter(), images(24, 30)
+    with torch.no_grad():
+        program = torch.export.export(network, (given,))
+        torch.testing.assert_close(program.module()(given), network(given))
