@@ -144,7 +144,7 @@ class Trainer:
             data.loading = build_loading(self.hparams)
             console.info("tune_batch_size: chunk_size %d", options.chunk_size)
         if options.tune_lr:
-            agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)  # type: ignore[assignment]
+            agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
 

@@ -99,7 +99,7 @@ def make_net(
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     if stem == "cifar_maxpool":
         return net, (2, 4, 8, 16)
-    net.maxpool = nn.Identity()  # type: ignore[assignment]
+    net.maxpool = nn.Identity()
     return net, (1, 2, 4, 8)
 
 

@@ -38,7 +38,7 @@ class DINOHead(nn.Module):
             modules += [linear, nn.GELU()]
         self.mlp = nn.Sequential(*modules[:-1])
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
-        norms = self.last_layer.parametrizations.weight.original0  # type: ignore[union-attr]
+        norms = self.last_layer.parametrizations.weight.original0
         nn.init.ones_(norms)
         norms.requires_grad_(not norm_last_layer)
 
