@@ -51,12 +51,14 @@ def resolve_chunk_size(
     if whole <= free:
         return None
     chunk = 2 ** int(math.log2(max(2.0, free / max(sizes.values()))))
+    # A single chunk would be a pass like any other, whose activations are kept.
+    chunk = max(2, min(chunk, batch // 2))
     console.info(
         "chunk_size: the whole batch of %d would need about %.1f GB for the backbone, %.1f GB are "
         "free: %d images at once.",
         batch,
         whole / 1e9,
         free / 1e9,
-        min(chunk, batch),
+        chunk,
     )
-    return min(chunk, batch)
+    return chunk

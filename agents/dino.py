@@ -51,7 +51,7 @@ class Branch(nn.Module):
 
 
 class DINO(Agent):
-    """A student learns to say of every view what its own moving average says of the global views.
+    """A student predicts, from every view, its own moving average's output for the global views.
 
     loss = mean over pairs of views of -Σ_k p_k log q_k, with
     p = softmax((teacher - centre) / τ_t) and q = softmax(student / τ_s).

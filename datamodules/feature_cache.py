@@ -1,4 +1,4 @@
-"""Images with what a frozen backbone says of them, computed once.
+"""Images with the features of a frozen backbone, computed once.
 
 A cache lies in a folder named by a hash of everything its content follows from. It is built beside
 its final place and moved there when it is whole: there is never half a cache, and of two runs that

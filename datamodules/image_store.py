@@ -1,4 +1,8 @@
-"""Images, labels and tensors kept with them, in one memory-mapped file."""
+"""Images, labels and tensors kept with them, in one memory-mapped file.
+
+Not safetensors: measured with 1,500 items, reading one with a copy took 58 against 46 microseconds,
+its handle does not pickle to worker processes, and it does not notice a changed byte.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Prepare = Callable[[Image.Image, Tensor], Pair]
 class LabelledSample(NamedTuple):
     """An image `(3, h, w)`, its labels `(H, W)`, its position, and files skipped to get at it.
 
-    From a cache, also what the backbone says of it.
+    From a cache, also its features.
     """
 
     image: Tensor

@@ -158,7 +158,7 @@ def test_one_folder_is_written_by_one_process(runs):
     [
         ({"trainer.devices": 3}, "8 cannot be divided among 3 processes"),
         ({"trainer.devices": 8}, "at least two images each"),
-        ({"trainer.sync_batchnorm": "true"}, "no effect on one device"),
+        ({"trainer.sync_batchnorm": "true"}, "has no effect with --trainer.devices 1"),
         ({"trainer.devices": 2, "trainer.tune_lr": "true"}, "tune first"),
     ],
 )
@@ -169,12 +169,12 @@ def test_impossible_divisions(settings, message, shapes_root, tmp_path, capsys):
 
 
 def test_processes_started_from_outside_need_a_name(tmp_path, monkeypatch):
-    from utils.run_folder import joined
+    from utils.run_folder import folder_of_leader
 
     monkeypatch.delenv("TWINSIGHT_RUN_FOLDER", raising=False)
     with pytest.raises(ValueError, match=r"common --run\.name"):
-        joined(str(tmp_path), None)
-    assert joined(str(tmp_path), "mine").path == tmp_path / "mine"
+        folder_of_leader(str(tmp_path), None)
+    assert folder_of_leader(str(tmp_path), "mine").path == tmp_path / "mine"
     monkeypatch.setenv("TWINSIGHT_RUN_FOLDER", "of/the/parent")
-    assert joined(str(tmp_path), "mine").path == tmp_path / "mine"
-    assert joined(str(tmp_path), None).path == Path("of/the/parent")
+    assert folder_of_leader(str(tmp_path), "mine").path == tmp_path / "mine"
+    assert folder_of_leader(str(tmp_path), None).path == Path("of/the/parent")
