@@ -455,10 +455,9 @@ class TrainerHparams:
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
     compile: Annotated[bool, PASSES_IMAGES] = False
     """torch.compile the backbone's training pass. Not on Pascal cards."""
-    chunk_size: (
-        Annotated[int | str, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")]
-        | None
-    ) = "auto"
+    chunk_size: Annotated[
+        int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
+    ] = "auto"
     """Images that pass the backbone at once: memory follows this, the result follows batch_size.
     null: the whole batch at once. DINO then takes one view after the other: batch_size here already
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it

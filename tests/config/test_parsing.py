@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -35,6 +37,20 @@ def test_command_line_wins_over_experiment_wins_over_defaults(tmp_path):
 @pytest.mark.parametrize("spelling", [("--backbone.depth", "null"), ("--backbone.depth=null",)])
 def test_null_on_the_command_line(spelling):
     assert hparams(*spelling).backbone.depth is None
+
+
+def test_numbers_are_numbers_whatever_was_imported_before():
+    # `typing` keeps one order of a union for the whole process: the one that was asked for first.
+    code = (
+        "from typing import Optional, Union; "
+        "Optional[Union[str, int]], Union[str, int], Union[str, float]; "
+        "from config.parsing import parse; "
+        "settings = parse(['--trainer.chunk_size', '32', '--optim.lr', '1']).hparams; "
+        "assert (settings.trainer.chunk_size, settings.optim.lr) == (32, 1), settings"
+    )
+    root = CONFIG_DIR.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_lists_and_flags():
