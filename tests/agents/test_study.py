@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import wandb
 import yaml
 from filelock import FileLock
 from PIL import Image
@@ -196,6 +197,7 @@ def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_p
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "test/miou": 0.25})
     assert runner.run_study(study) == 0
+    wandb.teardown()  # its writer is another process, which may still be writing
     (log,) = (study.folder / "wandb").glob("offline-run-*/*.wandb")
     assert log.read_bytes().count(b"mine") > 1  # the run and its group
     (table,) = study.folder.rglob("*.table.json")
