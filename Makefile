@@ -16,7 +16,7 @@ setup: $(STAMP) ## create .venv from requirements.lock
 run: $(STAMP) ## train with config/hparams.py (first: set up)
 	$(RUN) main.py $(ARGS)
 
-test: $(STAMP) ## ruff, types and tests, under 8 minutes on two cores
+test: $(STAMP) ## ruff, types and tests, about ten minutes on two cores
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
