@@ -18,6 +18,7 @@ from config.convert import leaves, set_leaf
 from config.hparams import Hparams
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence
+from utils.text import format_result
 
 # By data set; all others are photographs.
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
@@ -232,12 +233,10 @@ def choices(given: Hparams, resolved: Hparams) -> str:
         open_before = leaf.value in ("auto", []) and value not in ("auto", [])
         if open_before and not cadence and unmet(resolved, leaf.path) is None:
             found[leaf.path] = value
-    words = ", ".join(f"{path} {_format(value)}" for path, value in found.items())
+    words = ", ".join(
+        f"{path} {format_result(value, missing='null')}" for path, value in found.items()
+    )
     return f"auto: {words}" if words else ""
-
-
-def _format(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
 # Below these a run is a try-out, not a training.

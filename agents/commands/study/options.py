@@ -12,6 +12,7 @@ import yaml
 
 from config.convert import ConfigError, base_types, coerced, leaves, suggestion
 from config.hparams import Hparams
+from config.rules import as_typed
 
 
 def options(words: Sequence[str]) -> dict[str, list[str]]:
@@ -69,9 +70,7 @@ def as_words(value: Any) -> list[str]:
     """Returns the words after an option that give it this value."""
     if isinstance(value, list):
         return [word for each in value for word in as_words(each)]
-    if value is None or isinstance(value, bool):
-        return [{None: "null", True: "true", False: "false"}[value]]
-    return [str(value)]
+    return [as_typed(value)]
 
 
 def typed(words: Sequence[str], path: str) -> Any:
