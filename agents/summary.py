@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.panel import Panel
 
+from callbacks.readout import Readout
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.hparams import Hparams
@@ -37,6 +38,22 @@ def collect(
         "unreadable_images": len(unreadable.names),
         "unreadable_names": sorted(unreadable.names)[:20],
     }
+
+
+def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]:
+    """Says in one sentence what became of the numbers that were measured before the first step.
+
+    Args:
+        readouts: of the run.
+        metrics: last values by name.
+    """
+    found = [
+        f"{words} {readout.before[name]:.2f} → {metrics[name]:.2f}"
+        for readout in readouts
+        for name, words in readout.headlines.items()
+        if name in metrics and metrics[name] != readout.before.get(name, metrics[name])
+    ]
+    return [f"Before the first step → now: {'; '.join(found)}."] if found else []
 
 
 def show(

@@ -26,6 +26,7 @@ from callbacks.health import Health
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
+from callbacks.readout import Readout
 from callbacks.report import Report
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
@@ -192,6 +193,7 @@ class Trainer:
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
         callbacks = build_callbacks(self.hparams)
+        readouts = [c for c in callbacks if isinstance(c, Readout)]
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -226,6 +228,7 @@ class Trainer:
                 "alarms": [
                     w for c in callbacks if isinstance(c, Health) for w in c.alarms.values()
                 ],
+                **{f"before/{k}": v for readout in readouts for k, v in readout.before.items()},
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
@@ -238,7 +241,7 @@ class Trainer:
             for report in reports:
                 report.write()
         if self.leads:
-            words = agent.in_words(result)
+            words = [*agent.in_words(result), *summary.learnt(readouts, result)]
             summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 

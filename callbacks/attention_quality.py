@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
+from callbacks.inspection import backbone_of, data_of, inspecting
+from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
@@ -26,7 +28,7 @@ _SOURCE = "Caron et al. 2021, fig. 4"
 _FULL_SIZE, _SMALL = 480, 128  # the recipe's, and training images for which it makes no sense
 
 
-class AttentionQuality(Callback):
+class AttentionQuality(Readout):
     """Logs four numbers for every block, and draws them for every head.
 
     While training on training images with masks (labels are only read out), at the test on test
@@ -48,51 +50,39 @@ class AttentionQuality(Callback):
         mass: float = 0.6,
         image_size: int | None = None,
     ) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
         self.num_test_images = num_test_images
         self.mass = mass
         self.image_size = image_size
-        self.measured = False
-        self.say = SayOnce()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measures training images."""
-        again = not (self.measured and backbone_of(pl_module).frozen)
-        if not trainer.sanity_checking and again and due(trainer, self.every_n_epochs):
-            self._measure(trainer, pl_module, "train", self.num_images)
+        return self._of(trainer, pl_module, "train", self.num_images)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures test images."""
-        self._measure(trainer, pl_module, "test", self.num_test_images)
+        of_test = partial(self._of, trainer, pl_module, "test", self.num_test_images)
+        pl_module.log_dict(self.attempt(of_test))
 
-    def _measure(
+    def _of(
         self, trainer: Trainer, pl_module: LightningModule, split: str, count: int
-    ) -> None:
+    ) -> dict[str, float]:
         if not count:
-            return
+            return {}
         backbone = backbone_of(pl_module)
         if not isinstance(backbone, AttentionBackbone):
             self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
-            return
+            return {}
         data = data_of(trainer)
         source = data.source
         if not (isinstance(source, MaskedSource) and has_background(source.classes)):
             self.say("attention_quality: these images have no masks with a background.")
-            return
+            return {}
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
         examples = data.masked_examples(split, count, size, backbone.patch_multiple)
         with inspecting(pl_module):
             qualities = measure(backbone, examples, len(source.classes), self.mass)
-        self.measured = True
-        pl_module.log_dict(
-            {
-                f"{split}/attention/block-{block + 1:02d}/{name}": value
-                for block, quality in qualities.items()
-                for name, value in quality.scalars().items()
-                if np.isfinite(value)
-            }
-        )
         some = next(iter(qualities.values()))
         title = (
             f"How well attention finds objects: {some.images} {split} images at {size} px, "
@@ -100,6 +90,14 @@ class AttentionQuality(Callback):
         )
         figure = draw(qualities, title, source.published_jaccard)
         log_figure(trainer, f"attention_quality/{split}", figure)
+        last = f"{split}/attention/block-{backbone.depth:02d}/mass_lift"
+        self.headlines = {last: "attention on objects (mass lift of the last block, chance 0)"}
+        return {
+            f"{split}/attention/block-{block + 1:02d}/{name}": value
+            for block, quality in qualities.items()
+            for name, value in quality.scalars().items()
+            if np.isfinite(value)
+        }
 
 
 def measure(

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.inspection import (
-    SayOnce,
-    backbone_of,
-    data_of,
-    due,
-    inspecting,
-    pooled_features,
-)
+from callbacks.inspection import backbone_of, data_of, inspecting, pooled_features
+from callbacks.readout import Readout
 from models.measures.knn import knn_accuracy
 
 _HELD_OUT = 0.2  # share of the labelled images that are queries
 _PASSES, _BATCH, _LR = 20, 128, 1e-3
 
 
-class OnlineProbe(Callback):
+class OnlineProbe(Readout):
     """Logs `val/knn_accuracy` and `val/linear_accuracy` of the kept backbone.
 
     Both on labelled *training* images, a part of them held out by a hash of the names: the test set
@@ -38,6 +33,11 @@ class OnlineProbe(Callback):
         temperature: of their votes.
     """
 
+    headlines: Mapping[str, str] = {
+        "val/knn_accuracy": "k-NN accuracy",
+        "val/linear_accuracy": "linear accuracy",
+    }
+
     def __init__(
         self,
         every_n_epochs: int,
@@ -46,40 +46,39 @@ class OnlineProbe(Callback):
         k: int = 20,
         temperature: float = 0.07,
     ) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
         self.kind = kind
         self.k = k
         self.temperature = temperature
         self.linear: nn.Linear | None = None
         self._saved: dict[str, Tensor] = {}
-        self.say = SayOnce()
 
     def state_dict(self) -> dict[str, Any]:
-        """The classifier."""
-        return dict(self.linear.state_dict()) if self.linear else self._saved
+        """The classifier as well."""
+        linear = dict(self.linear.state_dict()) if self.linear else self._saved
+        return {**super().state_dict(), "linear": linear}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the classifier until it is needed."""
-        self._saved = state_dict
+        super().load_state_dict(state_dict)
+        self._saved = state_dict.get("linear", {})
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures."""
-        if not due(trainer, self.every_n_epochs):
-            return
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """See `Readout.measure`."""
         found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
             self.say(
                 "online_probe: these images have no classes. To follow k-NN and linear accuracy "
                 "set --probe.data.name (cifar10, image_folder) and --probe.data.root."
             )
-            return
+            return {}
         (bank, labels), (queries, truth), classes = found
         backbone = backbone_of(pl_module)
         with inspecting(pl_module):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
             labels, truth = labels.to(bank.device), truth.to(bank.device)
-            scores = {}
+            scores: dict[str, float] = {}
             if self.kind != "linear":
                 scores["val/knn_accuracy"] = knn_accuracy(
                     queries, truth, bank, labels, len(classes), self.k, self.temperature
@@ -87,7 +86,7 @@ class OnlineProbe(Callback):
             if self.kind != "knn":
                 accuracy = self._fit(bank, labels, queries, truth, len(classes))
                 scores["val/linear_accuracy"] = accuracy
-        pl_module.log_dict(scores)
+        return scores
 
     def _fit(
         self, bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, num_classes: int

@@ -1,0 +1,71 @@
+"""Numbers that say what a backbone has learnt, beside what it had before the first step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from callbacks.inspection import SayOnce, backbone_of, due
+from utils.logging import log_scalars
+
+
+class Readout(Callback, ABC):
+    """Measures the kept backbone without touching the training.
+
+    A number says little without what the same network had before it learnt anything, so that is
+    measured as well and kept. What keeps a readout from measuring is said once and ends no run.
+
+    Args:
+        every_n_epochs: when to measure; a frozen backbone is measured once, before the first step.
+
+    Attributes:
+        before: what was measured before the first step, by name.
+        headlines: what the closing words call the numbers they show, by name.
+    """
+
+    headlines: Mapping[str, str] = {}
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.before: dict[str, float] = {}
+        self.say = SayOnce()
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
+        """Returns the numbers by the name they are logged under; none where it has none to give."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured before the first step."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.before = state_dict.get("before", {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures what there is before the first step; not when a run goes on."""
+        if trainer.global_step == 0:
+            self.before = self.attempt(partial(self.measure, trainer, pl_module))
+            log_scalars(trainer, self.before)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures."""
+        if due(trainer, self.every_n_epochs):
+            frozen = backbone_of(pl_module).frozen
+            now = partial(self.measure, trainer, pl_module)
+            pl_module.log_dict(self.before if frozen else self.attempt(now))
+
+    def attempt(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Returns what is measured; nothing when that fails, which is said."""
+        try:
+            return dict(measure())
+        except Exception as error:  # whatever it is, hours of training are worth more
+            torch.cuda.empty_cache()
+            rank_zero_warn(f"{type(self).__name__}: not measured: {error}")
+            return {}

@@ -1,0 +1,49 @@
+"""What a backbone has before the first step is measured, and no readout ends a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from callbacks.online_probe import OnlineProbe
+from utils.logging import read_metrics
+
+
+def on(**more):
+    return {
+        "callbacks__online_probe__enabled": "true",
+        "callbacks__online_probe__every_n_epochs": 1,
+        **more,
+    }
+
+
+def test_what_was_there_before_the_first_step_is_kept_and_said(train, capsys):
+    code, folder = train(**on(trainer__max_epochs=2))
+    assert code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    first = read_metrics(folder / "metrics.csv")[0]
+    for name in ("val/knn_accuracy", "val/linear_accuracy"):
+        assert summary[f"before/{name}"] == pytest.approx(first[name])
+    # Said where it changed.
+    changed = summary["before/val/knn_accuracy"] != summary["val/knn_accuracy"]
+    assert ("k-NN accuracy" in capsys.readouterr().out) == changed
+
+
+def test_a_resumed_run_remembers_it(train):
+    code, folder = train(**on(trainer__max_epochs=1))
+    assert code == 0
+    before = json.loads((folder / "summary.json").read_text())["before/val/knn_accuracy"]
+    code, folder = train("run", "--run.resume", "run", "--trainer.max_epochs", "2")
+    assert json.loads((folder / "summary.json").read_text())["before/val/knn_accuracy"] == before
+
+
+def test_a_readout_that_fails_ends_no_run(train, monkeypatch):
+    def fails(*_: object) -> dict[str, float]:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(OnlineProbe, "measure", fails)
+    with pytest.warns(UserWarning, match="OnlineProbe: not measured: no such thing"):
+        code, folder = train(**on(trainer__max_epochs=1))
+    assert code == 0
+    assert (folder / "checkpoints" / "last.ckpt").exists()
