@@ -80,7 +80,7 @@ class DataHparams:
     name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
     """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
     batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff;
-    classes: cifar10, and image_folder with one folder a class."""
+    classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
@@ -299,7 +299,7 @@ class ProbeDataHparams:
     """A labelled data set beside the one that is trained on."""
 
     name: Annotated[str, OneOf(names.DATASETS)] | None = None
-    """cifar10 | image_folder. null: the images trained on, if they have labels."""
+    """shapes | cifar10 | image_folder. null: the images trained on, if they have labels."""
     root: Annotated[str | None, Needs("probe.data.name")] = None
     """Where it lies. null: data/<name>."""
 

@@ -1,7 +1,9 @@
-"""A generated stand-in for Pascal VOC: textured shapes on textured ground, in VOC's layout.
+"""A generated stand-in for Pascal VOC: textured shapes on a ground of noise, in VOC's layout.
 
-Shape and texture tell the classes apart, colour does not, objects occlude each other, and masks
-have a void border, so that whatever works on VOC can be tried here first, without a download.
+One large object, sometimes smaller ones behind it. Shape and texture tell the classes apart;
+colours change from place to place in object and ground alike and say nothing. So what two crops of
+an image have in common is its object, and a network that makes them agree has to find it. Masks
+have a void border: whatever works on VOC can be tried here first, without a download.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.base import MaskedSource
+from datamodules.base import LabelledSource, MaskedSource
 from datamodules.voc import voc_files, voc_pairs
 from utils.palette import VOID, voc_palette
 
@@ -33,7 +35,11 @@ CLASSES = (
     "diamond",
     "crescent",
 )
-NUM_TRAIN, NUM_VAL = 512, 128
+NUM_TRAIN, NUM_VAL = 1024, 256
+# Levels of the colours, of 255.
+_GROUND, _DARK, _LIGHT = (60.0, 200.0), (0.0, 90.0), (150.0, 255.0)
+# Of the drawing: a folder that holds another one is drawn anew.
+_VERSION, _MARKER = 2, "drawing.txt"
 
 # One outline a class: from object coordinates to inside or not.
 _OUTLINES: tuple[Callable[[Field, Field], Field], ...] = (
@@ -63,27 +69,16 @@ def draw(index: int) -> tuple[Image.Image, Image.Image]:
     """Draws image `index` and its mask; the same pixels every time.
 
     Returns:
-        An RGB image of about 128 x 104 px, and a palette mask: 0 background, 1 … 8 the classes,
+        An RGB image of about 96 x 80 px, and a palette mask: 0 background, 1 … 8 the classes,
         255 a void border of 1 to 3 px.
     """
     rng = np.random.default_rng([2012, index])
-    width, height = rng.integers(112, 145), rng.integers(88, 121)
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    canvas = _ground(rng, x, y)
+    width, height = int(rng.integers(84, 109)), int(rng.integers(72, 89))
+    canvas = _noise(rng, (height, width), *_GROUND)
     labels = np.zeros((height, width), np.uint8)
-    for _ in range(rng.integers(1, 5)):
-        label = int(rng.integers(1, len(CLASSES)))
-        radius = rng.uniform(0.16, 0.36) * height
-        angle = rng.uniform(0, 2 * np.pi)
-        dx = (x - rng.uniform(0.1, 0.9) * width) / radius
-        dy = (y - rng.uniform(0.1, 0.9) * height) / radius
-        u = np.cos(angle) * dx + np.sin(angle) * dy
-        v = np.cos(angle) * dy - np.sin(angle) * dx
-        inside = _OUTLINES[label - 1](u, v)
-        dark, light = rng.uniform(0, 110, 3), rng.uniform(130, 255, 3)
-        field = _TEXTURES[label - 1](u, v)[..., None]
-        canvas[inside] = (dark + field * (light - dark))[inside]
-        labels[inside] = label
+    for _ in range(rng.integers(0, 3)):
+        _add_object(rng, canvas, labels, radius=(0.1, 0.2), place=(0.0, 1.0))
+    _add_object(rng, canvas, labels, radius=(0.34, 0.48), place=(0.4, 0.6))
     canvas += rng.normal(0, 6, canvas.shape)
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     mask = Image.fromarray(_with_border(labels, int(rng.integers(1, 4))), mode="P")
@@ -91,21 +86,42 @@ def draw(index: int) -> tuple[Image.Image, Image.Image]:
     return image, mask
 
 
-def _ground(rng: np.random.Generator, x: Field, y: Field) -> Field:
-    # One texture all over, so that any two crops of an image have something in common.
-    angle, wavelength = rng.uniform(0, np.pi), rng.uniform(6, 28)
-    u = (np.cos(angle) * x + np.sin(angle) * y) / wavelength * 2 * np.pi
-    v = (np.cos(angle) * y - np.sin(angle) * x) / wavelength * 2 * np.pi
-    fields = (
-        np.sin(u),
-        np.sin(u) * np.sin(v),
-        np.sin(u + 1.5 * np.sin(v / 2)),
-        np.maximum(np.sin(u), np.sin(v)),
-        np.sin(u / 4) + np.sin(v / 3),
-    )
-    field = 0.5 + 0.5 * fields[rng.integers(len(fields))].clip(-1, 1)
-    first, second = rng.uniform(20, 235, (2, 3))
-    return first + field[..., None] * (second - first)
+def _add_object(
+    rng: np.random.Generator,
+    canvas: Field,
+    labels: NDArray[np.uint8],
+    radius: tuple[float, float],
+    place: tuple[float, float],
+) -> None:
+    """Draws an object of a random class over what is there.
+
+    Args:
+        rng: where everything random comes from.
+        canvas: `(H, W, 3)`, drawn on.
+        labels: `(H, W)`, drawn on.
+        radius: over the height, smallest and largest.
+        place: of its centre over width and height, smallest and largest.
+    """
+    height, width = labels.shape
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    label = int(rng.integers(1, len(CLASSES)))
+    size, angle = rng.uniform(*radius) * height, rng.uniform(0, 2 * np.pi)
+    dx = (x - rng.uniform(*place) * width) / size
+    dy = (y - rng.uniform(*place) * height) / size
+    u = np.cos(angle) * dx + np.sin(angle) * dy
+    v = np.cos(angle) * dy - np.sin(angle) * dx
+    inside = _OUTLINES[label - 1](u, v)
+    dark, light = (_noise(rng, labels.shape, *levels) for levels in (_DARK, _LIGHT))
+    texture = _TEXTURES[label - 1](u, v)[..., None]
+    canvas[inside] = (dark + texture * (light - dark))[inside]
+    labels[inside] = label
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float) -> Field:
+    """Returns colours between two levels that change every ten pixels, `(H, W, 3)`."""
+    cells = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    smooth = Image.fromarray(cells).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return low + np.asarray(smooth) / 255 * (high - low)
 
 
 def _with_border(labels: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
@@ -128,12 +144,16 @@ def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
 
     Returns:
         The folder that holds JPEGImages.
+
+    Raises:
+        FileExistsError: other images are there, or these as an earlier version drew them.
     """
     final = root / "VOCdevkit"
     if not final.exists():
         root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".drawing-", dir=root))
         _write(temporary / "VOC2012", num_train, num_val)
+        (temporary / _MARKER).write_text(f"{_VERSION}\n")
         temporary.chmod(0o755)
         try:
             temporary.rename(final)
@@ -141,7 +161,17 @@ def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
             shutil.rmtree(temporary)
             if not final.exists():
                 raise
+    _check_version(final)
     return final / "VOC2012"
+
+
+def _check_version(folder: Path) -> None:
+    marker = folder / _MARKER
+    if not marker.is_file() or marker.read_text().strip() != str(_VERSION):
+        raise FileExistsError(
+            f"{folder} was not drawn by this version of the generated images. Remove it, or set "
+            "--data.root to a place for them; a run of before wants the images of before."
+        )
 
 
 def _write(folder: Path, num_train: int, num_val: int) -> None:
@@ -159,8 +189,8 @@ def _write(folder: Path, num_train: int, num_val: int) -> None:
         (lists / f"{split}.txt").write_text("\n".join(members) + "\n")
 
 
-class Shapes(MaskedSource):
-    """512 training and 128 validation images, drawn on first use (about 5 s)."""
+class Shapes(MaskedSource, LabelledSource):
+    """1,024 training and 256 validation images, drawn on first use (about 5 s)."""
 
     classes = CLASSES
 
@@ -175,3 +205,12 @@ class Shapes(MaskedSource):
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """See `MaskedSource.pairs`."""
         return voc_pairs(generate(self.root), split)
+
+    def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
+        """See `LabelledSource.labels`: the class of the object that has most pixels."""
+        objects = CLASSES[1:]
+        counts = (
+            np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=VOID + 1)
+            for _, mask in self.pairs(split)
+        )
+        return objects, [int(count[1 : len(CLASSES)].argmax()) for count in counts]

@@ -204,9 +204,10 @@ def test_an_unlabelled_folder(train, image_folder, tmp_path, capsys):
 
 
 def test_data_without_classes(train, capsys):
-    assert train("probe", task="linear_probe")[0] == 2
-    assert "--data.name shapes: these images have no classes; probes work with cifar10" in error_of(
-        capsys
+    assert train("probe", task="linear_probe", data__name="voc")[0] == 2
+    assert (
+        "--data.name voc: these images have no classes; probes work with shapes, cifar10"
+        in error_of(capsys)
     )
 
 
@@ -273,7 +274,7 @@ def test_the_online_probe_leaves_no_trace_and_resumes(train, tmp_path, monkeypat
     assert all(torch.equal(one[key], other[key]) for key in one)
     rows = read_metrics(watched / "metrics.csv")
     scores = {s: r for s, r in rows.items() if "val/knn_accuracy" in r}
-    assert len(scores) == 3
+    assert len(scores) == 4  # before the first step, and after every epoch
     assert scores[max(scores)]["val/knn_accuracy"] > 0.9
 
     _, half = train("half", **shared | {"trainer__max_epochs": 2, "optim__schedule": "constant"})
@@ -285,7 +286,7 @@ def test_the_online_probe_leaves_no_trace_and_resumes(train, tmp_path, monkeypat
     for name in ("val/linear_accuracy", "val/knn_accuracy"):
         assert again[last][name] == expected[last][name]
     state = torch.load(half / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    assert "weight" in state["OnlineProbe"]
+    assert "weight" in state["OnlineProbe"]["linear"]
 
 
 def test_a_second_labelled_data_set(train, tmp_path):
@@ -303,8 +304,8 @@ def test_an_online_probe_of_one_kind(train, tmp_path):
         assert f"val/{absent}_accuracy" not in summary(folder)
 
 
-def test_without_labels_it_says_what_to_do(train, caplog):
-    code, folder = train("run", **ONLINE)
+def test_without_labels_it_says_what_to_do(train, shapes_root, caplog):
+    code, folder = train("run", **ONLINE, data__name="voc", data__root=shapes_root)
     assert code == 0
     assert "val/knn_accuracy" not in summary(folder)
     assert caplog.text.count("set --probe.data.name") == 1

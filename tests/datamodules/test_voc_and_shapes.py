@@ -8,7 +8,7 @@ from PIL import Image
 
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
-from datamodules.shapes import CLASSES, draw, generate
+from datamodules.shapes import CLASSES, Shapes, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.voc import VOC, find_voc, voc_files
 from utils.palette import VOID, voc_palette
@@ -39,7 +39,7 @@ def test_every_class_and_the_void_border_occur():
         runs = "".join("v" if v else "." for v in (labels == VOID).ravel()).split(".")
         widths.append(min(len(run) for run in runs if run))
     assert seen == {*range(len(CLASSES)), VOID}
-    assert max(widths) <= 3
+    assert max(widths) <= 4  # along a row: 3 px across an oblique outline
 
 
 def test_the_same_bytes_every_time(shapes_root, tmp_path):
@@ -57,6 +57,46 @@ def test_two_runs_may_generate_at_once(tmp_path):
     assert len(set(folders)) == 1
     assert len(voc_files(folders[0], "train")) == 6
     assert [file.name for file in tmp_path.iterdir()] == ["VOCdevkit"]  # nothing half-done stays
+
+
+def test_other_images_are_neither_used_nor_removed(shapes_root, tmp_path):
+    (tmp_path / "VOCdevkit").mkdir()
+    (tmp_path / "VOCdevkit" / "mine.jpg").touch()
+    with pytest.raises(FileExistsError, match="not drawn by this version"):
+        generate(tmp_path)
+    assert (tmp_path / "VOCdevkit" / "mine.jpg").exists()
+
+
+def test_the_class_of_an_image_is_that_of_its_large_object(shapes_root):
+    source = Shapes(str(shapes_root))
+    classes, labels = source.labels("train")
+    assert classes == CLASSES[1:]
+    for (_, mask), label in zip(source.pairs("train"), labels, strict=True):
+        drawn = np.asarray(Image.open(mask))
+        sizes = [np.sum(drawn == value) for value in range(1, len(CLASSES))]
+        assert label == int(np.argmax(sizes))
+        assert max(sizes) > 0.05 * drawn.size
+    assert len(set(labels)) > 4
+
+
+def test_what_an_image_shares_is_its_object():
+    # Means over halves: those of one image's ground, and of its object, agree no better than
+    # those of different images; so colour tells no image from another.
+    ground, objects = [], []
+    for index in range(200):
+        image, mask = (np.asarray(each) for each in draw(index))
+        half = image.shape[1] // 2
+        for means, where in ((ground, mask == 0), (objects, (mask > 0) & (mask != VOID))):
+            left, right = (
+                image[:, part][where[:, part]].mean(0)
+                for part in (slice(0, half - 6), slice(half + 6, None))
+            )
+            means.append((left, right))
+    for means in (ground, objects):
+        left, right = (np.array(side) for side in zip(*means, strict=True))
+        hue = (left - left.mean(1, keepdims=True), right - right.mean(1, keepdims=True))
+        correlation = np.corrcoef(hue[0].ravel(), hue[1].ravel())[0, 1]
+        assert abs(correlation) < 0.15
 
 
 def test_voc_palette_is_the_official_one():
