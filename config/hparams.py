@@ -647,6 +647,23 @@ class OnlineProbeHparams:
 
 
 @dataclass
+class DenseKNNHparams:
+    """Segmentation by nearest patches while a backbone is pretrained (Balažević et al. 2023).
+
+    On *training* images with masks. Nothing is trained for it: what it finds has emerged.
+    """
+
+    enabled: Enabled = True
+    """Measure it."""
+    every_n_epochs: Often = "auto"
+    """Measure before the first step, every n epochs, and at the end."""
+    num_images: Annotated[int, Between(10)] = 320
+    """Images with masks; a fifth of them, by a hash of the names, are labelled by the others."""
+    k: Count = 30
+    """Nearest patches; all there are where those are fewer."""
+
+
+@dataclass
 class EmbeddingsHparams:
     """Images as points, coloured by class: principal components and t-SNE (needs scikit-learn)."""
 
@@ -726,6 +743,9 @@ class CallbackHparams:
     )
     health: Annotated[HealthHparams, _has("health")] = _group(HealthHparams)
     online_probe: Annotated[OnlineProbeHparams, _has("online_probe")] = _group(OnlineProbeHparams)
+    dense_knn: Annotated[
+        DenseKNNHparams, _has("dense_knn"), Unless("data.name", *names.WITHOUT_MASKS)
+    ] = _group(DenseKNNHparams)
     embeddings: Annotated[EmbeddingsHparams, _has("embeddings")] = _group(EmbeddingsHparams)
     image_counts: Annotated[ImageCountsHparams, _has("image_counts")] = _group(ImageCountsHparams)
     views: Annotated[ViewsHparams, _has("views")] = _group(ViewsHparams)

@@ -127,6 +127,7 @@ CALLBACKS: dict[str, Callback] = {
     "image_counts": Callback("callbacks.image_counts:ImageCounts", ("segmentation",)),
     "health": Callback("callbacks.health:Health", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),
+    "dense_knn": Callback("callbacks.dense_knn:DenseKNN", PRETRAINING),
     "embeddings": Callback("callbacks.embeddings:Embeddings", PRETRAINING),
     "views": Callback("callbacks.views:Views", _BACKBONES_IN_TRAINING),
     "learning_curves": Callback("callbacks.learning_curves:LearningCurves", tuple(TASKS)),
