@@ -70,6 +70,7 @@ HEADS: dict[str, str] = {
     "segmenter_mask": "models.heads.segmenter:SegmenterMask",
     "fcn": "models.heads.fcn:FCN",
     "deeplabv3": "models.heads.deeplab:DeepLabV3",
+    "knn": "models.heads.knn:KNN",
     "seed_linear": "models.heads.seed:SeedLinear",
     "seed_naive": "models.heads.seed:SeedNaive",
     "seed_pup": "models.heads.seed:SeedPUP",

@@ -32,11 +32,16 @@ SPECIAL: dict[str, tuple[dict[str, Any], Any]] = {
         {"segmentation.fusion": ["fusion2"], "segmentation.attention_loss": 0.2},
         ["affinity"],
     ),
+    "segmentation.knn.k": ({"backbone.freeze": True}, 5),
+    "segmentation.knn.temperature": ({"backbone.freeze": True}, 0.1),
     "segmentation.test_stride": ({"segmentation.test_window": 64}, 48),
     "trainer.devices": ({"data.batch_size": 64}, 2),
     "trainer.num_nodes": ({"data.batch_size": 64}, 2),
     "run.resume": ({}, "somewhere"),
 }
+
+
+KNN = "--task segmentation --backbone.freeze true --segmentation.head knn"
 
 
 def another(leaf: Leaf) -> Any:
@@ -188,6 +193,12 @@ def check_first(hparams: Hparams, path: str) -> None:
         ("--logger.mode disabled --logger.project mine", "with --logger.mode disabled"),
         ("--trainer.tune_batch_size true --trainer.chunk_size 8", "tune_batch_size true"),
         ("--trainer.sync_batchnorm true", "with --trainer.devices 1"),
+        ("--task segmentation --segmentation.knn.k 5", "without --segmentation.head knn"),
+        (f"{KNN} --optim.lr 1", "with --segmentation.head knn"),
+        (f"{KNN} --segmentation.loss dice", "with --segmentation.head knn"),
+        (f"{KNN} --segmentation.fusion fusion2", "with --segmentation.head knn"),
+        (f"{KNN} --trainer.max_epochs 3", "with --segmentation.head knn"),
+        (f"{KNN} --data.views fixed", "with --segmentation.head knn"),
         ("--data.feature_cache off", "without --data.views fixed"),
         ("--task segmentation --probe.k 3", "on task segmentation (only linear_probe)"),
     ],
