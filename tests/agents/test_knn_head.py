@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from agents.patch_memory import as_seen, remember
+from config.hparams import Hparams
+from config.resolve import length, resolve, resolve_for_data
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
@@ -153,3 +155,11 @@ def test_masks_of_nothing_but_void(train, capsys, monkeypatch):
     code, _ = train("void", **KNN_RUN)
     assert code != 0
     assert "void all over" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_length_is_announced_where_nothing_is_trained():
+    hparams = Hparams(task="segmentation")
+    hparams.segmentation.head, hparams.backbone.freeze = "knn", True
+    said, warnings = length(resolve_for_data(resolve(hparams), 24, False), 24)
+    assert said.endswith("on shapes: 24 training images; nothing is trained.")
+    assert not warnings
