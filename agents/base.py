@@ -23,6 +23,7 @@ class Agent(LightningModule, ABC):
         monitor: the metric that chooses the best checkpoint, and `min` or `max`; None where no
             metric does, so that the last one counts.
         trains: whether there is something to train; else the run is its test.
+        validates_untrained: whether such a run measures the held-out images as well.
         facts: what a table of results must say beside them.
         lr: peak learning rate, which the tuner may set.
         backbone: the network that is kept and looked at.
@@ -30,6 +31,7 @@ class Agent(LightningModule, ABC):
 
     monitor: ClassVar[tuple[str, str] | None] = None
     trains: bool = True
+    validates_untrained: bool = False
     facts: Mapping[str, str] = {}
     lr: float
     backbone: Backbone

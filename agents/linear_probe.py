@@ -53,7 +53,7 @@ class LinearProbe(Agent):
         self.classes = tuple(classes)
         self.facts = {"features": hparams.probe.features}
         self.trains = hparams.probe.kind != "knn"
-        self.lr = float(hparams.optim.lr)
+        self.lr = float(hparams.optim.lr) if self.trains else 0.0
         width = backbone.embed_dim
         if hparams.probe.features == "cls":
             width = sum(backbone.map_channels)

@@ -13,10 +13,12 @@ from agents.base import Agent
 from agents.feature_cache import keep_features, keeps_features
 from agents.fusion import build_fusion
 from agents.optimizers import configure
+from agents.patch_memory import remember
 from agents.sources import masked
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config import names
 from config.hparams import Hparams
+from config.rules import settings_of
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
@@ -24,9 +26,11 @@ from datamodules.transforms.segmentation import FixedViews, Protocol
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
 from models.heads.base import Head
+from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
 from models.losses.segmentation import SegmentationLoss
+from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of
 from utils.checkpoints import read_checkpoint
@@ -38,7 +42,8 @@ from utils.palette import has_background
 class Segmentation(Agent):
     """Labels every pixel with one of the data set's classes.
 
-    Trained on crops; judged on whole images, by the protocol of the settings.
+    Trained on crops; judged on whole images, by the protocol of the settings. A head that remembers
+    training images instead (`knn`) is filled before the first image is judged.
 
     Args:
         network: what is trained, on a backbone that may be frozen.
@@ -51,6 +56,7 @@ class Segmentation(Agent):
     """
 
     monitor = ("val/miou", "max")  # on training images held out
+    validates_untrained = True
 
     def __init__(self, network: Segmenter, classes: Sequence[str], hparams: Hparams) -> None:
         super().__init__()
@@ -62,7 +68,8 @@ class Segmentation(Agent):
         self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
         self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}
-        self.lr = float(hparams.optim.lr)
+        self.trains = self.memory is None
+        self.lr = float(hparams.optim.lr) if self.trains else 0.0
         self.inference = Inference(
             settings.test_window,
             settings.test_stride,
@@ -77,7 +84,9 @@ class Segmentation(Agent):
         classes = masked(source, f"--data.name {hparams.data.name}").classes
         settings = hparams.segmentation
         fusion, channels = build_fusion(hparams, backbone, len(classes))
-        head: Head = load(names.HEADS[settings.head])(channels, backbone.map_strides, len(classes))
+        make_head = load(names.HEADS[settings.head])
+        told = settings_of(hparams, "segmentation.head")
+        head: Head = make_head(channels, backbone.map_strides, len(classes), **told)
         network = Segmenter(backbone, head, fusion, hparams.trainer.compile)
         return cls(network, classes, hparams)
 
@@ -131,6 +140,11 @@ class Segmentation(Agent):
         """The network's, which callbacks look into."""
         return self.network.backbone
 
+    @property
+    def memory(self) -> PatchMemory | None:
+        """What the head remembers of the training images; None where it is trained."""
+        return self.network.head.memory if isinstance(self.network.head, KNN) else None
+
     # A checkpoint holds the network alone, and its keys do not depend on where the agent keeps it.
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the network's: `backbone.…`, `head.…`, `fusion.…`."""
@@ -179,18 +193,30 @@ class Segmentation(Agent):
     def _evaluate(
         self, batch: SegmentationBatch, split: str, inference: Inference
     ) -> dict[str, Any]:
+        if self.memory is not None and not len(self.memory):
+            self._remember(self.memory)
         measured: Any = self.metrics[split]
         images, masks = zip(*batch.items(), strict=True)
         sizes = [(mask.shape[0], mask.shape[1]) for mask in masks]
         found = self.network.logits_at(images, sizes, batch.stored, inference)
         losses, predictions = [], []
         for logits, labels in zip(found, masks, strict=True):
-            losses.append(self.loss(logits[None], labels[None]))
+            if self.trains:  # shares of neighbours are no logits
+                losses.append(self.loss(logits[None], labels[None]))
             predictions.append(labels_of(logits))
             measured.update(predictions[-1][None].int(), labels[None].int())
-        loss = torch.stack(losses).mean()
-        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
+        loss = torch.stack(losses).mean() if losses else torch.zeros(())
+        if losses:
+            self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
         return step_result(loss, EvaluationOutputs(predictions))
+
+    def _remember(self, memory: PatchMemory) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.inference_mode(False):
+            remember(self.network, memory, data.whole_training_images())
+        console.info(
+            "%d patches of %d training images remembered", len(memory), len(data.train_files)
+        )
 
     def on_train_epoch_end(self) -> None:
         """Logs what the fusions have learnt."""
@@ -255,6 +281,13 @@ class Segmentation(Agent):
             "Best:  " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:4]),
             "Worst: " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:-5:-1]),
         ]
+        if self.memory is not None:
+            held_out = summary.get("val/miou")
+            lines.append(
+                f"Nothing was trained: classes are those of the {self.memory.k} nearest of "
+                f"{len(self.memory):,} patches of training images"
+                + ("." if held_out is None else f"; on held-out ones mIoU {held_out:.3f}.")
+            )
         if absent := len(self.classes) - len(by_class):
             lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
         return lines

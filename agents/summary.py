@@ -84,11 +84,14 @@ def show(
 
 
 def _what(hparams: Hparams, result: dict[str, Any]) -> str:
+    what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
+    if result["status"] == "finished" and not result["steps"]:
+        return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
     verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
     return (
-        f"{verb[result['status']]}: {hparams.task} with {hparams.backbone.name} on "
-        f"{hparams.data.name}, {result['steps']} steps of {hparams.data.batch_size} images in "
-        f"{result['wall_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
+        f"{verb[result['status']]}: {what}, {result['steps']} steps of "
+        f"{hparams.data.batch_size} images in {result['wall_seconds']:.0f} s "
+        f"({result['images_per_second']:.0f} images/s, "
         f"{result['data_wait_share']:.0%} of it waiting for data)."
     )
 

@@ -252,7 +252,7 @@ class Trainer:
         common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
         last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
         stopping = self.hparams.callbacks.early_stopping
-        if self.hparams.trainer.limit_val_batches == 0 or not data.validates:
+        if not self._validates(data):
             if stopping.enabled:
                 raise ValueError("--callbacks.early_stopping needs validation images: none here.")
             return [last]
@@ -264,6 +264,9 @@ class Trainer:
         stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
         return [best, last, *stop]
 
+    def _validates(self, data: ImageDataModule) -> bool:
+        return self.hparams.trainer.limit_val_batches != 0 and data.validates
+
     def _train(
         self,
         trainer: pl.Trainer,
@@ -272,21 +275,21 @@ class Trainer:
         folder: RunFolder,
     ) -> tuple[str, str | None]:
         try:
-            trains = agent.trains
+            quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
+            trains, resume = agent.trains, folder.last if self.resumed else None
             if trains:
-                resume = folder.last if self.resumed else None
                 trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
                 if self.leads:
                     save_backbone(agent, folder)
+            elif agent.validates_untrained and self._validates(data):
+                trainer.validate(agent, ckpt_path=resume, datamodule=data, **quiet)
+                self.metrics |= trainer.callback_metrics
             if is_overridden("test_step", agent):
-                trainer.test(
-                    agent,
-                    datamodule=data,
-                    ckpt_path=folder.chosen if trains else None,
-                    weights_only=True,
-                    verbose=False,
-                )
+                chosen = folder.chosen if trains else resume
+                trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
+            if not trains:  # what it was measured with, for --evaluate and --predict
+                trainer.save_checkpoint(folder.last, weights_only=True)
         except Interrupted as interruption:
             return "interrupted", str(interruption)
         except SystemExit:

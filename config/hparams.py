@@ -44,6 +44,8 @@ PRETRAINS = Needs("task", *names.PRETRAINING)
 SEGMENTS = Needs("task", "segmentation")
 PASSES_IMAGES = Needs("task", *names.PRETRAINING, "segmentation")  # in every step
 TRAINS = Unless("task", "linear_probe") | Unless("probe.kind", "knn")
+LEARNT_HEAD = Unless("segmentation.head", "knn")
+HEAD_LEARNS = Unless("task", "segmentation") | LEARNT_HEAD
 BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
 IS_VIT = Needs("backbone.name", *names.VITS)
 HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
@@ -110,7 +112,7 @@ class DataHparams:
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
     result stays the same. auto: 256, for a segmentation 16; fewer where the images are few."""
-    views: Annotated[Literal["random", "fixed"], SEGMENTS] = "random"
+    views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. The features a frozen backbone has for those are computed once."""
     fixed_scales: Annotated[list[float], Needs("data.views", "fixed")] = field(
@@ -329,33 +331,45 @@ class ProbeHparams:
 
 
 @dataclass
+class KNNHeadHparams:
+    """Segmentation by nearest patches (Balažević et al. 2023), exact."""
+
+    k: Count = 30
+    """Nearest patches; all that are remembered where those are fewer."""
+    temperature: Annotated[float, Between(1e-3)] = 0.02
+    """The classes of a patch weigh exp(cosine / temperature)."""
+
+
+@dataclass
 class SegmentationHparams:
     """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
 
     head: Annotated[str, OneOf(names.HEADS)] = "setr_naive"
     """linear (1x1) | setr_naive | setr_pup | setr_mla (four layers) | segformer_mlp (pyramids) |
     segmenter_mask (class tokens) | fcn | deeplabv3 (for output_stride 8) | seed_linear, seed_naive,
-    seed_pup: the study's. All but setr_mla and segformer_mlp concatenate
+    seed_pup: the study's | knn (nothing is trained: the classes of the nearest patches of the
+    training images; needs --backbone.freeze true). All but setr_mla and segformer_mlp concatenate
     several backbone.layers."""
-    head_weights: str = "none"
+    knn: Annotated[KNNHeadHparams, Needs("segmentation.head", "knn")] = _group(KNNHeadHparams)
+    head_weights: Annotated[str, LEARNT_HEAD] = "none"
     """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""
-    head_lr_multiplier: Annotated[float, Between(1e-3)] = 1.0
+    head_lr_multiplier: Annotated[float, Between(1e-3), LEARNT_HEAD] = 1.0
     """Learning rate of the head over that of the backbone; SETR fine-tunes with 10."""
-    loss: Annotated[list[str], SomeOf(names.LOSSES)] = field(
+    loss: Annotated[list[str], SomeOf(names.LOSSES), LEARNT_HEAD] = field(
         default_factory=lambda: ["cross_entropy"]
     )
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
-    loss_weights: list[float] = field(default_factory=list)
+    loss_weights: Annotated[list[float], LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
-    loss_stride: Literal[1, 2, 4, 8] = 1
+    loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
     same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""
     protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
     224 x 224, void is background, in training too). Results of the two never compare."""
-    fusion: Annotated[list[str], SomeOf((*names.FUSIONS, *names.FUSION_ALIASES), 0)] = field(
-        default_factory=list
-    )
+    fusion: Annotated[
+        list[str], SomeOf((*names.FUSIONS, *names.FUSION_ALIASES), 0), LEARNT_HEAD
+    ] = field(default_factory=list)
     """What the backbone's attention does for the head, any of: fusion1 (maps_as_channels) | fusion2
     (affinity_propagation: patches that attend to each other share their logits) | fusion3
     (class_queries, guided by maps). Either name is understood."""
@@ -378,7 +392,7 @@ class SegmentationHparams:
     """How many times it travels."""
     fusion_keys: Annotated[bool, Needs("segmentation.fusion", "fusion2")] = True
     """Patches with similar keys are neighbours too (as in LOST and TokenCut)."""
-    attention_loss: NonNegative = 0.0
+    attention_loss: Annotated[NonNegative, LEARNT_HEAD] = 0.0
     """Weight of a loss on attention itself; 0.1 to 0.4. It trains heads of unfrozen blocks
     (backbone.unfreeze_last), and what fusion2 and fusion3 learn."""
     attention_loss_terms: Annotated[
@@ -392,10 +406,11 @@ class SegmentationHparams:
     """Test: label windows of this side, averaged where they overlap. null: the whole image."""
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels between windows. null: two thirds of test_window."""
-    test_scales: list[float] = field(default_factory=lambda: [1.0])
+    # Both average softmax(logits), and shares of neighbours are none.
+    test_scales: Annotated[list[float], LEARNT_HEAD] = field(default_factory=lambda: [1.0])
     """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
     """
-    test_flip: bool = False
+    test_flip: Annotated[bool, LEARNT_HEAD] = False
     """Test: average with the mirror image."""
 
 
@@ -432,13 +447,13 @@ class OptimHparams:
 class TrainerHparams:
     """Length, hardware and memory."""
 
-    max_epochs: Annotated[int | str, Auto(), Between(1), TRAINS, Unless("trainer.max_steps")] = (
-        "auto"
-    )
+    max_epochs: Annotated[
+        int | str, Auto(), Between(1), TRAINS, HEAD_LEARNS, Unless("trainer.max_steps")
+    ] = "auto"
     """Passes over the training images. auto: 24 for the demonstration (shapes); pretraining 20,000
     steps in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe
     100 epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
-    max_steps: Annotated[Count | None, TRAINS] = None
+    max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
     """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
@@ -453,7 +468,7 @@ class TrainerHparams:
     """Lightning's strategy. auto: ddp for several devices."""
     sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES] = False
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
-    compile: Annotated[bool, PASSES_IMAGES] = False
+    compile: Annotated[bool, PASSES_IMAGES, HEAD_LEARNS] = False
     """torch.compile the backbone's training pass. Not on Pascal cards."""
     chunk_size: Annotated[
         int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
@@ -462,21 +477,21 @@ class TrainerHparams:
     null: the whole batch at once. DINO then takes one view after the other: batch_size here already
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
     as does; what is measured is the memory of two images."""
-    accumulate: Annotated[Count, TRAINS] = 1
+    accumulate: Annotated[Count, TRAINS, HEAD_LEARNS] = 1
     """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins:
     every batch has its own matrix. Use batch_size with chunk_size for that."""
-    gradient_clip: Annotated[NonNegative, TRAINS] = 0.0
+    gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
-    tune_lr: Annotated[bool, TRAINS] = False
+    tune_lr: Annotated[bool, TRAINS, HEAD_LEARNS] = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
     tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
-    val_every_n_epochs: Annotated[int | str, Cadence(1, 200), Between(1), TRAINS, VALIDATES] = (
-        "auto"
-    )
+    val_every_n_epochs: Annotated[
+        int | str, Cadence(1, 200), Between(1), TRAINS, HEAD_LEARNS, VALIDATES
+    ] = "auto"
     """Validate every n epochs. auto: every epoch, 200 times at most."""
-    limit_train_batches: Annotated[Count, TRAINS] | None = None
+    limit_train_batches: Annotated[Count, TRAINS, HEAD_LEARNS] | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None
     """Batches per validation; null: all, 0: no validation."""
@@ -647,6 +662,23 @@ class OnlineProbeHparams:
 
 
 @dataclass
+class DenseKNNHparams:
+    """Segmentation by nearest patches while a backbone is pretrained (Balažević et al. 2023).
+
+    On *training* images with masks. Nothing is trained for it: what it finds has emerged.
+    """
+
+    enabled: Enabled = True
+    """Measure it."""
+    every_n_epochs: Often = "auto"
+    """Measure before the first step, every n epochs, and at the end."""
+    num_images: Annotated[int, Between(10)] = 320
+    """Images with masks; a fifth of them, by a hash of the names, are labelled by the others."""
+    k: Count = 30
+    """Nearest patches; all there are where those are fewer."""
+
+
+@dataclass
 class EmbeddingsHparams:
     """Images as points, coloured by class: principal components and t-SNE (needs scikit-learn)."""
 
@@ -711,9 +743,11 @@ class CallbackHparams:
         Unless("data.name", *names.WITHOUT_MASKS),
     ] = _group(AttentionQualityHparams)
     effective_receptive_field: Annotated[
-        EffectiveReceptiveFieldHparams, _has("effective_receptive_field")
+        EffectiveReceptiveFieldHparams, _has("effective_receptive_field"), HEAD_LEARNS
     ] = _group(EffectiveReceptiveFieldHparams)
-    feature_maps: Annotated[FeatureMapsHparams, _has("feature_maps")] = _group(FeatureMapsHparams)
+    feature_maps: Annotated[FeatureMapsHparams, _has("feature_maps"), HEAD_LEARNS] = _group(
+        FeatureMapsHparams
+    )
     cross_correlation: Annotated[CrossCorrelationHparams, _has("cross_correlation")] = _group(
         CrossCorrelationHparams
     )
@@ -726,13 +760,16 @@ class CallbackHparams:
     )
     health: Annotated[HealthHparams, _has("health")] = _group(HealthHparams)
     online_probe: Annotated[OnlineProbeHparams, _has("online_probe")] = _group(OnlineProbeHparams)
+    dense_knn: Annotated[
+        DenseKNNHparams, _has("dense_knn"), Unless("data.name", *names.WITHOUT_MASKS)
+    ] = _group(DenseKNNHparams)
     embeddings: Annotated[EmbeddingsHparams, _has("embeddings")] = _group(EmbeddingsHparams)
     image_counts: Annotated[ImageCountsHparams, _has("image_counts")] = _group(ImageCountsHparams)
-    views: Annotated[ViewsHparams, _has("views")] = _group(ViewsHparams)
+    views: Annotated[ViewsHparams, _has("views"), HEAD_LEARNS] = _group(ViewsHparams)
     learning_curves: LearningCurvesHparams = _group(LearningCurvesHparams)
     report: ReportHparams = _group(ReportHparams)
     early_stopping: Annotated[
-        EarlyStoppingHparams, Unless("task", "dino", "dino_twins"), TRAINS, VALIDATES
+        EarlyStoppingHparams, Unless("task", "dino", "dino_twins"), TRAINS, HEAD_LEARNS, VALIDATES
     ] = _group(EarlyStoppingHparams)
 
 
@@ -756,7 +793,7 @@ class Hparams:
     )
     probe: ProbeHparams = _group(ProbeHparams)
     segmentation: Annotated[SegmentationHparams, SEGMENTS] = _group(SegmentationHparams)
-    optim: Annotated[OptimHparams, TRAINS] = _group(OptimHparams)
+    optim: Annotated[OptimHparams, TRAINS, HEAD_LEARNS] = _group(OptimHparams)
     trainer: TrainerHparams = _group(TrainerHparams)
     logger: LoggerHparams = _group(LoggerHparams)
     callbacks: CallbackHparams = _group(CallbackHparams)

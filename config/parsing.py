@@ -14,7 +14,7 @@ from config import names
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
 from config.hparams import Hparams
 from config.lookup import find_run, newest_unfinished, read_experiment
-from config.rules import is_on, possible_on, rules_of
+from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 from config.validation import check, without_ineffective, without_superseded
 
@@ -75,7 +75,9 @@ class _Parser(ArgumentParser):
                     continue
                 if not possible_on(Hparams, path, self.task):
                     action.help = argparse.SUPPRESS
-                elif needed := [str(each) for each in conditions if not is_on(each, "task")]:
+                elif needed := [
+                    str(each) for each in conditions if not settled_by(each, self.task)
+                ]:
                     action.help = f"{action.help} [Needs {'; '.join(needed)}]"
                 action.option_strings = [o for o in action.option_strings if ".no" not in o]
                 if choices.get(path):

@@ -254,12 +254,15 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         The length in one line, and warnings of few steps.
     """
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
+    what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
+    if unmet(hparams, "trainer.max_steps"):
+        return f"{what}: {images:,} training images; nothing is trained.", []
     per_epoch = steps_per_epoch(hparams, images)
     steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
     epochs = f"{steps / per_epoch:.3g}" if trainer.max_steps else str(trainer.max_epochs)
     line = (
-        f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}: {images:,} training "
-        f"images, batches of {batch}; {epochs} epochs of {per_epoch:,} steps, {steps:,} in all."
+        f"{what}: {images:,} training images, batches of {batch}; {epochs} epochs of "
+        f"{per_epoch:,} steps, {steps:,} in all."
     )
     warnings = []
     if steps < _FEW_STEPS:

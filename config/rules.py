@@ -163,9 +163,11 @@ def _check_no_circle(rules: Rules, path: str, seen: tuple[str, ...]) -> None:
             _check_no_circle(rules, alternative.path, (*seen, path))
 
 
-def is_on(condition: Condition, path: str) -> bool:
-    """Whether a condition is on the setting at `path` alone."""
-    return all(each.path == path for each in _alternatives(condition))
+def settled_by(condition: Condition, task: str) -> bool:
+    """Whether a condition holds on a task, whatever the other settings are."""
+    return any(
+        each.path == "task" and each.holds(lambda _: task) for each in _alternatives(condition)
+    )
 
 
 def unmet(hparams: object, path: str) -> Condition | None:

@@ -147,6 +147,11 @@ def _check_segmentation(hparams: Hparams) -> None:
             f"--data.image_size {data.image_size} is no multiple of --segmentation.loss_stride "
             f"{settings.loss_stride}."
         )
+    if hparams.task == "segmentation" and settings.head == "knn" and not frozen:
+        raise ConfigError(
+            "--segmentation.head knn trains nothing, so nothing below it can be in training: it "
+            "needs --backbone.freeze true, without --backbone.unfreeze_last."
+        )
     if len(set(settings.fusion)) < len(settings.fusion):
         raise ConfigError(f"--segmentation.fusion {as_typed(settings.fusion)}: each of them once.")
     trained = set() if frozen else {"mass", "shape", "diversity"}

@@ -279,6 +279,13 @@ class SegmentationDataModule(ImageDataModule):
         # Reading is memory mapping: handing tensors from process to process would cost more.
         self.loading = replace(self.loading, num_workers=0)
 
+    def whole_training_images(self) -> BatchLoader:
+        """The training images but the held-out ones, whole and once, as test images are seen."""
+        chosen = set(self.train_files)
+        pairs = [pair for pair in self.pairs(self.source.split) if pair[0] in chosen]
+        images = self._images(pairs, self.protocol, self.loading.seed, skip_unreadable=True)
+        return self.loading.every(images, collate)
+
     @property
     def transductive(self) -> bool:
         """Never: training lists with test images in them are refused."""

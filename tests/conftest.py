@@ -40,6 +40,7 @@ TINY = {
     "callbacks.effective_receptive_field.enabled": "false",
     "callbacks.feature_maps.enabled": "false",
     "callbacks.online_probe.enabled": "false",
+    "callbacks.dense_knn.enabled": "false",
     "callbacks.embeddings.enabled": "false",
     "callbacks.report.enabled": "false",
     "callbacks.segmentation_predictions.enabled": "false",

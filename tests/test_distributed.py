@@ -56,6 +56,13 @@ def cases(labelled: Path) -> dict[str, dict]:
             "trainer.max_epochs": 1,
             "data.val_fraction": 0.3,
         },
+        "knn_head": {
+            "trainer.precision": "64-true",
+            "task": "segmentation",
+            "segmentation.head": "knn",
+            "backbone.freeze": "true",
+            "data.val_fraction": 0.3,
+        },
         "linear_probe": {
             "trainer.precision": "64-true",
             "task": "linear_probe",
@@ -136,7 +143,8 @@ def test_losses_are_those_of_one_process(runs, name):
 
 
 def test_evaluations_are_those_of_one_process(runs):
-    for name, prefix in (("segmentation", "test/"), ("linear_probe", "test/knn")):
+    measured = {"segmentation": "test/", "knn_head": "test/", "linear_probe": "test/knn"}
+    for name, prefix in measured.items():
         one, two = (summary(runs / which / name) for which in ("one", "two"))
         keys = [key for key in one if key.startswith(prefix)]
         assert keys

@@ -124,6 +124,12 @@ def test_either_kind_alone(probe, kind, absent):
     assert f"test/{absent}" not in found
     assert any(key.startswith("test/") for key in found)
     assert (folder / "checkpoints" / "best.ckpt").exists() is (kind == "linear")
+    if kind == "knn":
+        place = ["--run.dir", str(folder.parent)]
+        assert main(["--evaluate", folder.name, *place]) == 0
+        assert summary(folder)["evaluate/knn_accuracy"] == found["test/knn_accuracy"]
+        assert main(["--run.resume", folder.name, *place]) == 0
+        assert summary(folder)["test/knn_accuracy"] == found["test/knn_accuracy"]
 
 
 def test_interrupted_probes_go_on(probe, train):

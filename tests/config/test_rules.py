@@ -32,11 +32,16 @@ SPECIAL: dict[str, tuple[dict[str, Any], Any]] = {
         {"segmentation.fusion": ["fusion2"], "segmentation.attention_loss": 0.2},
         ["affinity"],
     ),
+    "segmentation.knn.k": ({"backbone.freeze": True}, 5),
+    "segmentation.knn.temperature": ({"backbone.freeze": True}, 0.1),
     "segmentation.test_stride": ({"segmentation.test_window": 64}, 48),
     "trainer.devices": ({"data.batch_size": 64}, 2),
     "trainer.num_nodes": ({"data.batch_size": 64}, 2),
     "run.resume": ({}, "somewhere"),
 }
+
+
+KNN = "--task segmentation --backbone.freeze true --segmentation.head knn"
 
 
 def another(leaf: Leaf) -> Any:
@@ -171,6 +176,8 @@ def check_first(hparams: Hparams, path: str) -> None:
         ("--task linear_probe --data.name cifar10 --probe.kind linear --probe.k 5", "probe.kind"),
         ("--task linear_probe --data.name cifar10 --probe.kind knn --optim.lr 1", "probe.kind knn"),
         ("--callbacks.online_probe.enabled false --probe.k 5", "online_probe.enabled"),
+        ("--data.name cifar10 --callbacks.dense_knn.k 5", "with --data.name cifar10"),
+        ("--task segmentation --callbacks.dense_knn.k 5", "on task segmentation"),
         ("--probe.data.root x", "without --probe.data.name"),
         ("--backbone.freeze true --backbone.drop_path 0.1", "with --backbone.freeze true"),
         ("--trainer.max_steps 5 --trainer.max_epochs 3", "with --trainer.max_steps 5"),
@@ -186,6 +193,12 @@ def check_first(hparams: Hparams, path: str) -> None:
         ("--logger.mode disabled --logger.project mine", "with --logger.mode disabled"),
         ("--trainer.tune_batch_size true --trainer.chunk_size 8", "tune_batch_size true"),
         ("--trainer.sync_batchnorm true", "with --trainer.devices 1"),
+        ("--task segmentation --segmentation.knn.k 5", "without --segmentation.head knn"),
+        (f"{KNN} --optim.lr 1", "with --segmentation.head knn"),
+        (f"{KNN} --segmentation.loss dice", "with --segmentation.head knn"),
+        (f"{KNN} --segmentation.fusion fusion2", "with --segmentation.head knn"),
+        (f"{KNN} --trainer.max_epochs 3", "with --segmentation.head knn"),
+        (f"{KNN} --data.views fixed", "with --segmentation.head knn"),
         ("--data.feature_cache off", "without --data.views fixed"),
         ("--task segmentation --probe.k 3", "on task segmentation (only linear_probe)"),
     ],

@@ -1,0 +1,60 @@
+"""Fills the memory of a head that is not trained with the patches of the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.segmentation import SegmentationBatch
+from models.heads.base import Size, concatenated
+from models.measures.dense_knn import PatchMemory, labelled_patches
+from models.segmenter import Segmenter
+from utils.distributed import gather_rows
+from utils.palette import VOID
+
+
+@torch.no_grad()
+def remember(network: Segmenter, memory: PatchMemory, images: Iterable[SegmentationBatch]) -> None:
+    """Fills a memory; several processes read their share each, and remember the same.
+
+    Args:
+        network: gives the features.
+        memory: of its head.
+        images: whole ones, as the protocol shows them to the network.
+
+    Raises:
+        ValueError: the masks are void all over.
+    """
+    features, shares = [memory.features], [memory.shares]
+    num_classes = memory.shares.shape[1]
+    known: set[int] = set()
+    for batch in images:
+        for (image, labels), position in zip(batch.items(), batch.indices.tolist(), strict=True):
+            if position in known:  # it stands in for one that cannot be read
+                continue
+            known.add(position)
+            maps = concatenated(network.encode(image[None].to(memory.features.device)))[0]
+            seen = as_seen(labels, (image.shape[-2], image.shape[-1]), network.multiple)
+            patches, classes = labelled_patches(maps, seen, num_classes)
+            features.append(patches)
+            shares.append(classes)
+    memory.fill(gather_rows(torch.cat(features)), gather_rows(torch.cat(shares)))
+
+
+def as_seen(labels: Tensor, size: Size, multiple: int) -> Tensor:
+    """Resizes labels `(H, W)` to their image's size, and pads them as the network pads images.
+
+    Args:
+        labels: uint8.
+        size: `(h, w)` of the image.
+        multiple: see `Segmenter`.
+
+    Returns:
+        The nearest labels, and void where there is no image.
+    """
+    resized = F.interpolate(labels[None, None], size, mode="nearest-exact")[0, 0]
+    right, bottom = -size[1] % multiple, -size[0] % multiple
+    return F.pad(resized, (0, right, 0, bottom), value=VOID)

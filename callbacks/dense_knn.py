@@ -1,0 +1,117 @@
+"""How well patches of one image find those of their class in others, while they are learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
+from datamodules.base import MaskedSource
+from datamodules.masked_squares import masked_squares
+from models.backbones.base import Backbone
+from models.heads.base import resize
+from models.measures.dense_knn import NEAREST, PatchMemory, labelled_patches
+from models.measures.segmentation import metrics
+from utils.logging import log_scalars
+
+METRIC = "val/dense_knn_miou"
+_HELD_OUT = 0.2  # share of the images that are queries
+_IMAGES_AT_ONCE = 64
+
+Examples = Iterable[tuple[Tensor, Tensor]]  # images (3, S, S) uint8, labels (H, W) uint8
+
+
+class DenseKNN(Callback):
+    """Logs `val/dense_knn_miou` of the kept backbone: before training, while training, at the end.
+
+    As the online probe does for images, it looks at labelled *training* images, a part of them held
+    out by a hash of their names: the test set is not looked at. The measure: see
+    `models.measures.dense_knn`, on the last layer's map. What keeps it from measuring is said; it
+    does not end the run.
+
+    Args:
+        every_n_epochs: when to measure.
+        num_images: labelled images used, a fifth of them as queries.
+        k: neighbours.
+    """
+
+    def __init__(self, every_n_epochs: int = 5, num_images: int = 320, k: int = NEAREST) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.num_images = num_images
+        self.k = k
+        self.say = SayOnce()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures what there is before the first step; not when a run goes on."""
+        if trainer.global_step == 0:
+            log_scalars(trainer, self._measure(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measures."""
+        if due(trainer, self.every_n_epochs):
+            pl_module.log_dict(self._measure(trainer, pl_module))
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        data, backbone = data_of(trainer), backbone_of(pl_module)
+        if not isinstance(data.source, MaskedSource):
+            self.say("dense_knn: these images have no masks.")
+            return {}
+        size = data.image_size // backbone.patch_multiple * backbone.patch_multiple
+        try:
+            known, queries = masked_squares(data.source, self.num_images, _HELD_OUT, size)
+            if not len(queries):
+                raise ValueError(f"none of {len(known)} images with masks is held out")
+            with inspecting(pl_module):
+                miou = measure(backbone, known, queries, len(data.source.classes), self.k)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            self.say(f"dense_knn: not measured: {error}")
+            return {}
+        return {METRIC: miou} if math.isfinite(miou) else {}
+
+
+def measure(
+    backbone: Backbone, known: Examples, queries: Examples, num_classes: int, k: int = NEAREST
+) -> float:
+    """Labels images by the nearest patches of others.
+
+    Args:
+        backbone: in eval mode.
+        known: what is remembered; images of one size.
+        queries: what is labelled, judged at the resolution of their labels.
+        num_classes: C.
+        k: neighbours.
+
+    Returns:
+        mIoU, from one confusion over the pixels of all queries.
+
+    Raises:
+        ValueError: the known images are void all over.
+    """
+    device = backbone.mean.device
+    memory = PatchMemory(backbone.map_channels[-1], num_classes, k).to(device)
+    parts = [
+        labelled_patches(each, labels, num_classes)
+        for maps, masks in _encoded(backbone, known)
+        for each, labels in zip(maps, masks, strict=True)
+    ]
+    features, shares = zip(*parts, strict=True) if parts else ((), ())
+    memory.fill(torch.cat([memory.features, *features]), torch.cat([memory.shares, *shares]))
+    counted = metrics(num_classes)
+    for maps, masks in _encoded(backbone, queries):
+        for each, labels in zip(memory.label_maps(maps).cpu(), masks, strict=True):
+            found = resize(each[None], (labels.shape[0], labels.shape[1])).argmax(1)
+            counted.update(found.int(), labels[None].int())
+    return float(counted.compute()["miou"])
+
+
+def _encoded(backbone: Backbone, examples: Examples) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Yields last maps `(B, D, h, w)` of images, and their labels."""
+    remaining = iter(examples)
+    while some := list(islice(remaining, _IMAGES_AT_ONCE)):
+        images, labels = zip(*some, strict=True)
+        yield backbone(torch.stack(images).to(backbone.mean.device)).maps[-1], labels

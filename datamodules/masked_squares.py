@@ -1,0 +1,72 @@
+"""Training images with masks as squares: for readouts that compare images with images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torchvision.transforms.v2.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from datamodules.base import MaskedSource, held_out
+from datamodules.loading import UNREADABLE, read_rgb
+from datamodules.masks import read_labels
+
+
+class MaskedSquares:
+    """Images and masks, cut to the centred square; a file that cannot be read is left out.
+
+    Args:
+        source: says what values of masks mean.
+        pairs: image and mask files.
+        size: side of the images in pixels.
+    """
+
+    def __init__(self, source: MaskedSource, pairs: list[tuple[Path, Path]], size: int) -> None:
+        self.source = source
+        self.pairs = pairs
+        self.size = size
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images `(3, size, size)` and labels as stored, `(s, s)`, both uint8.
+
+        Raises:
+            ValueError: a mask that cannot be one of this image; names the file.
+        """
+        for file, mask in self.pairs:
+            try:
+                image = read_rgb(file)
+            except UNREADABLE:
+                continue
+            labels = read_labels(mask, len(self.source.classes), self.source.meanings)
+            side = [min(image.size)]
+            image = F.resize(F.center_crop(image, side), [self.size] * 2, InterpolationMode.BICUBIC)
+            yield F.pil_to_tensor(image), F.center_crop(labels[None], side)[0]
+
+
+def masked_squares(
+    source: MaskedSource, count: int, fraction: float, size: int
+) -> tuple[MaskedSquares, MaskedSquares]:
+    """Returns training images with masks, and a share of them held out by a hash of their names.
+
+    Args:
+        source: the data set; its `val` images are not looked at.
+        count: images of both parts together, evenly spaced over the training list.
+        fraction: share of the second part.
+        size: side in pixels.
+
+    Raises:
+        FileNotFoundError: the masks are not there.
+    """
+    pairs = source.pairs("train")
+    count = min(count, len(pairs))
+    parts: tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] = ([], [])
+    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+        parts[held_out(pair[0].stem, fraction)].append(pair)
+    first, second = (MaskedSquares(source, part, size) for part in parts)
+    return first, second

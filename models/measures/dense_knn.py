@@ -1,0 +1,131 @@
+"""Segmentation by the nearest patches of labelled images, without any training.
+
+Dense k-NN retrieval ("Hummingbird", Balažević et al. 2023, section 3): a memory of L2-normalised
+patch features, each with the shares of the classes among its pixels. A patch of another image takes
+the softmax(cosine / T)-weighted shares of the k nearest in memory. Their search is approximate and
+their memory a sample; here both are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.measures.attention_quality import pixel_counts
+
+NEAREST, TEMPERATURE = 30, 0.02  # the paper's
+_SIMILARITIES_AT_ONCE = 2**24  # 64 MiB
+
+
+class PatchMemory(nn.Module):
+    """Patches of labelled images; empty until it is filled or loaded.
+
+    Args:
+        width: D of the features.
+        num_classes: C.
+        k: neighbours; the whole memory where it is smaller.
+        temperature: a neighbour's shares weigh exp(cosine / temperature).
+        at_once: similarities that are held at a time, at least those of one patch; changes nothing
+            but the memory that is used.
+
+    Attributes:
+        features: `(N, D)` float32, of norm 1.
+        shares: `(N, C)` float32, summing to 1.
+    """
+
+    features: Tensor
+    shares: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        k: int = NEAREST,
+        temperature: float = TEMPERATURE,
+        at_once: int = _SIMILARITIES_AT_ONCE,
+    ) -> None:
+        super().__init__()
+        self.k = k
+        self.temperature = temperature
+        self.at_once = at_once
+        self.register_buffer("features", torch.empty(0, width))
+        self.register_buffer("shares", torch.empty(0, num_classes))
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.features)
+
+    def fill(self, features: Tensor, shares: Tensor) -> None:
+        """Remembers patches in place of those there were.
+
+        Args:
+            features: `(N, D)`, normalised here.
+            shares: `(N, C)`, see `labelled_patches`.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not len(features):
+            raise ValueError(
+                "dense k-NN: no patch of the labelled training images has a class: their masks "
+                "are void all over, or there are no images."
+            )
+        device = self.features.device
+        self.features = F.normalize(features.float(), dim=1).to(device)
+        self.shares = shares.float().to(device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # As many patches as the checkpoint has.
+        for name in ("features", "shares"):
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is not None:
+                setattr(self, name, own.new_empty(len(saved), own.shape[1]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def forward(self, queries: Tensor) -> Tensor:
+        """Returns the shares of the classes `(M, C)` float32 of patches `(M, D)`, summing to 1.
+
+        Of patches equally near, at the last of k places, any may count.
+
+        Raises:
+            ValueError: nothing is remembered.
+        """
+        if not len(self):
+            raise ValueError("dense k-NN: nothing is remembered yet.")
+        k, rows = min(self.k, len(self)), max(1, self.at_once // len(self))
+        found = []
+        # Half precision would make many cosines equal.
+        with torch.autocast(queries.device.type, enabled=False):
+            features, shares = self.features.float(), self.shares.float()
+            for some in F.normalize(queries.float(), dim=1).split(rows):
+                cosine, nearest = (some @ features.T).topk(k, dim=1)  # (m, k)
+                weights = (cosine / self.temperature).softmax(1)
+                found.append((weights[:, None] @ shares[nearest])[:, 0])
+        return torch.cat(found) if found else shares.new_empty(0, shares.shape[1])
+
+    def label_maps(self, maps: Tensor) -> Tensor:
+        """Returns the shares `(B, C, h, w)` float32 of feature maps `(B, D, h, w)`."""
+        found: Tensor = self(maps.movedim(1, -1).flatten(0, 2))
+        return found.view(len(maps), *maps.shape[2:], -1).movedim(-1, 1)
+
+
+def labelled_patches(maps: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Returns what a memory keeps of an image; patches of nothing but void are left out.
+
+    Args:
+        maps: its features, `(D, h, w)`.
+        labels: of what the maps cover, at any resolution, `(H, W)` uint8, 255 void.
+        num_classes: C.
+
+    Returns:
+        Features `(n, D)` float32, and each class's share of a patch's pixels that are not void,
+        `(n, C)` float32, on the device of the maps.
+    """
+    counts = pixel_counts(labels.cpu(), (maps.shape[-2], maps.shape[-1]), num_classes)  # (C, h*w)
+    seen = counts.sum(0)
+    shares = (counts / seen.clamp_min(1)).T[seen > 0].float()
+    return maps.flatten(1).T[(seen > 0).to(maps.device)].float(), shares.to(maps.device)
