@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
+from callbacks.inspection import backbone_of, data_of, inspecting
+from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from datamodules.masked_squares import masked_squares
 from models.backbones.base import Backbone
 from models.heads.base import resize
 from models.measures.dense_knn import NEAREST, PatchMemory, labelled_patches
 from models.measures.segmentation import metrics
-from utils.logging import log_scalars
 
 METRIC = "val/dense_knn_miou"
 _HELD_OUT = 0.2  # share of the images that are queries
@@ -26,13 +26,12 @@ _IMAGES_AT_ONCE = 64
 Examples = Iterable[tuple[Tensor, Tensor]]  # images (3, S, S) uint8, labels (H, W) uint8
 
 
-class DenseKNN(Callback):
+class DenseKNN(Readout):
     """Logs `val/dense_knn_miou` of the kept backbone: before training, while training, at the end.
 
     As the online probe does for images, it looks at labelled *training* images, a part of them held
     out by a hash of their names: the test set is not looked at. The measure: see
-    `models.measures.dense_knn`, on the last layer's map. What keeps it from measuring is said; it
-    does not end the run.
+    `models.measures.dense_knn`, on the last layer's map.
 
     Args:
         every_n_epochs: when to measure.
@@ -40,37 +39,29 @@ class DenseKNN(Callback):
         k: neighbours.
     """
 
+    headlines: Mapping[str, str] = {METRIC: "dense k-NN mIoU"}
+
     def __init__(self, every_n_epochs: int = 5, num_images: int = 320, k: int = NEAREST) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
         self.k = k
-        self.say = SayOnce()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures what there is before the first step; not when a run goes on."""
-        if trainer.global_step == 0:
-            log_scalars(trainer, self._measure(trainer, pl_module))
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """See `Readout.measure`.
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures."""
-        if due(trainer, self.every_n_epochs):
-            pl_module.log_dict(self._measure(trainer, pl_module))
-
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        Raises:
+            ValueError: no image is left to be labelled, or no known one has labels.
+        """
         data, backbone = data_of(trainer), backbone_of(pl_module)
         if not isinstance(data.source, MaskedSource):
             self.say("dense_knn: these images have no masks.")
             return {}
         size = data.image_size // backbone.patch_multiple * backbone.patch_multiple
-        try:
-            known, queries = masked_squares(data.source, self.num_images, _HELD_OUT, size)
-            if not len(queries):
-                raise ValueError(f"none of {len(known)} images with masks is held out")
-            with inspecting(pl_module):
-                miou = measure(backbone, known, queries, len(data.source.classes), self.k)
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            self.say(f"dense_knn: not measured: {error}")
-            return {}
+        known, queries = masked_squares(data.source, self.num_images, _HELD_OUT, size)
+        if not len(queries):
+            raise ValueError(f"none of {len(known)} images with masks is held out")
+        with inspecting(pl_module):
+            miou = measure(backbone, known, queries, len(data.source.classes), self.k)
         return {METRIC: miou} if math.isfinite(miou) else {}
 
 

@@ -35,6 +35,7 @@ class Readout(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.before: dict[str, float] = {}
         self.say = SayOnce()
+        self._failures: set[str] = set()
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
@@ -67,5 +68,7 @@ class Readout(Callback, ABC):
             return dict(measure())
         except Exception as error:  # whatever it is, hours of training are worth more
             torch.cuda.empty_cache()
-            rank_zero_warn(f"{type(self).__name__}: not measured: {error}")
+            if str(error) not in self._failures:
+                self._failures.add(str(error))
+                rank_zero_warn(f"{type(self).__name__}: not measured: {error}")
             return {}
