@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.barlow_twins import warn_of_batch
+from agents.barlow_twins import BarlowTwins, warn_of_batch
 from agents.dino import DINO, NUM_GLOBAL
 from agents.optimizers import configure
 from config.hparams import Hparams
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
-from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.losses.dino import dino_loss
+from models.measures.feature_statistics import mean_std
+from models.precision import at_least_float32
 from utils.distributed import gather_batch
 
 
@@ -35,10 +36,7 @@ class DINOTwins(DINO):
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__(backbone, hparams)
-        method = hparams.barlow_twins
-        self.projector = projector(
-            backbone.embed_dim, method.projector_dim, method.projector_layers
-        )
+        self.projector = BarlowTwins.make_projector(backbone.embed_dim, hparams)
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
@@ -53,7 +51,7 @@ class DINOTwins(DINO):
         z = [self.projector(gather_batch(view)) for view in features]
         correlations = [cross_correlation(z[i], z[j]) for i, j in pairs(len(z), twins.pairs)]
         barlow = torch.stack([barlow_twins_loss(c, method.lambd) for c in correlations]).mean()
-        summary = summarise(correlations[0].detach(), z[0].detach())
+        summary = summarise(correlations[0].detach())
         loss, extra = self.with_information(dino + twins.beta * barlow, mutual_information)
         return loss, {
             **extra,
@@ -61,7 +59,7 @@ class DINOTwins(DINO):
             "barlow_twins_loss": barlow.detach(),
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
-            "embedding_std": summary.embedding_std,
+            "embedding_std": mean_std(*at_least_float32(z[0].detach())),
         }
 
     def on_fit_start(self) -> None:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.measures.feature_statistics import effective_rank, mean_std
 from models.precision import at_least_float32
 
 
@@ -75,35 +74,22 @@ def lower_bound(dim: int, batch_size: int, lambd: float) -> float:
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """A correlation matrix in four numbers.
+    """A correlation matrix in two numbers.
 
     Attributes:
         diagonal_mean: 1 when the views agree.
         off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
-        embedding_std: see `feature_statistics.mean_std`.
-        effective_rank: see `feature_statistics.effective_rank`; None when not asked for.
     """
 
     diagonal_mean: Tensor
     off_diagonal_rms: Tensor
-    embedding_std: Tensor
-    effective_rank: Tensor | None
 
 
 @torch.no_grad()
-def summarise(correlation: Tensor, embeddings: Tensor, rank: bool = False) -> CorrelationSummary:
-    """Summarises C `(D, D)` and the embeddings `(N, D)` behind it.
-
-    Args:
-        correlation: C.
-        embeddings: of one view.
-        rank: also the effective rank, which costs a singular value decomposition.
-    """
+def summarise(correlation: Tensor) -> CorrelationSummary:
+    """Summarises C `(D, D)`."""
     off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
-    embeddings = embeddings.to(correlation.dtype)
     return CorrelationSummary(
         diagonal_mean=correlation.diagonal().mean(),
         off_diagonal_rms=correlation[off].square().mean().sqrt(),
-        embedding_std=mean_std(embeddings),
-        effective_rank=effective_rank(embeddings) if rank else None,
     )
