@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,13 @@ class JointEmbedding(Agent):
     Args:
         backbone: what is trained and kept.
         hparams: the method's own group, `optim`, and the batch size.
+
+    Attributes:
+        against_collapse: what else helps, in words.
     """
 
     monitor = ("val/loss", "min")
+    against_collapse: ClassVar[str] = "raise the batch size"
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__()
@@ -141,6 +145,6 @@ class JointEmbedding(Agent):
         if numbers["embedding_std"] < _COLLAPSED:
             return [
                 f"COLLAPSED: the embeddings hardly vary (deviation {numbers['embedding_std']:.3f} "
-                "of 1). Lower optim.lr, lengthen the warm-up, or raise the batch size."
+                f"of 1). Lower optim.lr, lengthen the warm-up, or {self.against_collapse}."
             ]
         return self.verdict(split, numbers)

@@ -282,6 +282,31 @@ class DINOTwinsHparams:
 
 
 @dataclass
+class LeJEPAHparams:
+    """LeJEPA (Balestriero & LeCun 2025): views predict their mean, embeddings become Gaussian."""
+
+    views: Annotated[int, Between(2)] = 4
+    """Views V of each image, all alike. The time of a step grows with them; 2 cost what Barlow
+    Twins costs."""
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Share of the image in a view, smallest and largest."""
+    projector_dim: Annotated[int, Between(2)] = 64
+    """Width K of the embeddings; 16 to 128. They need not be wide: no dimension is compared with
+    another."""
+    hidden_dim: Count = 2048
+    """Width of the projector's two hidden layers."""
+    lambd: Fraction = 0.05
+    """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
+    to 0.1."""
+    slices: Count = 256
+    """Random directions M along which embeddings are tested, new in every step; 256 to 1024."""
+    knots: Annotated[int, Between(3, 257)] = 17
+    """Points of the test's integral."""
+    integration_limit: Annotated[float, Between(0.5, 20.0)] = 3.0
+    """Where the integral ends."""
+
+
+@dataclass
 class HeadInformationHparams:
     """A term beside the self-supervised loss that makes attention heads differ; no labels."""
 
@@ -406,10 +431,10 @@ class OptimHparams:
     name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
-    """Peak learning rate. auto: 1e-3 (DINO: 5e-4) x sqrt(batch_size / 256) for adamw, 0.2 (lars) or
-    0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for
-    adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe: 1e-3 x
-    sqrt(batch_size / 256). The small default network bears twice the first."""
+    """Peak learning rate. auto: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256) for adamw,
+    0.2 (lars) or 0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size
+    / 16) for adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe:
+    1e-3 x sqrt(batch_size / 256). The small default network bears twice the first."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
     (sgd)."""
@@ -463,8 +488,8 @@ class TrainerHparams:
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
     as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS] = 1
-    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins:
-    every batch has its own matrix. Use batch_size with chunk_size for that."""
+    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins and
+    LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False
@@ -741,8 +766,8 @@ class Hparams:
     """A run."""
 
     task: Annotated[str, OneOf(names.TASKS)] = "barlow_twins"
-    """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | linear_probe (a
-    classifier on a frozen one) | segmentation (a head on one)."""
+    """What to train: barlow_twins, dino, dino_twins, lejepa (a backbone, without labels) |
+    linear_probe (a classifier on a frozen one) | segmentation (a head on one)."""
     run: RunHparams = _group(RunHparams)
     data: DataHparams = _group(DataHparams)
     backbone: BackboneHparams = _group(BackboneHparams)
@@ -751,6 +776,7 @@ class Hparams:
     )
     dino: Annotated[DINOHparams, Needs("task", "dino", "dino_twins")] = _group(DINOHparams)
     dino_twins: Annotated[DINOTwinsHparams, Needs("task", "dino_twins")] = _group(DINOTwinsHparams)
+    lejepa: Annotated[LeJEPAHparams, Needs("task", "lejepa")] = _group(LeJEPAHparams)
     head_information: Annotated[HeadInformationHparams, PRETRAINS, HAS_ATTENTION] = _group(
         HeadInformationHparams
     )

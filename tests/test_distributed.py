@@ -47,6 +47,7 @@ def cases(labelled: Path) -> dict[str, dict]:
             "dino_twins.pairs": "all",
             "trainer.chunk_size": 2,
         },
+        "lejepa": {**EXACT, "task": "lejepa", "trainer.chunk_size": 2},
         "segmentation": {
             **EXACT,
             "task": "segmentation",
@@ -116,7 +117,7 @@ def runs(shapes_root, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["barlow_twins", "chunked", "dino", "dino_accumulated_pieces", "dino_twins"],
+    ["barlow_twins", "chunked", "dino", "dino_accumulated_pieces", "dino_twins", "lejepa"],
 )
 def test_weights_are_those_of_one_process(runs, name):
     # SGD: weights differ by no more than gradients do. DINO's include the teacher and the centre.
@@ -126,7 +127,7 @@ def test_weights_are_those_of_one_process(runs, name):
     assert len(steps) == 1
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "chunked", "dino", "dino_twins"])
+@pytest.mark.parametrize("name", ["barlow_twins", "chunked", "dino", "dino_twins", "lejepa"])
 def test_losses_are_those_of_one_process(runs, name):
     one, two = (read_metrics(runs / which / name / "metrics.csv") for which in ("one", "two"))
     for step, row in one.items():
