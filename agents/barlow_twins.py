@@ -1,4 +1,4 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), with exact batches of any size."""
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), and VICReg, its nearest relative."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from agents.joint_embedding import JointEmbedding
+from agents.joint_embedding import JointEmbedding, warn_of_accumulation
 from config.hparams import Hparams
 from datamodules.base import ImageSource
-from datamodules.loading import Loading
+from datamodules.loading import Batch, Loading
+from datamodules.seeding import generator
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.heads.projector import projector
@@ -18,9 +19,13 @@ from models.losses.barlow_twins import (
     barlow_twins_loss,
     cross_correlation,
     lower_bound,
+    mixed_loss,
     noise_floor,
     summarise,
 )
+from models.losses.vicreg import vicreg_terms
+from models.mixing import Mixing
+from utils.distributed import num_processes
 
 # λ(D-1)/(N-1) above which sampling noise, not redundancy, dominates the loss; the study's failed
 # batch of 32 at width 512 lies at 0.08.
@@ -31,7 +36,8 @@ class BarlowTwins(JointEmbedding):
     """Two views of an image should have equal embeddings whose dimensions are not redundant.
 
     loss = scale * ( Σ_i (1 - C_ii)² + λ Σ_{i≠j} C_ij² ), C the cross-correlation over the batch of
-    the projected views.
+    the projected views. Or, with `barlow_twins.loss vicreg`, VICReg's terms on the same views and
+    projector; and, with `barlow_twins.mix`, a term on mixed images (Mixed Barlow Twins).
     """
 
     @staticmethod
@@ -47,35 +53,92 @@ class BarlowTwins(JointEmbedding):
         views = BarlowTwinsViews(size, bool(hparams.data.blur))
         return ViewsDataModule(source, views, size, loading)
 
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`; the mixed image is one more."""
+        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
+
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """See `JointEmbedding.views`. Mixed is over the whole batch, before it is cut in chunks."""
+        if not (self.training and self.settings.barlow_twins.mix):
+            return batch.views
+        first, second = batch.views
+        return first, second, self._mixing(len(batch)).images(first, second)
+
+    def _mixing(self, count: int) -> Mixing:
+        # A function of the step, so that a resumed run goes on exactly.
+        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
+
     def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         """See `JointEmbedding.loss`."""
-        method, (size, dim) = self.settings.barlow_twins, z[0].shape
-        correlation = cross_correlation(z[0], z[1])
+        if self.settings.barlow_twins.loss == "vicreg":
+            return self._vicreg(z[0], z[1])
+        return self._barlow_twins(z[0], z[1], *z[2:])
+
+    def _barlow_twins(
+        self, z1: Tensor, z2: Tensor, mixed: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        method, (size, dim) = self.settings.barlow_twins, z1.shape
+        correlation = cross_correlation(z1, z2)
         summary = summarise(correlation.detach())
-        return method.scale * barlow_twins_loss(correlation, method.lambd), {
+        loss = method.scale * barlow_twins_loss(correlation, method.lambd)
+        scalars: dict[str, Tensor | float] = {
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
             "noise_floor": method.scale * noise_floor(dim, size, method.lambd),
             "lower_bound": method.scale * lower_bound(dim, size, method.lambd),
         }
+        if mixed is not None:
+            mixing = self._mixing(size // num_processes())
+            order = mixing.over(num_processes()).to(z2.device)
+            extra = method.mix * method.lambd * mixed_loss(mixed, z1, z2, mixing.alpha, order)
+            loss = loss + method.scale * extra
+            scalars["mixed_loss"] = method.scale * extra.detach()
+        return loss, scalars
+
+    def _vicreg(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        method, terms = self.settings.barlow_twins, vicreg_terms(z1, z2)
+        loss = (
+            method.invariance_weight * terms.invariance
+            + method.variance_weight * terms.variance
+            + method.covariance_weight * terms.covariance
+        )
+        return method.scale * loss, {name: term.detach() for name, term in terms._asdict().items()}
 
     def on_fit_start(self) -> None:
         """Warns of settings that are known to fail, before hours are spent on them."""
-        warn_of_batch(self.settings)
+        if self.settings.barlow_twins.loss == "vicreg":
+            warn_of_accumulation(self.settings, "covariance matrices")
+        else:
+            warn_of_batch(self.settings)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
         """See `JointEmbedding.verdict`."""
+        title = "Validation" if split == "val" else "Training"
+        if self.settings.barlow_twins.loss == "vicreg":
+            return _verdict_of_vicreg(title, numbers)
+        loss = numbers["loss"] - numbers.get("mixed_loss", 0.0)
         diagonal = numbers["diagonal_mean"]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"{'Validation' if split == 'val' else 'Training'} loss {numbers['loss']:.1f}. With "
-            "this batch ideal features, alike in both views and independent, reach "
-            f"{numbers['noise_floor']:.1f} (the noise floor), and none less than "
-            f"{numbers['lower_bound']:.1f}.",
+            f"{title} loss {loss:.1f}. With this batch ideal features, alike in both views and "
+            f"independent, reach {numbers['noise_floor']:.1f} (the noise floor), and none less "
+            f"than {numbers['lower_bound']:.1f}.",
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
             "Redundancy between dimensions: off-diagonal RMS "
             f"{numbers['off_diagonal_rms']:.3f} (goal 0).",
         ]
+
+
+def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
+    distance = numbers["invariance"]
+    words = "well" if distance < 0.2 else "partly" if distance < 0.8 else "hardly"
+    return [
+        f"{title} loss {numbers['loss']:.2f}.",
+        f"The two views agree {words}: mean squared difference {distance:.3f} (goal 0; independent "
+        "views of variance 1: 2).",
+        f"Deviations lack {numbers['variance']:.3f} of 1 (goal 0; collapsed: 1), covariances are "
+        f"{numbers['covariance']:.3f} (goal 0).",
+    ]
 
 
 def warn_of_batch(hparams: Hparams) -> None:
@@ -89,9 +152,4 @@ def warn_of_batch(hparams: Hparams) -> None:
             "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
             "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
         )
-    if hparams.trainer.accumulate > 1:
-        rank_zero_warn(
-            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for Barlow "
-            "Twins: each batch has its own correlation matrix. For a larger batch raise "
-            "--data.batch_size and set --trainer.chunk_size."
-        )
+    warn_of_accumulation(hparams, "correlation matrix")

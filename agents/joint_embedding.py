@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from agents.base import Agent
@@ -77,6 +78,10 @@ class JointEmbedding(Agent):
             numbers: by what `loss` calls them, and `loss`, `embedding_std`.
         """
 
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """Returns the micro-batches of every view that is embedded: the batch's, at least."""
+        return batch.views
+
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.backbone, images)
 
@@ -107,7 +112,7 @@ class JointEmbedding(Agent):
     def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
         features, mutual_information = self.information.split(
-            [self.features(chunks) for chunks in batch.views]
+            [self.features(chunks) for chunks in self.views(batch)]
         )
         # The projector sees the whole batch, so that its BatchNorm does.
         z = [self.projector(view) for view in features]
@@ -148,3 +153,18 @@ class JointEmbedding(Agent):
                 f"of 1). Lower optim.lr, lengthen the warm-up, or {self.against_collapse}."
             ]
         return self.verdict(split, numbers)
+
+
+def warn_of_accumulation(hparams: Hparams, statistic: str) -> None:
+    """Warns that accumulated batches are judged one by one.
+
+    Args:
+        hparams: group `trainer`.
+        statistic: what each batch has of its own.
+    """
+    if hparams.trainer.accumulate > 1:
+        rank_zero_warn(
+            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for this "
+            f"loss: each batch has its own {statistic}. For a larger batch raise "
+            "--data.batch_size and set --trainer.chunk_size."
+        )

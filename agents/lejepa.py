@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from agents.joint_embedding import JointEmbedding
+from agents.joint_embedding import JointEmbedding, warn_of_accumulation
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Loading
@@ -23,6 +22,8 @@ from models.losses.lejepa import (
     random_directions,
     sigreg,
 )
+
+STATISTIC = "distribution, which is compared with a Gaussian"
 
 
 class LeJEPA(JointEmbedding):
@@ -61,7 +62,7 @@ class LeJEPA(JointEmbedding):
 
     def on_fit_start(self) -> None:
         """Warns of settings that are not what they seem."""
-        warn_of_accumulation(self.settings)
+        warn_of_accumulation(self.settings, STATISTIC)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
         """See `JointEmbedding.verdict`."""
@@ -78,7 +79,7 @@ class LeJEPA(JointEmbedding):
         return [
             f"{'Validation' if split == 'val' else 'Training'} loss {numbers['loss']:.3f}. Views "
             f"that agree, with Gaussian embeddings, would have {numbers['noise_floor']:.3f} (the "
-            "noise floor). Unlike other methods' losses this one tends to follow accuracy.",
+            "noise floor). The authors find that this loss follows accuracy.",
             f"The views agree {words}: prediction {prediction:.2f} (goal 0; independent views "
             f"{independent:.2f}).",
             f"Embeddings against a Gaussian: SIGReg {normality:.2f} (a Gaussian {expected:.2f}; "
@@ -115,13 +116,3 @@ def sigreg_of_views(
 
 def _integral(hparams: Hparams) -> tuple[int, float]:
     return hparams.lejepa.knots, hparams.lejepa.integration_limit
-
-
-def warn_of_accumulation(hparams: Hparams) -> None:
-    """Warns that accumulated batches have a statistic each."""
-    if hparams.trainer.accumulate > 1:
-        rank_zero_warn(
-            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for SIGReg: "
-            "each batch is tested for being Gaussian by itself. For a larger batch raise "
-            "--data.batch_size and set --trainer.chunk_size."
-        )

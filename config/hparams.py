@@ -46,6 +46,7 @@ PASSES_IMAGES = Needs("task", *names.PRETRAINING, "segmentation")  # in every st
 TRAINS = Unless("task", "linear_probe") | Unless("probe.kind", "knn")
 BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
 IS_VIT = Needs("backbone.name", *names.VITS)
+IS_VICREG = Needs("barlow_twins.loss", "vicreg")
 HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
 VALIDATES = Unless("trainer.limit_val_batches", 0)
 SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
@@ -191,15 +192,30 @@ class BackboneHparams:
 
 @dataclass
 class BarlowTwinsHparams:
-    """Barlow Twins (Zbontar et al. 2021)."""
+    """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
     projector_dim: Annotated[int, Between(2)] = 512
     """Width D of the projector. The paper uses 8192 at batch 2048; below batch 256 512 is safer:
     the noise in the loss grows as lambd * D^2 / batch_size."""
     projector_layers: Count = 3
     """Linear layers of the projector, BatchNorm and ReLU between them."""
-    lambd: NonNegative = 0.0051
+    loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
+        "barlow_twins"
+    )
+    """barlow_twins (correlations) | vicreg (Bardes et al. 2022: distance, variance, covariance),
+    which is less bound to the batch."""
+    lambd: Annotated[NonNegative, Unless("barlow_twins.loss", "vicreg")] = 0.0051
     """Weight of the off-diagonal terms; 0.002 to 0.02 are within a point of each other."""
+    invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    """VICReg: weight of the distance between the views."""
+    variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    """VICReg: weight of what deviations lack of 1."""
+    covariance_weight: Annotated[NonNegative, IS_VICREG] = 1.0
+    """VICReg: weight of the covariances between dimensions."""
+    mix: Annotated[NonNegative, Needs("barlow_twins.loss", "barlow_twins")] = 0.0
+    """Weight, over lambd, of a term on images mixed of two (Mixed Barlow Twins, Bandara et al.
+    2023), against overfitting on few images; 1 to 5. A third image then passes the backbone: half
+    as much time again. 0: off."""
     scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins")] = 1.0
     """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
 

@@ -11,7 +11,15 @@ from tests.agents.test_barlow_twins import difference
 from tests.conftest import assert_same, weights
 from utils.logging import read_metrics
 
-METHODS = pytest.mark.parametrize("method", [{"task": "lejepa"}], ids=["lejepa"])
+METHODS = pytest.mark.parametrize(
+    "method",
+    [
+        {"task": "lejepa"},
+        {"barlow_twins__loss": "vicreg"},
+        {"barlow_twins__mix": 4.0, "data__batch_size": 7},
+    ],
+    ids=["lejepa", "vicreg", "mixed"],
+)
 
 
 @METHODS
