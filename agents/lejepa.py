@@ -68,7 +68,6 @@ class LeJEPA(JointEmbedding):
         """See `JointEmbedding.verdict`."""
         independent = 1 - 1 / self.settings.lejepa.views
         prediction, normality = numbers["prediction"], numbers["sigreg"]
-        expected = normality - numbers["sigreg_excess"]
         if normality > 0.5 * numbers["sigreg_collapsed"]:
             return [
                 f"COLLAPSED: SIGReg is {normality:.1f}, and {numbers['sigreg_collapsed']:.1f} when "
@@ -82,9 +81,22 @@ class LeJEPA(JointEmbedding):
             "noise floor). The authors find that this loss follows accuracy.",
             f"The views agree {words}: prediction {prediction:.2f} (goal 0; independent views "
             f"{independent:.2f}).",
-            f"Embeddings against a Gaussian: SIGReg {normality:.2f} (a Gaussian {expected:.2f}; "
-            f"all embeddings 0 {numbers['sigreg_collapsed']:.1f}).",
+            sigreg_in_words(numbers),
         ]
+
+
+def sigreg_in_words(numbers: Mapping[str, float]) -> str:
+    """Says what SIGReg is, beside what a Gaussian and a collapse have.
+
+    Args:
+        numbers: what `sigreg_of_views` logs.
+    """
+    found = numbers["sigreg"]
+    return (
+        f"Embeddings against a Gaussian: SIGReg {found:.2f} (a Gaussian "
+        f"{found - numbers['sigreg_excess']:.2f}; all embeddings 0 "
+        f"{numbers['sigreg_collapsed']:.1f})."
+    )
 
 
 def sigreg_of_views(

@@ -288,11 +288,18 @@ class DINOHparams:
 
 @dataclass
 class DINOTwinsHparams:
-    """DINO and Barlow Twins on one backbone; groups dino and barlow_twins set the two heads."""
+    """DINO and a second loss on one backbone; groups dino and that of `term` set the two heads."""
 
-    beta: NonNegative = 2.5e-3
-    """Weight of Barlow Twins. The study's: its part is then about half of DINO's at the start."""
-    pairs: Literal["global", "global_local", "all"] = "global"
+    term: Literal["barlow_twins", "sigreg"] = "barlow_twins"
+    """The second loss: barlow_twins (group barlow_twins) | sigreg (group lejepa: embeddings are
+    spread like a Gaussian, as none are after a collapse). Either may do for dino.centering,
+    sharpening and ema."""
+    beta: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's: its part is then about
+    half of DINO's at the start), 0.05 for sigreg (LeJEPA's)."""
+    pairs: Annotated[
+        Literal["global", "global_local", "all"], Needs("dino_twins.term", "barlow_twins")
+    ] = "global"
     """Views that are correlated: the two global ones | pairs with a global one | all, as in the
     study."""
 
@@ -301,17 +308,19 @@ class DINOTwinsHparams:
 class LeJEPAHparams:
     """LeJEPA (Balestriero & LeCun 2025): views predict their mean, embeddings become Gaussian."""
 
-    views: Annotated[int, Between(2)] = 4
+    views: Annotated[int, Between(2), Needs("task", "lejepa")] = 4
     """Views V of each image, all alike. The time of a step grows with them; 2 cost what Barlow
     Twins costs."""
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_scale: Annotated[list[float], Needs("task", "lejepa")] = field(
+        default_factory=lambda: [0.08, 1.0]
+    )
     """Share of the image in a view, smallest and largest."""
     projector_dim: Annotated[int, Between(2)] = 64
     """Width K of the embeddings; 16 to 128. They need not be wide: no dimension is compared with
     another."""
     hidden_dim: Count = 2048
     """Width of the projector's two hidden layers."""
-    lambd: Fraction = 0.05
+    lambd: Annotated[Fraction, Needs("task", "lejepa")] = 0.05
     """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
     to 0.1."""
     slices: Count = 256
@@ -787,12 +796,15 @@ class Hparams:
     run: RunHparams = _group(RunHparams)
     data: DataHparams = _group(DataHparams)
     backbone: BackboneHparams = _group(BackboneHparams)
-    barlow_twins: Annotated[BarlowTwinsHparams, Needs("task", "barlow_twins", "dino_twins")] = (
-        _group(BarlowTwinsHparams)
-    )
+    barlow_twins: Annotated[
+        BarlowTwinsHparams,
+        Needs("task", "barlow_twins") | Needs("dino_twins.term", "barlow_twins"),
+    ] = _group(BarlowTwinsHparams)
     dino: Annotated[DINOHparams, Needs("task", "dino", "dino_twins")] = _group(DINOHparams)
     dino_twins: Annotated[DINOTwinsHparams, Needs("task", "dino_twins")] = _group(DINOTwinsHparams)
-    lejepa: Annotated[LeJEPAHparams, Needs("task", "lejepa")] = _group(LeJEPAHparams)
+    lejepa: Annotated[
+        LeJEPAHparams, Needs("task", "lejepa") | Needs("dino_twins.term", "sigreg")
+    ] = _group(LeJEPAHparams)
     head_information: Annotated[HeadInformationHparams, PRETRAINS, HAS_ATTENTION] = _group(
         HeadInformationHparams
     )

@@ -50,6 +50,12 @@ def cases(labelled: Path) -> dict[str, dict]:
             "dino_twins.pairs": "all",
             "trainer.chunk_size": 2,
         },
+        "twins_sigreg": {
+            **EXACT,
+            "task": "dino_twins",
+            "dino_twins.term": "sigreg",
+            "trainer.chunk_size": 2,
+        },
         "lejepa": {**EXACT, "task": "lejepa", "trainer.chunk_size": 2},
         "segmentation": {
             **EXACT,
@@ -127,6 +133,7 @@ def runs(shapes_root, tmp_path_factory):
         "dino_accumulated_pieces",
         "dino_twins",
         "lejepa",
+        "twins_sigreg",
         "vicreg",
     ],
 )
