@@ -68,10 +68,12 @@ class LeJEPA(JointEmbedding):
         """See `JointEmbedding.verdict`."""
         independent = 1 - 1 / self.settings.lejepa.views
         prediction, normality = numbers["prediction"], numbers["sigreg"]
-        if normality > 0.5 * numbers["sigreg_collapsed"]:
+        gaussian, collapsed = normality - numbers["sigreg_excess"], numbers["sigreg_collapsed"]
+        if normality > (gaussian + collapsed) / 2:
             return [
-                f"COLLAPSED: SIGReg is {normality:.1f}, and {numbers['sigreg_collapsed']:.1f} when "
-                "all embeddings are 0. Train longer, lengthen the warm-up, or raise lejepa.lambd."
+                f"COLLAPSED, or hardly trained: SIGReg is {normality:.1f}; a Gaussian has "
+                f"{gaussian:.2f}, embeddings that are all 0 {collapsed:.1f}. Train longer, "
+                f"lengthen the warm-up, or {self.against_collapse}."
             ]
         share = prediction / independent
         words = "well" if share < 0.2 else "partly" if share < 0.6 else "hardly"

@@ -99,7 +99,9 @@ def test_words_for_collapse_and_health():
     assert "agree well" in words
     assert "(a Gaussian 1.06; all embeddings 0 52.0)" in words
     assert "agree hardly" in " ".join(agent.in_words(numbers | {"val/prediction": 0.7}))
-    assert "COLLAPSED" in agent.in_words(numbers | {"val/sigreg": 50.0})[0]
+    assert (
+        "COLLAPSED" in agent.in_words(numbers | {"val/sigreg": 50.0, "val/sigreg_excess": 48.9})[0]
+    )
     assert "raise lejepa.lambd" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]
     assert "No step" in agent.in_words({})[0]
 
