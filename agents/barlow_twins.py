@@ -1,71 +1,50 @@
-"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), with exact batches of any size."""
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230), and VICReg, its nearest relative."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
-from agents.base import Agent
-from agents.optimizers import configure
-from callbacks.step_outputs import PretrainingOutputs, step_result
+from agents.joint_embedding import JointEmbedding, warn_of_accumulation
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
+from datamodules.seeding import generator
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from models.backbones.base import Backbone
-from models.head_information import HeadInformation
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
     barlow_twins_loss,
     cross_correlation,
     lower_bound,
+    mixed_loss,
     noise_floor,
     summarise,
 )
-from models.memory.chunking import forward_in_chunks
-from utils.distributed import gather_batch
+from models.losses.vicreg import vicreg_terms
+from models.mixing import Mixing
+from utils.distributed import num_processes
 
 # λ(D-1)/(N-1) above which sampling noise, not redundancy, dominates the loss; the study's failed
 # batch of 32 at width 512 lies at 0.08.
 NOISE_LIMIT = 0.04
 
 
-class BarlowTwins(Agent):
+class BarlowTwins(JointEmbedding):
     """Two views of an image should have equal embeddings whose dimensions are not redundant.
 
     loss = scale * ( Σ_i (1 - C_ii)² + λ Σ_{i≠j} C_ij² ), C the cross-correlation over the batch of
-    the projected views.
-
-    Args:
-        backbone: what is trained and kept.
-        hparams: groups `barlow_twins`, `optim`, and the batch size.
+    the projected views. Or, with `barlow_twins.loss vicreg`, VICReg's terms on the same views and
+    projector; and, with `barlow_twins.mix`, a term on mixed images (Mixed Barlow Twins).
     """
 
-    monitor = ("val/loss", "min")
-
-    def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
-        super().__init__()
-        backbone.check_side(int(hparams.data.image_size), "data.image_size")
-        self.settings = hparams
-        self.backbone = backbone
+    @staticmethod
+    def make_projector(width: int, hparams: Hparams) -> nn.Module:
+        """The paper's."""
         method = hparams.barlow_twins
-        self.projector = projector(
-            backbone.embed_dim, method.projector_dim, method.projector_layers
-        )
-        self.lr = float(hparams.optim.lr)
-        information = hparams.head_information
-        self.information = HeadInformation(backbone, information.weight, information.blocks)
-        self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
-
-    @classmethod
-    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> BarlowTwins:
-        """See `Agent.build`."""
-        return cls(backbone, hparams)
+        return projector(width, method.projector_dim, method.projector_layers)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
@@ -74,107 +53,92 @@ class BarlowTwins(Agent):
         views = BarlowTwinsViews(size, bool(hparams.data.blur))
         return ViewsDataModule(source, views, size, loading)
 
-    def _pool(self, images: Tensor) -> Tensor:
-        return self.information.pooled(self.backbone, images)
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`; the mixed image is one more."""
+        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
 
-    def features(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """See `JointEmbedding.views`. Mixed is over the whole batch, before it is cut in chunks."""
+        if not (self.training and self.settings.barlow_twins.mix):
+            return batch.views
+        first, second = batch.views
+        return first, second, self._mixing(len(batch)).images(first, second)
 
-        Args:
-            chunks: the micro-batches `(n, 3, H, W)` uint8 of this process; they may be on the host.
-                The backbone sees one at a time.
-        """
-        if self.backbone.frozen or not torch.is_grad_enabled():
-            with torch.no_grad():
-                features = torch.cat([self._pool(chunk.to(self.device)) for chunk in chunks])
-        elif len(chunks) == 1:
-            features = self._pooled(chunks[0].to(self.device))
-        else:
-            features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
-        return gather_batch(features)
+    def _mixing(self, count: int) -> Mixing:
+        # A function of the step, so that a resumed run goes on exactly.
+        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Loss of one batch; callbacks see features and embeddings."""
-        return self._step(batch, "train")
+    def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `JointEmbedding.loss`."""
+        if self.settings.barlow_twins.loss == "vicreg":
+            return self._vicreg(z[0], z[1])
+        return self._barlow_twins(z[0], z[1], *z[2:])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The same on held-out images, whose views never change."""
-        return self._step(batch, "val")
-
-    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
-        method = self.settings.barlow_twins
-        # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        features, mutual_information = self.information.split(
-            [self.features(chunks) for chunks in batch.views]
-        )
-        # The projector sees the whole batch, so that its BatchNorm does.
-        z1, z2 = (self.projector(view) for view in features)
+    def _barlow_twins(
+        self, z1: Tensor, z2: Tensor, mixed: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        method, (size, dim) = self.settings.barlow_twins, z1.shape
         correlation = cross_correlation(z1, z2)
+        summary = summarise(correlation.detach())
         loss = method.scale * barlow_twins_loss(correlation, method.lambd)
-        self._report(split, loss, correlation.detach(), z1.detach())
-        if mutual_information is not None:
-            loss = loss - self.information.weight * mutual_information
-            self.log(f"{split}/head_information", mutual_information.detach(), batch_size=len(z1))
-        outputs = PretrainingOutputs(features[0].detach(), (z1.detach(), z2.detach()))
-        return step_result(loss, outputs)
-
-    def _report(self, split: str, loss: Tensor, correlation: Tensor, z: Tensor) -> None:
-        method, size = self.settings.barlow_twins, len(z)
-        summary = summarise(correlation, z, rank=split == "val")
-        scalars: dict[str, Any] = {
-            "loss": loss.detach(),
+        scalars: dict[str, Tensor | float] = {
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
-            "embedding_std": summary.embedding_std,
-            "noise_floor": method.scale * noise_floor(z.shape[1], size, method.lambd),
-            "lower_bound": method.scale * lower_bound(z.shape[1], size, method.lambd),
+            "noise_floor": method.scale * noise_floor(dim, size, method.lambd),
+            "lower_bound": method.scale * lower_bound(dim, size, method.lambd),
         }
-        if summary.effective_rank is not None:
-            scalars["effective_rank"] = summary.effective_rank
-        if split == "train" and self.trainer.optimizers:
-            scalars["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        named = {f"{split}/{name}": value for name, value in scalars.items()}
-        shown = f"{split}/loss"
-        self.log(shown, named.pop(shown), prog_bar=True, batch_size=size)
-        self.log_dict(named, batch_size=size)
+        if mixed is not None:
+            mixing = self._mixing(size // num_processes())
+            order = mixing.over(num_processes()).to(z2.device)
+            extra = method.mix * method.lambd * mixed_loss(mixed, z1, z2, mixing.alpha, order)
+            loss = loss + method.scale * extra
+            scalars["mixed_loss"] = method.scale * extra.detach()
+        return loss, scalars
+
+    def _vicreg(self, z1: Tensor, z2: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        method, terms = self.settings.barlow_twins, vicreg_terms(z1, z2)
+        loss = (
+            method.invariance_weight * terms.invariance
+            + method.variance_weight * terms.variance
+            + method.covariance_weight * terms.covariance
+        )
+        return method.scale * loss, {name: term.detach() for name, term in terms._asdict().items()}
 
     def on_fit_start(self) -> None:
         """Warns of settings that are known to fail, before hours are spent on them."""
-        warn_of_batch(self.settings)
+        if self.settings.barlow_twins.loss == "vicreg":
+            warn_of_accumulation(self.settings, "covariance matrices")
+        else:
+            warn_of_batch(self.settings)
 
-    def configure_optimizers(self) -> Any:
-        """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
-        return configure(self, {self.backbone: 1.0, self.projector: 1.0}, self.settings, self.lr)
-
-    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
-        """Says what the final numbers mean."""
-        split = "val" if "val/loss" in summary else "train"
-        if f"{split}/loss" not in summary:
-            return ["No step was finished, so there is nothing to say about the loss."]
-        loss, diagonal, off, std, floor, bound = (
-            summary[f"{split}/{name}"]
-            for name in (
-                "loss",
-                "diagonal_mean",
-                "off_diagonal_rms",
-                "embedding_std",
-                "noise_floor",
-                "lower_bound",
-            )
-        )
-        if std < 0.1:
-            return [
-                f"COLLAPSED: the embeddings hardly vary (deviation {std:.3f} of 1). Lower "
-                "optim.lr, lengthen the warm-up, or raise the batch size."
-            ]
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """See `JointEmbedding.verdict`."""
+        title = "Validation" if split == "val" else "Training"
+        if self.settings.barlow_twins.loss == "vicreg":
+            return _verdict_of_vicreg(title, numbers)
+        loss = numbers["loss"] - numbers.get("mixed_loss", 0.0)
+        diagonal = numbers["diagonal_mean"]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"{'Validation' if split == 'val' else 'Training'} loss {loss:.1f}. With this batch "
-            f"ideal features, alike in both views and independent, reach {floor:.1f} (the noise "
-            f"floor), and none less than {bound:.1f}.",
+            f"{title} loss {loss:.1f}. With this batch ideal features, alike in both views and "
+            f"independent, reach {numbers['noise_floor']:.1f} (the noise floor), and none less "
+            f"than {numbers['lower_bound']:.1f}.",
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
-            f"Redundancy between dimensions: off-diagonal RMS {off:.3f} (goal 0).",
+            "Redundancy between dimensions: off-diagonal RMS "
+            f"{numbers['off_diagonal_rms']:.3f} (goal 0).",
         ]
+
+
+def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
+    distance = numbers["invariance"]
+    words = "well" if distance < 0.2 else "partly" if distance < 0.8 else "hardly"
+    return [
+        f"{title} loss {numbers['loss']:.2f}.",
+        f"The two views agree {words}: mean squared difference {distance:.3f} (goal 0; independent "
+        "views of variance 1: 2).",
+        f"Deviations lack {numbers['variance']:.3f} of 1 (goal 0; collapsed: 1), covariances are "
+        f"{numbers['covariance']:.3f} (goal 0).",
+    ]
 
 
 def warn_of_batch(hparams: Hparams) -> None:
@@ -188,9 +152,4 @@ def warn_of_batch(hparams: Hparams) -> None:
             "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
             "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
         )
-    if hparams.trainer.accumulate > 1:
-        rank_zero_warn(
-            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for Barlow "
-            "Twins: each batch has its own correlation matrix. For a larger batch raise "
-            "--data.batch_size and set --trainer.chunk_size."
-        )
+    warn_of_accumulation(hparams, "correlation matrix")

@@ -56,6 +56,14 @@ class Agent(LightningModule, ABC):
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers of summary.json mean, in sentences."""
 
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the sides of what passes the backbone for one image in a training step.
+
+        Args:
+            sizes: of the views that are loaded; all that passes, unless a task makes more of them.
+        """
+        return sizes
+
     def load_weights(self, hparams: Hparams) -> None:
         """Loads weights into what stands on the backbone; nothing, unless a task has some.
 

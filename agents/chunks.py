@@ -40,14 +40,13 @@ def resolve_chunk_size(
     if not isinstance(data, ViewsDataModule) or trainer.compile or trainer.tune_batch_size:
         return None
     mixed = trainer.precision in ("16-mixed", "bf16-mixed")
+    sides = agent.passes(data.views.sizes)
     with rng_preserved():
-        sizes = {
-            side: bytes_per_image(agent.backbone, side, mixed) for side in set(data.views.sizes)
-        }
+        sizes = {side: bytes_per_image(agent.backbone, side, mixed) for side in set(sides)}
     batch = int(hparams.data.batch_size) // (trainer.devices * trainer.num_nodes)
     parameters = sum(parameter.numel() for parameter in agent.parameters())
     free = _SHARE * free_mb(device) * 2**20 - parameters * _BYTES_PER_PARAMETER
-    whole = batch * sum(sizes[side] for side in data.views.sizes)
+    whole = batch * sum(sizes[side] for side in sides)
     if whole <= free:
         return None
     chunk = 2 ** int(math.log2(max(2.0, free / max(sizes.values()))))

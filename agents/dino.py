@@ -131,7 +131,7 @@ class DINO(Agent):
         if split == "train" and self.settings.dino.centering:
             for each in logits:
                 self.center.collect(each)
-        self._report(split, loss, targets, scalars | {"teacher_temperature": temperature})
+        self._report(split, loss, targets, {**scalars, "teacher_temperature": temperature})
         return step_result(loss, PretrainingOutputs(features[0]))
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class DINO(Agent):
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Loss against the teacher's targets, `(N, K)` for each global view.
 
         Without chunks: one backbone pass per resolution, one head pass over all views (which

@@ -1,7 +1,8 @@
 """DINO-Twins: DINO and Barlow Twins on one backbone (Tronchon & Zucker 2022).
 
-Barlow Twins cannot collapse; whether it lets DINO do without its crutches can be tried with the
-switches `dino.centering`, `sharpening`, `ema` and `multi_crop`.
+Barlow Twins cannot collapse, nor can SIGReg, LeJEPA's term, which may stand in its place; whether
+they let DINO do without its crutches can be tried with the switches `dino.centering`, `sharpening`,
+`ema` and `multi_crop`.
 """
 
 from __future__ import annotations
@@ -13,60 +14,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.barlow_twins import warn_of_batch
+from agents.barlow_twins import BarlowTwins, warn_of_batch
 from agents.dino import DINO, NUM_GLOBAL
+from agents.joint_embedding import warn_of_accumulation
+from agents.lejepa import STATISTIC, LeJEPA, sigreg_in_words, sigreg_of_views
 from agents.optimizers import configure
 from config.hparams import Hparams
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
-from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.losses.dino import dino_loss
+from models.measures.feature_statistics import mean_std
+from models.precision import at_least_float32
 from utils.distributed import gather_batch
 
 
 class DINOTwins(DINO):
-    """loss = L_DINO + β mean over pairs of views of L_BT, the student's backbone with two heads.
+    """loss = L_DINO + β L, the student's backbone with two heads.
+
+    L is the mean over pairs of views of L_BT or, with `dino_twins.term sigreg`, that over views of
+    SIGReg.
 
     Args:
         backbone: the student's.
-        hparams: groups `dino_twins`, `dino`, `barlow_twins`, `optim`, `trainer`.
+        hparams: groups `dino_twins`, `dino`, `barlow_twins` or `lejepa`, `optim`, `trainer`.
     """
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__(backbone, hparams)
-        method = hparams.barlow_twins
-        self.projector = projector(
-            backbone.embed_dim, method.projector_dim, method.projector_layers
-        )
+        self.is_sigreg = hparams.dino_twins.term == "sigreg"
+        second = LeJEPA if self.is_sigreg else BarlowTwins
+        self.projector = second.make_projector(backbone.embed_dim, hparams)
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `DINO.student_loss`; correlations need the whole batch of features at once."""
-        method, twins = self.settings.barlow_twins, self.settings.dino_twins
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """See `DINO.student_loss`; the second loss needs the whole batch of features at once."""
         features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         dino = dino_loss(logits, targets, self.settings.dino.student_temp)
 
         # View after view: BatchNorm statistics are a view's own, over all processes.
         z = [self.projector(gather_batch(view)) for view in features]
-        correlations = [cross_correlation(z[i], z[j]) for i, j in pairs(len(z), twins.pairs)]
-        barlow = torch.stack([barlow_twins_loss(c, method.lambd) for c in correlations]).mean()
-        summary = summarise(correlations[0].detach(), z[0].detach())
-        loss, extra = self.with_information(dino + twins.beta * barlow, mutual_information)
+        second, scalars = self._sigreg(z) if self.is_sigreg else self._barlow_twins(z)
+        total = dino + float(self.settings.dino_twins.beta) * second
+        loss, extra = self.with_information(total, mutual_information)
         return loss, {
             **extra,
             "dino_loss": dino.detach(),
-            "barlow_twins_loss": barlow.detach(),
+            **scalars,
+            "embedding_std": mean_std(*at_least_float32(z[0].detach())),
+        }
+
+    def _barlow_twins(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        which = pairs(len(z), self.settings.dino_twins.pairs)
+        correlations = [cross_correlation(z[i], z[j]) for i, j in which]
+        lambd = self.settings.barlow_twins.lambd
+        loss = torch.stack([barlow_twins_loss(c, lambd) for c in correlations]).mean()
+        summary = summarise(correlations[0].detach())
+        return loss, {
+            "barlow_twins_loss": loss.detach(),
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
-            "embedding_std": summary.embedding_std,
         }
+
+    def _sigreg(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        step = self.trainer.global_step if self.training else 0
+        return sigreg_of_views(z, self.settings, step)
 
     def on_fit_start(self) -> None:
         """Warns of settings that are known to fail, before hours are spent on them."""
-        warn_of_batch(self.settings)
+        if self.is_sigreg:
+            warn_of_accumulation(self.settings, STATISTIC)
+        else:
+            warn_of_batch(self.settings)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student and the projector."""
@@ -78,11 +99,15 @@ class DINOTwins(DINO):
         split = "val" if "val/loss" in summary else "train"
         if f"{split}/dino_loss" not in summary:
             return super().in_words(summary)
-        dino, diagonal = summary[f"{split}/dino_loss"], summary[f"{split}/diagonal_mean"]
-        return [
-            *super().in_words({**summary, f"{split}/loss": dino}),
-            f"The two global views agree with a mean diagonal of {diagonal:.2f} (goal 1).",
-        ]
+        prefix = f"{split}/"
+        numbers = {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
+        second = (
+            sigreg_in_words(numbers)
+            if self.is_sigreg
+            else "The two global views agree with a mean diagonal of "
+            f"{numbers['diagonal_mean']:.2f} (goal 1)."
+        )
+        return [*super().in_words({**summary, f"{split}/loss": numbers["dino_loss"]}), second]
 
 
 def pairs(num_views: int, which: str) -> list[tuple[int, int]]:

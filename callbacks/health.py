@@ -62,7 +62,8 @@ ALARMS: dict[str, Alarm] = {
         lambda r: r["rank_me"] < max(2.0, 0.02 * r["largest_rank"]),
         "DIMENSIONS LOST: the features use {rank_me:.1f} of {largest_rank:.0f} possible dimensions "
         "(RankMe). What usually helps: a lower --optim.lr, stronger augmentations; for Barlow "
-        "Twins a larger --data.batch_size or --barlow_twins.lambd.",
+        "Twins a larger --data.batch_size or --barlow_twins.lambd; for LeJEPA a larger "
+        "--lejepa.lambd.",
     ),
     "uniform_output": Alarm(
         _TEACHER,

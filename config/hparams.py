@@ -48,6 +48,7 @@ LEARNT_HEAD = Unless("segmentation.head", "knn")
 HEAD_LEARNS = Unless("task", "segmentation") | LEARNT_HEAD
 BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
 IS_VIT = Needs("backbone.name", *names.VITS)
+IS_VICREG = Needs("barlow_twins.loss", "vicreg")
 HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
 VALIDATES = Unless("trainer.limit_val_batches", 0)
 SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
@@ -193,15 +194,30 @@ class BackboneHparams:
 
 @dataclass
 class BarlowTwinsHparams:
-    """Barlow Twins (Zbontar et al. 2021)."""
+    """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
     projector_dim: Annotated[int, Between(2)] = 512
     """Width D of the projector. The paper uses 8192 at batch 2048; below batch 256 512 is safer:
     the noise in the loss grows as lambd * D^2 / batch_size."""
     projector_layers: Count = 3
     """Linear layers of the projector, BatchNorm and ReLU between them."""
-    lambd: NonNegative = 0.0051
+    loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
+        "barlow_twins"
+    )
+    """barlow_twins (correlations) | vicreg (Bardes et al. 2022: distance, variance, covariance),
+    which is less bound to the batch."""
+    lambd: Annotated[NonNegative, Unless("barlow_twins.loss", "vicreg")] = 0.0051
     """Weight of the off-diagonal terms; 0.002 to 0.02 are within a point of each other."""
+    invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    """VICReg: weight of the distance between the views."""
+    variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    """VICReg: weight of what deviations lack of 1."""
+    covariance_weight: Annotated[NonNegative, IS_VICREG] = 1.0
+    """VICReg: weight of the covariances between dimensions."""
+    mix: Annotated[NonNegative, Needs("barlow_twins.loss", "barlow_twins")] = 0.0
+    """Weight, over lambd, of a term on images mixed of two (Mixed Barlow Twins, Bandara et al.
+    2023), against overfitting on few images; 1 to 5. A third image then passes the backbone: half
+    as much time again. 0: off."""
     scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins")] = 1.0
     """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
 
@@ -274,13 +290,47 @@ class DINOHparams:
 
 @dataclass
 class DINOTwinsHparams:
-    """DINO and Barlow Twins on one backbone; groups dino and barlow_twins set the two heads."""
+    """DINO and a second loss on one backbone; groups dino and that of `term` set the two heads."""
 
-    beta: NonNegative = 2.5e-3
-    """Weight of Barlow Twins. The study's: its part is then about half of DINO's at the start."""
-    pairs: Literal["global", "global_local", "all"] = "global"
+    term: Literal["barlow_twins", "sigreg"] = "barlow_twins"
+    """The second loss: barlow_twins (group barlow_twins) | sigreg (group lejepa: embeddings are
+    spread like a Gaussian, as none are after a collapse). Either may do for dino.centering,
+    sharpening and ema."""
+    beta: Annotated[float | str, Auto(), Between(0.0)] = "auto"
+    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's: its part is then about
+    half of DINO's at the start), 0.05 for sigreg (LeJEPA's)."""
+    pairs: Annotated[
+        Literal["global", "global_local", "all"], Needs("dino_twins.term", "barlow_twins")
+    ] = "global"
     """Views that are correlated: the two global ones | pairs with a global one | all, as in the
     study."""
+
+
+@dataclass
+class LeJEPAHparams:
+    """LeJEPA (Balestriero & LeCun 2025): views predict their mean, embeddings become Gaussian."""
+
+    views: Annotated[int, Between(2), Needs("task", "lejepa")] = 4
+    """Views V of each image, all alike. The time of a step grows with them; 2 cost what Barlow
+    Twins costs."""
+    crop_scale: Annotated[list[float], Needs("task", "lejepa")] = field(
+        default_factory=lambda: [0.08, 1.0]
+    )
+    """Share of the image in a view, smallest and largest."""
+    projector_dim: Annotated[int, Between(2)] = 64
+    """Width K of the embeddings; 16 to 128. They need not be wide: no dimension is compared with
+    another."""
+    hidden_dim: Count = 2048
+    """Width of the projector's two hidden layers."""
+    lambd: Annotated[Fraction, Needs("task", "lejepa")] = 0.05
+    """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
+    to 0.1."""
+    slices: Count = 256
+    """Random directions M along which embeddings are tested, new in every step; 256 to 1024."""
+    knots: Annotated[int, Between(3, 257)] = 17
+    """Points of the test's integral."""
+    integration_limit: Annotated[float, Between(0.5, 20.0)] = 3.0
+    """Where the integral ends."""
 
 
 @dataclass
@@ -421,10 +471,10 @@ class OptimHparams:
     name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
-    """Peak learning rate. auto: 1e-3 (DINO: 5e-4) x sqrt(batch_size / 256) for adamw, 0.2 (lars) or
-    0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size / 16) for
-    adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe: 1e-3 x
-    sqrt(batch_size / 256). The small default network bears twice the first."""
+    """Peak learning rate. auto: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256) for adamw,
+    0.2 (lars) or 0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size
+    / 16) for adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe:
+    1e-3 x sqrt(batch_size / 256). The small default network bears twice the first."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
     (sgd)."""
@@ -478,8 +528,8 @@ class TrainerHparams:
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
     as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS] = 1
-    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins:
-    every batch has its own matrix. Use batch_size with chunk_size for that."""
+    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins and
+    LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False
@@ -778,16 +828,20 @@ class Hparams:
     """A run."""
 
     task: Annotated[str, OneOf(names.TASKS)] = "barlow_twins"
-    """What to train: barlow_twins, dino, dino_twins (a backbone, without labels) | linear_probe (a
-    classifier on a frozen one) | segmentation (a head on one)."""
+    """What to train: barlow_twins, dino, dino_twins, lejepa (a backbone, without labels) |
+    linear_probe (a classifier on a frozen one) | segmentation (a head on one)."""
     run: RunHparams = _group(RunHparams)
     data: DataHparams = _group(DataHparams)
     backbone: BackboneHparams = _group(BackboneHparams)
-    barlow_twins: Annotated[BarlowTwinsHparams, Needs("task", "barlow_twins", "dino_twins")] = (
-        _group(BarlowTwinsHparams)
-    )
+    barlow_twins: Annotated[
+        BarlowTwinsHparams,
+        Needs("task", "barlow_twins") | Needs("dino_twins.term", "barlow_twins"),
+    ] = _group(BarlowTwinsHparams)
     dino: Annotated[DINOHparams, Needs("task", "dino", "dino_twins")] = _group(DINOHparams)
     dino_twins: Annotated[DINOTwinsHparams, Needs("task", "dino_twins")] = _group(DINOTwinsHparams)
+    lejepa: Annotated[
+        LeJEPAHparams, Needs("task", "lejepa") | Needs("dino_twins.term", "sigreg")
+    ] = _group(LeJEPAHparams)
     head_information: Annotated[HeadInformationHparams, PRETRAINS, HAS_ATTENTION] = _group(
         HeadInformationHparams
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-PRETRAINING = ("barlow_twins", "dino", "dino_twins")
+PRETRAINING = ("barlow_twins", "dino", "dino_twins", "lejepa")
 TASKS: dict[str, str] = {
     "barlow_twins": "agents.barlow_twins:BarlowTwins",
     "dino": "agents.dino:DINO",
     "dino_twins": "agents.dino_twins:DINOTwins",
+    "lejepa": "agents.lejepa:LeJEPA",
     "linear_probe": "agents.linear_probe:LinearProbe",
     "segmentation": "agents.segmentation:Segmentation",
 }

@@ -31,8 +31,10 @@ _SHARP_IMAGE = 32  # px, up to which nothing is blurred
 _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
 _DINO_TASKS = ("dino", "dino_twins")
 _DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = 0.04, 0.4
-_DINO_LR = 5e-4  # adamw, at batch 256
-# Peak learning rate of self-supervised training at batch 256, from the same sources.
+_TWINS_BETA = {"barlow_twins": 2.5e-3, "sigreg": 0.05}  # the study's; LeJEPA's
+# Peak learning rate of self-supervised training at batch 256, from the same sources; methods whose
+# own (DINO's code, LeJEPA's minimal example) differs under adamw.
+_ADAMW_LR = {"dino": 5e-4, "dino_twins": 5e-4, "lejepa": 2e-3}
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 # Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
 # backbone below it when that is trained too (SegFormer's AdamW).
@@ -68,6 +70,8 @@ def resolve(hparams: Hparams) -> Hparams:
         data.root = f"data/{data.name}"
     if data.num_workers is None:
         data.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1))
+    if hparams.task == "dino_twins" and hparams.dino_twins.beta == "auto":
+        hparams.dino_twins.beta = _TWINS_BETA[hparams.dino_twins.term]
     _resolve_weight_decay(hparams)
     _resolve_crops(hparams)
     return hparams
@@ -148,7 +152,8 @@ def _batch_size(hparams: Hparams, images: int) -> int:
     A correlation of few images is noise, so Barlow Twins keeps 128 where there are as many.
     """
     most, least, share = 256, 32, 4
-    if hparams.task in ("barlow_twins", "dino_twins"):
+    twins = hparams.task == "dino_twins" and hparams.dino_twins.term == "barlow_twins"
+    if hparams.task == "barlow_twins" or twins:
         least = 128
     elif hparams.task == "segmentation":
         most, least, share = 16, 4, 8
@@ -190,8 +195,8 @@ def _learning_rate(hparams: Hparams) -> float:
         base, batch = _FINE_TUNING_LR[name], 16
     elif hparams.task == "linear_probe":
         base, batch = _PROBE_LR[name], 256
-    elif hparams.task in _DINO_TASKS and name == "adamw":
-        base, batch = _DINO_LR, 256
+    elif hparams.task in _ADAMW_LR and name == "adamw":
+        base, batch = _ADAMW_LR[hparams.task], 256
     else:
         base, batch = _PRETRAINING_LR[name], 256
     return base * (int(hparams.data.batch_size) / batch) ** (0.5 if name == "adamw" else 1.0)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from config.convert import ConfigError, base_types, leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import choose_names
-from config.rules import as_typed, metadata, no_effect, unmet
+from config.rules import as_typed, get_leaf, metadata, no_effect, unmet
 from utils.nested import nested
 
 
@@ -84,11 +84,13 @@ def _describe(allowed: tuple[Any, ...]) -> str:
 
 def _check_combinations(hparams: Hparams) -> None:
     data, trainer, segmentation = hparams.data, hparams.trainer, hparams.segmentation
-    for name in ("global_crops_scale", "local_crops_scale"):
-        scale = getattr(hparams.dino, name)
-        if scale and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
+    for path in ("dino.global_crops_scale", "dino.local_crops_scale", "lejepa.crop_scale"):
+        scale = get_leaf(hparams, path)
+        if not scale and path == "dino.global_crops_scale":
+            continue  # to be chosen
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(
-                f"--dino.{name} {as_typed(scale)}: expected two shares of the image, smallest and "
+                f"--{path} {as_typed(scale)}: expected two shares of the image, smallest and "
                 "largest, such as 0.05 0.4."
             )
     if data.split == "trainaug" and data.name != "voc":

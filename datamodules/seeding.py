@@ -20,6 +20,11 @@ def mix(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
+def generator(*key: int) -> torch.Generator:
+    """Returns a generator on the CPU whose draws are a function of `key`."""
+    return torch.Generator().manual_seed(mix(*key))
+
+
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Makes torch's CPU draws a function of `key` inside, and leaves no trace outside."""
@@ -85,5 +90,5 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         """The epoch's permutation of all images."""
         if not self.shuffle:
             return list(range(self.num_images))
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        return torch.randperm(self.num_images, generator=generator).tolist()
+        draws = generator(self.seed, epoch)
+        return torch.randperm(self.num_images, generator=draws).tolist()

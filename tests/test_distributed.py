@@ -28,6 +28,9 @@ def cases(labelled: Path) -> dict[str, dict]:
     return {
         "barlow_twins": {**EXACT},
         "chunked": {**EXACT, "trainer.chunk_size": 2},
+        "vicreg": {**EXACT, "barlow_twins.loss": "vicreg"},
+        # Each process mixes its own images, so that two are something else than one.
+        "mixed": {**EXACT, "barlow_twins.mix": 4.0, "trainer.chunk_size": 2},
         "dino": {
             **EXACT,
             "task": "dino",
@@ -47,6 +50,13 @@ def cases(labelled: Path) -> dict[str, dict]:
             "dino_twins.pairs": "all",
             "trainer.chunk_size": 2,
         },
+        "twins_sigreg": {
+            **EXACT,
+            "task": "dino_twins",
+            "dino_twins.term": "sigreg",
+            "trainer.chunk_size": 2,
+        },
+        "lejepa": {**EXACT, "task": "lejepa", "trainer.chunk_size": 2},
         "segmentation": {
             **EXACT,
             "task": "segmentation",
@@ -123,7 +133,16 @@ def runs(shapes_root, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["barlow_twins", "chunked", "dino", "dino_accumulated_pieces", "dino_twins"],
+    [
+        "barlow_twins",
+        "chunked",
+        "dino",
+        "dino_accumulated_pieces",
+        "dino_twins",
+        "lejepa",
+        "twins_sigreg",
+        "vicreg",
+    ],
 )
 def test_weights_are_those_of_one_process(runs, name):
     # SGD: weights differ by no more than gradients do. DINO's include the teacher and the centre.
@@ -133,7 +152,9 @@ def test_weights_are_those_of_one_process(runs, name):
     assert len(steps) == 1
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "chunked", "dino", "dino_twins"])
+@pytest.mark.parametrize(
+    "name", ["barlow_twins", "chunked", "dino", "dino_twins", "lejepa", "vicreg"]
+)
 def test_losses_are_those_of_one_process(runs, name):
     one, two = (read_metrics(runs / which / name / "metrics.csv") for which in ("one", "two"))
     for step, row in one.items():

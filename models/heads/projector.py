@@ -1,17 +1,23 @@
-"""Projector between backbone and loss (Barlow Twins, section 2 and official code)."""
+"""Projector between backbone and loss (Barlow Twins, section 2 and official code; LeJEPA)."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from torch import nn
 
 
-def projector(in_dim: int, dim: int, layers: int = 3) -> nn.Sequential:
-    """`(N, in_dim)` to `(N, dim)`: bias-free linear layers, BatchNorm and ReLU between them.
+def projector(
+    in_dim: int, dim: int, layers: int = 3, hidden: int | None = None, bias: bool = False
+) -> nn.Sequential:
+    """`(N, in_dim)` to `(N, dim)`: linear layers, BatchNorm and ReLU between them.
 
     Args:
         in_dim: width of the backbone's pooled features.
-        dim: width D of every layer.
+        dim: width D of the last layer.
         layers: number of linear layers.
+        hidden: width of the layers before it; None: D.
+        bias: of the last layer; the others have BatchNorm's.
 
     Raises:
         ValueError: no layer.
@@ -19,6 +25,9 @@ def projector(in_dim: int, dim: int, layers: int = 3) -> nn.Sequential:
     if layers < 1:
         raise ValueError(f"projector_layers {layers}: expected at least 1.")
     modules: list[nn.Module] = []
-    for width in [in_dim] + [dim] * (layers - 2) if layers > 1 else []:
-        modules += [nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True)]
-    return nn.Sequential(*modules, nn.Linear(dim if modules else in_dim, dim, bias=False))
+    hidden = hidden or dim
+    widths = [in_dim] + [hidden] * (layers - 1)
+    for before, width in pairwise(widths):
+        norm = nn.BatchNorm1d(width)
+        modules += [nn.Linear(before, width, bias=False), norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules, nn.Linear(widths[-1], dim, bias=bias))

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.measures.feature_statistics import effective_rank, mean_std
 from models.precision import at_least_float32
 
 
@@ -36,9 +35,13 @@ def cross_correlation(z1: Tensor, z2: Tensor, eps: float = 1e-5) -> Tensor:
     if len(z1) < 2:
         raise ValueError("A correlation needs a batch of at least 2 images, got 1.")
     with torch.autocast(z1.device.type, enabled=False):
-        embeddings = at_least_float32(z1, z2)
-        z1, z2 = (F.batch_norm(z, None, None, training=True, eps=eps) for z in embeddings)
+        z1, z2 = (_standardised(z, eps) for z in (z1, z2))
         return z1.T @ z2 / len(z1)
+
+
+def _standardised(z: Tensor, eps: float = 1e-5) -> Tensor:
+    (z,) = at_least_float32(z)
+    return F.batch_norm(z, None, None, training=True, eps=eps)
 
 
 def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
@@ -54,6 +57,26 @@ def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
         invariance = (1 - diagonal).square().sum()
         redundancy = (correlation.square() * off_diagonal).sum()
         return invariance + lambd * redundancy
+
+
+def mixed_loss(mixed: Tensor, z1: Tensor, z2: Tensor, alpha: float, order: Tensor) -> Tensor:
+    """How far mixed images correlate otherwise than by what they are mixed of.
+
+    ½ Σ over both views v of ‖C(z_m, z_v) - α C(z1, z_v) - (1 - α) C(π z2, z_v)‖² (Mixed Barlow
+    Twins, Bandara et al. 2023, arXiv 2312.02151). C is linear in its standardised arguments, so
+    that one matrix a view will do.
+
+    Args:
+        mixed: z_m, `(N, D)`, embeddings of α x1 + (1 - α) π x2.
+        z1: `(N, D)`.
+        z2: `(N, D)`.
+        alpha: α.
+        order: π, `(N,)`.
+    """
+    with torch.autocast(mixed.device.type, enabled=False):
+        mixed, z1, z2 = (_standardised(z) for z in (mixed, z1, z2))
+        rest = mixed - alpha * z1 - (1 - alpha) * z2[order]
+        return torch.stack([(rest.T @ z / len(z)).square().sum() for z in (z1, z2)]).sum() / 2
 
 
 def noise_floor(dim: int, batch_size: int, lambd: float) -> float:
@@ -75,35 +98,22 @@ def lower_bound(dim: int, batch_size: int, lambd: float) -> float:
 
 @dataclass(frozen=True)
 class CorrelationSummary:
-    """A correlation matrix in four numbers.
+    """A correlation matrix in two numbers.
 
     Attributes:
         diagonal_mean: 1 when the views agree.
         off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
-        embedding_std: see `feature_statistics.mean_std`.
-        effective_rank: see `feature_statistics.effective_rank`; None when not asked for.
     """
 
     diagonal_mean: Tensor
     off_diagonal_rms: Tensor
-    embedding_std: Tensor
-    effective_rank: Tensor | None
 
 
 @torch.no_grad()
-def summarise(correlation: Tensor, embeddings: Tensor, rank: bool = False) -> CorrelationSummary:
-    """Summarises C `(D, D)` and the embeddings `(N, D)` behind it.
-
-    Args:
-        correlation: C.
-        embeddings: of one view.
-        rank: also the effective rank, which costs a singular value decomposition.
-    """
+def summarise(correlation: Tensor) -> CorrelationSummary:
+    """Summarises C `(D, D)`."""
     off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
-    embeddings = embeddings.to(correlation.dtype)
     return CorrelationSummary(
         diagonal_mean=correlation.diagonal().mean(),
         off_diagonal_rms=correlation[off].square().mean().sqrt(),
-        embedding_std=mean_std(embeddings),
-        effective_rank=effective_rank(embeddings) if rank else None,
     )

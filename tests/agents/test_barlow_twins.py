@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from config.hparams import Hparams
-from tests.conftest import assert_same, weights
+from tests.conftest import assert_same, summary, weights
+from utils.logging import read_metrics
 
 
 def difference(first, second):
@@ -95,6 +96,72 @@ def test_the_studys_failed_batch_is_warned_of():
 def test_accumulation_is_called_by_its_name():
     with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
         agent_for(trainer__accumulate=8).on_fit_start()
+
+
+def test_vicreg_adds_up_and_has_words_of_its_own(train, capsys):
+    weights = {"invariance": 10.0, "variance": 5.0, "covariance": 2.0}
+    changed = {f"barlow_twins__{name}_weight": value for name, value in weights.items()}
+    code, folder = train("run", barlow_twins__loss="vicreg", trainer__max_epochs=1, **changed)
+    assert code == 0
+    found = summary(folder)
+    for split in ("train", "val"):
+        total = sum(weight * found[f"{split}/{name}"] for name, weight in weights.items())
+        assert found[f"{split}/loss"] == pytest.approx(total, rel=1e-5)
+    assert "val/noise_floor" not in found
+    assert "val/diagonal_mean" not in found
+    assert found["val/embedding_std"] > 0
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "mean squared difference" in said
+    assert "noise floor" not in said
+
+
+def test_mixed_images_are_a_term_of_training_alone(train):
+    shared = {"trainer__max_epochs": 1, "data__batch_size": 7}
+    _, plain = train("plain", **shared)
+    code, mixed = train("mixed", barlow_twins__mix=4.0, **shared)
+    assert code == 0
+    first, other = (read_metrics(folder / "metrics.csv")[0] for folder in (plain, mixed))
+    added = other["train/mixed_loss"]
+    assert added > 0
+    assert other["train/loss"] == pytest.approx(first["train/loss"] + added, rel=1e-5)
+    assert "val/mixed_loss" not in summary(mixed)
+    assert difference(weights(mixed), weights(plain)) > 1e-6
+
+
+def test_a_mixed_image_counts_when_memory_is_measured():
+    assert agent_for().passes((32, 32)) == (32, 32)
+    assert agent_for(barlow_twins__mix=1.0).passes((32, 32)) == (32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"barlow_twins__variance_weight": 3}, "without --barlow_twins.loss vicreg"),
+        (
+            {"barlow_twins__loss": "vicreg", "barlow_twins__mix": 1},
+            "barlow_twins.loss barlow_twins",
+        ),
+        (
+            {"barlow_twins__loss": "vicreg", "barlow_twins__lambd": 1},
+            "with --barlow_twins.loss vic",
+        ),
+        ({"barlow_twins__loss": "vicreg", "task": "dino_twins"}, "on task dino_twins"),
+        ({"barlow_twins__mix": 1, "task": "dino_twins"}, "on task dino_twins"),
+    ],
+)
+def test_settings_of_the_other_loss_are_refused(train, capsys, changed, reason):
+    assert train("run", **changed)[0] == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has no effect" in said
+    assert reason in said
+
+
+def test_vicreg_is_not_warned_of_a_noise_it_does_not_have():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent_for(data__batch_size=32, barlow_twins__loss="vicreg").on_fit_start()
+    with pytest.warns(UserWarning, match="its own covariance matrices"):
+        agent_for(barlow_twins__loss="vicreg", trainer__accumulate=8).on_fit_start()
 
 
 def test_words_for_collapse_and_health():

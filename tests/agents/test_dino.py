@@ -15,10 +15,15 @@ from agents.dino_twins import pairs
 from callbacks.interruption import Interruption
 from config.hparams import Hparams
 from config.resolve import choices, resolve, resolve_for_data
+from datamodules.loading import Batch
+from datamodules.seeding import generator
 from main import main
 from models.backbones.vit import ViT
+from models.losses.dino import dino_loss
+from models.losses.lejepa import random_directions
 from tests.agents.test_barlow_twins import difference
 from tests.conftest import assert_same, summary, weights
+from tests.models.test_lejepa_loss import naive
 from utils.console import console
 from utils.logging import read_metrics
 
@@ -31,11 +36,16 @@ EXACT = {
     "dino__freeze_last_layer_steps": 0,
 }
 BOTH = pytest.mark.parametrize("task", ["dino", "dino_twins"])
+ALL = pytest.mark.parametrize(
+    ("task", "more"),
+    [("dino", {}), ("dino_twins", {}), ("dino_twins", {"dino_twins__term": "sigreg"})],
+    ids=["dino", "dino_twins", "sigreg"],
+)
 
 
-@BOTH
-def test_chunks_and_one_view_at_a_time_equal_the_whole_batch_in_float64(train, task):
-    shared = {**EXACT, "task": task, "trainer__max_epochs": 1}
+@ALL
+def test_chunks_and_one_view_at_a_time_equal_the_whole_batch_in_float64(train, task, more):
+    shared = {**EXACT, **more, "task": task, "trainer__max_epochs": 1}
     _, whole = train("whole", **shared)
     for chunk in (3, 8):
         _, chunked = train(f"chunk-{chunk}", trainer__chunk_size=chunk, **shared)
@@ -55,9 +65,9 @@ def test_accumulated_batches_equal_one_large_batch_in_float64(train):
     assert difference(one, other) < 1e-10
 
 
-@BOTH
-def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, task):
-    shared = {"task": task, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
+@ALL
+def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, task, more):
+    shared = {**more, "task": task, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
     _, whole = train("whole", **shared)
     original = Interruption.on_train_batch_end
 
@@ -139,11 +149,11 @@ def test_weight_decay_rises_and_the_last_layer_waits(train):
     assert not torch.equal(weights(free)[key], frozen)
 
 
-def agent_for(**changed) -> DINO:
+def agent_for(task="dino", **changed) -> DINO:
     from agents.build import build_agent
     from agents.sources import build_source
 
-    hparams = Hparams(task="dino")
+    hparams = Hparams(task=task)
     for path, value in changed.items():
         group, leaf = path.split("__")
         setattr(getattr(hparams, group), leaf, value)
@@ -330,12 +340,62 @@ def test_pairs_are_unordered():
     assert pairs(2, "all") == pairs(2, "global_local") == [(0, 1)]
 
 
-def test_twins_add_up(train):
-    _, folder = train("run", task="dino_twins", dino_twins__beta=0.5, trainer__max_epochs=1)
+@pytest.mark.parametrize(
+    ("term", "second"), [("barlow_twins", "barlow_twins_loss"), ("sigreg", "sigreg")]
+)
+def test_twins_add_up(train, term, second):
+    changed = {"dino_twins__term": term, "dino_twins__beta": 0.5}
+    _, folder = train("run", task="dino_twins", trainer__max_epochs=1, **changed)
     for row in read_metrics(folder / "metrics.csv").values():
         if "train/loss" in row:
-            total = row["train/dino_loss"] + 0.5 * row["train/barlow_twins_loss"]
+            total = row["train/dino_loss"] + 0.5 * row[f"train/{second}"]
             assert row["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_second_loss_is_sigreg_by_hand():
+    sizes = {"projector_dim": 6, "hidden_dim": 12, "slices": 4, "knots": 101}
+    agent = agent_for(
+        dino_twins__term="sigreg",
+        dino_twins__beta=0.3,
+        dino__hidden_dim=16,
+        **{f"lejepa__{name}": value for name, value in sizes.items()},
+        task="dino_twins",
+    )
+    agent.eval().double()
+    batch = Batch(
+        tuple(
+            [torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)] for side in (64, 64, 32)
+        ),
+        torch.arange(5),
+        (),
+    )
+    targets = [torch.rand(5, 1024, dtype=torch.float64).softmax(-1) for _ in range(2)]
+    with torch.no_grad():
+        loss, scalars = agent.student_loss(batch, targets)
+        features = [agent.student.backbone(view[0]).pooled for view in batch.views]
+        logits = [agent.student.head(view) for view in features]
+        directions = random_directions(6, 4, generator(0, 0)).double()
+        by_hand = [naive(agent.projector(view), directions, 3.0, 1000) for view in features]
+    expected = float(dino_loss(logits, targets, 0.1)) + 0.3 * sum(by_hand) / 3
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(scalars["sigreg"]) == pytest.approx(sum(by_hand) / 3, rel=1e-3)
+
+
+def test_all_crutches_can_be_dropped_beside_sigreg(train, capsys):
+    crutches = {f"dino__{name}": "false" for name in ("centering", "sharpening", "ema")}
+    code, folder = train(
+        "run",
+        task="dino_twins",
+        dino_twins__term="sigreg",
+        trainer__max_epochs=1,
+        **crutches,
+    )
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert saved["dino_twins"] == {"term": "sigreg", "beta": 0.05}
+    assert saved["lejepa"]["projector_dim"] == 16
+    assert "barlow_twins" not in saved
+    assert "SIGReg" in capsys.readouterr().out
 
 
 def test_another_out_dim_on_resume(train, capsys):

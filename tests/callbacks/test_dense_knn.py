@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_said_once_and_ends_no_run(train, monkeypatch
         return iter([(torch.zeros(3, 32, 32, dtype=torch.uint8), torch.full((40, 40), 255))] * 3)
 
     monkeypatch.setattr("datamodules.masked_squares.MaskedSquares.__iter__", all_void)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="void all over") as said:
         code, folder = train("void", **ON)
     assert code == 0
     assert METRIC not in summary(folder)

@@ -157,6 +157,7 @@ def test_statistics_of_known_features():
     same = torch.ones(5, 16) + 1e-4 * torch.randn(5, 16)
     assert float(mean_std(same)) < 1e-3
     assert float(mean_cosine(same)) > 0.999
+    assert float(effective_rank(same)) < 1.1
     cosines = torch.nn.functional.cosine_similarity(random[:9, None], random[None, :9], dim=-1)
     off = cosines[~torch.eye(9, dtype=torch.bool)]
     assert float(mean_cosine(random[:9])) == pytest.approx(float(off.mean()))

@@ -15,7 +15,17 @@ from config.convert import ConfigError, Leaf, base_types, leaves, set_leaf, upda
 from config.hparams import Hparams
 from config.parsing import parse
 from config.resolve import resolve, resolve_for_data
-from config.rules import Either, Needs, Unless, get_leaf, metadata, rules_of, settings_of, unmet
+from config.rules import (
+    Condition,
+    Either,
+    Needs,
+    Unless,
+    get_leaf,
+    metadata,
+    rules_of,
+    settings_of,
+    unmet,
+)
 from config.types import Between, Enabled, OneOf, SomeOf
 from config.validation import active_settings, check, without_ineffective
 
@@ -26,6 +36,7 @@ SPECIAL: dict[str, tuple[dict[str, Any], Any]] = {
     "data.image_size": ({}, 96),
     "dino.global_crops_scale": ({}, [0.3, 1.0]),
     "dino.local_crops_scale": ({}, [0.1, 0.3]),
+    "lejepa.crop_scale": ({}, [0.1, 0.9]),
     "segmentation.loss_weights": ({}, [2.0]),
     "segmentation.attention_loss": ({"segmentation.fusion": ["fusion2"]}, 0.2),
     "segmentation.attention_loss_terms": (
@@ -112,18 +123,33 @@ def candidates(path: str) -> list[Any]:
 
 def breaks(hparams: Hparams, path: str) -> Iterator[Hparams]:
     """Yields, for each condition of `path`, settings in which it does not hold."""
-    for condition in rules_of(Hparams)[path]:
-        choices = condition.conditions if isinstance(condition, Either) else (condition,)
-        paths = list(dict.fromkeys(each.path for each in choices))
-        for values in product(*map(candidates, paths)):
-            broken = deepcopy(hparams)
-            for other, value in zip(paths, values, strict=True):
-                set_leaf(broken, other, value)
-            if unmet(broken, path) is condition:
+    conditions = rules_of(Hparams)[path]
+    for condition in conditions:
+        # What breaks this one may break an earlier one too, which is then met in another way.
+        for paths in (paths_of(condition), paths_of(*conditions)):
+            if broken := next(broken_by(hparams, path, condition, paths), None):
                 yield broken
                 break
         else:
             raise AssertionError(f"{path}: nothing breaks {condition}")
+
+
+def paths_of(*conditions: Condition) -> list[str]:
+    """The settings that conditions look at."""
+    found = (each.conditions if isinstance(each, Either) else (each,) for each in conditions)
+    return list(dict.fromkeys(each.path for choices in found for each in choices))
+
+
+def broken_by(
+    hparams: Hparams, path: str, condition: Condition, paths: list[str]
+) -> Iterator[Hparams]:
+    """Yields settings that differ in `paths` alone and break this condition of `path` first."""
+    for values in product(*map(candidates, paths)):
+        broken = deepcopy(hparams)
+        for other, value in zip(paths, values, strict=True):
+            set_leaf(broken, other, value)
+        if unmet(broken, path) is condition:
+            yield broken
 
 
 def with_value(path: str) -> tuple[Hparams, Any]:

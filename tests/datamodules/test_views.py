@@ -8,6 +8,7 @@ from torchvision.transforms import InterpolationMode, v2
 from datamodules.seeding import seeded
 from datamodules.transforms.augmentations import PILGaussianBlur
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from datamodules.transforms.lejepa import LeJEPAViews
 
 
 def picture(width: int = 80, height: int = 60) -> Image.Image:
@@ -28,6 +29,17 @@ def test_both_pipelines_have_the_published_parameters():
         assert (blurring.p, blurring.sigma) == (blur, (0.1, 2.0))
         assert (solarizing.p, solarizing.threshold) == (solarize, 128)
         assert isinstance(pipeline, v2.Compose)
+
+
+def test_any_number_of_views_drawn_alike():
+    views = LeJEPAViews(32, 3, (0.2, 0.9), blur=False)
+    assert views.sizes == (32, 32, 32)
+    crop, *_, blurring, solarizing, _ = views.view.transforms
+    assert (crop.scale, blurring.p, solarizing.p) == ((0.2, 0.9), 0.0, 0.2)
+    with seeded(1):
+        found = views(picture())
+    assert [view.shape for view in found] == [(3, 32, 32)] * 3
+    assert not torch.equal(found[0], found[1])
 
 
 def test_two_different_uint8_views_that_the_seed_determines():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from config import names
 from models.attention import AttentionRequest
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
@@ -74,7 +75,7 @@ def test_what_has_no_heads_to_differ_is_refused():
         HeadInformation(net(), 1.0, [5])
 
 
-@pytest.mark.parametrize("task", ["barlow_twins", "dino", "dino_twins"])
+@pytest.mark.parametrize("task", names.PRETRAINING)
 def test_chunks_are_the_whole(train, task):
     shared = {
         "task": task,

@@ -1,0 +1,170 @@
+"""Joint embedding: methods that judge the projected views of a whole batch at once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from agents.base import Agent
+from agents.optimizers import configure
+from callbacks.step_outputs import PretrainingOutputs, step_result
+from config.hparams import Hparams
+from datamodules.base import ImageSource
+from datamodules.loading import Batch
+from models.backbones.base import Backbone
+from models.head_information import HeadInformation
+from models.measures.feature_statistics import effective_rank, mean_std
+from models.memory.chunking import forward_in_chunks
+from models.precision import at_least_float32
+from utils.distributed import gather_batch
+
+_COLLAPSED = 0.1  # deviation of embeddings that hardly vary
+
+
+class JointEmbedding(Agent):
+    """Views of an image → backbone → projector → a loss on the embeddings of the whole batch.
+
+    Args:
+        backbone: what is trained and kept.
+        hparams: the method's own group, `optim`, and the batch size.
+
+    Attributes:
+        against_collapse: what else helps, in words.
+    """
+
+    monitor = ("val/loss", "min")
+    against_collapse: ClassVar[str] = "raise the batch size"
+
+    def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
+        super().__init__()
+        backbone.check_side(int(hparams.data.image_size), "data.image_size")
+        self.settings = hparams
+        self.backbone = backbone
+        self.projector = self.make_projector(backbone.embed_dim, hparams)
+        self.lr = float(hparams.optim.lr)
+        information = hparams.head_information
+        self.information = HeadInformation(backbone, information.weight, information.blocks)
+        self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
+
+    @classmethod
+    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:
+        """See `Agent.build`."""
+        return cls(backbone, hparams)
+
+    @staticmethod
+    @abstractmethod
+    def make_projector(width: int, hparams: Hparams) -> nn.Module:
+        """Returns what stands between the pooled features `(N, width)` and the loss."""
+
+    @abstractmethod
+    def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Returns the loss, and what else is to be logged.
+
+        Args:
+            z: embeddings `(N, D)` of every view, of the batch of all processes.
+        """
+
+    @abstractmethod
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """Says what the final numbers of a split mean, of a run that has not collapsed.
+
+        Args:
+            split: `val`, or `train` where nothing was validated.
+            numbers: by what `loss` calls them, and `loss`, `embedding_std`.
+        """
+
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """Returns the micro-batches of every view that is embedded: the batch's, at least."""
+        return batch.views
+
+    def _pool(self, images: Tensor) -> Tensor:
+        return self.information.pooled(self.backbone, images)
+
+    def features(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.
+
+        Args:
+            chunks: the micro-batches `(n, 3, H, W)` uint8 of this process; they may be on the host.
+                The backbone sees one at a time.
+        """
+        if self.backbone.frozen or not torch.is_grad_enabled():
+            with torch.no_grad():
+                features = torch.cat([self._pool(chunk.to(self.device)) for chunk in chunks])
+        elif len(chunks) == 1:
+            features = self._pooled(chunks[0].to(self.device))
+        else:
+            features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
+        return gather_batch(features)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see features and embeddings."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The same on held-out images, whose views never change."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
+        # One view after the other, as in the official code: BatchNorm statistics are a view's own.
+        features, mutual_information = self.information.split(
+            [self.features(chunks) for chunks in self.views(batch)]
+        )
+        # The projector sees the whole batch, so that its BatchNorm does.
+        z = [self.projector(view) for view in features]
+        loss, scalars = self.loss(z)
+        self._report(split, loss.detach(), scalars, z[0].detach())
+        if mutual_information is not None:
+            loss = loss - self.information.weight * mutual_information
+            self.log(f"{split}/head_information", mutual_information.detach(), batch_size=len(z[0]))
+        pair = (z[0].detach(), z[1].detach())
+        return step_result(loss, PretrainingOutputs(features[0].detach(), pair))
+
+    def _report(
+        self, split: str, loss: Tensor, scalars: Mapping[str, Tensor | float], z: Tensor
+    ) -> None:
+        (embeddings,) = at_least_float32(z)
+        found = {**scalars, "embedding_std": mean_std(embeddings)}
+        if split == "val":  # it costs a singular value decomposition
+            found["effective_rank"] = effective_rank(embeddings)
+        if split == "train" and self.trainer.optimizers:
+            found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(z))
+        self.log_dict({f"{split}/{k}": v for k, v in found.items()}, batch_size=len(z))
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
+        return configure(self, {self.backbone: 1.0, self.projector: 1.0}, self.settings, self.lr)
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        split = "val" if "val/loss" in summary else "train"
+        if f"{split}/loss" not in summary:
+            return ["No step was finished, so there is nothing to say about the loss."]
+        prefix = f"{split}/"
+        numbers = {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
+        if numbers["embedding_std"] < _COLLAPSED:
+            return [
+                f"COLLAPSED: the embeddings hardly vary (deviation {numbers['embedding_std']:.3f} "
+                f"of 1). Lower optim.lr, lengthen the warm-up, or {self.against_collapse}."
+            ]
+        return self.verdict(split, numbers)
+
+
+def warn_of_accumulation(hparams: Hparams, statistic: str) -> None:
+    """Warns that accumulated batches are judged one by one.
+
+    Args:
+        hparams: group `trainer`.
+        statistic: what each batch has of its own.
+    """
+    if hparams.trainer.accumulate > 1:
+        rank_zero_warn(
+            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for this "
+            f"loss: each batch has its own {statistic}. For a larger batch raise "
+            "--data.batch_size and set --trainer.chunk_size."
+        )

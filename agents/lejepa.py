@@ -1,0 +1,132 @@
+"""LeJEPA (Balestriero & LeCun 2025, arXiv 2511.08544): no teacher, no pairs, one weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agents.joint_embedding import JointEmbedding, warn_of_accumulation
+from config.hparams import Hparams
+from datamodules.base import ImageSource
+from datamodules.loading import Loading
+from datamodules.seeding import generator
+from datamodules.self_supervised import ViewsDataModule
+from datamodules.transforms.lejepa import LeJEPAViews
+from models.heads.projector import projector
+from models.losses.lejepa import (
+    collapsed_sigreg,
+    expected_sigreg,
+    prediction_loss,
+    random_directions,
+    sigreg,
+)
+
+STATISTIC = "distribution, which is compared with a Gaussian"
+
+
+class LeJEPA(JointEmbedding):
+    """Each view of an image predicts the mean of its views; embeddings are spread like N(0, I).
+
+    loss = (1 - λ) mean_v ‖z_v - z̄‖² / K + λ mean_v SIGReg(z_v)
+    """
+
+    against_collapse = "raise lejepa.lambd"
+
+    @staticmethod
+    def make_projector(width: int, hparams: Hparams) -> nn.Module:
+        """That of the minimal example. Its last layer has a bias: SIGReg looks at the mean."""
+        method = hparams.lejepa
+        return projector(width, method.projector_dim, 3, hidden=method.hidden_dim, bias=True)
+
+    @staticmethod
+    def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
+        """Several random views of every image."""
+        size, method = int(hparams.data.image_size), hparams.lejepa
+        scale = (method.crop_scale[0], method.crop_scale[1])
+        views = LeJEPAViews(size, method.views, scale, bool(hparams.data.blur))
+        return ViewsDataModule(source, views, size, loading)
+
+    def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `JointEmbedding.loss`."""
+        weight = self.settings.lejepa.lambd
+        prediction = prediction_loss(torch.stack(list(z)))
+        step = self.trainer.global_step if self.training else 0
+        normality, scalars = sigreg_of_views(z, self.settings, step)
+        return (1 - weight) * prediction + weight * normality, {
+            "prediction": prediction.detach(),
+            **scalars,
+            "noise_floor": weight * expected_sigreg(*_integral(self.settings)),
+        }
+
+    def on_fit_start(self) -> None:
+        """Warns of settings that are not what they seem."""
+        warn_of_accumulation(self.settings, STATISTIC)
+
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """See `JointEmbedding.verdict`."""
+        independent = 1 - 1 / self.settings.lejepa.views
+        prediction, normality = numbers["prediction"], numbers["sigreg"]
+        gaussian, collapsed = normality - numbers["sigreg_excess"], numbers["sigreg_collapsed"]
+        if normality > (gaussian + collapsed) / 2:
+            return [
+                f"COLLAPSED, or hardly trained: SIGReg is {normality:.1f}; a Gaussian has "
+                f"{gaussian:.2f}, embeddings that are all 0 {collapsed:.1f}. Train longer, "
+                f"lengthen the warm-up, or {self.against_collapse}."
+            ]
+        share = prediction / independent
+        words = "well" if share < 0.2 else "partly" if share < 0.6 else "hardly"
+        return [
+            f"{'Validation' if split == 'val' else 'Training'} loss {numbers['loss']:.3f}. Views "
+            f"that agree, with Gaussian embeddings, would have {numbers['noise_floor']:.3f} (the "
+            "noise floor). The authors find that this loss follows accuracy.",
+            f"The views agree {words}: prediction {prediction:.2f} (goal 0; independent views "
+            f"{independent:.2f}).",
+            sigreg_in_words(numbers),
+        ]
+
+
+def sigreg_in_words(numbers: Mapping[str, float]) -> str:
+    """Says what SIGReg is, beside what a Gaussian and a collapse have.
+
+    Args:
+        numbers: what `sigreg_of_views` logs.
+    """
+    found = numbers["sigreg"]
+    return (
+        f"Embeddings against a Gaussian: SIGReg {found:.2f} (a Gaussian "
+        f"{found - numbers['sigreg_excess']:.2f}; all embeddings 0 "
+        f"{numbers['sigreg_collapsed']:.1f})."
+    )
+
+
+def sigreg_of_views(
+    z: Sequence[Tensor], hparams: Hparams, step: int
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Returns the mean of SIGReg over views, along directions that are new in every step.
+
+    They are a function of seed and step: equal on all processes, and again after a resume.
+
+    Args:
+        z: embeddings `(N, K)` of every view, of the batch of all processes.
+        hparams: group `lejepa`, and the seed.
+        step: number of the optimizer step; always the same one for the same directions.
+
+    Returns:
+        The mean, and what to log: it, what it exceeds a Gaussian's by, and what a collapse has.
+    """
+    method, integral = hparams.lejepa, _integral(hparams)
+    count, dim = z[0].shape
+    directions = random_directions(dim, method.slices, generator(hparams.run.seed, step))
+    directions = directions.to(z[0].device)
+    normality = torch.stack([sigreg(view, directions, *integral) for view in z]).mean()
+    return normality, {
+        "sigreg": normality.detach(),
+        "sigreg_excess": normality.detach() - expected_sigreg(*integral),
+        "sigreg_collapsed": collapsed_sigreg(*integral, count),
+    }
+
+
+def _integral(hparams: Hparams) -> tuple[int, float]:
+    return hparams.lejepa.knots, hparams.lejepa.integration_limit

@@ -1,0 +1,70 @@
+"""VICReg's three terms (Bardes, Ponce & LeCun 2022, arXiv 2105.04906, section 4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.precision import at_least_float32
+
+_EPS = 1e-4  # added to the variances
+
+
+class VICRegTerms(NamedTuple):
+    """What VICReg sums with a weight each.
+
+    Attributes:
+        invariance: mean squared difference of the two views; 2 for independent ones of variance 1.
+        variance: what the deviations lack of 1, mean over dimensions and views.
+        covariance: Σ_{i≠j} Cov_ij² / D of each view, summed over both.
+    """
+
+    invariance: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+
+def vicreg_terms(z1: Tensor, z2: Tensor) -> VICRegTerms:
+    """Compares two batches of embeddings, and looks at the spread of each by itself.
+
+    The batch enters through a mean for each dimension and each pair of them, and not, as in Barlow
+    Twins, through deviations that divide the embeddings as well.
+
+    Args:
+        z1: `(N, D)`.
+        z2: `(N, D)`.
+
+    Returns:
+        The terms in float32, or float64 for float64 input, whatever autocast says.
+
+    Raises:
+        ValueError: shapes differ, or fewer than two samples.
+    """
+    if z1.shape != z2.shape or z1.dim() != 2:
+        raise ValueError(
+            f"expected two (N, D) of one shape, got {tuple(z1.shape)}, {tuple(z2.shape)}."
+        )
+    if len(z1) < 2:
+        raise ValueError("A variance needs a batch of at least 2 images, got 1.")
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = at_least_float32(z1, z2)
+        covariances = [_covariance(z) for z in (z1, z2)]
+        lacking = [F.relu(1 - (c.diagonal() + _EPS).sqrt()).mean() for c in covariances]
+        return VICRegTerms(
+            F.mse_loss(z1, z2),
+            torch.stack(lacking).mean(),
+            torch.stack([_off_diagonal_square(c) / len(c) for c in covariances]).sum(),
+        )
+
+
+def _covariance(z: Tensor) -> Tensor:
+    z = z - z.mean(0)
+    return z.T @ z / (len(z) - 1)
+
+
+def _off_diagonal_square(matrix: Tensor) -> Tensor:
+    off = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
+    return (matrix.square() * off).sum()

@@ -1,0 +1,66 @@
+"""What holds of every method of joint embedding: chunks are the whole, a resume goes on exactly."""
+
+import os
+import signal
+
+import pytest
+
+from callbacks.interruption import Interruption
+from main import main
+from tests.agents.test_barlow_twins import difference
+from tests.conftest import assert_same, weights
+from utils.logging import read_metrics
+
+METHODS = pytest.mark.parametrize(
+    "method",
+    [
+        {"task": "lejepa"},
+        {"barlow_twins__loss": "vicreg"},
+        {"barlow_twins__mix": 4.0, "data__batch_size": 7},
+    ],
+    ids=["lejepa", "vicreg", "mixed"],
+)
+
+
+@METHODS
+def test_chunked_training_equals_whole_training_in_float64(train, method):
+    shared = {
+        **method,
+        "trainer__precision": "64-true",
+        "trainer__max_epochs": 1,
+        # SGD: Adam would blow rounding differences of zero gradients up to whole steps.
+        "optim__name": "sgd",
+        "optim__lr": 0.01,
+        "optim__warmup_epochs": 0,
+    }
+    _, whole = train("whole", **shared)
+    _, chunked = train("chunked", trainer__chunk_size=3, data__num_workers=1, **shared)
+    assert difference(weights(chunked), weights(whole)) < 1e-10
+    one, other = (read_metrics(folder / "metrics.csv")[2] for folder in (chunked, whole))
+    assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-6)
+
+
+@METHODS
+def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, method):
+    shared = {**method, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
+    _, whole = train("whole", **shared)
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    code, half = train("half", **shared)
+    assert code == 130
+    monkeypatch.undo()
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    assert_same(weights(half), weights(whole))
+
+
+@METHODS
+def test_mixed_precision_trains_in_chunks(train, method):
+    shared = {"trainer__precision": "bf16-mixed", "trainer__chunk_size": 4}
+    code, _ = train("amp", **method, **shared, trainer__gradient_clip=1.0, trainer__max_epochs=1)
+    assert code == 0
