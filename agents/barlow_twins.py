@@ -44,13 +44,13 @@ class BarlowTwins(JointEmbedding):
     def make_projector(width: int, hparams: Hparams) -> nn.Module:
         """The paper's."""
         method = hparams.barlow_twins
-        return projector(width, method.projector_dim, method.projector_layers)
+        return projector(width, int(method.projector_dim), method.projector_layers)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
         """Two random views of every image."""
-        size = int(hparams.data.image_size)
-        views = BarlowTwinsViews(size, bool(hparams.data.blur))
+        size, (smallest, largest) = int(hparams.data.image_size), hparams.barlow_twins.crop_scale
+        views = BarlowTwinsViews(size, (smallest, largest), bool(hparams.data.blur))
         return ViewsDataModule(source, views, size, loading)
 
     def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -78,19 +78,20 @@ class BarlowTwins(JointEmbedding):
         self, z1: Tensor, z2: Tensor, mixed: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         method, (size, dim) = self.settings.barlow_twins, z1.shape
+        lambd = float(method.lambd)
         correlation = cross_correlation(z1, z2)
         summary = summarise(correlation.detach())
-        loss = method.scale * barlow_twins_loss(correlation, method.lambd)
+        loss = method.scale * barlow_twins_loss(correlation, lambd)
         scalars: dict[str, Tensor | float] = {
             "diagonal_mean": summary.diagonal_mean,
             "off_diagonal_rms": summary.off_diagonal_rms,
-            "noise_floor": method.scale * noise_floor(dim, size, method.lambd),
-            "lower_bound": method.scale * lower_bound(dim, size, method.lambd),
+            "noise_floor": method.scale * noise_floor(dim, size, lambd),
+            "lower_bound": method.scale * lower_bound(dim, size, lambd),
         }
         if mixed is not None:
             mixing = self._mixing(size // num_processes())
             order = mixing.over(num_processes()).to(z2.device)
-            extra = method.mix * method.lambd * mixed_loss(mixed, z1, z2, mixing.alpha, order)
+            extra = method.mix * lambd * mixed_loss(mixed, z1, z2, mixing.alpha, order)
             loss = loss + method.scale * extra
             scalars["mixed_loss"] = method.scale * extra.detach()
         return loss, scalars
@@ -144,7 +145,7 @@ def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
 def warn_of_batch(hparams: Hparams) -> None:
     """Warns of a batch too small for the projector, and of accumulation, which does not help."""
     batch, method = int(hparams.data.batch_size), hparams.barlow_twins
-    noise = method.lambd * (method.projector_dim - 1) / (batch - 1)
+    noise = float(method.lambd) * (int(method.projector_dim) - 1) / (batch - 1)
     if noise > NOISE_LIMIT:
         rank_zero_warn(
             f"Batch {batch} is small for projector_dim {method.projector_dim}: "

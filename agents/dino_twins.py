@@ -69,7 +69,7 @@ class DINOTwins(DINO):
     def _barlow_twins(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         which = pairs(len(z), self.settings.dino_twins.pairs)
         correlations = [cross_correlation(z[i], z[j]) for i, j in which]
-        lambd = self.settings.barlow_twins.lambd
+        lambd = float(self.settings.barlow_twins.lambd)
         loss = torch.stack([barlow_twins_loss(c, lambd) for c in correlations]).mean()
         summary = summarise(correlations[0].detach())
         return loss, {

@@ -45,7 +45,7 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
     with torch.no_grad():
         z1, z2 = (agent.projector(agent.features(view)) for view in batch.views)
     steps = 0 if start_over else checkpoint["global_step"]
-    return cross_correlation(z1, z2), steps, hparams.barlow_twins.lambd
+    return cross_correlation(z1, z2), steps, float(hparams.barlow_twins.lambd)
 
 
 def main() -> None:

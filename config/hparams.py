@@ -107,7 +107,7 @@ class DataHparams:
     nothing."""
     image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
-    to it). Segmentation judges whole images whose shorter side is this long. auto: 64 (shapes), 32
+    to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
     (cifar10), 224; at least eight patches of a ViT."""
     batch_size: Annotated[int | str, Auto(), Between(2)] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
@@ -142,7 +142,7 @@ class BackboneHparams:
     """The network that is kept. null: the architecture's own value."""
 
     name: Annotated[str, OneOf(("auto", *names.BACKBONES))] = "auto"
-    """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 6, width 96: 0.7 M
+    """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 4, width 96: 0.5 M
     parameters). auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
     patch_size: Annotated[Count | None, IS_VIT] = None
     """Pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
@@ -196,9 +196,10 @@ class BackboneHparams:
 class BarlowTwinsHparams:
     """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
-    projector_dim: Annotated[int, Between(2)] = 512
-    """Width D of the projector. The paper uses 8192 at batch 2048; below batch 256 512 is safer:
-    the noise in the loss grows as lambd * D^2 / batch_size."""
+    projector_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
+    """Width D of the projector. auto: 512 (the demonstration: 64). The paper uses 8192 at batch
+    2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
+    batch_size."""
     projector_layers: Count = 3
     """Linear layers of the projector, BatchNorm and ReLU between them."""
     loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
@@ -206,8 +207,15 @@ class BarlowTwinsHparams:
     )
     """barlow_twins (correlations) | vicreg (Bardes et al. 2022: distance, variance, covariance),
     which is less bound to the batch."""
-    lambd: Annotated[NonNegative, Unless("barlow_twins.loss", "vicreg")] = 0.0051
-    """Weight of the off-diagonal terms; 0.002 to 0.02 are within a point of each other."""
+    lambd: Annotated[float | str, Auto(), Between(0.0), Unless("barlow_twins.loss", "vicreg")] = (
+        "auto"
+    )
+    """Weight of the off-diagonal terms. auto: 2.6 / projector_dim (the paper's 0.0051 at 512), so
+    that they weigh the same beside the diagonal at any width; half or twice as much matters
+    little."""
+    crop_scale: Annotated[list[float], Needs("task", "barlow_twins")] = field(default_factory=list)
+    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (the
+    demonstration: 0.25 1)."""
     invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
     """VICReg: weight of the distance between the views."""
     variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
@@ -500,7 +508,7 @@ class TrainerHparams:
     max_epochs: Annotated[
         int | str, Auto(), Between(1), TRAINS, HEAD_LEARNS, Unless("trainer.max_steps")
     ] = "auto"
-    """Passes over the training images. auto: 24 for the demonstration (shapes); pretraining 20,000
+    """Passes over the training images. auto: 40 for the demonstration (shapes); pretraining 20,000
     steps in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe
     100 epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None

@@ -15,17 +15,20 @@ from typing import Any
 
 from config import names
 from config.convert import leaves, set_leaf
-from config.hparams import Hparams
+from config.hparams import BarlowTwinsHparams, Hparams
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence
 from utils.text import format_result
 
 # By data set; all others are photographs.
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
-_IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 64, "cifar10": 32}, 224
+_IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 48, "cifar10": 32}, 224
 _FEWEST_PATCHES = 8  # a side, in which a ViT sees an image
 _SMALL_IMAGE = 64  # px, up to which a ResNet of its own has the stem for small images
 _SHARP_IMAGE = 32  # px, up to which nothing is blurred
+
+# Barlow Twins: a projector for batches of 128 to 256, and the paper's weight, at this width.
+_PROJECTOR_DIM, _LAMBDA = 512, 0.0051
 
 # Weight decay. adamw: small-ViT practice; lars: Barlow Twins official code; sgd: DINO's ResNet-50.
 _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
@@ -72,9 +75,32 @@ def resolve(hparams: Hparams) -> Hparams:
         data.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1))
     if hparams.task == "dino_twins" and hparams.dino_twins.beta == "auto":
         hparams.dino_twins.beta = _TWINS_BETA[hparams.dino_twins.term]
+    _resolve_demonstration(hparams)
+    _resolve_barlow_twins(hparams.barlow_twins)
     _resolve_weight_decay(hparams)
     _resolve_crops(hparams)
     return hparams
+
+
+def _demonstrates(hparams: Hparams) -> bool:
+    network, images = hparams.backbone.name == "vit_demo", hparams.data.name == "shapes"
+    return network and images and hparams.task in names.PRETRAINING
+
+
+def _resolve_demonstration(hparams: Hparams) -> None:
+    if _demonstrates(hparams) and hparams.optim.name == "adamw":
+        chosen = _DEMONSTRATION[""] | _DEMONSTRATION.get(hparams.task, {})
+        for path, value in chosen.items():
+            if get_leaf(hparams, path) in ("auto", []):
+                set_leaf(hparams, path, deepcopy(value))
+
+
+def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
+    if method.projector_dim == "auto":
+        method.projector_dim = _PROJECTOR_DIM
+    if method.lambd == "auto":
+        method.lambd = round(_LAMBDA * _PROJECTOR_DIM / int(method.projector_dim), 6)
+    method.crop_scale = method.crop_scale or [0.08, 1.0]
 
 
 def _image_size(hparams: Hparams) -> int:
@@ -151,7 +177,7 @@ def _batch_size(hparams: Hparams, images: int) -> int:
 
     A correlation of few images is noise, so Barlow Twins keeps 128 where there are as many.
     """
-    most, least, share = 256, 32, 4
+    most, least, share = _DEMONSTRATION_BATCH if _demonstrates(hparams) else 256, 32, 4
     twins = hparams.task == "dino_twins" and hparams.dino_twins.term == "barlow_twins"
     if hparams.task == "barlow_twins" or twins:
         least = 128
@@ -166,15 +192,22 @@ _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
-_DEMONSTRATION_EPOCHS = 24
+# Of every pretraining of the demonstration's network on its images, and by task: what its readouts
+# found in minutes on two cores (benchmarks/RESULTS.md, section 1).
+_DEMONSTRATION_BATCH, _DEMONSTRATION_LR = 128, 2e-3
+_DEMONSTRATION: dict[str, dict[str, Any]] = {
+    "": {"trainer.max_epochs": 40},
+    "barlow_twins": {
+        "barlow_twins.projector_dim": 64,
+        "barlow_twins.crop_scale": [0.25, 1.0],
+    },
+}
 
 
 def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
     backbone = hparams.backbone
     if hparams.task == "linear_probe":
         return _PROBE_EPOCHS
-    if hparams.task in names.PRETRAINING and hparams.data.name == "shapes":
-        return _DEMONSTRATION_EPOCHS
     steps, (fewest, most) = _PRETRAINING_STEPS, _PRETRAINING_EPOCHS
     if hparams.task == "segmentation":
         frozen = backbone.freeze and not backbone.unfreeze_last
@@ -195,6 +228,8 @@ def _learning_rate(hparams: Hparams) -> float:
         base, batch = _FINE_TUNING_LR[name], 16
     elif hparams.task == "linear_probe":
         base, batch = _PROBE_LR[name], 256
+    elif hparams.task == "barlow_twins" and name == "adamw" and _demonstrates(hparams):
+        base, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
     elif hparams.task in _ADAMW_LR and name == "adamw":
         base, batch = _ADAMW_LR[hparams.task], 256
     else:

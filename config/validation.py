@@ -84,10 +84,11 @@ def _describe(allowed: tuple[Any, ...]) -> str:
 
 def _check_combinations(hparams: Hparams) -> None:
     data, trainer, segmentation = hparams.data, hparams.trainer, hparams.segmentation
-    for path in ("dino.global_crops_scale", "dino.local_crops_scale", "lejepa.crop_scale"):
+    open_ones = ("dino.global_crops_scale", "barlow_twins.crop_scale")  # empty: to be chosen
+    for path in (*open_ones, "dino.local_crops_scale", "lejepa.crop_scale"):
         scale = get_leaf(hparams, path)
-        if not scale and path == "dino.global_crops_scale":
-            continue  # to be chosen
+        if not scale and path in open_ones:
+            continue
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(
                 f"--{path} {as_typed(scale)}: expected two shares of the image, smallest and "

@@ -133,7 +133,8 @@ def test_every_experiment_round_trips_and_resolves(file, tmp_path):
 
 def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
     for name, expected in (("adamw", 5e-4), ("lars", 0.05), ("sgd", 0.0075)):
-        settings = hparams("--optim.name", name, "--data.batch_size", "64")
+        words = ["--data.name", "cifar10", "--optim.name", name, "--data.batch_size", "64"]
+        settings = hparams(*words)
         assert resolve_for_data(resolve(settings), 512, False).optim.lr == pytest.approx(expected)
     given = hparams("--optim.lr", "0.5", "--optim.weight_decay", "0")
     assert resolve_for_data(resolve(given), 512, False).optim.lr == 0.5

@@ -36,6 +36,7 @@ SPECIAL: dict[str, tuple[dict[str, Any], Any]] = {
     "data.image_size": ({}, 96),
     "dino.global_crops_scale": ({}, [0.3, 1.0]),
     "dino.local_crops_scale": ({}, [0.1, 0.3]),
+    "barlow_twins.crop_scale": ({}, [0.1, 0.9]),
     "lejepa.crop_scale": ({}, [0.1, 0.9]),
     "segmentation.loss_weights": ({}, [2.0]),
     "segmentation.attention_loss": ({"segmentation.fusion": ["fusion2"]}, 0.2),
