@@ -142,7 +142,7 @@ class BackboneHparams:
     """The network that is kept. null: the architecture's own value."""
 
     name: Annotated[str, OneOf(("auto", *names.BACKBONES))] = "auto"
-    """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 4, width 96: 0.5 M
+    """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 3, width 96: 0.4 M
     parameters). auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
     patch_size: Annotated[Count | None, IS_VIT] = None
     """Pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
