@@ -361,9 +361,22 @@ def test_time_left(study_file, tmp_path):
     metrics = tmp_path / "metrics.csv"
     assert share_done(metrics, {}) is None
     metrics.write_text("step,epoch,train/loss\n0,0.0,1\n11,3.0,1\n")
-    assert share_done(metrics, {"trainer.max_steps": 48}) == pytest.approx(0.25)
-    settings = {"trainer.max_steps": None, "trainer.max_epochs": 4}
-    assert share_done(metrics, settings) == pytest.approx(0.75)
+    for key, length, share in (("max_steps", 48, 0.25), ("max_epochs", 4, 0.75)):
+        (tmp_path / "hparams.yaml").write_text(f"trainer: {{{key}: {length}}}\n")
+        given = {"trainer.max_epochs": "auto", f"trainer.{key}": length}
+        assert share_done(metrics, given) == pytest.approx(share)
+    assert share_done(metrics, {"trainer.max_epochs": "auto"}) == pytest.approx(0.75)
+
+
+def test_time_left_of_runs_that_choose_their_length(study_file, tmp_path):
+    own = {"name": "b", "settings": BT | {"trainer.max_epochs": "auto"}}
+    study = load_study(
+        str(study_file([{"name": "a", "settings": BT}, own])), 1, [], str(tmp_path / "runs")
+    )
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    folder.write_summary({"status": "finished", "wall_seconds": 60.0})
+    assert Board(study).seconds_left(None) == pytest.approx(60)
 
 
 # What differs between two runs of the same thing.

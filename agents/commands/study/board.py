@@ -18,7 +18,9 @@ from rich.text import Text
 
 from agents.commands.study import run_folder
 from agents.commands.study.plan import Run, Study
+from config.convert import read_yaml
 from utils.logging import read_metrics
+from utils.nested import flat
 from utils.run_folder import RunFolder
 from utils.text import format_result
 
@@ -164,20 +166,28 @@ class Board:
 
 def _expected(run: Run, known: Sequence[tuple[Run, float]]) -> float:
     of_row = [seconds for other, seconds in known if other.row == run.row]
+    length = _length(run.settings)
     of_task = [
-        seconds * _length(run.settings) / _length(other.settings)
+        seconds * length / others
         for other, seconds in known
         if other.settings["task"] == run.settings["task"]
+        and length
+        and (others := _length(other.settings))
     ]
     return statistics.mean(of_row or of_task or [seconds for _, seconds in known])
 
 
-def _length(settings: Mapping[str, Any]) -> int:
-    return int(settings.get("trainer.max_steps") or settings["trainer.max_epochs"])
+def _length(settings: Mapping[str, Any]) -> int | None:
+    """Returns steps or epochs; None while the run has yet to choose them."""
+    length = settings.get("trainer.max_steps") or settings["trainer.max_epochs"]
+    return None if length == "auto" else int(length)
 
 
 def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
-    """Returns how much of a run's training its metrics.csv has seen; None before its first line."""
+    """Returns how much of a run's training its metrics.csv has seen; None before its first line.
+
+    Its length stands in the hparams.yaml beside: the run may have chosen it itself.
+    """
     if not metrics.exists():
         return None
     last = _last_step(metrics, metrics.stat().st_mtime_ns)
@@ -185,7 +195,8 @@ def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
         return None
     step, epoch = last
     done = step + 1 if settings.get("trainer.max_steps") else epoch
-    return min(1.0, done / _length(settings))
+    chosen = flat(read_yaml(metrics.with_name("hparams.yaml")))
+    return min(1.0, done / int(chosen.get("trainer.max_steps") or chosen["trainer.max_epochs"]))
 
 
 @lru_cache(maxsize=1)  # the file changes twice a minute and is asked for every second
