@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
+from datamodules.loading import Batch
 from models.backbones.base import Backbone
 from utils.rng import rng_preserved
 
@@ -27,6 +28,27 @@ class Classifies(Protocol):
 
     classes: tuple[str, ...]
     confusion: dict[str, Tensor]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An agent that is pretrained on batches of views.
+
+    Attributes:
+        trained_backbone: the network that gradients reach.
+    """
+
+    @property
+    def trained_backbone(self) -> Backbone:
+        """See above."""
+        ...
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Returns what the training step minimises for a batch, which may be a part of its own.
+
+        Nothing is logged or collected; BatchNorm statistics and random states move as in any pass.
+        """
+        ...
 
 
 def due(trainer: Trainer, every_n_epochs: int) -> bool:
