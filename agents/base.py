@@ -36,6 +36,11 @@ class Agent(LightningModule, ABC):
     lr: float
     backbone: Backbone
 
+    @property
+    def trained_backbone(self) -> Backbone:
+        """The network that gradients reach; the one that is kept, unless a task has two."""
+        return self.backbone
+
     @classmethod
     @abstractmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:

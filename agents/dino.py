@@ -112,6 +112,11 @@ class DINO(Agent):
         kept = self.student if self.settings.dino.export == "student" else self.teacher
         return kept.backbone
 
+    @property
+    def trained_backbone(self) -> Backbone:
+        """The student's, whichever is kept."""
+        return self.student.backbone
+
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.student.backbone, images)
 
@@ -125,14 +130,22 @@ class DINO(Agent):
 
     def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         features, logits = self._teach(batch.views[:NUM_GLOBAL])
-        temperature = self.teacher_temperature()
-        targets = [teacher_targets(t, self.center.value, temperature) for t in logits]
+        targets = self._targets(logits)
         loss, scalars = self.student_loss(batch, targets)
         if split == "train" and self.settings.dino.centering:
             for each in logits:
                 self.center.collect(each)
-        self._report(split, loss, targets, {**scalars, "teacher_temperature": temperature})
+        self._report(split, loss, targets, scalars)
         return step_result(loss, PretrainingOutputs(features[0]))
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """See `callbacks.inspection.Learner`; the centre collects nothing."""
+        _, logits = self._teach(batch.views[:NUM_GLOBAL])
+        return self.student_loss(batch, self._targets(logits))[0]
+
+    def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        temperature = self.teacher_temperature()
+        return [teacher_targets(each, self.center.value, temperature) for each in logits]
 
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -279,6 +292,7 @@ class DINO(Agent):
             "chance_level": math.log(targets[0].shape[-1]),
             "teacher_entropy": entropy(probabilities).mean(),
             "teacher_mean_entropy": entropy(probabilities.mean((0, 1))),
+            "teacher_temperature": self.teacher_temperature(),
             "center_norm": self.center.value.norm(),
             **scalars,
         }

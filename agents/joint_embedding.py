@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -24,6 +24,15 @@ from models.precision import at_least_float32
 from utils.distributed import gather_batch
 
 _COLLAPSED = 0.1  # deviation of embeddings that hardly vary
+
+
+class _Judged(NamedTuple):
+    """Features `(N, D)` and embeddings `(N, D')` of every view, the loss, and what to log."""
+
+    features: Sequence[Tensor]
+    embeddings: Sequence[Tensor]
+    loss: Tensor
+    scalars: dict[str, Tensor | float]
 
 
 class JointEmbedding(Agent):
@@ -109,7 +118,18 @@ class JointEmbedding(Agent):
         """The same on held-out images, whose views never change."""
         return self._step(batch, "val")
 
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """See `callbacks.inspection.Learner`."""
+        return self._judge(batch).loss
+
     def _step(self, batch: Batch, split: str) -> dict[str, Any]:
+        judged = self._judge(batch)
+        z = judged.embeddings
+        self._report(split, judged.scalars, z[0].detach())
+        pair = (z[0].detach(), z[1].detach())
+        return step_result(judged.loss, PretrainingOutputs(judged.features[0].detach(), pair))
+
+    def _judge(self, batch: Batch) -> _Judged:
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
         features, mutual_information = self.information.split(
             [self.features(chunks) for chunks in self.views(batch)]
@@ -117,23 +137,20 @@ class JointEmbedding(Agent):
         # The projector sees the whole batch, so that its BatchNorm does.
         z = [self.projector(view) for view in features]
         loss, scalars = self.loss(z)
-        self._report(split, loss.detach(), scalars, z[0].detach())
+        scalars = {"loss": loss.detach(), **scalars}  # the method's own, whatever is added
         if mutual_information is not None:
             loss = loss - self.information.weight * mutual_information
-            self.log(f"{split}/head_information", mutual_information.detach(), batch_size=len(z[0]))
-        pair = (z[0].detach(), z[1].detach())
-        return step_result(loss, PretrainingOutputs(features[0].detach(), pair))
+            scalars["head_information"] = mutual_information.detach()
+        return _Judged(features, z, loss, scalars)
 
-    def _report(
-        self, split: str, loss: Tensor, scalars: Mapping[str, Tensor | float], z: Tensor
-    ) -> None:
+    def _report(self, split: str, scalars: Mapping[str, Tensor | float], z: Tensor) -> None:
         (embeddings,) = at_least_float32(z)
         found = {**scalars, "embedding_std": mean_std(embeddings)}
         if split == "val":  # it costs a singular value decomposition
             found["effective_rank"] = effective_rank(embeddings)
         if split == "train" and self.trainer.optimizers:
             found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(z))
+        self.log(f"{split}/loss", found.pop("loss"), prog_bar=True, batch_size=len(z))
         self.log_dict({f"{split}/{k}": v for k, v in found.items()}, batch_size=len(z))
 
     def configure_optimizers(self) -> Any:

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.panel import Panel
 
+from callbacks.gradient_agreement import GradientAgreement
+from callbacks.health import Health
 from callbacks.readout import Readout
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
@@ -38,6 +40,31 @@ def collect(
         "unreadable_images": len(unreadable.names),
         "unreadable_names": sorted(unreadable.names)[:20],
     }
+
+
+def of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
+    """Returns what callbacks have for summary.json that is no metric of Lightning."""
+    found: dict[str, Any] = {"alarms": []}
+    for each in callbacks:
+        if isinstance(each, Health):
+            found["alarms"] += each.alarms.values()
+        elif isinstance(each, Readout):
+            found |= {f"before/{name}": value for name, value in each.before.items()}
+        elif isinstance(each, GradientAgreement):
+            found |= {f"train/{name}": value for name, value in each.numbers().items()}
+    return found
+
+
+def words_of(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]) -> list[str]:
+    """Says what callbacks have found, in sentences.
+
+    Args:
+        callbacks: of the run.
+        metrics: last values by name.
+    """
+    readouts = [each for each in callbacks if isinstance(each, Readout)]
+    agreements = [each for each in callbacks if isinstance(each, GradientAgreement)]
+    return [*learnt(readouts, metrics), *(line for each in agreements for line in each.in_words())]
 
 
 def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]:

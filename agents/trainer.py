@@ -22,11 +22,9 @@ from agents.loggers import build_loggers, finish
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
-from callbacks.health import Health
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
-from callbacks.readout import Readout
 from callbacks.report import Report
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
@@ -193,7 +191,6 @@ class Trainer:
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
         callbacks = build_callbacks(self.hparams)
-        readouts = [c for c in callbacks if isinstance(c, Readout)]
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -225,10 +222,7 @@ class Trainer:
             result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
             result |= {
                 **agent.facts,
-                "alarms": [
-                    w for c in callbacks if isinstance(c, Health) for w in c.alarms.values()
-                ],
-                **{f"before/{k}": v for readout in readouts for k, v in readout.before.items()},
+                **summary.of_callbacks(callbacks),
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
@@ -241,7 +235,7 @@ class Trainer:
             for report in reports:
                 report.write()
         if self.leads:
-            words = [*agent.in_words(result), *summary.learnt(readouts, result)]
+            words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks.gradient_agreement import GradientAgreement
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
@@ -99,6 +100,14 @@ ALARMS: dict[str, Alarm] = {
         "GRADIENTS VANISH: norm {grad_norm:.1g}. Nothing is learnt any more: collapsed, or a loss "
         "without effect.",
     ),
+    "gradient_is_noise": Alarm(
+        ("gradient_cosine_batch", "images_a_step"),
+        lambda r: r["gradient_cosine_batch"] < 0.1,
+        "MOSTLY NOISE: the gradients of two batches of {images_a_step:.0f} images agree to "
+        "{gradient_cosine_batch:.2f} (cosine, predicted from halves): a step follows the draw of "
+        "its images more than what images have in common. What usually helps: a larger "
+        "--data.batch_size, with --trainer.chunk_size where memory is short.",
+    ),
     "waits_for_data": Alarm(
         ("data_wait_share",),
         lambda r: r["data_wait_share"] > 0.5,
@@ -113,7 +122,7 @@ class Health(Callback):
 
     From the features `(N, D)` of a step: mean deviation, mean cosine between images, RankMe.
     From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
-    any clipping, and the share of time spent waiting for data.
+    any clipping, the share of time spent waiting for data, and how far gradients agree.
 
     Args:
         every_n_steps: when to measure.
@@ -184,6 +193,8 @@ class Health(Callback):
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share
             pl_module.log("train/data_wait_share", throughput.data_wait_share)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            reading |= callback.reading() if isinstance(callback, GradientAgreement) else {}
         self._readings = {}
         for name, words in raised_alarms(reading).items():
             if name not in self.alarms:

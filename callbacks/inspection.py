@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
+from datamodules.loading import Batch
 from models.backbones.base import Backbone
 from utils.rng import rng_preserved
 
@@ -27,6 +28,27 @@ class Classifies(Protocol):
 
     classes: tuple[str, ...]
     confusion: dict[str, Tensor]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An agent that is pretrained on batches of views.
+
+    Attributes:
+        trained_backbone: the network that gradients reach.
+    """
+
+    @property
+    def trained_backbone(self) -> Backbone:
+        """See above."""
+        ...
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Returns what the training step minimises for a batch, which may be a part of its own.
+
+        Nothing is logged or collected; BatchNorm statistics and random states move as in any pass.
+        """
+        ...
 
 
 def due(trainer: Trainer, every_n_epochs: int) -> bool:
@@ -126,3 +148,26 @@ class SayOnce:
         if text not in self._said:
             self._said.add(text)
             rank_zero_info(text)
+
+
+class Guard:
+    """Measures so that what fails ends no run, and is said once.
+
+    Args:
+        name: of who measures.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._failures: set[str] = set()
+
+    def __call__(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """Returns what is measured, nothing when that fails."""
+        try:
+            return dict(measure())
+        except Exception as error:  # whatever it is, hours of training are worth more
+            torch.cuda.empty_cache()
+            if str(error) not in self._failures:
+                self._failures.add(str(error))
+                rank_zero_warn(f"{self.name}: not measured: {error}")
+            return {}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 
-from callbacks.inspection import SayOnce, backbone_of, due
+from callbacks.inspection import Guard, SayOnce, backbone_of, due
 from utils.logging import log_scalars
 
 
@@ -35,7 +33,7 @@ class Readout(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.before: dict[str, float] = {}
         self.say = SayOnce()
-        self._failures: set[str] = set()
+        self.attempt = Guard(type(self).__name__)
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
@@ -61,14 +59,3 @@ class Readout(Callback, ABC):
             frozen = backbone_of(pl_module).frozen
             now = partial(self.measure, trainer, pl_module)
             pl_module.log_dict(self.before if frozen else self.attempt(now))
-
-    def attempt(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """Returns what is measured; nothing when that fails, which is said."""
-        try:
-            return dict(measure())
-        except Exception as error:  # whatever it is, hours of training are worth more
-            torch.cuda.empty_cache()
-            if str(error) not in self._failures:
-                self._failures.add(str(error))
-                rank_zero_warn(f"{type(self).__name__}: not measured: {error}")
-            return {}

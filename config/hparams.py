@@ -37,6 +37,7 @@ from config.types import (
     OneOf,
     Seldom,
     SomeOf,
+    StepCadence,
 )
 
 # Conditions of several settings.
@@ -708,6 +709,17 @@ class HealthHparams:
 
 
 @dataclass
+class GradientAgreementHparams:
+    """Is the batch large enough? How far the gradients of its two halves agree."""
+
+    enabled: Enabled = True
+    """Measure it."""
+    every_n_steps: Annotated[int | str, StepCadence(50, 5), Between(1)] = "auto"
+    """Measure every n steps; it costs about as much as a step. auto: 50, in runs of fewer than 250
+    steps five times."""
+
+
+@dataclass
 class OnlineProbeHparams:
     """k-NN and linear accuracy while a backbone is pretrained, on labelled *training* images."""
 
@@ -817,6 +829,9 @@ class CallbackHparams:
         ConfusionMatrixHparams
     )
     health: Annotated[HealthHparams, _has("health")] = _group(HealthHparams)
+    gradient_agreement: Annotated[
+        GradientAgreementHparams, _has("gradient_agreement"), BACKBONE_LEARNS
+    ] = _group(GradientAgreementHparams)
     online_probe: Annotated[OnlineProbeHparams, _has("online_probe")] = _group(OnlineProbeHparams)
     dense_knn: Annotated[
         DenseKNNHparams, _has("dense_knn"), Unless("data.name", *names.WITHOUT_MASKS)

@@ -128,6 +128,7 @@ CALLBACKS: dict[str, Callback] = {
     "confusion_matrix": Callback("callbacks.confusion_matrix:ConfusionMatrix", _JUDGED_BY_CLASS),
     "image_counts": Callback("callbacks.image_counts:ImageCounts", ("segmentation",)),
     "health": Callback("callbacks.health:Health", PRETRAINING),
+    "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),
     "dense_knn": Callback("callbacks.dense_knn:DenseKNN", PRETRAINING),
     "embeddings": Callback("callbacks.embeddings:Embeddings", PRETRAINING),

@@ -17,7 +17,7 @@ from config import names
 from config.convert import leaves, set_leaf
 from config.hparams import BarlowTwinsHparams, Hparams
 from config.rules import get_leaf, metadata, unmet
-from config.types import Cadence
+from config.types import Cadence, StepCadence
 from utils.text import format_result
 
 # By data set; all others are photographs.
@@ -150,15 +150,17 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     per_epoch = steps_per_epoch(hparams, images)
     if trainer.max_epochs == "auto":
         trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
-    epochs = math.ceil((trainer.max_steps or int(trainer.max_epochs) * per_epoch) / per_epoch)
+    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
+    epochs = math.ceil(steps / per_epoch)
     if optim.warmup_epochs == "auto":
         optim.warmup_epochs = float(min(10, max(1, round(epochs / 20))))
     if optim.lr == "auto":
         optim.lr = _learning_rate(hparams)
     for leaf in leaves(hparams):
-        cadence = next((m for m in metadata(leaf.annotation) if isinstance(m, Cadence)), None)
-        if cadence and leaf.value == "auto":
-            set_leaf(hparams, leaf.path, cadence.every(epochs))
+        for extra in metadata(leaf.annotation) if leaf.value == "auto" else ():
+            if isinstance(extra, Cadence | StepCadence):
+                length = epochs if isinstance(extra, Cadence) else steps
+                set_leaf(hparams, leaf.path, extra.every(length))
     if hparams.task in _DINO_TASKS:
         _resolve_dino(hparams, images, per_epoch)
     return hparams
@@ -269,7 +271,9 @@ def choices(given: Hparams, resolved: Hparams) -> str:
     for leaf in leaves(given):
         value = get_leaf(resolved, leaf.path)
         # Cadences follow from the length, which is said by itself.
-        cadence = any(isinstance(extra, Cadence) for extra in metadata(leaf.annotation))
+        cadence = any(
+            isinstance(extra, Cadence | StepCadence) for extra in metadata(leaf.annotation)
+        )
         open_before = leaf.value in ("auto", []) and value not in ("auto", [])
         if open_before and not cadence and unmet(resolved, leaf.path) is None:
             found[leaf.path] = value

@@ -81,6 +81,18 @@ class Cadence(Auto):
 
 
 @dataclass(frozen=True)
+class StepCadence(Auto):
+    """Every n optimizer steps. `auto`: `times` in a short run, in a long one every `most` steps."""
+
+    most: int = 1
+    times: int = 1
+
+    def every(self, steps: int) -> int:
+        """Returns n for a run of so many steps."""
+        return max(1, min(self.most, steps // self.times))
+
+
+@dataclass(frozen=True)
 class Switch:
     """Turns its group on and off: while it is false, the group's other settings do nothing."""
 

@@ -39,6 +39,7 @@ TINY = {
     "callbacks.views.enabled": "false",
     "callbacks.effective_receptive_field.enabled": "false",
     "callbacks.feature_maps.enabled": "false",
+    "callbacks.gradient_agreement.enabled": "false",
     "callbacks.online_probe.enabled": "false",
     "callbacks.dense_knn.enabled": "false",
     "callbacks.embeddings.enabled": "false",

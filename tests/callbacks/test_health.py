@@ -1,5 +1,6 @@
 """Every alarm is rung by a run that goes wrong in its way."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -32,6 +33,8 @@ HEALTHY = {
     "grad_norm": 2.0,
     "largest_grad_norm": 9.0,
     "data_wait_share": 0.1,
+    "gradient_cosine_batch": 0.4,
+    "images_a_step": 256.0,
 }
 
 
@@ -93,6 +96,24 @@ def test_gradients_that_vanish_and_jump(train, monkeypatch):
     calls.clear()
     _, folder = train("spike", **shared)
     assert "GRADIENTS JUMP" in rung(folder)
+
+
+def test_a_step_that_is_mostly_noise(train, monkeypatch):
+    original, signs = agents.barlow_twins.barlow_twins_loss, itertools.cycle((1, -1))
+
+    def random(*arguments):  # the two halves of a batch want opposite things
+        return original(*arguments) * next(signs)
+
+    monkeypatch.setattr(agents.barlow_twins, "barlow_twins_loss", random)
+    measured = {
+        "callbacks__gradient_agreement__enabled": "true",
+        "callbacks__gradient_agreement__every_n_steps": 3,
+        "trainer__limit_val_batches": 0,
+        "optim__lr": 1e-5,
+    }
+    _, folder = train("run", **WATCHED | measured | {"trainer__max_epochs": 7})
+    assert "MOSTLY NOISE: the gradients of two batches of 8 images agree to 0.00" in rung(folder)
+    assert "--data.batch_size" in rung(folder)
 
 
 def test_waiting_for_data(train, monkeypatch):

@@ -205,6 +205,14 @@ def check_first(hparams: Hparams, path: str) -> None:
         ("--callbacks.online_probe.enabled false --probe.k 5", "online_probe.enabled"),
         ("--data.name cifar10 --callbacks.dense_knn.k 5", "with --data.name cifar10"),
         ("--task segmentation --callbacks.dense_knn.k 5", "on task segmentation"),
+        (
+            "--backbone.freeze true --callbacks.gradient_agreement.every_n_steps 5",
+            "with --backbone.freeze true",
+        ),
+        (
+            "--task segmentation --callbacks.gradient_agreement.every_n_steps 5",
+            "on task segmentation",
+        ),
         ("--probe.data.root x", "without --probe.data.name"),
         ("--backbone.freeze true --backbone.drop_path 0.1", "with --backbone.freeze true"),
         ("--trainer.max_steps 5 --trainer.max_epochs 3", "with --trainer.max_steps 5"),

@@ -1,0 +1,136 @@
+"""Whether halves of small batches foretell how far gradients of large ones agree, and at what cost.
+
+python benchmarks/gradient_agreement.py                       the table of RESULTS.md
+python benchmarks/gradient_agreement.py --task dino_twins --steps 0
+
+The default demonstration is trained for some steps of N images. With the weights that are reached,
+halves of batches of N predict the cosine between two batches of M; pairs of such batches, without
+an image in common, measure it. Times are a training step's and a measurement's, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytorch_lightning as pl
+import torch
+
+from agents.base import Agent
+from agents.build import build_agent, build_data
+from agents.sources import build_source
+from callbacks.gradient_agreement import halves
+from config.parsing import Command, parse
+from config.resolve import resolve, resolve_for_data
+from datamodules.loading import Batch, ImageFiles, collate, join
+from datamodules.self_supervised import ViewsDataModule
+from models.measures.gradient_noise import HalfGradients, compare, estimate
+
+
+class Batches:
+    """Draws batches of random images in random views, two without an image in common."""
+
+    def __init__(self, data: ViewsDataModule, seed: int) -> None:
+        self.images = ImageFiles(data.train_files, data.views, seed)
+        self.draws = 0
+
+    def __call__(self, *sizes: int) -> list[Batch]:
+        """Returns batches of these sizes."""
+        self.draws += 1
+        order = iter(torch.randperm(len(self.images)).tolist())
+        return [
+            join([collate([self.images[self.draws, next(order)] for _ in range(size)])])
+            for size in sizes
+        ]
+
+
+def gradient(agent: Agent, batch: Batch) -> torch.Tensor:
+    """The gradient `(P,)` of the trained backbone."""
+    parameters = [p for p in agent.trained_backbone.parameters() if p.requires_grad]
+    loss = agent.batch_loss(batch)  # type: ignore[operator]
+    found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+    return torch.cat([each.flatten() for each in found])
+
+
+def compared(agent: Agent, first: Batch, second: Batch) -> HalfGradients:
+    """Compares the gradients of two batches of one size."""
+    return compare(gradient(agent, first), gradient(agent, second), len(first))
+
+
+def train(agent: Agent, batches: Batches, size: int, steps: int) -> None:
+    """Trains for some steps; AdamW without a schedule."""
+    optimizer = torch.optim.AdamW(agent.parameters(), agent.lr)
+    spent: dict[str, list[float]] = {"step": [], "measurement": []}
+    for step in range(steps):
+        (batch,) = batches(size)
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        agent.batch_loss(batch).backward()  # type: ignore[operator]
+        optimizer.step()
+        spent["step"].append(time.perf_counter() - started)
+        if step % 5 == 0:
+            started = time.perf_counter()
+            compared(agent, *halves(batch))
+            spent["measurement"].append(time.perf_counter() - started)
+    if steps:
+        of_step, of_measurement = (statistics.median(times) for times in spent.values())
+        print(
+            f"A step of {size} images takes {of_step:.3f} s, a measurement {of_measurement:.3f} s: "
+            f"{of_measurement / of_step:.2f} steps, {of_measurement / of_step / 50:.1%} of the "
+            "training when every 50th step is measured.\n"
+        )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="barlow_twins")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--halves", type=int, default=60, help="batches that are halved")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of batches of every size")
+    parser.add_argument("--root", default="data/shapes")
+    given = parser.parse_args()
+    words = ["--task", given.task, "--data.root", given.root]
+    words += ["--data.batch_size", str(given.size), "--trainer.accelerator", "cpu"]
+    command = parse(words)
+    assert isinstance(command, Command)
+    hparams = resolve(command.hparams)
+    pl.seed_everything(0, verbose=False)
+    source = build_source(hparams)
+    data = build_data(hparams, source)
+    assert isinstance(data, ViewsDataModule)
+    data.prepare_data()
+    data.setup("fit")
+    hparams = resolve_for_data(hparams, len(data.train_files), on_gpu=False)
+    agent = build_agent(hparams, source).train()
+    agent.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    batches = Batches(data, 0)
+    train(agent, batches, given.size, given.steps)
+    found = estimate(
+        [compared(agent, *halves(batches(given.size)[0])) for _ in range(given.halves)]
+    )
+    print(f"After {given.steps} steps; noise scale {found.scale:.0f} images.\n")
+    print(
+        "| M | predicted from halves of N | measured (ratio of means) | mean cosine, ± deviation |"
+    )
+    print("|---|---|---|---|")
+    for size in [given.size * factor for factor in (1, 2, 4, 8)]:
+        if 2 * size > len(data.train_files):
+            continue
+        pairs = [compared(agent, *batches(size, size)) for _ in range(given.pairs)]
+        measured, cosines = estimate(pairs), [each.cosine for each in pairs]
+        print(
+            f"| {size} | {found.cosine(size):.2f} | {measured.cosine(size):.2f} | "
+            f"{statistics.fmean(cosines):.2f} ± {statistics.stdev(cosines):.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

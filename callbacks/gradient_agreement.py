@@ -1,0 +1,198 @@
+"""Is my batch large enough? How far the gradients of two halves of a batch agree."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from callbacks.inspection import Guard, Learner, SayOnce
+from datamodules.loading import Batch
+from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
+from models.precision import at_least_float32
+from utils.chunks import chunk_sizes
+from utils.distributed import num_processes, sum_over_processes
+from utils.logging import log_scalars
+from utils.rng import rng_preserved
+
+# The newest measurements are averaged: signal and noise change while a network learns.
+WINDOW = 20
+# With fewer, an alarm would be one of the noise of the measurement.
+FEWEST_FOR_ALARM = 5
+# Up to which predicted cosine which words hold. At 0.5 the batch is the simple noise scale.
+_VERDICTS = (
+    (0.2, "Mostly noise: a larger --data.batch_size gives better steps (--trainer.chunk_size keeps "
+     "the memory)."),
+    (0.5, "More noise than signal: a larger --data.batch_size still gives better steps."),
+    (0.8, "More signal than noise: a larger batch gives somewhat better steps."),
+    (1.0, "Yes: a larger batch would give nearly the same steps."),
+)  # fmt: skip
+
+
+class GradientAgreement(Callback):
+    """Logs how far the gradients of two halves of a batch agree, and what follows for the batch.
+
+    `train/gradient_cosine`: between the two halves, with respect to the parameters of the backbone
+    that is trained. `train/gradient_cosine_batch`: predicted for two batches of the size in use,
+    gradients accumulated over several batches and processes included.
+    `train/gradient_noise_scale`: the batch, in images, in which noise is half. The last two are of
+    the newest measurements together. A small cosine late in a run is no fault of the batch by
+    itself: near an optimum nothing but noise is left.
+
+    Each measurement passes the batch once more, forwards and backwards, before the step, and leaves
+    gradients, BatchNorm statistics and random states as they were. Several processes halve their
+    shares alike, and the halves are those of the whole batch: gradients are averaged over them.
+
+    Args:
+        every_n_steps: when to measure.
+
+    Attributes:
+        images: of an optimizer step.
+        measured: the newest measurements.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self.say = SayOnce()
+        self.attempt = Guard(type(self).__name__)
+        self.images = 0
+        self.measured: deque[HalfGradients] = deque(maxlen=WINDOW)
+        self._last_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured."""
+        return {"images": self.images, "measured": [list(each) for each in self.measured]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.images = state_dict["images"]
+        self.measured.extend(HalfGradients(*each) for each in state_dict["measured"])
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Measures; of batches whose gradients are accumulated, on the first."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._last_step:
+            self._last_step = step
+            found = self.attempt(partial(self.measure, trainer, pl_module, batch))
+            log_scalars(trainer, {f"train/{name}": value for name, value in found.items()})
+
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch
+    ) -> Mapping[str, float]:
+        """Returns the numbers by name; none of a batch whose halves would have a single image.
+
+        Raises:
+            TypeError: the agent does not give the loss of a part of a batch.
+        """
+        if not isinstance(pl_module, Learner):
+            raise TypeError(f"{type(pl_module).__name__} has no batch_loss and trained_backbone.")
+        if len(batch) < 4:
+            self.say(
+                f"gradient_agreement: a batch of {len(batch)} has no halves of two images: "
+                "nothing is measured."
+            )
+            return {}
+        parts = halves(batch)
+        with untouched(pl_module):
+            first, second = (_gradient(trainer, pl_module, part) for part in parts)
+        found = compare(first, second, len(parts[0]) * num_processes())
+        if not all(map(math.isfinite, found)):  # no gradient, or an overflow of float16
+            return {}
+        self.measured.append(found)
+        self.images = len(batch) * num_processes() * trainer.accumulate_grad_batches
+        return self.numbers()
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the last numbers by name; none before the first measurement."""
+        if not self.measured:
+            return {}
+        noise = estimate(self.measured)
+        found = {
+            "gradient_cosine": self.measured[-1].cosine,
+            "gradient_cosine_batch": noise.cosine(self.images),
+        }
+        scale = noise.scale
+        return {**found, "gradient_noise_scale": scale} if math.isfinite(scale) else found
+
+    def reading(self) -> dict[str, float]:
+        """Returns what an alarm looks at, once there is enough of it."""
+        if len(self.measured) < FEWEST_FOR_ALARM:
+            return {}
+        return {**self.numbers(), "images_a_step": float(self.images)}
+
+    def in_words(self) -> list[str]:
+        """Answers the question in words; nothing before the first measurement."""
+        if not self.measured:
+            return []
+        noise: GradientNoise = estimate(self.measured)
+        now, double, fourfold = (noise.cosine(times * self.images) for times in (1, 2, 4))
+        of_halves = fmean(each.cosine for each in self.measured)
+        verdict = next(words for most, words in _VERDICTS if now <= most)
+        return [
+            f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
+            f"{now:.2f} (cosine; predicted from halves, which agree to {of_halves:.2f} in "
+            f"{len(self.measured)} measurements); {2 * self.images} would agree to {double:.2f}, "
+            f"{4 * self.images} to {fourfold:.2f}. {verdict}"
+        ]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Returns two batches of the first and the second half of the images; an odd one is dropped.
+
+    Args:
+        batch: N images, at least 4. In micro-batches, its halves are in several no larger ones as
+            well, where they have four images: a single one would be a pass that keeps activations.
+    """
+    half = len(batch) // 2
+    largest = max(len(chunk) for chunk in batch.views[0])
+    whole = len(batch.views[0]) == 1
+    sizes = chunk_sizes(half, None if whole else max(2, min(largest, -(-half // 2))))
+    first, second = (
+        Batch(
+            tuple(list(images[start : start + half].split(sizes)) for images in views),
+            batch.indices[start : start + half],
+            (),
+        )
+        for views in [[torch.cat(c) if len(c) > 1 else c[0] for c in batch.views]]
+        for start in (0, half)
+    )
+    return first, second
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Buffers, such as BatchNorm statistics, and random states are as before afterwards.
+
+    Nothing is compiled for what passes meanwhile: other sizes of a batch would take the place of
+    what the training has compiled.
+    """
+    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with rng_preserved(), torch.compiler.set_stance("force_eager"):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
+
+
+def _gradient(trainer: Trainer, agent: Learner, batch: Batch) -> Tensor:
+    """Returns the gradient of a batch over all processes, `(P,)`; no `.grad` is touched."""
+    parameters = [p for p in agent.trained_backbone.parameters() if p.requires_grad]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = scaler.get_scale() if scaler else 1.0  # float16 gradients would vanish
+    with trainer.precision_plugin.train_step_context():
+        loss = scale * agent.batch_loss(batch)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    (flat,) = at_least_float32(torch.cat([each.flatten() for each in found]))
+    return sum_over_processes(flat) / (scale * num_processes())

@@ -1,0 +1,205 @@
+"""Halves of batches are compared, cheaply and without a trace."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from agents.barlow_twins import BarlowTwins
+from agents.dino import DINO
+from agents.joint_embedding import JointEmbedding
+from callbacks.gradient_agreement import FEWEST_FOR_ALARM, GradientAgreement, halves, untouched
+from datamodules.loading import Batch
+from main import main
+from models.measures.gradient_noise import HalfGradients
+from tests.conftest import assert_same, summary, weights
+from utils.logging import read_metrics
+
+ON = {
+    "callbacks__gradient_agreement__enabled": "true",
+    "callbacks__gradient_agreement__every_n_steps": 1,
+}
+METHODS = pytest.mark.parametrize(
+    "method",
+    [
+        {"backbone__drop_path": 0.3},
+        {"backbone__name": "resnet18", "trainer__chunk_size": 3},
+        {"barlow_twins__mix": 4.0, "trainer__precision": "bf16-mixed"},
+        {"task": "lejepa", "trainer__chunk_size": 4},
+        {"task": "dino", "trainer__accumulate": 3, "trainer__limit_train_batches": 3},
+        {"task": "dino", "trainer__chunk_size": 4, "head_information__weight": 1.0},
+        {"task": "dino", "backbone__name": "resnet18"},
+        {"task": "dino_twins", "backbone__drop_path": 0.3},
+    ],
+    ids=["twins", "resnet", "mixed", "lejepa", "dino", "pieces", "dino_resnet", "dino_twins"],
+)
+
+
+def batch_of(*chunks: int, views: int = 2) -> Batch:
+    start, parts = 0, []
+    for size in chunks:
+        rows = torch.arange(start, start := start + size, dtype=torch.uint8)
+        parts.append(rows[:, None, None, None].expand(size, 3, 4, 4))
+    return Batch(tuple(list(parts) for _ in range(views)), torch.arange(start), ("broken.png",))
+
+
+@METHODS
+def test_a_run_with_it_is_the_run_without_it(train, method):
+    assert train("without", **method)[0] == 0
+    code, folder = train("with", **method, **ON)
+    assert code == 0
+    assert_same(weights(folder), weights(folder.parent / "without"))
+    one, other = (read_metrics(f / "metrics.csv") for f in (folder, folder.parent / "without"))
+    for step, row in other.items():
+        kept = {k: v for k, v in one[step].items() if "gradient_" not in k and "share" not in k}
+        assert kept == {k: v for k, v in row.items() if "share" not in k}
+    assert all(-1 <= one[step]["train/gradient_cosine"] <= 1 for step in range(2))
+    assert "train/gradient_cosine_batch" in summary(folder)
+
+
+@pytest.mark.parametrize("chunks", [(8,), (9,), (4, 3), (3, 3, 2), (2, 2, 2, 2), (2, 2)])
+def test_halves_are_of_equal_size_and_no_larger_pieces(chunks):
+    first, second = halves(batch_of(*chunks, views=3))
+    half = sum(chunks) // 2
+    assert first.indices.tolist() == list(range(half))
+    assert second.indices.tolist() == list(range(half, 2 * half))
+    for part in (first, second):
+        assert len(part.views) == 3
+        for view in part.views:
+            assert torch.cat(view)[:, 0, 0, 0].tolist() == part.indices.tolist()
+            assert all(2 <= len(piece) <= max(3, *chunks) for piece in view)
+            assert (len(view) > 1) == (len(chunks) > 1 and half > 3)
+
+
+def test_a_batch_of_two_is_said_to_have_no_halves_once(train, caplog):
+    code, folder = train(data__batch_size=2, trainer__max_epochs=1, **ON)
+    assert code == 0
+    assert "train/gradient_cosine" not in summary(folder)
+    callback, said = GradientAgreement(1), []
+    callback.say = said.append  # type: ignore[assignment]
+    assert callback.measure(None, Linear(), batch_of(3)) == {}  # type: ignore[arg-type]
+    assert "a batch of 3 has no halves of two images" in said[0]
+    assert callback.in_words() == []
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "dino", "lejepa"])
+def test_it_costs_one_pass_of_the_batch_a_measurement(train, monkeypatch, task):
+    kind = DINO if task == "dino" else JointEmbedding
+    seen: list[int] = []
+    original = kind.batch_loss
+
+    def counted(self, batch):
+        seen.append(len(batch))
+        return original(self, batch)
+
+    monkeypatch.setattr(kind, "batch_loss", counted)
+    settings = {**ON, "callbacks__gradient_agreement__every_n_steps": 2, "task": task}
+    assert train(trainer__max_epochs=2, **settings)[0] == 0  # steps 0 … 5, of 8 images
+    assert seen == [4, 4] * 3
+
+
+class Linear(nn.Module):
+    """A linear regression as a learner, whose loss is that of the indices."""
+
+    def __init__(self, width: int = 20) -> None:
+        super().__init__()
+        self.trained_backbone = nn.Linear(width, 1, bias=False).double()
+        self.head = nn.Linear(1, 1).double()
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(4096, width, dtype=torch.float64, generator=generator)
+        self.noise = 0.7 * torch.randn(4096, dtype=torch.float64, generator=generator)
+
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        residual = self.trained_backbone(self.x[batch.indices])[:, 0] - self.noise[batch.indices]
+        return residual.square().mean() / 2 + 0 * self.head.weight.sum()
+
+
+def trainer_of(**more: Any) -> Any:
+    from pytorch_lightning.plugins.precision import Precision
+
+    return SimpleNamespace(precision_plugin=Precision(), accumulate_grad_batches=1, **more)
+
+
+def test_a_linear_model_gets_its_known_noise_scale(monkeypatch):
+    monkeypatch.setattr("callbacks.gradient_agreement.WINDOW", 128)
+    torch.manual_seed(1)
+    model, callback = Linear(), GradientAgreement(1)
+    weight = model.trained_backbone.weight[0].detach()
+    square, width = float(weight @ weight), len(weight)
+    scale = (width * (square + 0.7**2) + square) / square
+    for indices in torch.randperm(4096).split(32):
+        images = [torch.zeros(32, 3, 1, 1, dtype=torch.uint8)]
+        batch = Batch((images, images), indices, ())
+        callback.measure(trainer_of(), model, batch)  # type: ignore[arg-type]
+    assert len(callback.measured) == 128
+    assert callback.numbers()["gradient_noise_scale"] == pytest.approx(scale, rel=0.2)
+    predicted = callback.numbers()["gradient_cosine_batch"]
+    assert predicted == pytest.approx(1 / (1 + scale / 32), abs=0.06)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_buffers_and_random_states_are_put_back():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    before = [buffer.clone() for buffer in net.buffers()]
+    state = torch.get_rng_state()
+    with untouched(net):
+        net(torch.randn(5, 3))
+        assert not torch.equal(net[0].running_mean, before[0])
+    assert all(map(torch.equal, net.buffers(), before))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training
+
+
+def test_what_fails_is_said_and_ends_no_run(train, monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory for halves")
+
+    monkeypatch.setattr(BarlowTwins, "batch_loss", fails)
+    with pytest.warns(UserWarning, match="GradientAgreement: not measured: no memory"):
+        code, folder = train(trainer__max_epochs=1, **ON)
+    assert code == 0
+    assert "train/gradient_cosine" not in summary(folder)
+
+
+@pytest.mark.parametrize(
+    ("scale", "verdict"),
+    [(10_000, "Mostly noise"), (512, "More noise"), (100, "More signal"), (1, "Yes")],
+)
+def test_it_answers_in_words(scale, verdict):
+    callback = GradientAgreement()
+    callback.images = 256
+    callback.measured.extend([HalfGradients(0.45, 1.0, scale)] * FEWEST_FOR_ALARM)
+    (line,) = callback.in_words()
+    predicted = [1 / (1 + scale / (times * 256)) for times in (1, 2, 4)]
+    assert f"two batches of 256 agree to {predicted[0]:.2f}" in line
+    assert "which agree to 0.45 in 5 measurements" in line
+    assert f"512 would agree to {predicted[1]:.2f}, 1024 to {predicted[2]:.2f}. {verdict}" in line
+    assert callback.reading()["gradient_cosine_batch"] == pytest.approx(predicted[0])
+    callback.measured.pop()
+    assert callback.reading() == {}
+
+
+def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
+    code, folder = train(trainer__max_epochs=2, **ON)
+    assert code == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Is the batch large enough? Gradients of two batches of 8 agree to" in said
+    assert "in 6 measurements" in said
+    words = ["--run.resume", "run", "--run.dir", str(folder.parent), "--trainer.max_epochs", "3"]
+    assert main(words) == 0
+    assert "in 9 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_batches_that_are_accumulated_count_together():
+    callback, model = GradientAgreement(1), Linear()
+    trainer = trainer_of()
+    trainer.accumulate_grad_batches = 4
+    images = [torch.zeros(9, 3, 1, 1, dtype=torch.uint8)]
+    callback.measure(trainer, model, Batch((images, images), torch.arange(9), ()))  # type: ignore[arg-type]
+    assert callback.images == 36
+    assert math.isfinite(callback.measured[0].noise)

@@ -1,0 +1,79 @@
+"""Signal and noise of gradients against a naive loop, and against a model whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
+
+WIDTH, NOISE = 30, 0.7
+
+
+def linear_gradient(distance: torch.Tensor, images: int) -> torch.Tensor:
+    """Gradient of a linear regression's mean squared error / 2, `distance` from its solution."""
+    x = torch.randn(images, WIDTH, dtype=torch.float64)
+    residual = x @ distance - NOISE * torch.randn(images, dtype=torch.float64)
+    return (residual[:, None] * x).mean(0)
+
+
+def cosine_of_batches(distance: torch.Tensor, images: int, times: int) -> float:
+    pairs = [(linear_gradient(distance, images), linear_gradient(distance, images))]
+    pairs += [
+        (linear_gradient(distance, images), linear_gradient(distance, images)) for _ in range(times)
+    ]
+    between = sum(float(a @ b) for a, b in pairs)
+    return between / sum(float(a @ a + b @ b) / 2 for a, b in pairs)
+
+
+def test_it_is_what_a_naive_loop_finds():
+    torch.manual_seed(0)
+    pairs = [(torch.randn(7, dtype=torch.float64) + 1, torch.randn(7, dtype=torch.float64) + 1)]
+    pairs += [(2 * a + 0.1, b - 0.3) for a, b in pairs]
+    found = [compare(a, b, images=12) for a, b in pairs]
+    signal = noise = 0.0
+    for (a, b), each in zip(pairs, found, strict=True):
+        between = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+        squares = [sum(float(x) ** 2 for x in g) for g in (a, b)]
+        assert each.cosine == pytest.approx(between / math.sqrt(squares[0] * squares[1]))
+        signal += between / len(pairs)
+        noise += (sum(squares) / 2 - between) * 12 / len(pairs)
+    estimated = estimate(found)
+    assert estimated == (pytest.approx(signal), pytest.approx(noise))
+    assert estimated.cosine(24) == pytest.approx(signal / (signal + noise / 24))
+    assert estimated.cosine(estimated.scale) == pytest.approx(0.5)
+
+
+def test_a_linear_model_has_the_signal_and_noise_it_is_known_to_have():
+    torch.manual_seed(0)
+    distance = 0.3 * torch.randn(WIDTH, dtype=torch.float64)
+    half, times = 16, 6000
+    found = estimate(
+        [
+            compare(linear_gradient(distance, half), linear_gradient(distance, half), half)
+            for _ in range(times)
+        ]
+    )
+    square = float(distance @ distance)
+    # x ~ N(0, I): G = d, and Σ = (|d|² + σ²) I + d dᵀ.
+    trace = WIDTH * (square + NOISE**2) + square
+    assert found.signal == pytest.approx(square, rel=0.03)
+    assert found.noise == pytest.approx(trace, rel=0.02)
+    assert found.scale == pytest.approx(trace / square, rel=0.04)
+    for images in (2 * half, 4 * half, 8 * half):
+        measured = cosine_of_batches(distance, images, 300)
+        assert found.cosine(images) == pytest.approx(measured, abs=0.03)
+        assert found.cosine(images) == pytest.approx(square / (square + trace / images), abs=0.02)
+
+
+def test_nothing_in_common_and_nothing_at_all():
+    opposed = estimate([HalfGradients(-1.0, -2.0, 4.0)])
+    assert opposed == GradientNoise(0.0, 4.0)
+    assert opposed.cosine(10**9) == 0
+    assert opposed.scale == math.inf
+    assert GradientNoise(0.0, 0.0).cosine(4) == 0
+    assert GradientNoise(1.0, 0.0).cosine(4) == 1
+    with pytest.raises(ValueError, match="No gradients"):
+        estimate([])
