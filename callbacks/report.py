@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.learning_curves import draw as draw_curves
+from callbacks.learning_curves import is_curve
 from utils.figures import close
 from utils.logging import RunFolderLogger, read_metrics
 from utils.nested import flat
@@ -93,7 +94,8 @@ class Report(Callback):
 
 
 def _curves(rows: Mapping[int, Mapping[str, float]]) -> Image.Image | None:
-    if not rows:
+    # A run that only measures has no curve.
+    if not any(is_curve(name) for row in rows.values() for name in row):
         return None
     figure, file = draw_curves(_thinned(rows)), io.BytesIO()
     figure.savefig(file, format="png")

@@ -163,3 +163,11 @@ def test_no_length_is_announced_where_nothing_is_trained():
     said, warnings = length(resolve_for_data(resolve(hparams), 24, False), 24)
     assert said.endswith("on shapes: 24 training images; nothing is trained.")
     assert not warnings
+
+
+def test_a_run_without_any_curve_has_its_report(train):
+    whole = {**KNN_RUN, "data__val_fraction": 0.0, "callbacks__report__enabled": "true"}
+    code, folder = train("whole", **whole)
+    assert code == 0
+    assert "val/miou" not in summary(folder)
+    assert (folder / "report.html").exists()
