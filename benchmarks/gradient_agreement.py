@@ -29,7 +29,7 @@ from config.parsing import Command, parse
 from config.resolve import resolve, resolve_for_data
 from datamodules.loading import Batch, ImageFiles, collate, join
 from datamodules.self_supervised import ViewsDataModule
-from models.measures.gradient_noise import HalfGradients, compare, estimate
+from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
 
 
 class Batches:
@@ -112,24 +112,30 @@ def main() -> None:
     agent.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batches = Batches(data, 0)
     train(agent, batches, given.size, given.steps)
-    found = estimate(
-        [compared(agent, *halves(batches(given.size)[0])) for _ in range(given.halves)]
-    )
-    print(f"After {given.steps} steps; noise scale {found.scale:.0f} images.\n")
+    halved = [compared(agent, *halves(batches(given.size)[0])) for _ in range(given.halves)]
+    found = estimate(halved)
+    print(f"{given.task} after {given.steps} steps; noise scale {found.scale:.0f} images.\n")
     print(
-        "| M | predicted from halves of N | measured (ratio of means) | mean cosine, ± deviation |"
+        "| M | predicted from halves of N | measured (ratio of means) | mean cosine ± deviation |"
     )
     print("|---|---|---|---|")
+    _row(f"{given.size} / 2", given.size // 2, found, halved)
     for size in [given.size * factor for factor in (1, 2, 4, 8)]:
         if 2 * size > len(data.train_files):
             continue
         pairs = [compared(agent, *batches(size, size)) for _ in range(given.pairs)]
-        measured, cosines = estimate(pairs), [each.cosine for each in pairs]
-        print(
-            f"| {size} | {found.cosine(size):.2f} | {measured.cosine(size):.2f} | "
-            f"{statistics.fmean(cosines):.2f} ± {statistics.stdev(cosines):.2f} |",
-            flush=True,
-        )
+        _row(str(size), size, found, pairs)
+
+
+def _row(name: str, size: int, predicted: GradientNoise, measured: list[HalfGradients]) -> None:
+    low, high = predicted.cosine_range(size)
+    itself, cosines = estimate(measured), [each.cosine for each in measured]
+    print(
+        f"| {name} | {predicted.cosine(size):.2f} ({low:.2f} to {high:.2f}) | "
+        f"{itself.cosine(size):.2f} ({' to '.join(f'{c:.2f}' for c in itself.cosine_range(size))}) "
+        f"| {statistics.fmean(cosines):.2f} ± {statistics.stdev(cosines):.2f} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

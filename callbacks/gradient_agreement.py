@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from callbacks.inspection import Guard, Learner, SayOnce
 from datamodules.loading import Batch
-from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
+from models.measures.gradient_noise import HalfGradients, compare, estimate
 from models.precision import at_least_float32
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, sum_over_processes
@@ -25,7 +25,7 @@ from utils.rng import rng_preserved
 
 # The newest measurements are averaged: signal and noise change while a network learns.
 WINDOW = 20
-# With fewer, an alarm would be one of the noise of the measurement.
+# With fewer, their own error is not known well enough for an alarm.
 FEWEST_FOR_ALARM = 5
 # Up to which predicted cosine which words hold. At 0.5 the batch is the simple noise scale.
 _VERDICTS = (
@@ -128,22 +128,30 @@ class GradientAgreement(Callback):
         """Returns what an alarm looks at, once there is enough of it."""
         if len(self.measured) < FEWEST_FOR_ALARM:
             return {}
-        return {**self.numbers(), "images_a_step": float(self.images)}
+        _, most = estimate(self.measured).cosine_range(self.images)
+        extra = {"gradient_cosine_most": most, "images_a_step": float(self.images)}
+        return {**self.numbers(), **extra}
 
     def in_words(self) -> list[str]:
         """Answers the question in words; nothing before the first measurement."""
         if not self.measured:
             return []
-        noise: GradientNoise = estimate(self.measured)
+        noise = estimate(self.measured)
         now, double, fourfold = (noise.cosine(times * self.images) for times in (1, 2, 4))
         of_halves = fmean(each.cosine for each in self.measured)
-        verdict = next(words for most, words in _VERDICTS if now <= most)
+        low, high = noise.cosine_range(self.images)
+        sure = "" if _verdict(low) == _verdict(high) else "As far as so few measurements tell: "
         return [
             f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
-            f"{now:.2f} (cosine; predicted from halves, which agree to {of_halves:.2f} in "
-            f"{len(self.measured)} measurements); {2 * self.images} would agree to {double:.2f}, "
-            f"{4 * self.images} to {fourfold:.2f}. {verdict}"
+            f"{now:.2f} (cosine; {low:.2f} to {high:.2f} with the error of "
+            f"{len(self.measured)} measurements; predicted from halves, which agree to "
+            f"{of_halves:.2f}); {2 * self.images} would agree to {double:.2f}, "
+            f"{4 * self.images} to {fourfold:.2f}. {sure}{_verdict(now)}"
         ]
+
+
+def _verdict(cosine: float) -> str:
+    return next(words for most, words in _VERDICTS if cosine <= most)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:

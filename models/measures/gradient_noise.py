@@ -11,6 +11,7 @@ on M itself, and the noise need not fall like 1 / M.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,10 +40,12 @@ class GradientNoise(NamedTuple):
     Attributes:
         signal: |G|², not below 0.
         noise: tr Σ.
+        error: standard error of the signal; infinite of a single measurement.
     """
 
     signal: float
     noise: float
+    error: float = math.inf
 
     @property
     def scale(self) -> float:
@@ -54,8 +57,19 @@ class GradientNoise(NamedTuple):
 
     def cosine(self, images: float) -> float:
         """Returns the cosine expected between the gradients of two batches of so many images."""
-        total = self.signal + self.noise / images
-        return self.signal / total if total else 0.0
+        return _cosine(self.signal, self.noise / images)
+
+    def cosine_range(self, images: float) -> tuple[float, float]:
+        """Returns what that is two standard errors of the signal below and above."""
+        if math.isinf(self.error):
+            return 0.0, 1.0
+        low, high = (max(0.0, self.signal + sign * 2 * self.error) for sign in (-1, 1))
+        return _cosine(low, self.noise / images), _cosine(high, self.noise / images)
+
+
+def _cosine(signal: float, noise: float) -> float:
+    total = signal + noise
+    return signal / total if total else 0.0
 
 
 def compare(first: Tensor, second: Tensor, images: int) -> HalfGradients:
@@ -84,6 +98,8 @@ def estimate(measured: Sequence[HalfGradients]) -> GradientNoise:
     """
     if not measured:
         raise ValueError("No gradients were compared.")
-    count = len(measured)
-    signal = sum(each.signal for each in measured) / count
-    return GradientNoise(max(0.0, signal), sum(each.noise for each in measured) / count)
+    signals = [each.signal for each in measured]
+    count = len(signals)
+    error = statistics.stdev(signals) / math.sqrt(count) if count > 1 else math.inf
+    noise = statistics.fmean(each.noise for each in measured)
+    return GradientNoise(max(0.0, statistics.fmean(signals)), noise, error)

@@ -177,11 +177,25 @@ def test_it_answers_in_words(scale, verdict):
     (line,) = callback.in_words()
     predicted = [1 / (1 + scale / (times * 256)) for times in (1, 2, 4)]
     assert f"two batches of 256 agree to {predicted[0]:.2f}" in line
-    assert "which agree to 0.45 in 5 measurements" in line
+    assert "with the error of 5 measurements" in line
+    assert "which agree to 0.45)" in line
     assert f"512 would agree to {predicted[1]:.2f}, 1024 to {predicted[2]:.2f}. {verdict}" in line
     assert callback.reading()["gradient_cosine_batch"] == pytest.approx(predicted[0])
+    assert callback.reading()["gradient_cosine_most"] == pytest.approx(predicted[0])
     callback.measured.pop()
     assert callback.reading() == {}
+
+
+def test_an_answer_says_how_sure_it_is():
+    callback = GradientAgreement()
+    callback.images = 100
+    callback.measured.extend(HalfGradients(0.3, signal, 100) for signal in (-1.0, 2.0, 2.0))
+    (line,) = callback.in_words()
+    assert "agree to 0.50 (cosine; 0.00 to 0.75 with the error of 3 measurements" in line
+    assert "As far as so few measurements tell: More noise than signal" in line
+    callback.measured.clear()
+    callback.measured.append(HalfGradients(0.3, 1.0, 100))
+    assert "0.50 (cosine; 0.00 to 1.00 with the error of 1 measurement" in callback.in_words()[0]
 
 
 def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
@@ -189,10 +203,10 @@ def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
     assert code == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Is the batch large enough? Gradients of two batches of 8 agree to" in said
-    assert "in 6 measurements" in said
+    assert "error of 6 measurements" in said
     words = ["--run.resume", "run", "--run.dir", str(folder.parent), "--trainer.max_epochs", "3"]
     assert main(words) == 0
-    assert "in 9 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "error of 9 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_batches_that_are_accumulated_count_together():

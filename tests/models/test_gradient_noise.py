@@ -41,7 +41,9 @@ def test_it_is_what_a_naive_loop_finds():
         signal += between / len(pairs)
         noise += (sum(squares) / 2 - between) * 12 / len(pairs)
     estimated = estimate(found)
-    assert estimated == (pytest.approx(signal), pytest.approx(noise))
+    assert estimated[:2] == (pytest.approx(signal), pytest.approx(noise))
+    deviation = torch.tensor([each.signal for each in found]).double().std()
+    assert estimated.error == pytest.approx(float(deviation) / math.sqrt(len(found)))
     assert estimated.cosine(24) == pytest.approx(signal / (signal + noise / 24))
     assert estimated.cosine(estimated.scale) == pytest.approx(0.5)
 
@@ -68,9 +70,23 @@ def test_a_linear_model_has_the_signal_and_noise_it_is_known_to_have():
         assert found.cosine(images) == pytest.approx(square / (square + trace / images), abs=0.02)
 
 
+def test_the_range_holds_the_truth_about_as_often_as_two_standard_errors_should():
+    torch.manual_seed(0)
+    distance = 0.3 * torch.randn(WIDTH, dtype=torch.float64)
+    square = float(distance @ distance)
+    truth = square / (square + (WIDTH * (square + NOISE**2) + square) / 32)
+    inside = 0
+    for _ in range(200):
+        pairs = [(linear_gradient(distance, 16), linear_gradient(distance, 16)) for _ in range(20)]
+        low, high = estimate([compare(a, b, 16) for a, b in pairs]).cosine_range(32)
+        inside += low <= truth <= high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
 def test_nothing_in_common_and_nothing_at_all():
     opposed = estimate([HalfGradients(-1.0, -2.0, 4.0)])
-    assert opposed == GradientNoise(0.0, 4.0)
+    assert opposed == GradientNoise(0.0, 4.0, math.inf)
+    assert opposed.cosine_range(4) == (0.0, 1.0)
     assert opposed.cosine(10**9) == 0
     assert opposed.scale == math.inf
     assert GradientNoise(0.0, 0.0).cosine(4) == 0
