@@ -370,13 +370,13 @@ def test_time_left(study_file, tmp_path):
 
 def test_time_left_of_runs_that_choose_their_length(study_file, tmp_path):
     own = {"name": "b", "settings": BT | {"trainer.max_epochs": "auto"}}
-    study = load_study(
-        str(study_file([{"name": "a", "settings": BT}, own])), 1, [], str(tmp_path / "runs")
-    )
+    none = {"task": "segmentation", "segmentation.head": "knn", "backbone.freeze": True}
+    rows = [{"name": "a", "settings": BT}, own, {"name": "c", "settings": none}]
+    study = load_study(str(study_file(rows)), 1, [], str(tmp_path / "runs"))
     folder = RunFolder(study.folder / "a-s0")
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "wall_seconds": 60.0})
-    assert Board(study).seconds_left(None) == pytest.approx(60)
+    assert Board(study).seconds_left(None) == pytest.approx(2 * 60)
 
 
 # What differs between two runs of the same thing.

@@ -178,8 +178,8 @@ def _expected(run: Run, known: Sequence[tuple[Run, float]]) -> float:
 
 
 def _length(settings: Mapping[str, Any]) -> int | None:
-    """Returns steps or epochs; None while the run has yet to choose them."""
-    length = settings.get("trainer.max_steps") or settings["trainer.max_epochs"]
+    """Returns steps or epochs; None where a run has yet to choose them, or trains nothing."""
+    length = settings.get("trainer.max_steps") or settings.get("trainer.max_epochs", "auto")
     return None if length == "auto" else int(length)
 
 
@@ -196,7 +196,8 @@ def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
     step, epoch = last
     done = step + 1 if settings.get("trainer.max_steps") else epoch
     chosen = flat(read_yaml(metrics.with_name("hparams.yaml")))
-    return min(1.0, done / int(chosen.get("trainer.max_steps") or chosen["trainer.max_epochs"]))
+    length = _length(chosen)
+    return min(1.0, done / length) if length else None
 
 
 @lru_cache(maxsize=1)  # the file changes twice a minute and is asked for every second
