@@ -279,7 +279,7 @@ def test_class_queries_start_silent_and_learn():
 # --- together, and against controls ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("name", sorted({*HEADS} - {"knn"}))  # nothing of that one is trained
 @pytest.mark.parametrize("names", [("fusion1",), ("fusion1", "fusion2", "fusion3")])
 def test_fusions_stand_around_any_head(name, names):
     layers = 4 if name == "setr_mla" else 2
