@@ -40,7 +40,7 @@ def test_saved_settings_repeat_the_run_under_a_new_name(train, tmp_path):
     _, folder = train("first", backbone__drop_path=0.2)
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert saved["run"]["name"] is None
-    assert saved["optim"]["lr"] == pytest.approx(1e-3 * (8 / 256) ** 0.5)
+    assert saved["optim"]["lr"] == pytest.approx(2e-3 * (8 / 128) ** 0.5)
     assert "momentum" not in saved["optim"]  # adamw does not read it
     assert main(["--experiment", str(folder / "hparams.yaml"), "--run.name", "again"]) == 0
     again = folder.parent / "again"
