@@ -15,6 +15,18 @@ from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Batch, Loading
 from models.backbones.base import Backbone
 
+NO_STEP = "No step was finished, so there is nothing to say about the loss."
+
+
+def final_numbers(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns `val`, or `train` where nothing was validated, and what summary.json has of it.
+
+    The numbers are by their names in that split; without a `loss` no step was finished.
+    """
+    split = "val" if "val/loss" in summary else "train"
+    prefix = f"{split}/"
+    return split, {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
+
 
 class Agent(LightningModule, ABC):
     """One task, from its settings to what its numbers mean.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.base import Agent
+from agents.base import NO_STEP, Agent, final_numbers
 from agents.optimizers import configure, set_weight_decay
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
@@ -305,13 +305,11 @@ class DINO(Agent):
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
-        split = "val" if "val/loss" in summary else "train"
-        if f"{split}/loss" not in summary:
-            return ["No step was finished, so there is nothing to say about the loss."]
-        loss, of_one, of_batch = (
-            summary[f"{split}/{name}"]
-            for name in ("loss", "teacher_entropy", "teacher_mean_entropy")
-        )
+        split, numbers = final_numbers(summary)
+        if "loss" not in numbers:
+            return [NO_STEP]
+        loss, of_one = numbers["loss"], numbers["teacher_entropy"]
+        of_batch = numbers["teacher_mean_entropy"]
         most = math.log(int(self.settings.dino.out_dim))
         return [
             f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from agents.barlow_twins import BarlowTwins, warn_of_batch
+from agents.base import final_numbers
 from agents.dino import DINO, NUM_GLOBAL
 from agents.joint_embedding import warn_of_accumulation
 from agents.lejepa import STATISTIC, LeJEPA, sigreg_in_words, sigreg_of_views
@@ -96,11 +97,9 @@ class DINOTwins(DINO):
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
-        split = "val" if "val/loss" in summary else "train"
-        if f"{split}/dino_loss" not in summary:
+        split, numbers = final_numbers(summary)
+        if "dino_loss" not in numbers:
             return super().in_words(summary)
-        prefix = f"{split}/"
-        numbers = {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
         second = (
             sigreg_in_words(numbers)
             if self.is_sigreg

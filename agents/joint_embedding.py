@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from agents.base import Agent
+from agents.base import NO_STEP, Agent, final_numbers
 from agents.optimizers import configure
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
@@ -159,11 +159,9 @@ class JointEmbedding(Agent):
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
-        split = "val" if "val/loss" in summary else "train"
-        if f"{split}/loss" not in summary:
-            return ["No step was finished, so there is nothing to say about the loss."]
-        prefix = f"{split}/"
-        numbers = {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
+        split, numbers = final_numbers(summary)
+        if "loss" not in numbers:
+            return [NO_STEP]
         if numbers["embedding_std"] < _COLLAPSED:
             return [
                 f"COLLAPSED: the embeddings hardly vary (deviation {numbers['embedding_std']:.3f} "

@@ -165,16 +165,13 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
     largest = max(len(chunk) for chunk in batch.views[0])
     whole = len(batch.views[0]) == 1
     sizes = chunk_sizes(half, None if whole else max(2, min(largest, -(-half // 2))))
-    first, second = (
-        Batch(
-            tuple(list(images[start : start + half].split(sizes)) for images in views),
-            batch.indices[start : start + half],
-            (),
-        )
-        for views in [[torch.cat(c) if len(c) > 1 else c[0] for c in batch.views]]
-        for start in (0, half)
-    )
-    return first, second
+    views = [torch.cat(chunks) if len(chunks) > 1 else chunks[0] for chunks in batch.views]
+
+    def part(start: int) -> Batch:
+        images = (list(view[start : start + half].split(sizes)) for view in views)
+        return Batch(tuple(images), batch.indices[start : start + half], ())
+
+    return part(0), part(half)
 
 
 @contextmanager

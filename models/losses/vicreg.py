@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.losses.pairs import check_pair
 from models.precision import at_least_float32
 
 _EPS = 1e-4  # added to the variances
@@ -43,12 +44,7 @@ def vicreg_terms(z1: Tensor, z2: Tensor) -> VICRegTerms:
     Raises:
         ValueError: shapes differ, or fewer than two samples.
     """
-    if z1.shape != z2.shape or z1.dim() != 2:
-        raise ValueError(
-            f"expected two (N, D) of one shape, got {tuple(z1.shape)}, {tuple(z2.shape)}."
-        )
-    if len(z1) < 2:
-        raise ValueError("A variance needs a batch of at least 2 images, got 1.")
+    check_pair(z1, z2, "variance")
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = at_least_float32(z1, z2)
         covariances = [_covariance(z) for z in (z1, z2)]
