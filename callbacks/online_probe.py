@@ -14,6 +14,7 @@ from callbacks.inspection import backbone_of, data_of, inspecting, pooled_featur
 from callbacks.readout import Readout
 from models.measures.knn import knn_accuracy
 
+KNN, LINEAR = "val/knn_accuracy", "val/linear_accuracy"
 _HELD_OUT = 0.2  # share of the labelled images that are queries
 _PASSES, _BATCH, _LR = 20, 128, 1e-3
 
@@ -34,8 +35,8 @@ class OnlineProbe(Readout):
     """
 
     headlines: Mapping[str, str] = {
-        "val/knn_accuracy": "k-NN accuracy",
-        "val/linear_accuracy": "linear accuracy",
+        KNN: "k-NN accuracy",
+        LINEAR: "linear accuracy",
     }
 
     def __init__(
@@ -80,12 +81,12 @@ class OnlineProbe(Readout):
             labels, truth = labels.to(bank.device), truth.to(bank.device)
             scores: dict[str, float] = {}
             if self.kind != "linear":
-                scores["val/knn_accuracy"] = knn_accuracy(
+                scores[KNN] = knn_accuracy(
                     queries, truth, bank, labels, len(classes), self.k, self.temperature
                 )
             if self.kind != "knn":
                 accuracy = self._fit(bank, labels, queries, truth, len(classes))
-                scores["val/linear_accuracy"] = accuracy
+                scores[LINEAR] = accuracy
         return scores
 
     def _fit(

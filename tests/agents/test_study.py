@@ -436,3 +436,37 @@ def test_two_processes_share_a_study(study_file, tmp_path):
         )
     assert not (folder / "abandoned").exists()
     assert {row["row"] for row in results(folder)} == names
+
+
+def test_learning_is_drawn_over_images_seen(study_file, tmp_path):
+    names = ("one", "two", "unfinished", "silent")
+    file = study_file(
+        [{"name": name, "settings": BT} for name in names],
+        figures=[{"picture": "learning", "title": "L"}],
+    )
+    study = load_study(str(file), 2, [], str(tmp_path / "runs"))
+    assert study_figure(study, study.figures[0]) is None
+    for name, offset in (("one", 0.0), ("two", 0.2), ("unfinished", 0.5), ("silent", None)):
+        for seed in (0, 1):
+            folder = RunFolder(study.folder / f"{name}-s{seed}")
+            folder.path.mkdir(parents=True)
+            settings = {"data": {"batch_size": 8}, "trainer": {"accumulate": 2}}
+            folder.hparams.write_text(json.dumps(settings))
+            status = {"status": "interrupted" if name == "unfinished" else "finished"}
+            if offset is None:
+                folder.write_summary(status)
+                continue
+            folder.write_summary(status | {"before/val/knn_accuracy": offset})
+            # Seed 1 of "two" was measured once less.
+            last = "" if (name, seed) == ("two", 1) else f"9,{offset + 0.4 + seed / 10},0.7\n"
+            (folder.path / "metrics.csv").write_text(
+                "step,val/knn_accuracy,train/loss\n"
+                f"0,{offset},1.0\n4,{offset + 0.2 + seed / 10},0.8\n{last}"
+            )
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    (axis,) = figure.axes
+    lines = {line.get_label(): line.get_xydata() for line in axis.get_lines()}
+    assert set(lines) == {"one (2 seeds)", "two (2 seeds)"}
+    np.testing.assert_allclose(lines["one (2 seeds)"], [(0, 0.0), (80, 0.25), (160, 0.45)])
+    np.testing.assert_allclose(lines["two (2 seeds)"], [(0, 0.2), (80, 0.45)])

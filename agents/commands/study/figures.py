@@ -1,4 +1,4 @@
-"""Figures of several runs side by side, drawn from what their pictures were drawn from."""
+"""Figures of several runs: side by side what their pictures were drawn from, or their curves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from agents.commands.study import run_folder
+from agents.commands.study.learning import learning
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Figure
 from callbacks.attention_maps import paint_masks
@@ -24,27 +25,43 @@ from utils.palette import VOID, palette
 from utils.run_folder import RunFolder
 
 Arrays = dict[str, NDArray[Any]]
+Folders = tuple[str, Sequence[RunFolder]]  # of a row of this label
 _MOST_IMAGES = 6
 
 
 def study_figure(study: Study, figure: Figure) -> Picture | None:
-    """Draws a figure of a study, a column a row of the table; None while there is nothing for it.
-
-    Of every row the first seed's run is shown that has finished with such a picture.
-    """
-    kinds, draw = _PICTURES[figure.picture]
+    """Draws a figure of a study from its finished runs; None while there is nothing for it."""
     rows = [each for name in figure.rows for each in study.rows if each.name == name]
-    for kind in kinds:  # one for all: pictures of different splits show different images
-        found: list[tuple[str, Arrays]] = []
-        for row in rows:
-            folders = [run_folder(study, run.name) for run in study.of(row)]
-            drawn = (_newest(folder, kind) for folder in folders if folder.finished)
-            arrays = next((each for each in drawn if each is not None), None)
-            if arrays is not None:
-                found.append((row.label, arrays))
-        if found:
-            return draw(found, figure.title)
-    return None
+    found: list[Folders] = []
+    for row in rows:
+        folders = [run_folder(study, run.name) for run in study.of(row)]
+        found.append((row.label, [folder for folder in folders if folder.finished]))
+    return _PICTURES[figure.picture](found, figure.title)
+
+
+def _side_by_side(
+    draw: Callable[[Sequence[tuple[str, Arrays]], str], Picture], *kinds: str
+) -> Callable[[Sequence[Folders], str], Picture | None]:
+    """Returns what draws a column a row, of the first seed that has such a picture.
+
+    Args:
+        draw: of what pictures were drawn from.
+        kinds: of pictures, best first.
+    """
+
+    def drawn(rows: Sequence[Folders], title: str) -> Picture | None:
+        for kind in kinds:  # one for all: pictures of different splits show different images
+            found: list[tuple[str, Arrays]] = []
+            for label, folders in rows:
+                every = (_newest(folder, kind) for folder in folders)
+                arrays = next((each for each in every if each is not None), None)
+                if arrays is not None:
+                    found.append((label, arrays))
+            if found:
+                return draw(found, title)
+        return None
+
+    return drawn
 
 
 def _newest(folder: RunFolder, kind: str) -> Arrays | None:
@@ -134,15 +151,12 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
     return figure
 
 
-# Kinds of pictures to draw from, best first, and how.
-_PICTURES: dict[
-    str, tuple[tuple[str, ...], Callable[[Sequence[tuple[str, Arrays]], str], Picture]]
-] = {
-    "matrices": (("cross_correlation/train",), _matrices),
-    "attention": (("attention_maps/val/*", "attention_maps/train/*"), _attention),
-    "predictions": (
-        ("segmentation_predictions/test", "segmentation_predictions/val"),
-        _predictions,
+_PICTURES: dict[str, Callable[[Sequence[Folders], str], Picture | None]] = {
+    "matrices": _side_by_side(_matrices, "cross_correlation/train"),
+    "attention": _side_by_side(_attention, "attention_maps/val/*", "attention_maps/train/*"),
+    "predictions": _side_by_side(
+        _predictions, "segmentation_predictions/test", "segmentation_predictions/val"
     ),
-    "receptive_fields": (("effective_receptive_field",), _receptive_fields),
+    "receptive_fields": _side_by_side(_receptive_fields, "effective_receptive_field"),
+    "learning": learning,
 }

@@ -13,7 +13,7 @@ from config.convert import ConfigError, suggestion
 from config.lookup import find_experiment, known_experiments, read_experiment
 from utils.nested import flat
 
-FIGURES = ("matrices", "attention", "predictions", "receptive_fields")
+FIGURES = ("matrices", "attention", "predictions", "receptive_fields", "learning")
 _ROW_KEYS = ("name", "label", "experiment", "settings", "published", "note", "shown")
 _FIGURE_KEYS = ("picture", "title", "rows")
 
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a study: pictures of the first seed of some rows, side by side.
+    """A figure of a study: pictures of the first seed of some rows, side by side, or their curves.
 
     Attributes:
         picture: one of `FIGURES`.
