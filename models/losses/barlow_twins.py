@@ -58,8 +58,9 @@ def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
 def mixed_loss(mixed: Tensor, z1: Tensor, z2: Tensor, alpha: float, order: Tensor) -> Tensor:
     """How far mixed images correlate otherwise than by what they are mixed of.
 
-    ½ Σ over both views v of ‖C(z_m, z_v) - α C(z1, z_v) - (1 - α) C(π z2, z_v)‖² (Mixed Barlow
-    Twins, Bandara et al. 2023, arXiv 2312.02151). C is linear in its standardised arguments, so
+    Σ over both views v of ‖C(z_m, z_v) - α C(z1, z_v) - (1 - α) C(π z2, z_v)‖² (Mixed Barlow
+    Twins, Bandara et al. 2023, arXiv 2312.02151; summed, with gradients through every term, as in
+    its official code for CIFAR). C is linear in its standardised arguments, so
     that one matrix a view will do.
 
     Args:
@@ -72,7 +73,7 @@ def mixed_loss(mixed: Tensor, z1: Tensor, z2: Tensor, alpha: float, order: Tenso
     with torch.autocast(mixed.device.type, enabled=False):
         mixed, z1, z2 = (_standardised(z) for z in (mixed, z1, z2))
         rest = mixed - alpha * z1 - (1 - alpha) * z2[order]
-        return torch.stack([(rest.T @ z / len(z)).square().sum() for z in (z1, z2)]).sum() / 2
+        return torch.stack([(rest.T @ z / len(z)).square().sum() for z in (z1, z2)]).sum()
 
 
 def noise_floor(dim: int, batch_size: int, lambd: float) -> float:
