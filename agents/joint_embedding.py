@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from agents.base import NO_STEP, Agent, final_numbers
 from agents.optimizers import configure
@@ -152,6 +153,19 @@ class JointEmbedding(Agent):
             found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log(f"{split}/loss", found.pop("loss"), prog_bar=True, batch_size=len(z))
         self.log_dict({f"{split}/{k}": v for k, v in found.items()}, batch_size=len(z))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips if asked to; at first the backbone may wait for its projector."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        # Gradients are dropped, not spared: several processes expect each parameter to have one.
+        if self.current_epoch < self.settings.backbone.freeze_epochs:
+            for parameter in self.backbone.parameters():
+                parameter.grad = None
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""

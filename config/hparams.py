@@ -191,6 +191,11 @@ class BackboneHparams:
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True)] = 0
     """The last n blocks (ViT) or stages (ResNet) are trained after all."""
+    freeze_epochs: Annotated[
+        Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze")
+    ] = 0
+    """Epochs at the start in which its parameters stay as they are while the new projector learns
+    to read them: for pretraining that goes on from weights."""
 
 
 @dataclass

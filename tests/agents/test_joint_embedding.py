@@ -64,3 +64,25 @@ def test_mixed_precision_trains_in_chunks(train, method):
     shared = {"trainer__precision": "bf16-mixed", "trainer__chunk_size": 4}
     code, _ = train("amp", **method, **shared, trainer__gradient_clip=1.0, trainer__max_epochs=1)
     assert code == 0
+
+
+def test_the_backbone_waits_for_its_projector(train):
+    shared = {"task": "lejepa", "optim__warmup_epochs": 0}
+    one, two, trained = (
+        weights(
+            train(
+                f"{waits}-{epochs}",
+                backbone__freeze_epochs=waits,
+                trainer__max_epochs=epochs,
+                **shared,
+            )[1]
+        )
+        for waits, epochs in ((1, 1), (2, 2), (1, 2))
+    )
+
+    def part(state, name):
+        return {key: value for key, value in state.items() if key.startswith(name)}
+
+    assert_same(part(two, "backbone."), part(one, "backbone."))
+    assert difference(part(two, "projector."), part(one, "projector.")) > 1e-4
+    assert difference(part(trained, "backbone."), part(one, "backbone.")) > 1e-4
