@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, MaskedSource, held_out
+from datamodules.base import ImageDataModule, MaskedSource
 from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
-from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
-from datamodules.masks import read_labels
+from datamodules.listing import held_out
+from datamodules.loading import BatchLoader, Loading
+from datamodules.masks import read_pair
+from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
 from utils.palette import VOID
@@ -128,20 +130,14 @@ class MaskedImages(Dataset[LabelledSample]):
             position = (index + offset) % len(self.pairs)
             file, mask = self.pairs[position]
             try:
-                image = read_rgb(file)
-            except UNREADABLE as error:
-                unreadable.append(f"{file} ({error})")
+                image, labels, _ = read_pair(file, mask, self.num_classes, self.meanings)
+            except UnreadableImageError as error:
+                unreadable.append(str(error))
                 if self.skip_unreadable:
                     continue
                 raise ValueError(
-                    f"{file} cannot be read ({error}), and an evaluation needs every image."
+                    f"{error} cannot be read, and an evaluation needs every image."
                 ) from error
-            labels = read_labels(mask, self.num_classes, self.meanings)
-            if labels.shape != (image.height, image.width):
-                raise ValueError(
-                    f"{mask} is {labels.shape[1]} x {labels.shape[0]} px, its image {file.name} "
-                    f"{image.width} x {image.height}: they do not belong together."
-                )
             with seeded(self.seed, epoch, index):
                 return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")

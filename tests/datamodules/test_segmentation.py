@@ -163,7 +163,7 @@ def test_foreign_labels_are_named(tmp_path):
     with pytest.raises(ValueError, match="mode RGB"):
         read_labels(mask, len(CLASSES))
     mask.write_text("nothing")
-    with pytest.raises(ValueError, match=rf"{mask.name} cannot be read"):
+    with pytest.raises(ValueError, match=rf"{mask.name} \(not a picture .*\) cannot be read"):
         read_labels(mask, len(CLASSES))
 
 
