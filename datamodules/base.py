@@ -114,11 +114,14 @@ class ImageDataModule(LightningDataModule, ABC):
             stage: `fit`: all of them | `validate`, `test`: those suffice.
         """
 
-    def check(self) -> None:
+    def check(self, cache: Path) -> None:
         """Checks that the listed images can be loaded as they are to be.
 
+        Args:
+            cache: folder to keep what was found out; it may be deleted.
+
         Raises:
-            ValueError: a batch is larger than the data set.
+            ValueError: a batch is larger than the data set; masks that cannot be used.
         """
         self.loading.check(len(self.train_files))
 

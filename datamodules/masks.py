@@ -21,6 +21,8 @@ from datamodules.reading import (
 )
 from utils.palette import VOID
 
+FilePair = tuple[Path, Path]  # image, mask
+
 
 def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None) -> Tensor:
     """Reads a mask as `(H, W)` uint8.

@@ -18,7 +18,7 @@ from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from config.parsing import Command, parse
 from config.resolve import resolve, resolve_for_data
 from datamodules import reading
-from datamodules.segmentation import collate
+from datamodules.masked_images import collate
 from datamodules.shapes import Shapes, generate
 from main import main
 from models.measures.segmentation import metrics

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from datamodules.loading import Loading
+from datamodules.masked_images import collate
 from datamodules.masks import read_labels
 from datamodules.seeding import seeded
-from datamodules.segmentation import SegmentationDataModule, collate
+from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes, generate
 from datamodules.transforms.segmentation import (
     Seed224,
