@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.segmentation import SegmentationBatch
+from datamodules.masked_images import SegmentationBatch
 from models.heads.base import Size, concatenated
 from models.measures.dense_knn import PatchMemory, labelled_patches
 from models.segmenter import Segmenter

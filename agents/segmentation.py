@@ -21,7 +21,8 @@ from config.hparams import Hparams
 from config.rules import settings_of
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
-from datamodules.segmentation import SegmentationBatch, SegmentationDataModule
+from datamodules.masked_images import SegmentationBatch
+from datamodules.segmentation import SegmentationDataModule
 from datamodules.transforms.segmentation import FixedViews, Protocol
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features

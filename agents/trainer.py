@@ -96,7 +96,7 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.hparams = resolve_for_data(self.hparams, len(data.train_files), on_gpu)
         data.loading = build_loading(self.hparams)
-        data.check()
+        data.check(Path(self.hparams.run.dir) / ".cache")
         return data
 
     def _announce(self, images: int) -> None:

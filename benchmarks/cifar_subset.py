@@ -14,7 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datamodules.cifar10 import CIFAR10, CLASSES
-from datamodules.loading import read_rgb
+from datamodules.reading import read_rgb
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datamodules.cifar10 import CIFAR10
-from datamodules.loading import read_rgb
+from datamodules.reading import read_rgb
 from models.backbones.resnet import resnet18
 from utils.optim import adamw, parameter_groups
 from utils.schedules import warmup_cosine

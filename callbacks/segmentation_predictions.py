@@ -15,7 +15,7 @@ from torch import Tensor
 
 from callbacks.inspection import class_names, due
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, outputs_of
-from datamodules.segmentation import SegmentationBatch
+from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,22 +11,13 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.loading import (
-    UNREADABLE,
-    BatchLoader,
-    ImageItem,
-    Loading,
-    StoredImage,
-    read_rgb,
-)
-from datamodules.masks import read_labels
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+from datamodules.loading import BatchLoader, Loading
+from datamodules.masks import read_pair
+from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
 
 
 class ImageSource(ABC):
@@ -124,11 +114,14 @@ class ImageDataModule(LightningDataModule, ABC):
             stage: `fit`: all of them | `validate`, `test`: those suffice.
         """
 
-    def check(self) -> None:
+    def check(self, cache: Path) -> None:
         """Checks that the listed images can be loaded as they are to be.
 
+        Args:
+            cache: folder to keep what was found out; it may be deleted.
+
         Raises:
-            ValueError: a batch is larger than the data set.
+            ValueError: a batch is larger than the data set; masks that cannot be used.
         """
         self.loading.check(len(self.train_files))
 
@@ -191,13 +184,14 @@ class ImageDataModule(LightningDataModule, ABC):
             pairs = [pair for pair in pairs if pair[0] in watched]
         count = min(count, len(pairs))
         for image, mask in (pairs[i * len(pairs) // count] for i in range(count)):
-            picture = read_rgb(image)
+            picture, labels, _ = read_pair(
+                image, mask, len(self.source.classes), self.source.meanings
+            )
             scale = shorter_side / min(picture.size)
             sides = (
                 max(1, round(side * scale / multiple)) * multiple
                 for side in (picture.height, picture.width)
             )
-            labels = read_labels(mask, len(self.source.classes), self.source.meanings)
             yield F.pil_to_tensor(F.resize(picture, list(sides))), labels
 
     def labelled_examples(
@@ -227,47 +221,7 @@ def read_square(file: ImageItem, size: int) -> Tensor | None:
     """
     try:
         image = read_rgb(file)
-    except UNREADABLE:
+    except UnreadableImageError:
         return None
     image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size])
     return F.pil_to_tensor(image)
-
-
-def shorter_side(file: ImageItem) -> int | None:
-    """Returns the shorter side of an image in pixels, None when it cannot be read."""
-    if isinstance(file, StoredImage):
-        return min(file.pixels.shape[:2])
-    try:
-        with Image.open(file) as opened:  # the header is enough
-            return min(opened.size)
-    except UNREADABLE:
-        return None
-
-
-def is_image(file: Path) -> bool:
-    """Whether a file is an image by its name."""
-    return file.suffix.lower() in IMAGE_SUFFIXES
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Lists the images below a folder, sorted by path.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Set --data.root.")
-    files = sorted(filter(is_image, folder.rglob("*")))
-    if not files:
-        raise FileNotFoundError(
-            f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
-    return files
-
-
-def held_out(name: str, fraction: float) -> bool:
-    """Whether an image of this name belongs to the share that is not trained on.
-
-    A hash decides, so that adding images never moves one between the splits.
-    """
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) < fraction * 2**32

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10 as Official
 
 from datamodules.base import LabelledSource
-from datamodules.loading import ImageItem, StoredImage
+from datamodules.reading import ImageItem, StoredImage
 
 CLASSES = (
     "airplane",

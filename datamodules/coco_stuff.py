@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.base import MaskedSource, image_files
-from datamodules.loading import ImageItem
+from datamodules.base import MaskedSource
+from datamodules.listing import image_files
+from datamodules.reading import ImageItem
 from utils.palette import VOID
 
 # The official labels.txt by category id, from 1. Those in brackets never occur in the masks.

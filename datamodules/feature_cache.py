@@ -30,7 +30,7 @@ from utils.console import console
 
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
-_FORMAT = 1
+_FORMAT = 2  # since images are read as they are displayed
 _OFF = "--data.feature_cache off computes features anew in every epoch instead."
 
 

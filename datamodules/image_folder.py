@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.base import LabelledSource, held_out, image_files
+from datamodules.base import LabelledSource
+from datamodules.listing import held_out, image_files
+from utils.text import printable
 
 
 class ImageFolder(LabelledSource):
@@ -41,7 +43,7 @@ class ImageFolder(LabelledSource):
             )
         classes = tuple(sorted({parts[0] for parts in inside}))
         number = {name: index for index, name in enumerate(classes)}
-        return classes, [number[parts[0]] for parts in inside]
+        return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
 
     def _has_splits(self) -> bool:
         return (self.root / "train").is_dir() and (self.root / "val").is_dir()

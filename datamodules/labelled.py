@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, LabelledSource, held_out, read_square
-from datamodules.loading import BatchLoader, ImageItem, Loading
+from datamodules.base import ImageDataModule, LabelledSource, read_square
+from datamodules.listing import held_out
+from datamodules.loading import BatchLoader, Loading
+from datamodules.reading import ImageItem
 from datamodules.seeding import Draw, seeded
 
 

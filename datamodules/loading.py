@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
@@ -36,8 +34,6 @@ class Views(Protocol):
         ...
 
 
-# What Pillow raises for files it cannot read; SyntaxError for some broken PNGs.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError)
 # So many files in a row unreadable: not a bad file, a bad folder.
 _MAX_SKIPS = 25
 
@@ -84,21 +80,6 @@ class Batch:
         }
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """An image inside a larger file: its name, by which it is known, and its pixels `(H, W, 3)`."""
-
-    name: str
-    pixels: NDArray[np.uint8] = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        """The name."""
-        return self.name
-
-
-ImageItem = Path | StoredImage
-
-
 class ImageFiles(Dataset[Sample]):
     """Images as views. A file that cannot be read is replaced by the next one, and named.
 
@@ -129,8 +110,8 @@ class ImageFiles(Dataset[Sample]):
             position = (index + offset) % len(self.files)
             try:
                 image = read_rgb(self.files[position])
-            except UNREADABLE as error:
-                unreadable.append(f"{self.files[position]} ({error})")
+            except UnreadableImageError as error:
+                unreadable.append(str(error))
                 continue
             with seeded(self.seed, epoch, index):
                 return Sample(self.views(image), position, tuple(unreadable))
@@ -138,14 +119,6 @@ class ImageFiles(Dataset[Sample]):
             f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}. "
             "Is the data set complete, and --data.root right?"
         )
-
-
-def read_rgb(file: ImageItem) -> Image.Image:
-    """Decodes an image; one of `UNREADABLE` is raised when that fails."""
-    if isinstance(file, StoredImage):
-        return Image.fromarray(file.pixels)
-    with Image.open(file) as opened:
-        return opened.convert("RGB")
 
 
 def collate(samples: Sequence[Sample]) -> MicroBatch:

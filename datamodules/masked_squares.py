@@ -9,9 +9,10 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.base import MaskedSource, held_out
-from datamodules.loading import UNREADABLE, read_rgb
-from datamodules.masks import read_labels
+from datamodules.base import MaskedSource
+from datamodules.listing import held_out
+from datamodules.masks import read_pair
+from datamodules.reading import UnreadableImageError
 
 
 class MaskedSquares:
@@ -40,13 +41,15 @@ class MaskedSquares:
         """
         for file, mask in self.pairs:
             try:
-                image = read_rgb(file)
-            except UNREADABLE:
+                image, labels, _ = read_pair(
+                    file, mask, len(self.source.classes), self.source.meanings
+                )
+            except UnreadableImageError:
                 continue
-            labels = read_labels(mask, len(self.source.classes), self.source.meanings)
-            side = [min(image.size)]
-            image = F.resize(F.center_crop(image, side), [self.size] * 2, InterpolationMode.BICUBIC)
-            yield F.pil_to_tensor(image), F.center_crop(labels[None], side)[0]
+            image = F.center_crop(image, [min(image.size)])
+            image = F.resize(image, [self.size] * 2, InterpolationMode.BICUBIC)
+            # Its own side: an over-large image is read smaller than its mask.
+            yield F.pil_to_tensor(image), F.center_crop(labels[None], [min(labels.shape)])[0]
 
 
 def masked_squares(

@@ -1,8 +1,10 @@
-"""Reads masks of labels."""
+"""Reads masks of labels, and images with their masks."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datamodules.loading import UNREADABLE
+from datamodules.reading import (
+    UnreadableImageError,
+    read_picture,
+    read_values,
+    swaps_sides,
+    turned,
+)
 from utils.palette import VOID
+
+FilePair = tuple[Path, Path]  # image, mask
 
 
 def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None) -> Tensor:
@@ -23,18 +33,18 @@ def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None
         meanings: see `MaskedSource.meanings`.
 
     Raises:
-        ValueError: not a palette or grey image, or labels that are no classes.
+        ValueError: not readable, not a palette or grey image, or labels that are no classes.
     """
     try:
-        with Image.open(file) as opened:
-            if opened.mode not in ("P", "L"):
-                raise ValueError(
-                    f"{file} is a mask in mode {opened.mode}: expected labels as a palette or grey "
-                    "PNG, not colours."
-                )
-            labels = np.array(opened)
-    except UNREADABLE as error:
-        raise ValueError(f"The mask {file} cannot be read ({error}).") from error
+        values = read_values(file)
+    except UnreadableImageError as error:
+        raise ValueError(f"The mask {error} cannot be read.") from error
+    if values.mode not in ("P", "L"):
+        raise ValueError(
+            f"{file} is a mask in mode {values.mode}: expected labels as a palette or grey PNG, "
+            "not colours."
+        )
+    labels = np.array(values)
     found = np.unique(labels)
     meant = found if meanings is None else meanings[found]
     foreign = found[(meant >= num_classes) & (meant != VOID)]
@@ -45,3 +55,47 @@ def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None
             "These are the masks of another data set."
         )
     return torch.from_numpy(labels if meanings is None else meanings[labels])
+
+
+class Fit(Enum):
+    """How a mask lies on an image with an EXIF orientation."""
+
+    DISPLAYED = "as the image is displayed, or it has no orientation"
+    STORED = "only as the image is stored: turned with it"
+    EITHER = "both: taken as the image is displayed"
+
+
+class Pair(NamedTuple):
+    """An image in RGB and its labels `(H, W)` uint8, both as they are displayed.
+
+    The labels are of the image's whole size, also where the image had to be reduced.
+    """
+
+    image: Image.Image
+    labels: Tensor
+    fit: Fit
+
+
+def read_pair(
+    image: Path, mask: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None
+) -> Pair:
+    """Reads an image with its mask; see `read_labels`.
+
+    Raises:
+        UnreadableImageError: the image cannot be decoded.
+        ValueError: a mask that cannot be one of this image; names the file.
+    """
+    picture = read_picture(image)
+    labels = read_labels(mask, num_classes, meanings)
+    size = labels.shape[::-1]
+    stored = picture.size[::-1] if swaps_sides(picture.orientation) else picture.size
+    if size == picture.size:
+        either = picture.orientation > 1 and size == stored
+        return Pair(picture.image, labels, Fit.EITHER if either else Fit.DISPLAYED)
+    if size == stored:
+        values = turned(Image.fromarray(labels.numpy()), picture.orientation)
+        return Pair(picture.image, torch.from_numpy(np.array(values)), Fit.STORED)
+    raise ValueError(
+        f"{mask} is {size[0]} x {size[1]} px, its image {image.name} {picture.size[0]} x "
+        f"{picture.size[1]}: they do not belong together."
+    )

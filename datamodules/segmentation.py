@@ -1,169 +1,22 @@
-"""Images with masks: crops to train on, whole images to judge by."""
+"""Segmentation data: crops to train on, whole images to judge by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from datamodules.base import ImageDataModule, MaskedSource, held_out
+from datamodules.base import ImageDataModule, MaskedSource
 from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
-from datamodules.loading import UNREADABLE, BatchLoader, Loading, read_rgb
-from datamodules.masks import read_labels
-from datamodules.seeding import Draw, seeded
+from datamodules.listing import held_out
+from datamodules.loading import BatchLoader, Loading
+from datamodules.mask_check import check_masks
+from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
+from datamodules.masks import FilePair
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
-from utils.palette import VOID
-
-Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
-FilePair = tuple[Path, Path]  # image, mask
-Prepare = Callable[[Image.Image, Tensor], Pair]
-
-
-class LabelledSample(NamedTuple):
-    """An image `(3, h, w)`, its labels `(H, W)`, its position, and files skipped to get at it.
-
-    From a cache, also its features.
-    """
-
-    image: Tensor
-    labels: Tensor
-    position: int
-    unreadable: tuple[str, ...]
-    stored: dict[str, Tensor] | None = None
-
-
-@dataclass  # not frozen: Lightning rebuilds batches to move them
-class SegmentationBatch:
-    """B images of any sizes, padded at the right and bottom to a common one.
-
-    Attributes:
-        images: `(B, 3, h, w)` uint8.
-        labels: `(B, H, W)` uint8, void where there is no image; of the images' size in training,
-            of the size that is judged in evaluation.
-        sizes: `(B, 4)`: height and width of each image, then of its labels.
-        indices: `(B,)` positions in the data set.
-        unreadable: names of files that were skipped.
-        stored: from a cache, features of each image; else empty.
-    """
-
-    images: Tensor
-    labels: Tensor
-    sizes: Tensor
-    indices: Tensor
-    unreadable: tuple[str, ...]
-    stored: tuple[dict[str, Tensor], ...] = ()
-
-    def __len__(self) -> int:
-        """B."""
-        return len(self.indices)
-
-    def pin_memory(self) -> SegmentationBatch:
-        """Called by the loader, so that copies to the GPU do not wait."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
-
-    def items(self) -> Iterator[Pair]:
-        """Yields every image and its labels at their own size."""
-        for image, labels, (h, w, height, width) in zip(
-            self.images, self.labels, self.sizes.tolist(), strict=True
-        ):
-            yield image[:, :h, :w], labels[:height, :width]
-
-    def previews(self, count: int) -> dict[str, Tensor]:
-        """Returns the first images `(n, 3, h, w)` and their labels `(n, H, W)`, uint8."""
-        return {"image": self.images[:count], "labels": self.labels[:count]}
-
-
-class MaskedImages(Dataset[LabelledSample]):
-    """Images with their masks.
-
-    Args:
-        pairs: image and mask files.
-        prepare: from the image in RGB and its labels as stored to what is loaded.
-        num_classes: labels are 0 … num_classes - 1, and 255 void.
-        meanings: see `MaskedSource.meanings`.
-        seed: makes random preparations a function of (seed, epoch, index).
-        skip_unreadable: replace an image that cannot be read by the next one, and name it; in an
-            evaluation every image counts, so there it is an error.
-    """
-
-    def __init__(
-        self,
-        pairs: Sequence[FilePair],
-        prepare: Prepare,
-        num_classes: int,
-        meanings: NDArray[np.uint8] | None,
-        seed: int,
-        skip_unreadable: bool,
-    ) -> None:
-        self.pairs = list(pairs)
-        self.prepare = prepare
-        self.num_classes = num_classes
-        self.meanings = meanings
-        self.seed = seed
-        self.skip_unreadable = skip_unreadable
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.pairs)
-
-    def __getitem__(self, draw: Draw) -> LabelledSample:
-        """Reads image `index` as seen in `epoch`.
-
-        Raises:
-            ValueError: a mask that cannot be one of this image; names the file.
-        """
-        epoch, index = draw
-        unreadable: list[str] = []
-        for offset in range(len(self.pairs)):
-            position = (index + offset) % len(self.pairs)
-            file, mask = self.pairs[position]
-            try:
-                image = read_rgb(file)
-            except UNREADABLE as error:
-                unreadable.append(f"{file} ({error})")
-                if self.skip_unreadable:
-                    continue
-                raise ValueError(
-                    f"{file} cannot be read ({error}), and an evaluation needs every image."
-                ) from error
-            labels = read_labels(mask, self.num_classes, self.meanings)
-            if labels.shape != (image.height, image.width):
-                raise ValueError(
-                    f"{mask} is {labels.shape[1]} x {labels.shape[0]} px, its image {file.name} "
-                    f"{image.width} x {image.height}: they do not belong together."
-                )
-            with seeded(self.seed, epoch, index):
-                return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
-        raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
-
-
-def collate(samples: Sequence[LabelledSample]) -> SegmentationBatch:
-    """Pads samples to their largest sides: images with black, labels with void."""
-    sizes = [(*s.image.shape[-2:], *s.labels.shape) for s in samples]
-    h, w, height, width = (max(sides) for sides in zip(*sizes, strict=True))
-    images = torch.zeros(len(samples), 3, h, w, dtype=torch.uint8)
-    labels = torch.full((len(samples), height, width), VOID, dtype=torch.uint8)
-    for position, (sample, (a, b, c, d)) in enumerate(zip(samples, sizes, strict=True)):
-        images[position, :, :a, :b] = sample.image
-        labels[position, :c, :d] = sample.labels
-    return SegmentationBatch(
-        images,
-        labels,
-        torch.tensor(sizes),
-        torch.tensor([sample.position for sample in samples]),
-        tuple(name for sample in samples for name in sample.unreadable),
-        tuple(sample.stored for sample in samples if sample.stored is not None),
-    )
 
 
 class SegmentationDataModule(ImageDataModule):
@@ -181,6 +34,8 @@ class SegmentationDataModule(ImageDataModule):
         fixed_views: what is trained on; None: random crops.
         test_protocol: `protocol` for another size of the test images; None: the same.
     """
+
+    source: MaskedSource
 
     def __init__(
         self,
@@ -202,21 +57,36 @@ class SegmentationDataModule(ImageDataModule):
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None
         self.keeps_test = False
+        self._pairs: dict[str, list[FilePair]] = {}  # by what to call the images
 
     def list_images(self, stage: str) -> None:
         """Lists the images; for a test the test images only."""
         if stage != "test":
             self._setup_training()
-        test = self.pairs("val")
+        test = self._pairs["test images"] = self.pairs("val")
         self.test_set: Images = self._images(test, self.test_protocol, self.loading.seed)
         if self.keeps_test:
             self.test_set = self._cached(
                 self.test_set, test, {"view": self.image_size}, "test images"
             )
 
+    def check(self, cache: Path) -> None:
+        """See `ImageDataModule.check`; says what the masks hold."""
+        super().check(cache)
+        for what, pairs in self._pairs.items():
+            check_masks(
+                self.source,
+                pairs,
+                what,
+                every_image=what == "test images",
+                cache=cache,
+                threads=max(1, self.loading.num_workers),
+            )
+
     def _setup_training(self) -> None:
         parts: tuple[list[FilePair], list[FilePair]] = ([], [])
-        for pair in self.pairs(self.source.split):
+        pairs = self._pairs["training images"] = self.pairs(self.source.split)
+        for pair in pairs:
             parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
         train, val = parts
         self.train_files = [image for image, _ in train]
@@ -282,7 +152,7 @@ class SegmentationDataModule(ImageDataModule):
     def whole_training_images(self) -> BatchLoader:
         """The training images but the held-out ones, whole and once, as test images are seen."""
         chosen = set(self.train_files)
-        pairs = [pair for pair in self.pairs(self.source.split) if pair[0] in chosen]
+        pairs = [pair for pair in self._pairs["training images"] if pair[0] in chosen]
         images = self._images(pairs, self.protocol, self.loading.seed, skip_unreadable=True)
         return self.loading.every(images, collate)
 

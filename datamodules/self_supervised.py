@@ -8,9 +8,10 @@ from functools import cached_property
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, ImageSource, LabelledSource, shorter_side
+from datamodules.base import ImageDataModule, ImageSource, LabelledSource
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
+from datamodules.reading import shorter_side
 from utils.distributed import num_processes
 
 _LOOKED_AT = 16  # images whose size is compared with the views'

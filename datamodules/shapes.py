@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from datamodules.base import LabelledSource, MaskedSource
+from datamodules.masks import read_labels
 from datamodules.voc import voc_files, voc_pairs
 from utils.palette import VOID, voc_palette
 
@@ -210,7 +211,7 @@ class Shapes(MaskedSource, LabelledSource):
         """See `LabelledSource.labels`: the class of the object that has most pixels."""
         objects = CLASSES[1:]
         counts = (
-            np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=VOID + 1)
+            np.bincount(read_labels(mask, len(CLASSES)).numpy().ravel(), minlength=VOID + 1)
             for _, mask in self.pairs(split)
         )
         return objects, [int(count[1 : len(CLASSES)].argmax()) for count in counts]

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torchvision.datasets import VOCSegmentation
 
-from datamodules.base import MaskedSource, image_files
+from datamodules.base import MaskedSource
+from datamodules.listing import image_files, read_list
 
 CLASSES = (
     "background",
@@ -89,12 +90,16 @@ def _listing(folder: Path, split: str) -> Path:
 def _listed(listing: Path) -> list[str]:
     if not listing.is_file():
         raise FileNotFoundError(f"{listing} is missing: the VOC folder is incomplete.")
-    # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
-    first = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-    names = [Path(word).stem if "/" in word else word for word in first]
+    names = read_list(listing, _name)
     if not names:
         raise ValueError(f"{listing} lists no images.")
     return names
+
+
+def _name(line: str) -> str:
+    # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+    word = line.split()[0]
+    return Path(word).stem if "/" in word else word
 
 
 def require(files: list[Path], listing: Path, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 
@@ -23,3 +24,8 @@ def format_result(value: Any, missing: str = "–") -> str:
     if value is None:
         return missing
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Spells a file name that need not be UTF-8, which is what Linux allows: `caf\xe9.jpg`."""
+    return os.fsencode(name).decode(errors="backslashreplace")

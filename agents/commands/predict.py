@@ -12,13 +12,14 @@ from rich.progress import track
 
 from agents.segmentation import Segmentation, protocol_of_test
 from config.hparams import Hparams
-from datamodules.base import IMAGE_SUFFIXES, is_image
-from datamodules.loading import UNREADABLE, read_rgb
+from datamodules.listing import IMAGE_SUFFIXES, files_below, is_image
+from datamodules.reading import UnreadableImageError, read_picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
 from utils.device import best_device
 from utils.palette import label_image, overlay, palette
 from utils.run_folder import RunFolder
+from utils.text import printable
 
 
 def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Path) -> int:
@@ -45,31 +46,32 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     unreadable: list[str] = []
     for file in track(files, "Labelling", transient=True):
         try:
-            image = read_rgb(file)
-        except UNREADABLE as error:
-            unreadable.append(f"{file} ({error})")
+            image, size, _ = read_picture(file)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
             continue
         labels = label(agent, protocol, image)
         # The whole name: a.jpg and a.png may lie side by side.
         relative = file.relative_to(root)
         painted = overlay(image, labels, colours)
-        _save(
-            label_image(labels, colours),
+        _save(  # of the picture's own size, also where it was reduced to be read
+            label_image(labels, colours).resize(size, Image.Resampling.NEAREST),
             out / "labels" / relative.with_name(f"{relative.name}.png"),
         )
         _save(painted, out / "overlays" / relative.with_name(f"{relative.name}.jpg"))
     done = len(files) - len(unreadable)
     if not done:
         raise ValueError(f"None of {len(files)} files could be read, first: {unreadable[0]}.")
-    print(f"{done} images labelled: {out}/labels (palette PNGs), {out}/overlays.")
-    for skipped, what in ((unreadable, "unreadable"), (list(map(str, others)), "no images")):
+    place = printable(out)
+    print(f"{done} images labelled: {place}/labels (palette PNGs), {place}/overlays.")
+    for skipped, what in ((unreadable, "unreadable"), (list(map(printable, others)), "no images")):
         if skipped:
             print(f"{len(skipped)} files skipped ({what}): {', '.join(skipped[:3])}")
     return 0
 
 
 def find_images(place: Path) -> tuple[list[Path], list[Path]]:
-    """Lists the images at a place, and the files that are none.
+    """Lists the images at a place, and the files that are none; hidden ones count as neither.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -77,7 +79,7 @@ def find_images(place: Path) -> tuple[list[Path], list[Path]]:
     """
     if not place.exists():
         raise FileNotFoundError(f"--images {place}: there is no such file or folder.")
-    found = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.is_file())
+    found = [place] if place.is_file() else sorted(files_below(place))
     images = list(filter(is_image, found))
     if not images:
         raise ValueError(

@@ -172,5 +172,8 @@ class FixedView:
 
 
 def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
+    size = [image.height, image.width]
+    if list(labels.shape) != size:  # an over-large image, read smaller than its mask
+        labels = F.resize(labels[None], size, InterpolationMode.NEAREST_EXACT)[0]
     crop, mask = pipeline(image, tv_tensors.Mask(labels))
     return F.pil_to_tensor(crop), mask.as_subclass(Tensor)

@@ -13,7 +13,7 @@ from agents.build import build_agent
 from agents.segmentation import Segmentation
 from agents.sources import build_source
 from callbacks.step_outputs import CropOutputs, outputs_of
-from datamodules.segmentation import collate
+from datamodules.masked_images import collate
 from main import main
 from models.attention_supervision import attention_loss
 from tests.agents.test_segmentation import parts

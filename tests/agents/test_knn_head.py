@@ -149,7 +149,7 @@ def test_what_it_cannot_do_is_refused_in_words(train, capsys, changed, message):
 
 def test_masks_of_nothing_but_void(train, capsys, monkeypatch):
     monkeypatch.setattr(
-        "datamodules.segmentation.read_labels",
+        "datamodules.masks.read_labels",
         lambda file, *_: torch.full(np.array(Image.open(file)).shape, VOID, dtype=torch.uint8),
     )
     code, _ = train("void", **KNN_RUN)

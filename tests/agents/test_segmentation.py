@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from agents.build import build_agent, build_data
@@ -17,7 +17,8 @@ from agents.sources import build_source
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from config.parsing import Command, parse
 from config.resolve import resolve, resolve_for_data
-from datamodules.segmentation import collate
+from datamodules import reading
+from datamodules.masked_images import collate
 from datamodules.shapes import Shapes, generate
 from main import main
 from models.measures.segmentation import metrics
@@ -482,6 +483,30 @@ def test_any_image_is_labelled(train, tmp_path, capsys):
             assert labels.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
         with Image.open(out / "overlays" / f"{name}.jpg") as overlay:
             assert overlay.size == size
+
+
+def test_predictions_lie_as_their_images_are_displayed(train, tmp_path, monkeypatch):
+    _, folder = train("first", task="segmentation", data__image_size=40)
+    images = tmp_path / "photos"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 255, (6, 9, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    Image.fromarray(blocks).save(images / "phone.png", exif=tags)
+    upright = Image.fromarray(blocks).transpose(Image.Transpose.ROTATE_270)
+    upright.save(images / "upright.png")
+    words = ["--predict", "first", "--images", str(images), "--run.dir", str(folder.parent)]
+    for largest in (reading.MAX_PIXELS, 60 * 90 // 4):
+        monkeypatch.setattr(reading, "MAX_PIXELS", largest)
+        assert main(words) == 0
+        out = folder / "predictions" / "photos"
+        labels, others = (
+            np.array(Image.open(out / "labels" / f"{name}.png.png"))
+            for name in ("phone", "upright")
+        )
+        assert labels.shape == (90, 60)  # also where the image was reduced to be read
+        assert np.array_equal(labels, others)
 
 
 @pytest.mark.parametrize(

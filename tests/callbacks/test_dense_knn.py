@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from callbacks.dense_knn import METRIC, measure
-from datamodules.base import held_out
+from datamodules.listing import held_out
 from datamodules.masked_squares import masked_squares
 from datamodules.shapes import CLASSES, Shapes
 from models.backbones.resnet import resnet18

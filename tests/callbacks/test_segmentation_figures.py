@@ -11,7 +11,7 @@ from callbacks.feature_maps import principal_colours
 from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
 from callbacks.step_outputs import EvaluationOutputs, step_result
 from callbacks.views import draw as draw_views
-from datamodules.segmentation import SegmentationBatch
+from datamodules.masked_images import SegmentationBatch
 from tests.conftest import assert_same, weights
 from utils import figures
 from utils.logging import log_masks

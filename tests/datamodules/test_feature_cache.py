@@ -17,8 +17,9 @@ import datamodules.feature_cache as feature_cache
 from datamodules.feature_cache import weights_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
+from datamodules.masked_images import LabelledSample, collate
 from datamodules.seeding import seeded
-from datamodules.segmentation import LabelledSample, SegmentationDataModule, collate
+from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.segmentation import FixedViews, Standard
 from utils.console import console

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from datamodules.loading import Loading
+from datamodules.masked_images import collate
 from datamodules.masks import read_labels
 from datamodules.seeding import seeded
-from datamodules.segmentation import SegmentationDataModule, collate
+from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes, generate
 from datamodules.transforms.segmentation import (
     Seed224,
@@ -163,7 +164,7 @@ def test_foreign_labels_are_named(tmp_path):
     with pytest.raises(ValueError, match="mode RGB"):
         read_labels(mask, len(CLASSES))
     mask.write_text("nothing")
-    with pytest.raises(ValueError, match=rf"{mask.name} cannot be read"):
+    with pytest.raises(ValueError, match=rf"{mask.name} \(not a picture .*\) cannot be read"):
         read_labels(mask, len(CLASSES))
 
 

@@ -1,0 +1,112 @@
+"""Which files belong to a data set: folders as people have them, and lists of names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
+_OF_SYSTEMS = frozenset(
+    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+)
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file is an image by its name."""
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Lists the images below a folder, sorted by path, as `files_below` finds them.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        PermissionError: a folder may not be read.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. Set --data.root.")
+    found = sorted(files_below(folder))
+    for file in found:
+        if not is_image(file) and file.is_symlink() and not file.exists():
+            rank_zero_warn(f"{file} is a link to nothing, left out: a folder that moved?")
+    files = list(filter(is_image, found))
+    if not files:
+        raise FileNotFoundError(
+            f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    return files
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder, links followed, what is hidden or a system's own left out.
+
+    A link to a folder it lies in leads in a circle and is not followed.
+
+    Raises:
+        PermissionError: a folder may not be read.
+    """
+    above: dict[Path, frozenset[tuple[int, int]]] = {}  # the real folders on the way to each
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
+        place = Path(name)
+        status = place.stat()
+        real, way = (status.st_dev, status.st_ino), above.pop(place, frozenset())
+        if real in way:
+            folders.clear()
+            continue
+        folders[:] = sorted(inner for inner in folders if not _is_hidden(inner))
+        above |= {place / inner: way | {real} for inner in folders}
+        yield from (place / file for file in files if not _is_hidden(file))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise error
+
+
+def read_list(listing: Path, name: Callable[[str], str] = str) -> list[str]:
+    """Reads names from a text file, one a line, as any editor saved it.
+
+    Args:
+        listing: UTF-8 or other bytes, with or without byte order mark; UTF-16 with one.
+        name: makes a name of a line that is not empty.
+
+    Returns:
+        Each name once; repeated ones are said.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    content = listing.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # what Windows calls Unicode
+        text = content.decode("utf-16", "replace")
+    else:
+        text = content.decode("utf-8-sig", "surrogateescape")
+    lines = text.splitlines()
+    damaged = next((number for number, line in enumerate(lines, 1) if "\0" in line), None)
+    if damaged:
+        raise ValueError(
+            f"{listing} is no list of names: line {damaged} holds a NUL byte. Save it as plain "
+            "text, or get it again."
+        )
+    names = [name(line) for line in map(str.strip, lines) if line]
+    single = list(dict.fromkeys(names))
+    if repeated := len(names) - len(single):
+        rank_zero_warn(f"{listing} repeats {repeated} of its names; each counts once.")
+    return single
+
+
+def held_out(name: str, fraction: float) -> bool:
+    """Whether an image of this name belongs to the share that is not trained on.
+
+    A hash decides, so that adding images never moves one between the splits.
+    """
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4]) < fraction * 2**32

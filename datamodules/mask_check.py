@@ -1,0 +1,154 @@
+"""Looks at the masks once before training, so that a bad one does not end a run after hours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_only
+from rich.progress import track
+
+from datamodules.base import MaskedSource
+from datamodules.feature_cache import file_facts
+from datamodules.masks import FilePair, Fit, read_pair
+from datamodules.reading import UnreadableImageError
+from utils.console import console
+from utils.palette import VOID
+from utils.text import printable
+
+# Of more masks than this so many are looked at, evenly spaced.
+MAX_MASKS = 5000
+_FORMAT = 1
+_NAMED = 8  # classes whose shares are printed
+
+
+@dataclass(frozen=True)
+class Census:
+    """What the masks of a list hold.
+
+    Attributes:
+        pixels: how many each label has, void last.
+        fits: names of images with an EXIF orientation by how their mask lies on them.
+    """
+
+    pixels: tuple[int, ...]
+    fits: dict[str, list[str]]
+
+
+def check_masks(
+    source: MaskedSource,
+    pairs: Sequence[FilePair],
+    what: str,
+    *,
+    every_image: bool,
+    cache: Path,
+    threads: int = 1,
+) -> Census:
+    """Checks that masks can be read, fit their images and hold known labels; says what they hold.
+
+    Args:
+        source: says what values of masks mean.
+        pairs: image and mask files.
+        what: to call the images.
+        every_image: whether an image that cannot be read is a problem as well.
+        cache: folder that keeps what was found, until a file changes.
+        threads: that read files at a time.
+
+    Raises:
+        ValueError: some cannot be used; names the first.
+    """
+    count = min(len(pairs), MAX_MASKS)
+    chosen = [pairs[i * len(pairs) // count] for i in range(count)]
+    known = cache / f"masks-{_digest(source, chosen, every_image)}.json"
+    census = _recalled(known)
+    if census is None:
+        census = _take(source, chosen, what, every_image, threads)
+        with suppress(OSError):  # without it the masks are looked at again
+            cache.mkdir(parents=True, exist_ok=True)
+            known.write_text(json.dumps(asdict(census)))
+    _say(census, source.classes, f"{count:,} of {len(pairs):,} {what}")
+    return census
+
+
+def _digest(source: MaskedSource, pairs: Sequence[FilePair], every_image: bool) -> str:
+    meanings = None if source.meanings is None else source.meanings.tolist()
+    files = file_facts([file for pair in pairs for file in pair if file.exists()])
+    facts = [_FORMAT, source.classes, meanings, every_image, files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
+
+def _recalled(file: Path) -> Census | None:
+    try:
+        found = json.loads(file.read_text())
+        return Census(tuple(found["pixels"]), found["fits"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _take(
+    source: MaskedSource,
+    pairs: Sequence[FilePair],
+    what: str,
+    every_image: bool,
+    threads: int,
+) -> Census:
+    pixels = np.zeros(VOID + 1, np.int64)
+    fits: dict[str, list[str]] = {fit.name: [] for fit in Fit}
+    problems: list[str] = []
+
+    def look(pair: FilePair) -> tuple[NDArray[np.int64], Fit] | str:
+        try:
+            found = read_pair(*pair, len(source.classes), source.meanings)
+        except UnreadableImageError as error:
+            return f"{error} cannot be read" if every_image else ""
+        except ValueError as error:
+            return str(error)
+        return np.bincount(found.labels.numpy().ravel(), minlength=VOID + 1), found.fit
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        seen = track(pool.map(look, pairs), f"Checking masks of {what}", len(pairs), transient=True)
+        for (image, _), found in zip(pairs, seen, strict=True):
+            if isinstance(found, str):
+                problems += [found] if found else []
+                continue
+            pixels += found[0]
+            if found[1] is not Fit.DISPLAYED:
+                fits[found[1].name].append(printable(image))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the other masks
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
+            f"{' | '.join(problems[:3])}"
+        )
+    return Census((*pixels[: len(source.classes)].tolist(), int(pixels[VOID])), fits)
+
+
+@rank_zero_only
+def _say(census: Census, classes: tuple[str, ...], which: str) -> None:
+    *labelled, void = census.pixels
+    total = max(1, sum(labelled))
+    by_size = sorted(zip(labelled, classes, strict=True), reverse=True)
+    shares = [f"{name} {100 * number / total:.2g} %" for number, name in by_size if number]
+    absent = [name for number, name in by_size if not number]
+    rest = f" … {shares[-1]} ({len(shares)} classes)" if len(shares) > _NAMED else ""
+    lacking = f"; {len(absent)} classes have none, as {absent[-1]}" if absent else ""
+    share = 100 * void / max(1, total + void)
+    console.info(
+        "masks: %s: %s%s%s; void %.2g %% of all pixels.",
+        *(which, ", ".join(shares[:_NAMED]), rest, lacking, share),
+    )
+    for fit in (Fit.STORED, Fit.EITHER):
+        if found := census.fits[fit.name]:
+            console.warning(
+                "warning: %d images have an EXIF orientation, and their masks fit %s. First: %s",
+                *(len(found), fit.value, found[0]),
+            )

@@ -1,0 +1,189 @@
+"""The one place where image files are decoded: as they are displayed, in 8 bits, within bounds.
+
+Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 255 * 257.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from utils.text import printable
+
+# Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
+MAX_PIXELS = 2**25
+# Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
+Image.MAX_IMAGE_PIXELS = None
+
+# How stored pixels are turned to be displayed. From 5 on width and height change places.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
+
+
+class UnreadableImageError(OSError):
+    """An image that cannot be decoded. The message names the file, and says why in brackets."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{printable(file)} ({reason})")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image inside a larger file: its name, by which it is known, and its pixels `(H, W, 3)`."""
+
+    name: str
+    pixels: NDArray[np.uint8] = field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """The name."""
+        return self.name
+
+
+ImageItem = Path | StoredImage
+
+
+class Picture(NamedTuple):
+    """An image as it is displayed.
+
+    Attributes:
+        image: in RGB.
+        size: width and height in pixels; those of `image`, unless it had to be reduced.
+        orientation: the EXIF orientation it is stored in, 1 to 8.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    orientation: int
+
+
+def read_rgb(item: ImageItem) -> Image.Image:
+    """Decodes an image as it is displayed, in RGB.
+
+    Raises:
+        UnreadableImageError: that fails.
+    """
+    return read_picture(item).image
+
+
+def read_picture(item: ImageItem) -> Picture:
+    """Decodes an image, and says what of it is not to be seen.
+
+    Raises:
+        UnreadableImageError: that fails; it is far too large; no file says what its white is.
+    """
+    if isinstance(item, StoredImage):
+        image = Image.fromarray(item.pixels)
+        return Picture(image, image.size, 1)
+    with _opened(item) as opened:
+        width, height = stored = opened.size
+        factor = _reduction(opened)
+        orientation = _orientation(opened)
+        if factor > 1:  # JPEGs only; nothing happens to others
+            opened.draft(None, (max(1, width // factor), max(1, height // factor)))
+        opened.load()
+        image = _in_rgb(opened)
+        if factor > 1 and image.size == stored:
+            image = image.reduce(factor)
+        remaining = _orientation(opened)  # Pillow turns TIFFs while loading them
+        return Picture(
+            turned(image, remaining),
+            (height, width) if swaps_sides(remaining) else stored,
+            orientation,
+        )
+
+
+def read_values(file: Path) -> Image.Image:
+    """Decodes a file whose values are no colours, such as a mask: as displayed, in its own mode.
+
+    Raises:
+        UnreadableImageError: that fails.
+    """
+    with _opened(file) as opened:
+        _reduction(opened)  # never reduced, but not larger either
+        opened.load()
+        return turned(opened, _orientation(opened))
+
+
+def shorter_side(item: ImageItem) -> int | None:
+    """Returns the shorter side of an image in pixels, None when it cannot be read."""
+    if isinstance(item, StoredImage):
+        return min(item.pixels.shape[:2])
+    try:
+        with _opened(item) as opened:  # the header is enough
+            return min(opened.size)
+    except UnreadableImageError:
+        return None
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Returns a copy of stored pixels as they are displayed."""
+    turn = _TURNS.get(orientation)
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def swaps_sides(orientation: int) -> bool:
+    """Whether the width as displayed is the height as stored."""
+    return orientation >= 5
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    try:
+        # From a stream: what Pillow maps into memory (grey TIFFs) it turns wrongly, as of 13.0.
+        with file.open("rb") as stream, Image.open(stream) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(file, "not a picture in a known format") from error
+    except Exception as error:
+        # Pillow's formats raise whatever their parsing ran into.
+        raise UnreadableImageError(file, str(error) or type(error).__name__) from error
+
+
+def _reduction(image: Image.Image) -> int:
+    """Returns 1, 2 or 4: what the sides are divided by."""
+    pixels, factor = image.width * image.height, 1
+    while pixels > MAX_PIXELS * factor**2:
+        factor *= 2
+    largest = 4 if isinstance(image, JpegImageFile) else 2
+    if factor > largest:
+        raise ValueError(
+            f"{image.width} x {image.height} px are more than the "
+            f"{MAX_PIXELS * largest**2 / 1e6:.0f} million that are read: make it smaller"
+        )
+    return factor
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF, as of `_opened`; the pixels may be well
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WITHOUT_WHITE:
+        raise ValueError(
+            f"its pixels are {_WITHOUT_WHITE[image.mode]}, of which no rule says what is white: "
+            "save it with 8 or 16 bits a pixel"
+        )
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image) / np.float32(257)).astype(np.uint8)
+        image = Image.fromarray(grey)
+    return image.convert("RGB")

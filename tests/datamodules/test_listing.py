@@ -1,0 +1,167 @@
+"""Folders as people have them, and lists as editors save them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from datamodules.image_folder import ImageFolder
+from datamodules.listing import files_below, held_out, image_files, read_list
+from datamodules.shapes import generate
+from datamodules.voc import voc_files
+from main import main
+from tests.conftest import summary
+
+
+def put(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (24, 24), (90, 20, 30)).save(file)
+    return file
+
+
+def names(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in image_files(folder)]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        ".ipynb_checkpoints/x.png",
+        "a/.ipynb_checkpoints/x.png",
+        "a/._x.png",
+        "a/.x.png",
+        "__MACOSX/a/x.png",
+        ".git/x.png",
+        "@eaDir/x.png",
+        "$RECYCLE.BIN/x.png",
+    ],
+)
+def test_hidden_and_system_entries_are_no_images_and_no_classes(tmp_path, hidden):
+    for split in ("train", "val"):
+        for name in ("a/1.png", "b/1.png", hidden):
+            put(tmp_path / split / name)
+    source = ImageFolder(str(tmp_path))
+    assert names(tmp_path / "train") == ["a/1.png", "b/1.png"]
+    assert source.labels("train") == (("a", "b"), [0, 1])
+
+
+def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path):
+    put(tmp_path / ".cache" / "data" / "a" / "1.png")
+    assert names(tmp_path / ".cache" / "data") == ["a/1.png"]
+
+
+def test_links_are_followed(tmp_path):
+    put(tmp_path / "elsewhere" / "1.png")
+    put(tmp_path / "data" / "a" / "1.png")
+    for link in ("b", "c"):
+        (tmp_path / "data" / link).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    assert names(tmp_path / "data") == ["a/1.png", "a/2.png", "b/1.png", "c/1.png"]
+    assert ImageFolder(str(tmp_path / "data")).labels("all")[0] == ("a", "b", "c")
+
+
+def test_links_in_a_circle_end(tmp_path):
+    put(tmp_path / "a" / "1.png")
+    put(tmp_path / "b" / "1.png")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    assert names(tmp_path) == ["a/1.png", "b/1.png", "b/a/1.png"]
+
+
+def test_a_link_to_nothing_is_said(tmp_path):
+    put(tmp_path / "a" / "1.png")
+    (tmp_path / "b").symlink_to(tmp_path / "gone")
+    with pytest.warns(UserWarning, match=r"b is a link to nothing"):
+        assert names(tmp_path) == ["a/1.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    put(tmp_path / "a" / "1.png")
+    scandir = os.scandir
+
+    def refuse(place):  # chmod does not stop root
+        if Path(place).name == "a":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="a"):
+        list(files_below(tmp_path))
+
+
+# --- names --------------------------------------------------------------------------------------
+
+LATIN1 = os.fsdecode(b"caf\xe9")
+
+
+def test_names_that_are_not_utf_8(tmp_path, train, capsys):
+    for split in ("train", "val"):
+        for number in range(8):
+            put(tmp_path / "data" / split / LATIN1 / f"{LATIN1}{number}.png")
+            put(tmp_path / "data" / split / "b" / f"{number}.png")
+    assert ImageFolder(str(tmp_path / "data")).labels("train")[0] == ("b", r"caf\xe9")
+    held_out(LATIN1, 0.5)
+    code, folder = train(
+        "probe",
+        task="linear_probe",
+        data__name="image_folder",
+        data__root=tmp_path / "data",
+        data__batch_size=4,
+        trainer__max_epochs=1,
+    )
+    assert code == 0
+    assert summary(folder)["status"] == "finished"
+
+
+def test_broken_images_with_such_names_are_named(tmp_path, train, capsys):
+    _, folder = train("first", task="segmentation", trainer__max_steps=1)
+    put(tmp_path / LATIN1 / "a.png")
+    (tmp_path / LATIN1 / f"{LATIN1}.png").write_text("no image")
+    (tmp_path / LATIN1 / f"{LATIN1}.txt").write_text("no image")
+    (tmp_path / LATIN1 / ".hidden").write_text("no image")
+    runs = ["--run.dir", str(folder.parent)]
+    assert main(["--predict", "first", "--images", str(tmp_path / LATIN1), *runs]) == 0
+    said = capsys.readouterr().out
+    assert "1 images labelled" in said
+    assert "1 files skipped (unreadable)" in said
+    assert "1 files skipped (no images)" in said
+    assert said.count(r"caf\xe9.png") == 1
+    assert said.encode()
+
+
+# --- lists --------------------------------------------------------------------------------------
+
+WORDS = ["2007_000001", "größe", "c"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", " \n\n"])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_a_list_is_read_however_it_was_saved(tmp_path, encoding, end, last):
+    file = tmp_path / "train.txt"
+    file.write_bytes((end.join(WORDS) + last).encode(encoding))
+    assert read_list(file) == WORDS
+
+
+def test_a_list_need_not_be_utf_8(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"caf\xe9\n")
+    assert read_list(tmp_path / "train.txt") == [LATIN1]
+
+
+@pytest.mark.parametrize("content", [b"a\nb\0c\n", "a\nb\n".encode("utf-16-le")])
+def test_a_list_with_nul_bytes_is_none(tmp_path, content):
+    (tmp_path / "train.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"train\.txt is no list .* line \d holds a NUL byte"):
+        read_list(tmp_path / "train.txt")
+
+
+def test_an_image_that_a_list_repeats_counts_once(tmp_path):
+    folder = generate(tmp_path, 4, 3)
+    listing = folder / "ImageSets" / "Segmentation" / "val.txt"
+    once = voc_files(folder, "val")
+    first = once[0].stem
+    listing.write_text(f"{listing.read_text()}{first}\n/JPEGImages/{first}.jpg /x/{first}.png\n")
+    with pytest.warns(UserWarning, match=r"val\.txt repeats 2 of its names; each counts once"):
+        assert voc_files(folder, "val") == once

@@ -1,0 +1,253 @@
+"""Images are read as they are displayed, in 8 bits, within bounds; masks go with them."""
+
+import ast
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageOps
+
+from datamodules import reading
+from datamodules.base import read_square
+from datamodules.labelled import LabelledFiles
+from datamodules.loading import ImageFiles
+from datamodules.masked_squares import MaskedSquares
+from datamodules.masks import Fit, read_pair
+from datamodules.reading import UnreadableImageError, read_picture, read_rgb, shorter_side
+from datamodules.shapes import Shapes
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from datamodules.transforms.segmentation import FixedViews, Standard, TrainingCrop
+
+ORIENTATIONS = range(1, 9)
+ROOT = Path(__file__).parents[2]
+
+
+def picture(width: int = 48, height: int = 32) -> Image.Image:
+    """Grey levels that differ in all eight orientations, smooth enough for JPEG."""
+    rows, columns = np.mgrid[:height, :width]
+    grey = (4 * rows + columns).astype(np.uint8)
+    return Image.fromarray(np.stack([grey, grey, 255 - grey], -1))
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags
+
+
+def stored(file: Path, orientation: int, image: Image.Image | None = None) -> Path:
+    (image or picture()).save(file, exif=exif(orientation))
+    return file
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_image_is_read_as_it_is_displayed(tmp_path, suffix, mode, orientation):
+    file = stored(tmp_path / f"a.{suffix}", orientation, picture().convert(mode))
+    image, size, found = read_picture(file)
+    with Image.open(stored(tmp_path / f"plain.{suffix}", 1, picture().convert(mode))) as opened:
+        plain = opened.convert("RGB")
+    plain.getexif()[ExifTags.Base.Orientation] = orientation
+    expected = ImageOps.exif_transpose(plain)
+    assert np.array_equal(np.array(image), np.array(expected))
+    assert size == image.size == ((32, 48) if orientation >= 5 else (48, 32))
+    assert found == orientation
+    assert shorter_side(file) == 32
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_all_that_reads_images_sees_them_as_displayed(tmp_path, orientation):
+    phone = stored(tmp_path / "phone.png", orientation, picture(40, 40))
+    upright = tmp_path / "upright.png"
+    read_rgb(phone).save(upright)
+    for read in (
+        lambda file: read_square(file, 24),
+        lambda file: LabelledFiles((file,), (0,), ("a",)).read(24)[0],
+        lambda file: ImageFiles([file], BarlowTwinsViews(24), seed=1)[(0, 0)].views[0],
+    ):
+        assert np.array_equal(read(phone), read(upright))
+
+
+def test_damaged_exif_costs_no_image(tmp_path):
+    file = tmp_path / "a.jpg"
+    for content in (
+        b"Exif\0\0nonsense",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0",
+        exif(9).tobytes(),
+    ):
+        picture().save(file, exif=content)
+        assert read_picture(file)[1:] == ((48, 32), 1)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_becomes_8_bit_of_the_same_brightness(tmp_path, suffix):
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    read = np.array(read_rgb(tmp_path / f"a.{suffix}"))
+    assert read[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert (read == read[..., :1]).all()
+
+
+def test_16_bit_grey_of_the_other_byte_order(tmp_path):
+    values = np.linspace(0, 65535, 64).astype(np.uint16)
+    big = Image.frombytes("I;16B", (8, 8), values.astype(">u2").tobytes())
+    big.save(tmp_path / "big.tif")
+    Image.fromarray(values.reshape(8, 8)).save(tmp_path / "little.tif")
+    first, second = (np.array(read_rgb(tmp_path / f"{n}.tif")) for n in ("big", "little"))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit integers")]
+)
+def test_pixels_without_a_white_are_refused_in_words(tmp_path, kind, words):
+    file = tmp_path / "a.tif"
+    Image.fromarray(np.arange(16, dtype=kind).reshape(4, 4)).save(file)
+    with pytest.raises(UnreadableImageError, match=rf"a\.tif \(its pixels are .*{words}.* 16 bits"):
+        read_rgb(file)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    file = tmp_path / "a.tif"
+    picture().convert(mode).save(file)
+    with Image.open(file) as opened:
+        assert opened.mode == mode
+        assert np.array_equal(np.array(read_rgb(file)), np.array(opened.convert("RGB")))
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and nothing else."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+def test_a_bomb_is_an_unreadable_image(tmp_path, image_folder):
+    file = image_folder / "bomb.png"
+    file.write_bytes(png_header(30_000, 30_000))
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png \(30000 x 30000 px are more than"):
+        read_rgb(file)
+    files = [file, *image_folder.glob("deep/*.png")]
+    assert "30000 x 30000" in ImageFiles(files, BarlowTwinsViews(16), 0)[(0, 0)].unreadable[0]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"II*\0", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0"]
+)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_whatever_is_wrong_is_one_kind_of_error(tmp_path, suffix, damage):
+    picture().save(tmp_path / f"whole.{suffix}")
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    for content in (damage, damage + whole[len(damage) :][: len(whole) // 2]):
+        file = tmp_path / f"broken.{suffix}"
+        file.write_bytes(content)
+        with pytest.raises(UnreadableImageError, match=rf"^\S+broken\.{suffix} \(.+\)$"):
+            np.array(read_rgb(file))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("suffix", "factor"), [("jpg", 2), ("jpg", 4), ("png", 2), ("tif", 2)])
+def test_an_over_large_image_is_reduced(tmp_path, monkeypatch, suffix, factor, orientation):
+    width, height = 481, 322
+    columns = np.linspace(0, 255, width)[None].repeat(height, 0).astype(np.uint8)
+    file = stored(tmp_path / f"a.{suffix}", orientation, Image.fromarray(columns))
+    whole = read_rgb(file)
+    monkeypatch.setattr(reading, "MAX_PIXELS", width * height // factor**2 + 1)
+    image, size, _ = read_picture(file)
+    assert size == whole.size == ((height, width) if orientation == 6 else (width, height))
+    assert image.size == tuple(-(-side // factor) for side in size)
+    difference = np.array(image.resize(size)).astype(int) - np.array(whole)
+    assert np.abs(difference).mean() < 2
+    monkeypatch.setattr(reading, "MAX_PIXELS", width * height // (4 * factor**2))
+    if factor == (4 if suffix == "jpg" else 2):
+        with pytest.raises(UnreadableImageError, match=r"\d x \d+ px are more than"):
+            read_picture(file)
+
+
+def test_a_jpeg_is_reduced_while_it_is_decoded(tmp_path, monkeypatch):
+    # By libjpeg, from 8 x 8 coefficients: means of 2 x 2 decoded pixels would differ.
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    file = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(file, quality=30)
+    whole = read_rgb(file)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 64 * 64 // 4)
+    assert not np.array_equal(np.array(read_rgb(file)), np.array(whole.reduce(2)))
+
+
+# --- masks --------------------------------------------------------------------------------------
+
+
+def pair(folder: Path, orientation: int, as_stored: bool, size=(48, 32)) -> tuple[Path, Path]:
+    """An image whose mask is 1 where it is bright."""
+    image, mask = folder / "image.png", folder / "mask.png"
+    stored(image, orientation, picture(*size))
+    shown = picture(*size) if as_stored else read_rgb(image)
+    bright = (np.array(shown)[..., 0] > 90).astype(np.uint8)
+    Image.fromarray(bright).save(mask)
+    return image, mask
+
+
+@pytest.mark.parametrize("as_stored", [False, True])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_stays_on_its_image(tmp_path, orientation, as_stored):
+    image, labels, fit = read_pair(*pair(tmp_path, orientation, as_stored), 2)
+    told = orientation in (1, 5, 6, 7, 8)  # by the sizes; else a mask is as displayed
+    if told or not as_stored:
+        assert np.array_equal(labels.numpy(), np.array(image)[..., 0] > 90)
+    if orientation == 1:
+        assert fit is Fit.DISPLAYED
+    elif told:
+        assert fit is (Fit.STORED if as_stored else Fit.DISPLAYED)
+    else:
+        assert fit is Fit.EITHER
+
+
+def test_a_square_tells_nothing(tmp_path):
+    assert read_pair(*pair(tmp_path, 6, False, (32, 32)), 2).fit is Fit.EITHER
+
+
+def test_a_mask_with_an_orientation_of_its_own(tmp_path):
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    stored(image, 8)
+    Image.fromarray((np.array(picture())[..., 0] > 90).astype(np.uint8)).save(mask, exif=exif(8))
+    read, labels, fit = read_pair(image, mask, 2)
+    assert np.array_equal(labels.numpy(), np.array(read)[..., 0] > 90)
+    assert fit is Fit.DISPLAYED
+
+
+def test_a_mask_of_an_image_that_was_reduced(tmp_path, monkeypatch):
+    image, mask = pair(tmp_path, 6, True, (96, 64))
+    monkeypatch.setattr(reading, "MAX_PIXELS", 96 * 64 // 4)
+    read, labels, _ = read_pair(image, mask, 2)
+    assert (read.size, labels.shape) == ((32, 48), (96, 64))
+    for prepare in (TrainingCrop(32, Standard(32)), FixedViews(32, Standard(32), [1.0], 1).view(0)):
+        crop, cut = prepare(read, labels)
+        assert crop.shape[1:] == cut.shape
+    seen, judged = Standard(32)(read, labels)
+    assert (seen.shape[1:], judged.shape) == ((48, 32), (96, 64))
+    ((square, truth),) = MaskedSquares(Shapes("."), [(image, mask)], 64)
+    agree = (square[0].numpy() > 90) == truth.numpy()
+    assert agree.mean() > 0.97
+
+
+def test_images_are_opened_in_one_place():
+    opening = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("agents", "callbacks", "datamodules", "models", "utils")
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "Image.open"
+    }
+    figures = {"callbacks/report.py", "utils/page.py"}  # of a run's own folder
+    assert opening == {"datamodules/reading.py"} | figures
