@@ -34,6 +34,7 @@ def configure(
     groups = parameter_groups(modules, lr, float(optim.weight_decay))
     make_optimizer = load(names.OPTIMIZERS[optim.name])
     optimizer = make_optimizer(groups, **settings_of(hparams, "optim.name"))
+    optimizer.register_load_state_dict_pre_hook(keep_own_settings)
     trainer = agent.trainer
     trainer.fit_loop.setup_data()
     per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -45,11 +46,37 @@ def configure(
         warmup=warmup,
         **settings_of(hparams, "optim.schedule"),
     )
-    scheduler = LambdaLR(optimizer, factor)
+    scheduler = StepSchedule(optimizer, factor)
     return {
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
     }
+
+
+def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a saved state the rates, decay and momentum that the optimizer was made with.
+
+    To be registered as a hook before loading: what then comes from the checkpoint is the memory of
+    each parameter alone.
+    """
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
+
+
+class StepSchedule(LambdaLR):
+    """Learning rates as a function of the step alone: peak times a factor.
+
+    A checkpoint says at which step it stands; peak and factor stay those it was made with.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to the step of a checkpoint, and sets the rates of that step."""
+        step, peaks = state_dict["last_epoch"], self.base_lrs
+        rates = [peak * f(step) for peak, f in zip(peaks, self.lr_lambdas, strict=True)]
+        own = {"base_lrs": peaks, "lr_lambdas": [None] * len(peaks), "_last_lr": rates}
+        super().load_state_dict({**state_dict, **own})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 def set_weight_decay(optimizer: Optimizer, value: float) -> None:

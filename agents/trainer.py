@@ -19,6 +19,7 @@ from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
 from agents.loggers import build_loggers, finish
+from agents.resuming import check_continues
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
@@ -78,7 +79,7 @@ class Trainer:
         self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
         data.loading = build_loading(self.hparams)
         self._announce(len(data.train_files))
-        checkpoint = self._checkpoint_of(agent) if self.resumed else None
+        checkpoint = self._checkpoint_of(agent, data) if self.resumed else None
         agent.prepare(data, self.hparams, self.device, checkpoint)
         folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
@@ -110,13 +111,14 @@ class Trainer:
         for warning in warnings:
             console.warning("warning: %s", warning)
 
-    def _checkpoint_of(self, agent: Agent) -> Path:
+    def _checkpoint_of(self, agent: Agent, data: ImageDataModule) -> Path:
         last = RunFolder(Path(self.hparams.run.resume)).last
         if not last.exists():
             raise FileNotFoundError(
                 f"--run.resume: {self.hparams.run.resume} has no checkpoint to continue from "
                 f"({last})."
             )
+        check_continues(agent, data, self.hparams, last)
         check_fits(agent, last)
         return last
 

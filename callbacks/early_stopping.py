@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pytorch_lightning.callbacks import EarlyStopping
+from typing import Any
+
+from pytorch_lightning import callbacks
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's, of which a resumed run obeys its own patience, not the checkpoint's.
+
+    The name is Lightning's too: checkpoints keep its state under it.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what was best, and for how long."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def early_stopping(monitor: str, mode: str, patience: int) -> EarlyStopping:

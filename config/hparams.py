@@ -14,7 +14,8 @@ images: no download, no account, about three minutes on two CPU cores. For a run
 two lines: `task` (at the end) and `data.name`.
 
 `Needs` and `Unless` say when a setting has an effect (`config/rules.py`); given in vain, it is
-refused.
+refused. Beside --run.resume every setting acts from the next step on, except those marked `Kept`,
+which are refused.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from config.types import (
     Count,
     Enabled,
     Fraction,
+    Kept,
     Natural,
     NonNegative,
     Often,
@@ -54,6 +56,12 @@ HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
 VALIDATES = Unless("trainer.limit_val_batches", 0)
 SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
 
+# What a resumed run keeps.
+OF_THE_START = Kept("it acts only when a run starts")
+MAKES_EPOCHS = Kept("the order of its images and its schedules count in its epochs")
+MAKES_PROCESSES = Kept("its random states are those of its processes")
+CHOOSES_TRAINED = Kept("its optimizer remembers the parameters that were trained")
+
 
 def _group(settings: type) -> Any:
     return field(default_factory=settings)
@@ -68,20 +76,21 @@ class RunHparams:
     (with -2, -3 … when it exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
-    seed: Natural = 0
+    seed: Annotated[Natural, OF_THE_START] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
     deterministic: bool = False
     """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
-    same folder with that run's settings; options given beside it override them."""
+    same folder with that run's settings. Options given beside it act from the next step on (rates,
+    schedules, length, …), or are refused (those that a run keeps, such as data.batch_size)."""
 
 
 @dataclass
 class DataHparams:
     """The images."""
 
-    name: Annotated[str, OneOf(names.DATASETS)] = "shapes"
+    name: Annotated[str, OneOf(names.DATASETS), MAKES_EPOCHS] = "shapes"
     """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
     batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff;
     classes: shapes, cifar10, and image_folder with one folder a class."""
@@ -92,6 +101,7 @@ class DataHparams:
         Literal["train", "trainaug", "all_minus_val", "all"],
         Needs("data.name", "voc", "image_folder"),
         Unless("task", "linear_probe"),
+        MAKES_EPOCHS,
     ] = "train"
     """Images to train on. voc: train is the segmentation list (1,464), trainaug the list with the
     extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val every JPEG outside the
@@ -102,6 +112,7 @@ class DataHparams:
         float,
         Between(0.0, 0.5),
         Needs("data.name", "image_folder") | Needs("task", "segmentation", "linear_probe"),
+        MAKES_EPOCHS,
     ] = 0.1
     """Share of the training images held out for validation: image_folder without a val/ folder,
     segmentation and linear_probe, where the data set's own val split is the test set and chooses
@@ -110,7 +121,7 @@ class DataHparams:
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
     (cifar10), 224; at least eight patches of a ViT."""
-    batch_size: Annotated[int | str, Auto(), Between(2)] = "auto"
+    batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
     result stays the same. auto: 256, for a segmentation 16; fewer where the images are few."""
@@ -184,12 +195,12 @@ class BackboneHparams:
     """What represents the image. With mean the last block's CLS attention is never trained."""
     layers: str = "last"
     """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
-    weights: str = "none"
+    weights: Annotated[str, OF_THE_START] = "none"
     """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
     resnet50) | a file | run:NAME, which also brings its architecture."""
-    freeze: Annotated[bool, PASSES_IMAGES] = False
+    freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
-    unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True)] = 0
+    unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
     """The last n blocks (ViT) or stages (ResNet) are trained after all."""
     freeze_epochs: Annotated[
         Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze")
@@ -249,7 +260,7 @@ class DINOHparams:
     """Head: width before the last layer."""
     head_layers: Count = 3
     """Head: linear layers of the MLP."""
-    norm_last_layer: bool = True
+    norm_last_layer: Annotated[bool, CHOOSES_TRAINED] = True
     """Keep the prototypes' norms at 1: steadier; false can be a little better for small ViTs."""
     student_temp: Annotated[float, Between(1e-3)] = 0.1
     """Temperature of the student."""
@@ -415,7 +426,7 @@ class SegmentationHparams:
     training images; needs --backbone.freeze true). All but setr_mla and segformer_mlp concatenate
     several backbone.layers."""
     knn: Annotated[KNNHeadHparams, Needs("segmentation.head", "knn")] = _group(KNNHeadHparams)
-    head_weights: Annotated[str, LEARNT_HEAD] = "none"
+    head_weights: Annotated[str, LEARNT_HEAD, OF_THE_START] = "none"
     """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""
     head_lr_multiplier: Annotated[float, Between(1e-3), LEARNT_HEAD] = 1.0
     """Learning rate of the head over that of the backbone; SETR fine-tunes with 10."""
@@ -482,7 +493,9 @@ class SegmentationHparams:
 class OptimHparams:
     """Optimizer and learning-rate schedule."""
 
-    name: Annotated[str, OneOf(names.OPTIMIZERS)] = "adamw"
+    name: Annotated[
+        str, OneOf(names.OPTIMIZERS), Kept("what one optimizer remembers is of no use to another")
+    ] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
     """Peak learning rate. auto: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256) for adamw,
@@ -523,10 +536,10 @@ class TrainerHparams:
     """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: the GPU if there is one. An NVIDIA card torch cannot use is an error, not a CPU run."""
-    devices: Count = 1
+    devices: Annotated[Count, MAKES_PROCESSES] = 1
     """GPUs of this machine (CPU: processes). They share data.batch_size; gradients are those of one
     GPU with the whole batch, but for BatchNorm in the backbone."""
-    num_nodes: Count = 1
+    num_nodes: Annotated[Count, MAKES_PROCESSES] = 1
     """Machines, each started by torchrun or srun with the same --run.name."""
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     """Lightning's strategy. auto: ddp for several devices."""
@@ -541,21 +554,21 @@ class TrainerHparams:
     null: the whole batch at once. DINO then takes one view after the other: batch_size here already
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
     as does; what is measured is the memory of two images."""
-    accumulate: Annotated[Count, TRAINS, HEAD_LEARNS] = 1
+    accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
     """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins and
     LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
-    tune_lr: Annotated[bool, TRAINS, HEAD_LEARNS] = False
+    tune_lr: Annotated[bool, TRAINS, HEAD_LEARNS, Needs("run.resume", "none")] = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
     tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
     val_every_n_epochs: Annotated[
         int | str, Cadence(1, 200), Between(1), TRAINS, HEAD_LEARNS, VALIDATES
     ] = "auto"
     """Validate every n epochs. auto: every epoch, 200 times at most."""
-    limit_train_batches: Annotated[Count, TRAINS, HEAD_LEARNS] | None = None
+    limit_train_batches: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None
     """Batches per validation; null: all, 0: no validation."""
@@ -855,7 +868,7 @@ class CallbackHparams:
 class Hparams:
     """A run."""
 
-    task: Annotated[str, OneOf(names.TASKS)] = "barlow_twins"
+    task: Annotated[str, OneOf(names.TASKS), Kept("another task is another run")] = "barlow_twins"
     """What to train: barlow_twins, dino, dino_twins, lejepa (a backbone, without labels) |
     linear_probe (a classifier on a frozen one) | segmentation (a head on one)."""
     run: RunHparams = _group(RunHparams)

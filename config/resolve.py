@@ -150,7 +150,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     per_epoch = steps_per_epoch(hparams, images)
     if trainer.max_epochs == "auto":
         trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
-    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
+    steps = steps_of_run(hparams, images)
     epochs = math.ceil(steps / per_epoch)
     if optim.warmup_epochs == "auto":
         optim.warmup_epochs = float(min(10, max(1, round(epochs / 20))))
@@ -172,6 +172,12 @@ def steps_per_epoch(hparams: Hparams, images: int) -> int:
     batches = images // int(hparams.data.batch_size)
     batches = min(batches, trainer.limit_train_batches or batches)
     return max(1, math.ceil(batches / trainer.accumulate))
+
+
+def steps_of_run(hparams: Hparams, images: int) -> int:
+    """Returns the optimizer steps of the whole run; its batch size and length are resolved."""
+    trainer = hparams.trainer
+    return trainer.max_steps or int(trainer.max_epochs) * steps_per_epoch(hparams, images)
 
 
 def _batch_size(hparams: Hparams, images: int) -> int:
@@ -248,8 +254,7 @@ _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
 def _resolve_dino(hparams: Hparams, images: int, per_epoch: int) -> None:
-    trainer, dino = hparams.trainer, hparams.dino
-    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
+    dino, steps = hparams.dino, steps_of_run(hparams, images)
     share = min(1.0, max(0.0, (images - _SMALL) / (_IMAGENET - _SMALL)))
     chosen: dict[str, Any] = {
         "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
@@ -302,7 +307,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
     if unmet(hparams, "trainer.max_steps"):
         return f"{what}: {images:,} training images; nothing is trained.", []
     per_epoch = steps_per_epoch(hparams, images)
-    steps = trainer.max_steps or int(trainer.max_epochs) * per_epoch
+    steps = steps_of_run(hparams, images)
     epochs = f"{steps / per_epoch:.3g}" if trainer.max_steps else str(trainer.max_epochs)
     line = (
         f"{what}: {images:,} training images, batches of {batch}; {epochs} epochs of "

@@ -97,6 +97,19 @@ class Switch:
     """Turns its group on and off: while it is false, the group's other settings do nothing."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A resumed run keeps the value it was started with.
+
+    Every other setting may be given anew beside `--run.resume`, and then acts.
+
+    Attributes:
+        because: why this one could not act, the reason after "because".
+    """
+
+    because: str
+
+
 Count = Annotated[int, Between(1)]  # at least one
 Natural = Annotated[int, Between(0)]  # zero or more
 Fraction = Annotated[float, Between(0.0, 1.0)]

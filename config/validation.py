@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,7 +10,8 @@ from config.convert import ConfigError, base_types, leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import as_typed, get_leaf, metadata, no_effect, unmet
-from utils.nested import nested
+from config.types import Kept
+from utils.nested import flat, nested
 
 
 def check(hparams: Hparams) -> Hparams:
@@ -172,6 +173,28 @@ def _check_segmentation(hparams: Hparams) -> None:
             "--segmentation.fusion_control shuffled judges whole images at one scale: it cannot be "
             "combined with test_window, test_scales or test_flip."
         )
+
+
+def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
+    """Compares settings with those of the run that they are to continue.
+
+    Args:
+        hparams: resolved.
+        saved: nested, as in the run's checkpoint; what an older version did not know is left out.
+
+    Raises:
+        ConfigError: one that the run keeps is another; names both values and the reason.
+    """
+    before = flat(saved)
+    for leaf in leaves(hparams):
+        for extra in metadata(leaf.annotation):
+            kept = isinstance(extra, Kept) and leaf.path in before
+            if kept and unmet(hparams, leaf.path) is None and before[leaf.path] != leaf.value:
+                raise ConfigError(
+                    f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps "
+                    f"{as_typed(before[leaf.path])}, because {extra.because}. Leave it out, or "
+                    "start a new run."
+                )
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:

@@ -125,6 +125,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self.loading.check(len(self.train_files))
 
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps of the data: how many images an epoch is made of."""
+        return {"train_images": len(self.train_files)}
+
     @abstractmethod
     def train_dataloader(self) -> BatchLoader:
         """Shuffled full batches, continuing where the trainer stands."""

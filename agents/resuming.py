@@ -1,0 +1,57 @@
+"""Whether a run can go on from its checkpoint with the settings it is given.
+
+The checkpoint has the weights, what the optimizer remembers, the random states and the position in
+the run; rates, decay, momentum, schedules and length are those of the settings
+(`agents/optimizers.py`). What could not act is refused: settings marked `Kept` in
+`config/hparams.py`, other images, an end before the steps that are done. That the network fits is
+checked with every checkpoint (`agents/build.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agents.base import Agent
+from config.hparams import Hparams
+from config.resolve import steps_of_run
+from config.validation import check_kept
+from datamodules.base import ImageDataModule
+from utils.checkpoints import read_checkpoint
+
+
+def check_continues(agent: Agent, data: ImageDataModule, hparams: Hparams, file: Path) -> None:
+    """Checks that a run can go on, before anything of it is written.
+
+    Args:
+        agent: built from the settings.
+        data: listed.
+        hparams: resolved for the data.
+        file: the checkpoint.
+
+    Raises:
+        ValueError: it cannot; names the setting, and what to do.
+    """
+    checkpoint = read_checkpoint(file)
+    check_kept(hparams, checkpoint["hyper_parameters"])
+    if not agent.trains:
+        return
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{file} is of a run that trained nothing, and with these settings there is something "
+            "to train: start a new run."
+        )
+    images = len(data.train_files)
+    # Lightning's key; earlier versions kept nothing.
+    before = checkpoint.get(type(data).__qualname__, {}).get("train_images", images)
+    if images != before:
+        raise ValueError(
+            f"The run was started with {before} training images, and there are {images} now, which "
+            "would come in another order: restore them, or start a new run."
+        )
+    done, end = int(checkpoint["global_step"]), steps_of_run(hparams, images)
+    if done > end:
+        name = "max_epochs" if hparams.trainer.max_steps is None else "max_steps"
+        raise ValueError(
+            f"--trainer.{name} {getattr(hparams.trainer, name)} would end the run at step {end}, "
+            f"and {done} are done: give more."
+        )

@@ -1,0 +1,225 @@
+"""A resumed run obeys what it is told, or refuses it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks.early_stopping import early_stopping
+from callbacks.interruption import Interruption
+from config import names
+from config.convert import ConfigError, leaves, set_leaf
+from config.hparams import Hparams, OptimHparams
+from config.resolve import resolve, resolve_for_data
+from config.rules import metadata, unmet
+from config.types import Kept
+from config.validation import active_settings, check_kept
+from main import main
+from tests.config.test_rules import SPECIAL, another, satisfy
+from tests.conftest import assert_same, options, parsed, summary, weights
+from utils.logging import read_metrics
+
+KEPT = {
+    leaf.path: leaf
+    for leaf in leaves(Hparams())
+    if any(isinstance(extra, Kept) for extra in metadata(leaf.annotation))
+}
+# Of every setting of the optimizer and its schedule a first value and another.
+OPTIM: dict[str, tuple[Any, Any]] = {
+    "lr": (0.01, 0.002),
+    "weight_decay": (0.05, 0.3),
+    "final_weight_decay": (0.4, 0.7),
+    "momentum": (0.9, 0.5),
+    "schedule": ("cosine", "poly"),
+    "warmup_epochs": (1.0, 0.5),
+    "final_lr_ratio": (0.001, 0.2),
+}
+# And of DINO's own schedules.
+DINO: dict[str, tuple[Any, Any]] = {
+    "momentum_teacher": (0.9, 0.6),
+    "teacher_temp": (0.04, 0.06),
+    "warmup_teacher_temp": (0.03, 0.05),
+    "warmup_teacher_temp_steps": (4, 5),
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "segmentation": {"segmentation__head_lr_multiplier": 3.0, "data__batch_size": 6},
+    "linear_probe": {"backbone__patch_size": 8},
+}
+
+
+def groups(folder: Path) -> list[dict[str, Any]]:
+    """The settings of the optimizer's groups in the last checkpoint."""
+    (state,) = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "optimizer_states"
+    ]
+    return [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+
+
+def resume(folder: Path, **changed: Any) -> int:
+    words = {key.replace("__", "."): value for key, value in changed.items()}
+    return main(["--run.resume", folder.name, "--run.dir", str(folder.parent), *options(words)])
+
+
+def schedule_settings(task: str, optimizer: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two values of all that says at which rates a run trains."""
+    given = parsed(["--task", task, "--optim.name", optimizer])
+    every = {f"optim.{name}": pair for name, pair in OPTIM.items()}
+    every |= {f"dino.{name}": pair for name, pair in DINO.items()}
+    pairs = {path: pair for path, pair in every.items() if unmet(given, path) is None}
+    return {p: first for p, (first, _) in pairs.items()}, {p: new for p, (_, new) in pairs.items()}
+
+
+def test_every_setting_of_the_optimizer_is_tried():
+    settings = {leaf.path for leaf in leaves(OptimHparams())}
+    assert settings == {*OPTIM, "name"}
+
+
+def combinations() -> list[Any]:
+    """Every task with every optimizer; those that differ in both from others are slow."""
+    return [
+        pytest.param(
+            task,
+            optimizer,
+            marks=() if "adamw" in optimizer or "barlow" in task else pytest.mark.slow,
+        )
+        for task in names.TASKS
+        for optimizer in names.OPTIMIZERS
+    ]
+
+
+@pytest.mark.parametrize(("task", "optimizer"), combinations())
+def test_a_resumed_run_trains_at_the_rates_of_its_new_settings(train, task, optimizer):
+    before, after = schedule_settings(task, optimizer)
+    shared = {"task": task, "optim__name": optimizer, **TASKS.get(task, {})}
+
+    def settings(given: dict[str, Any], epochs: int) -> dict[str, Any]:
+        words = {path.replace(".", "__"): value for path, value in given.items()}
+        return {**shared, **words, "trainer__max_epochs": epochs}
+
+    assert train("resumed", **settings(before, 1))[0] == 0
+    code, new = train("new", **settings(after, 3))
+    assert code == 0
+    resumed = new.parent / "resumed"
+    done, of_the_start = summary(resumed)["steps"], groups(resumed)
+    assert resume(resumed, **settings(after, 3)) == 0
+
+    # Rates are a function of settings and step: those of a run that had them from the start.
+    assert groups(resumed) == groups(new) != of_the_start
+    assert rates(resumed, done) == rates(new, done)
+
+
+def rates(folder: Path, first: int) -> list[dict[str, float | None]]:
+    """What follows a schedule, from a step on."""
+    rows = read_metrics(folder / "metrics.csv")
+    followed = ("lr", "weight_decay", "momentum_teacher", "teacher_temperature")
+    assert "train/lr" in rows[first]
+    return [{k: rows[n].get(f"train/{k}") for k in followed} for n in sorted(rows) if n >= first]
+
+
+def test_more_epochs_have_no_stale_first_step(train):
+    shared = {"optim__schedule": "cosine", "optim__warmup_epochs": 0, "optim__lr": 0.01}
+    _, short = train("short", **shared, trainer__max_epochs=1)
+    _, whole = train("whole", **shared, trainer__max_epochs=3)
+    assert resume(short, trainer__max_epochs=3) == 0
+    assert rates(short, 3) == rates(whole, 3)
+
+
+def test_in_the_middle_of_an_epoch_too(train, monkeypatch):
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    code, folder = train("half", optim__schedule="constant", optim__warmup_epochs=0, optim__lr=0.01)
+    assert code == 130
+    monkeypatch.undo()
+    assert resume(folder, optim__lr=0.002) == 0
+    rows = read_metrics(folder / "metrics.csv")
+    found = [rows[step]["train/lr"] for step in range(6)]
+    assert found == pytest.approx([0.01] * 2 + [0.002] * 4)
+
+
+def test_a_lower_rate_goes_on_after_a_loss_that_is_no_number(train, capsys):
+    _, folder = train("run", optim__name="sgd", optim__lr=1e-3, trainer__max_epochs=1)
+    assert resume(folder, optim__lr=1e30, trainer__max_epochs=3) == 1
+    assert "--optim.lr LOWER" in capsys.readouterr().out
+    assert resume(folder, optim__lr=1e-3) == 0
+    assert summary(folder)["status"] == "finished"
+    assert all(group["initial_lr"] == 1e-3 for group in groups(folder))
+
+
+@pytest.mark.parametrize("path", KEPT)
+def test_what_a_run_keeps_is_refused(path):
+    hparams, (also, value) = Hparams(), SPECIAL.get(path, ({}, another(KEPT[path])))
+    satisfy(hparams, path)
+    for other, needed in also.items():
+        set_leaf(hparams, other, needed)
+    hparams = resolve_for_data(resolve(hparams), 1000, on_gpu=False)
+    saved = active_settings(hparams)
+    check_kept(hparams, saved)
+    set_leaf(hparams, path, value)
+    with pytest.raises(ConfigError, match=f"--{path} .*: a resumed run keeps .* because"):
+        check_kept(hparams, saved)
+    check_kept(hparams, {})  # an older version's, which did not know it
+
+
+def test_refused_before_anything_is_written(train, capsys):
+    _, folder = train("run", trainer__max_steps=4)
+    files = ("hparams.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt")
+    before = [(folder / file).read_bytes() for file in files]
+    for changed, words in (
+        ({"optim__name": "lars"}, "--optim.name lars: a resumed run keeps adamw, because"),
+        ({"data__batch_size": 4}, "--data.batch_size 4: a resumed run keeps 8, because"),
+        ({"trainer__accumulate": 2}, "--trainer.accumulate 2: a resumed run keeps 1, because"),
+        ({"trainer__devices": 2}, "--trainer.devices 2: a resumed run keeps 1, because"),
+        ({"trainer__max_steps": 3}, "--trainer.max_steps 3 would end the run at step 3, and 4 are"),
+        (
+            {"trainer__max_steps": "null", "trainer__max_epochs": 1},
+            "--trainer.max_epochs 1 would end the run at step 3, and 4 are done",
+        ),
+        ({"trainer__tune_lr": "true"}, "--trainer.tune_lr true has no effect"),
+    ):
+        capsys.readouterr()
+        assert resume(folder, **changed) == 2
+        assert words in capsys.readouterr().err
+        assert before == [(folder / file).read_bytes() for file in files]
+
+
+def test_a_finished_run_is_as_long_as_it_is(train):
+    _, folder = train("run", trainer__max_epochs=1)
+    before = weights(folder)
+    assert resume(folder) == 0
+    assert_same(weights(folder), before)
+
+
+def test_other_images_than_those_it_was_started_with(train, image_folder, capsys):
+    shared = {"data__name": "image_folder", "data__root": image_folder, "data__val_fraction": 0}
+    _, folder = train("run", **shared, data__batch_size=4)
+    (image_folder / "one_more.png").write_bytes((image_folder / "00.png").read_bytes())
+    assert resume(folder, trainer__max_epochs=4) == 2
+    assert "started with 20 training images, and there are 21 now" in capsys.readouterr().err
+
+
+def test_a_probe_that_trained_nothing_has_nothing_to_go_on_from(train, capsys):
+    shared = {"task": "linear_probe", "probe__kind": "knn", "backbone__patch_size": 8}
+    code, folder = train("knn", **shared, trainer__max_epochs=...)
+    assert code == 0
+    assert resume(folder, probe__kind="both") == 2
+    assert "trained nothing" in capsys.readouterr().err
+
+
+def test_patience_is_that_of_the_settings():
+    saved = early_stopping("val/loss", "min", patience=50)
+    saved.wait_count = 7
+    resumed = early_stopping("val/loss", "min", patience=3)
+    assert resumed.state_key == saved.state_key
+    resumed.load_state_dict(saved.state_dict())
+    assert (resumed.patience, resumed.wait_count) == (3, 7)
