@@ -9,17 +9,16 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.figures import close
-from utils.palette import VOID
 from utils.run_folder import RunFolder, write_atomically
 
 SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
@@ -124,6 +123,32 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
         }
 
 
+@runtime_checkable
+class TakesFigures(Protocol):
+    """A logger of ours that takes figures."""
+
+    def log_figure(
+        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> None:
+        """See `utils.logging.log_figure`."""
+        ...
+
+
+@runtime_checkable
+class TakesMasks(Protocol):
+    """A logger that shows masks on images, one at a time."""
+
+    def log_masks(
+        self,
+        key: str,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Mapping[str, Sequence[NDArray[np.uint8]]],
+        names: Mapping[int, str],
+    ) -> None:
+        """See `utils.logging.log_masks`."""
+        ...
+
+
 @rank_zero_only
 def log_figure(
     trainer: Trainer,
@@ -140,10 +165,8 @@ def log_figure(
         arrays: what it is drawn from, for figures of several runs; only the newest are kept.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, RunFolderLogger):
+        if isinstance(logger, TakesFigures):
             logger.log_figure(kind, figure, trainer.global_step, arrays)
-        elif isinstance(logger, WandbLogger):
-            logger.log_image(kind, [_to_array(figure)])
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
     close(figure)
@@ -166,17 +189,9 @@ def log_masks(
         masks: by name, one `(H, W)` of labels per image.
         names: of the labels.
     """
-    labels = {**names, VOID: "void"}
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            overlays = [
-                {
-                    name: {"mask_data": of_all[index], "class_labels": labels}
-                    for name, of_all in masks.items()
-                }
-                for index in range(len(images))
-            ]
-            logger.log_image(key, list(images), masks=overlays)
+        if isinstance(logger, TakesMasks):
+            logger.log_masks(key, images, masks, names)
 
 
 @rank_zero_only
@@ -185,8 +200,3 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics(finite, trainer.global_step)
-
-
-def _to_array(figure: Figure) -> Any:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
