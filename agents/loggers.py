@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from agents.wandb_run import WandbRun, start
-from config.hparams import LoggerHparams
+from agents.wandb_run import WandbRun
+from agents.wandb_start import start
+from config.hparams import Hparams
 from utils.logging import RunFolderLogger
 from utils.run_folder import RunFolder, write_environment
 
 
-def build_loggers(settings: LoggerHparams, folder: RunFolder) -> list[Logger]:
-    """Returns the active loggers, the run folder's first."""
+def build_loggers(
+    hparams: Hparams, folder: RunFolder, goals: Mapping[str, str], transductive: bool
+) -> list[Logger]:
+    """Returns the active loggers, the run folder's first.
+
+    Args:
+        hparams: resolved settings.
+        folder: of the run.
+        goals: by the numbers that matter, whether `max` or `min` is best.
+        transductive: whether training sees evaluation images.
+    """
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
-    run = start(settings, folder)
+    tags = [hparams.backbone.name, hparams.data.name, *(["transductive"] if transductive else [])]
+    run = start(hparams.logger, folder, hparams.task, tags)
     if run is not None:
-        loggers.append(WandbRun(run))
         write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
+        loggers.append(logger := WandbRun(run, goals))
+        logger.attach(folder, "hparams.yaml", "environment.json", "code.patch")
     return loggers
 
 
-def finish(loggers: Sequence[Logger]) -> list[str]:
+def finish(loggers: Sequence[Logger], folder: RunFolder, facts: Mapping[str, Any]) -> list[str]:
     """Closes the loggers.
+
+    Args:
+        loggers: of the run.
+        folder: of the run.
+        facts: what it came to, beside the numbers that were logged.
 
     Returns:
         How to look at what they hold.
@@ -36,5 +54,6 @@ def finish(loggers: Sequence[Logger]) -> list[str]:
         if isinstance(logger, TensorBoardLogger):
             hints.append(f"tensorboard --logdir {logger.log_dir}")
         elif isinstance(logger, WandbRun):
-            hints.append(logger.finish())
+            logger.attach(folder, "summary.json", "metrics.csv", "report.html")
+            hints.append(logger.finish(facts))
     return hints

@@ -1,9 +1,12 @@
-"""A run on wandb, or kept offline for it: how it starts, what it shows where, how it ends."""
+"""A run on wandb, or kept offline for it: what it shows where, and how it ends.
+
+wandb makes a section of what stands before the first slash of a key, in alphabetical order: `test`,
+`train` and `val` come first, then `visuals`, then `within` with what is one of dozens.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,151 +15,138 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
-from config.hparams import LoggerHparams
-from utils.console import console
 from utils.figures import pixels
+from utils.logging import Chart, one_of_many
+from utils.network import answers, ends_within
 from utils.palette import VOID
 from utils.run_folder import RunFolder
 
-INIT_TIMEOUT = 10  # seconds to wait for the wandb service; its log-in check takes five more
 FINISH_TIMEOUT = 60  # seconds to wait for the last upload
+LOST_TIMEOUT = 5  # the same where the service does not answer any more
+
+STEP = "trainer/global_step"  # Lightning's name of the x axis
+VISUALS, WITHIN = "visuals", "within"
+# By kind of chart: wandb's own design, and what it calls the columns.
+_DESIGNS = {
+    "bars": ("wandb/bar/v0", ("label", "value")),
+    "confusion": ("wandb/confusion_matrix/v1", ("Actual", "Predicted", "nPredictions")),
+}
 
 
 class WandbRun(WandbLogger):
-    """Scalars as Lightning logs them, figures, and images with switchable masks.
+    """Numbers, pictures, masks and tables over the trainer's steps, and the run's files.
 
     Args:
         run: of wandb, started.
+        goals: by the numbers that matter, whether `max` or `min` is best.
     """
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, goals: Mapping[str, str]) -> None:
         super().__init__(experiment=run, log_model=False)
+        # Lightning says this only of a run that it starts itself.
+        run.define_metric(STEP)
+        axis: dict[str, Any] = {"step_metric": STEP, "step_sync": True}
+        run.define_metric("*", **axis)
+        for name, best in goals.items():
+            run.define_metric(key_of(name), summary=f"{best},last", **axis)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs scalars."""
+        super().log_metrics({key_of(name): value for name, value in metrics.items()}, step)
 
     def log_figure(
         self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
-        """Logs a figure as a picture."""
-        self.log_image(kind, [pixels(figure)])
+        """Logs a figure as a picture, with its title below."""
+        import wandb
+
+        self._show(kind, wandb.Image(pixels(figure), caption=figure.get_suptitle()), step)
 
     def log_masks(
         self,
-        key: str,
+        kind: str,
         images: Sequence[NDArray[np.uint8]],
         masks: Mapping[str, Sequence[NDArray[np.uint8]]],
         names: Mapping[int, str],
+        captions: Sequence[str],
+        step: int,
     ) -> None:
-        """Logs images with masks that can be switched on and off."""
+        """Logs images with masks that can be switched on and off.
+
+        Images below one key have to be of one size: smaller ones get a margin of void.
+        """
+        import wandb
+
         labels = {**names, VOID: "void"}
-        overlays = [
-            {
-                name: {"mask_data": of_all[index], "class_labels": labels}
+        height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+        shown = []
+        for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            margin = ((0, height - image.shape[0]), (0, width - image.shape[1]))
+            overlays = {
+                name: {
+                    "mask_data": np.pad(of_all[index], margin, constant_values=VOID),
+                    "class_labels": labels,
+                }
                 for name, of_all in masks.items()
             }
-            for index in range(len(images))
-        ]
-        self.log_image(key, list(images), masks=overlays)
+            padded = np.pad(image, (*margin, (0, 0)))
+            shown.append(wandb.Image(padded, caption=caption, masks=overlays))
+        self._show(kind, shown, step)
 
-    def finish(self) -> str:
+    def log_chart(self, kind: str, chart: Chart, step: int) -> None:
+        """Logs a table, drawn by wandb where it can."""
+        import wandb
+
+        table = wandb.Table(columns=list(chart.columns), data=[list(row) for row in chart.rows])
+        if chart.kind is None:
+            self._show(kind, table, step)
+            return
+        design, fields = _DESIGNS[chart.kind]
+        drawn = wandb.plot_table(
+            vega_spec_name=design,
+            data_table=table,
+            fields=dict(zip(fields, chart.columns, strict=True)),
+            string_fields={"title": chart.title},
+        )
+        self._show(f"{kind}/chart", drawn, step)
+
+    def _show(self, kind: str, shown: Any, step: int) -> None:
+        self.experiment.log({f"{VISUALS}/{kind}": shown, STEP: step})
+
+    def attach(self, folder: RunFolder, *names: str) -> None:
+        """Keeps files of the run's folder with it, those that are there."""
+        for file in (folder.path / name for name in names):
+            if file.exists():
+                self.experiment.save(file, base_path=folder.path, policy="now", glob=False)
+
+    def finish(self, facts: Mapping[str, Any]) -> str:
         """Closes the run; a lost network does not hold that up.
+
+        Args:
+            facts: for its summary, beside the numbers that were logged.
 
         Returns:
             How to look at what it holds.
         """
         run = self.experiment
-        folder = run.settings.sync_dir
-        closing = threading.Thread(target=run.finish, daemon=True)
-        closing.start()
-        closing.join(FINISH_TIMEOUT)
-        if run.settings.mode == "online" and not closing.is_alive():
+        run.summary.update(facts)
+        online = run.settings.mode == "online"
+        lost = online and not answers(run.settings.base_url)
+        finished = ends_within(LOST_TIMEOUT if lost else FINISH_TIMEOUT, run.finish)
+        if online and finished:
             return f"wandb: {run.url}"
-        return f"wandb leet {folder}   (in the terminal), wandb sync {folder}   (upload)"
+        here = Path(run.settings.sync_dir)
+        # Each time the run went on it got another folder, named after the time.
+        parts = {here, *here.parent.glob(f"offline-run-*-{run.id}")}
+        ordered = sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
+        upload = shlex.join(["wandb", "sync", *map(str, ordered)])
+        look = shlex.join(["wandb", "leet", str(here)])
+        return f"{look}   (in the terminal), {upload}   (upload)"
 
 
-def start(settings: LoggerHparams, folder: RunFolder, group: str | None = None) -> Any | None:
-    """Starts a run of wandb, or goes on with the one a folder had; None where it is disabled.
-
-    Args:
-        settings: whether and where to.
-        folder: of the run, which is called after it.
-        group: of wandb's runs that it belongs to.
-
-    Raises:
-        ValueError: it is to be online, and is not.
-    """
-    mode = os.environ.get("WANDB_MODE") or settings.mode
-    if mode == "disabled":
-        return None
-    # Chosen by us, below: the variable would overrule the fallback.
-    os.environ.pop("WANDB_MODE", None)
-    # It takes our folder `agents` for a library of that name and recommends another product.
-    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-    import wandb
-
-    if mode == "auto":
-        mode, reason = _reachable(wandb)
-        if reason:
-            console.info("wandb: %s; logging offline.", reason)
-    common: dict[str, Any] = {
-        "project": settings.project,
-        "entity": settings.entity,
-        "name": folder.name,
-        "group": group,
-        "dir": str(folder.path),
-        "id": folder.read_environment().get("wandb_id"),
-        "resume": "allow",
-        "settings": wandb.Settings(init_timeout=INIT_TIMEOUT, silent=True, console="off"),
-    }
-    if mode == "online":
-        try:
-            return wandb.init(mode="online", **common)
-        except wandb.errors.Error as error:
-            if settings.mode == "online":
-                raise ValueError(
-                    f"--logger.mode online: wandb cannot be reached ({_one_line(error)}). Use auto "
-                    "or offline."
-                ) from error
-            console.info("wandb: not reachable (%s); logging offline.", _one_line(error))
-    return wandb.init(mode="offline", **common)
-
-
-def log_table(
-    settings: LoggerHparams,
-    folder: RunFolder,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    pictures: Mapping[str, Path],
-    about: str,
-) -> None:
-    """Logs a table with pictures as a wandb run of its own, in the group that has its name.
-
-    Args:
-        settings: whether and where to.
-        folder: of the run, which is called after it.
-        columns: of the table.
-        rows: of the table.
-        pictures: files by title.
-        about: what to know when reading it.
-    """
-    run = start(settings, folder, group=folder.name)
-    if run is None:
-        return
-    import wandb
-
-    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-    images = {title: wandb.Image(str(file)) for title, file in pictures.items()}
-    run.log({"table": table, **images})
-    run.summary["about"] = about
-    run.finish()
-
-
-def _reachable(wandb: Any) -> tuple[str, str | None]:
-    try:
-        found = wandb.login(prompt=False, verify=False)
-    except wandb.errors.Error as error:
-        return "offline", f"the API key is not accepted ({_one_line(error)})"
-    return ("online", None) if found else ("offline", "no API key")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def key_of(name: str) -> str:
+    """Returns the key of a scalar: what is one of many does not stand among the curves."""
+    return f"{WITHIN}/{name}" if one_of_many(name) else name

@@ -8,8 +8,9 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -140,12 +141,41 @@ class TakesMasks(Protocol):
 
     def log_masks(
         self,
-        key: str,
+        kind: str,
         images: Sequence[NDArray[np.uint8]],
         masks: Mapping[str, Sequence[NDArray[np.uint8]]],
         names: Mapping[int, str],
+        captions: Sequence[str],
+        step: int,
     ) -> None:
         """See `utils.logging.log_masks`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A table, and how a logger draws it that can.
+
+    Attributes:
+        title: of the drawing.
+        columns: their names.
+        rows: of the table.
+        kind: `bars` of the second column by the first | `confusion`: how often the first column
+            was taken for the second, in the third | None: as it is.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str | float | None]]
+    kind: Literal["bars", "confusion"] | None = None
+
+
+@runtime_checkable
+class TakesCharts(Protocol):
+    """A logger that shows tables."""
+
+    def log_chart(self, kind: str, chart: Chart, step: int) -> None:
+        """See `utils.logging.log_chart`."""
         ...
 
 
@@ -175,23 +205,39 @@ def log_figure(
 @rank_zero_only
 def log_masks(
     trainer: Trainer,
-    key: str,
+    kind: str,
     images: Sequence[NDArray[np.uint8]],
     masks: Mapping[str, Sequence[NDArray[np.uint8]]],
     names: Mapping[int, str],
+    captions: Sequence[str],
 ) -> None:
     """Sends images with switchable masks to loggers that can show them (wandb).
 
     Args:
-        trainer: whose loggers are used.
-        key: of the picture.
+        trainer: whose loggers and step are used.
+        kind: the key of the picture.
         images: `(H, W, 3)` each.
         masks: by name, one `(H, W)` of labels per image.
         names: of the labels.
+        captions: one per image.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TakesMasks):
-            logger.log_masks(key, images, masks, names)
+            logger.log_masks(kind, images, masks, names, captions, trainer.global_step)
+
+
+@rank_zero_only
+def log_chart(trainer: Trainer, kind: str, chart: Chart) -> None:
+    """Sends a table to loggers that can show it (wandb).
+
+    Args:
+        trainer: whose loggers and step are used.
+        kind: the key of the table.
+        chart: the table; one without rows is not sent.
+    """
+    for logger in trainer.loggers if chart.rows else ():
+        if isinstance(logger, TakesCharts):
+            logger.log_chart(kind, chart, trainer.global_step)
 
 
 @rank_zero_only
@@ -200,3 +246,8 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics(finite, trainer.global_step)
+
+
+def one_of_many(name: str) -> bool:
+    """Whether a scalar of this name is that of one layer, head or class among many."""
+    return name.count("/") > 1
