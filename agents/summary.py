@@ -10,12 +10,14 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.panel import Panel
 
+from agents.base import Agent
 from callbacks.gradient_agreement import GradientAgreement
 from callbacks.health import Health
 from callbacks.readout import Readout
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.hparams import Hparams
+from utils.logging import Chart
 from utils.run_folder import RunFolder
 
 
@@ -53,6 +55,30 @@ def of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
         elif isinstance(each, GradientAgreement):
             found |= {f"train/{name}": value for name, value in each.numbers().items()}
     return found
+
+
+def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:
+    """Returns the numbers that matter, each with `max` or `min`, whichever is best."""
+    read = {
+        name: "max" for each in callbacks if isinstance(each, Readout) for name in each.headlines
+    }
+    return read | dict([agent.monitor] if agent.monitor else [])
+
+
+def before_and_now(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]) -> Chart:
+    """Returns what was measured before the first step beside what it has become.
+
+    Args:
+        callbacks: of the run.
+        metrics: last values by name.
+    """
+    rows = [
+        (name, before, metrics.get(name))
+        for each in callbacks
+        if isinstance(each, Readout)
+        for name, before in each.before.items()
+    ]
+    return Chart("Readouts", ("number", "before the first step", "now"), rows)
 
 
 def words_of(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]) -> list[str]:
@@ -103,11 +129,13 @@ def show(
     lines += ["", f"figures      {folder.figures}", f"checkpoints  {folder.checkpoints}"]
     lines += [
         f"settings     {folder.hparams}",
-        *hints,
         "",
         *_next(folder, hparams, result["status"]),
     ]
-    Console().print(Panel("\n".join(lines), title=folder.name, expand=False), highlight=False)
+    console = Console()
+    console.print(Panel("\n".join(lines), title=folder.name, expand=False), highlight=False)
+    for hint in hints:  # commands with long paths, to be copied: not broken into lines
+        console.print(hint, soft_wrap=True, markup=False, highlight=False)
 
 
 def _what(hparams: Hparams, result: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoints import read_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
-from utils.logging import RunFolderLogger
+from utils.logging import RunFolderLogger, log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
 
@@ -186,13 +186,14 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        loggers = build_loggers(self.hparams.logger, folder) if self.leads else []
+        callbacks = build_callbacks(self.hparams)
+        goals = summary.goals(agent, callbacks)
+        loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
         if self.resumed:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
-        callbacks = build_callbacks(self.hparams)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -231,11 +232,13 @@ class Trainer:
             }
             if self.leads:
                 folder.write_summary(folder.read_summary() | result)
+            log_chart(trainer, "readouts", summary.before_and_now(callbacks, result))
             for logger in loggers:
                 logger.finalize(status)
-            hints = finish(loggers)
             for report in reports:
                 report.write()
+            facts = {name: value for name, value in result.items() if name not in self.metrics}
+            hints = finish(loggers, folder, facts)
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             summary.show(folder, self.hparams, words, result, hints)

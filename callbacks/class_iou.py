@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from callbacks.confusion_figure import ConfusionFigure
 from utils import figures
+from utils.logging import Chart
 from utils.palette import palette
 
 _MOST_ROWS = 60  # bars below each other
@@ -22,13 +24,23 @@ class ClassIoU(ConfusionFigure):
         """See `ConfusionFigure.picture`."""
         return draw(confusion, names, where)
 
+    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+        """See `ConfusionFigure.chart`: the best class first."""
+        iou, there = by_class(confusion)
+        rows = [(names[k], float(iou[k])) for k in np.argsort(-iou, kind="stable") if there[k]]
+        return Chart(f"IoU by class, {where}", ("class", "IoU"), rows, "bars")
+
+
+def by_class(confusion: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns the IoU of every class, and whether it occurs or is predicted."""
+    hits = confusion.diagonal().double()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return (hits / union.clamp(min=1)).numpy(), (union > 0).numpy()
+
 
 def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     """Draws bars from counts `(C, C)`, rows the truth."""
-    hits = confusion.diagonal().double()
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    iou = (hits / union.clamp(min=1)).numpy()
-    there = (union > 0).numpy()
+    iou, there = by_class(confusion)
     mean = iou[there].mean() if there.any() else 0.0
     title = f"IoU by class, {where}: mean {mean:.3f} over {there.sum()} classes"
     colours = palette(names) / 255

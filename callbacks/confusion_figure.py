@@ -1,4 +1,4 @@
-"""What pictures of a confusion matrix have in common."""
+"""What pictures and tables of a confusion matrix have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.inspection import class_names, confusion_of, due
-from utils.logging import log_figure
+from utils.logging import Chart, log_chart, log_figure
 
 
 class ConfusionFigure(Callback):
@@ -31,6 +31,10 @@ class ConfusionFigure(Callback):
     def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
         """Draws counts `(C, C)`, rows the truth."""
 
+    @abstractmethod
+    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+        """Returns the same as a table."""
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the held-out images'."""
         if due(trainer, self.every_n_epochs):
@@ -44,5 +48,6 @@ class ConfusionFigure(Callback):
         confusion = confusion_of(pl_module, split)
         if confusion is not None:
             where = f"{split} images, step {trainer.global_step}"
-            figure = self.picture(confusion, class_names(pl_module), where)
-            log_figure(trainer, f"{self.kind}/{split}", figure)
+            shown = (confusion, class_names(pl_module), where)
+            log_figure(trainer, f"{self.kind}/{split}", self.picture(*shown))
+            log_chart(trainer, f"{self.kind}/{split}", self.chart(*shown))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from callbacks.confusion_figure import ConfusionFigure
 from utils import figures
+from utils.logging import Chart
 
 _MOST_CLASSES = 40
 
@@ -22,15 +23,32 @@ class ConfusionMatrix(ConfusionFigure):
         """See `ConfusionFigure.picture`."""
         return draw(confusion, names, where)
 
+    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+        """See `ConfusionFigure.chart`: pixels, or images, of the classes that are drawn."""
+        confusion, names = most_frequent(confusion, names)
+        rows = [
+            (truth, taken, int(count))
+            for truth, counts in zip(names, confusion.tolist(), strict=True)
+            for taken, count in zip(names, counts, strict=True)
+        ]
+        title = f"What each class is taken for, {where}"
+        return Chart(title, ("truth", "predicted", "count"), rows, "confusion")
+
+
+def most_frequent(confusion: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+    """Returns the counts and names of as many classes as can be read."""
+    if len(names) <= _MOST_CLASSES:
+        return confusion, names
+    frequent = confusion.sum(1).argsort(descending=True)[:_MOST_CLASSES].sort().values
+    return confusion[frequent][:, frequent], tuple(names[index] for index in frequent)
+
 
 def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     """Draws counts `(C, C)`, rows the truth, as shares of each row; empty rows stay blank."""
     shown = f"What each class is taken for, {where}"
     if len(names) > _MOST_CLASSES:
-        frequent = confusion.sum(1).argsort(descending=True)[:_MOST_CLASSES].sort().values
-        confusion = confusion[frequent][:, frequent]
         shown += f"\n(the {_MOST_CLASSES} most frequent of {len(names)} classes, among themselves)"
-        names = tuple(names[index] for index in frequent)
+    confusion, names = most_frequent(confusion, names)
     counts = confusion.double().numpy()
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)

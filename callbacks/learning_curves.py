@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.inspection import due
 from utils import figures
-from utils.logging import RunFolderLogger, log_figure
+from utils.logging import RunFolderLogger, log_figure, one_of_many
 
 # Drawn into the panel of the loss, as what it is read against.
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
@@ -36,8 +36,8 @@ class LearningCurves(Callback):
 
 def is_curve(name: str) -> bool:
     """Returns whether a scalar of this name has a panel of its own."""
-    # Deeper names are one of many: a layer's, a class's. The test is a single point.
-    return name.count("/") == 1 and not name.startswith("test/")
+    # The test is a single point.
+    return "/" in name and not one_of_many(name) and not name.startswith("test/")
 
 
 def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:

@@ -24,7 +24,7 @@ class Readout(Callback, ABC):
 
     Attributes:
         before: what was measured before the first step, by name.
-        headlines: what the closing words call the numbers they show, by name.
+        headlines: what the closing words call the numbers they show, by name; larger is better.
     """
 
     headlines: Mapping[str, str] = {}

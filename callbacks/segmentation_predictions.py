@@ -31,6 +31,12 @@ class Judged(NamedTuple):
     labels: Tensor
     prediction: Tensor
 
+    def in_words(self) -> str:
+        """Says how much of it is right."""
+        valid = self.labels != VOID
+        right = (valid & (self.labels == self.prediction)).sum() / valid.sum().clamp(min=1)
+        return f"{right:.0%} of the pixels right"
+
 
 class SegmentationPredictions(Callback):
     """Draws some training crops, held-out images and, at the end, test images.
@@ -133,7 +139,9 @@ class SegmentationPredictions(Callback):
             log_figure(
                 trainer, kind, draw(kept, names, title), {"names": np.array(names), **arrays}
             )
-            log_masks(trainer, f"{kind}/overlay", *_for_overlay(kept), dict(enumerate(names)))
+            captions = [f"row {row}: {each.in_words()}" for row, each in enumerate(kept, start=1)]
+            overlay = (*_for_overlay(kept), dict(enumerate(names)), captions)
+            log_masks(trainer, f"{kind}/overlay", *overlay)
         kept.clear()
 
 
@@ -155,7 +163,8 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
     figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
     present: set[int] = set()
     colours = palette(names)
-    for row, (image, labels, prediction) in zip(axes, judged, strict=True):
+    for row, each in zip(axes, judged, strict=True):
+        image, labels, prediction = each
         truth, guess = labels.numpy(), prediction.numpy()
         valid = truth != VOID
         wrong = valid & (truth != guess)
@@ -165,8 +174,7 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
         for axis, picture in zip(row, pictures, strict=True):
             figures.show_image(axis, picture, aspect="auto" if picture is pictures[0] else None)
             axis.set_box_aspect(truth.shape[0] / truth.shape[1])
-        share = 1 - wrong.sum() / max(1, valid.sum())
-        row[3].set_xlabel(f"{share:.0%} of the pixels right", fontsize=7)
+        row[3].set_xlabel(each.in_words(), fontsize=7)
         present |= set(np.unique(truth[valid]).tolist()) | set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", "prediction", "error"), strict=True):
         axis.set_title(label)

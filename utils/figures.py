@@ -68,6 +68,12 @@ def label_rows(axes: NDArray[Any], labels: Sequence[str]) -> None:
         row[0].set_ylabel(label)
 
 
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Returns a figure as an image `(H, W, 3)`."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+
+
 def close(figure: Figure) -> None:
     """Frees a figure."""
     plt.close(figure)

@@ -8,18 +8,18 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.figures import close
-from utils.palette import VOID
 from utils.run_folder import RunFolder, write_atomically
 
 SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
@@ -124,6 +124,61 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
         }
 
 
+@runtime_checkable
+class TakesFigures(Protocol):
+    """A logger of ours that takes figures."""
+
+    def log_figure(
+        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> None:
+        """See `utils.logging.log_figure`."""
+        ...
+
+
+@runtime_checkable
+class TakesMasks(Protocol):
+    """A logger that shows masks on images, one at a time."""
+
+    def log_masks(
+        self,
+        kind: str,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Mapping[str, Sequence[NDArray[np.uint8]]],
+        names: Mapping[int, str],
+        captions: Sequence[str],
+        step: int,
+    ) -> None:
+        """See `utils.logging.log_masks`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A table, and how a logger draws it that can.
+
+    Attributes:
+        title: of the drawing.
+        columns: their names.
+        rows: of the table.
+        kind: `bars` of the second column by the first | `confusion`: how often the first column
+            was taken for the second, in the third | None: as it is.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str | float | None]]
+    kind: Literal["bars", "confusion"] | None = None
+
+
+@runtime_checkable
+class TakesCharts(Protocol):
+    """A logger that shows tables."""
+
+    def log_chart(self, kind: str, chart: Chart, step: int) -> None:
+        """See `utils.logging.log_chart`."""
+        ...
+
+
 @rank_zero_only
 def log_figure(
     trainer: Trainer,
@@ -140,10 +195,8 @@ def log_figure(
         arrays: what it is drawn from, for figures of several runs; only the newest are kept.
     """
     for logger in trainer.loggers:
-        if isinstance(logger, RunFolderLogger):
+        if isinstance(logger, TakesFigures):
             logger.log_figure(kind, figure, trainer.global_step, arrays)
-        elif isinstance(logger, WandbLogger):
-            logger.log_image(kind, [_to_array(figure)])
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
     close(figure)
@@ -152,31 +205,39 @@ def log_figure(
 @rank_zero_only
 def log_masks(
     trainer: Trainer,
-    key: str,
+    kind: str,
     images: Sequence[NDArray[np.uint8]],
     masks: Mapping[str, Sequence[NDArray[np.uint8]]],
     names: Mapping[int, str],
+    captions: Sequence[str],
 ) -> None:
     """Sends images with switchable masks to loggers that can show them (wandb).
 
     Args:
-        trainer: whose loggers are used.
-        key: of the picture.
+        trainer: whose loggers and step are used.
+        kind: the key of the picture.
         images: `(H, W, 3)` each.
         masks: by name, one `(H, W)` of labels per image.
         names: of the labels.
+        captions: one per image.
     """
-    labels = {**names, VOID: "void"}
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            overlays = [
-                {
-                    name: {"mask_data": of_all[index], "class_labels": labels}
-                    for name, of_all in masks.items()
-                }
-                for index in range(len(images))
-            ]
-            logger.log_image(key, list(images), masks=overlays)
+        if isinstance(logger, TakesMasks):
+            logger.log_masks(kind, images, masks, names, captions, trainer.global_step)
+
+
+@rank_zero_only
+def log_chart(trainer: Trainer, kind: str, chart: Chart) -> None:
+    """Sends a table to loggers that can show it (wandb).
+
+    Args:
+        trainer: whose loggers and step are used.
+        kind: the key of the table.
+        chart: the table; one without rows is not sent.
+    """
+    for logger in trainer.loggers if chart.rows else ():
+        if isinstance(logger, TakesCharts):
+            logger.log_chart(kind, chart, trainer.global_step)
 
 
 @rank_zero_only
@@ -187,6 +248,6 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
         logger.log_metrics(finite, trainer.global_step)
 
 
-def _to_array(figure: Figure) -> Any:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+def one_of_many(name: str) -> bool:
+    """Whether a scalar of this name is that of one layer, head or class among many."""
+    return name.count("/") > 1

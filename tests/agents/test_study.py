@@ -204,12 +204,13 @@ def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_p
     assert "0.250" in table.read_text()
 
 
-def test_a_run_is_started_in_the_group_of_the_study(tmp_path):
-    code = "import os; print(os.environ['WANDB_RUN_GROUP'])"
+def test_a_run_is_started_in_the_group_of_its_row_with_the_study_as_a_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_TAGS", "given")
+    code = "import os; print(os.environ['WANDB_RUN_GROUP'], os.environ['WANDB_TAGS'])"
     with (tmp_path / "log").open("w") as stream:
-        process = runner.start([sys.executable, "-c", code], stream, "mine")
+        process = runner.start([sys.executable, "-c", code], stream, "mine/row", "mine")
         assert process.wait() == 0
-    assert (tmp_path / "log").read_text() == "mine\n"
+    assert (tmp_path / "log").read_text() == "mine/row mine,given\n"
 
 
 def test_it_goes_on_past_a_failure(study_file, tmp_path, in_process, capsys):

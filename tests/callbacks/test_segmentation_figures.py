@@ -14,7 +14,6 @@ from callbacks.views import draw as draw_views
 from datamodules.masked_images import SegmentationBatch
 from tests.conftest import assert_same, weights
 from utils import figures
-from utils.logging import log_masks
 from utils.palette import VOID, label_image, overlay, palette
 
 NAMES = ("background", "cat", "dog")
@@ -122,30 +121,6 @@ def test_the_shown_images_are_spread_over_the_set():
         outputs = step_result(torch.zeros(()), EvaluationOutputs(predictions))
         callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
     assert [int(each.prediction[0, 0]) for each in callback.kept["val"]] == [0, 5, 10, 15]
-
-
-def test_masks_go_to_wandb_with_class_names(monkeypatch):
-    from pytorch_lightning.loggers import WandbLogger
-
-    class Spy(WandbLogger):
-        def __init__(self) -> None:
-            self.seen: list = []
-
-        def log_image(self, key, images, step=None, **kwargs):
-            self.seen.append((key, images, kwargs))
-
-    class WithSpy:
-        loggers = [Spy()]  # noqa: RUF012
-
-    image, mask = np.zeros((2, 3, 3), np.uint8), judged().labels.numpy()
-    names = dict(enumerate(NAMES))
-    log_masks(WithSpy(), "k", [image], {"prediction": [mask]}, names)  # type: ignore[arg-type]
-    (key, images, kwargs) = WithSpy.loggers[0].seen[0]
-    assert key == "k"
-    assert len(images) == 1
-    sent = kwargs["masks"][0]["prediction"]
-    assert sent["class_labels"] == {**names, VOID: "void"}
-    assert np.array_equal(sent["mask_data"], mask)
 
 
 def test_label_images_and_overlays():

@@ -10,7 +10,7 @@ from agents.commands.study import run_folder
 from agents.commands.study.figures import study_figure
 from agents.commands.study.plan import Run, Study
 from agents.commands.study.table import StudyTable, study_table
-from agents.loggers import log_table
+from agents.wandb_start import log_table
 from config.convert import update
 from config.hparams import Hparams
 from utils.figures import close

@@ -156,7 +156,8 @@ class _Runner:
         self.board.started(run, "resumed" if "--run.resume" in command else "started")
         with log.open("a") as stream:
             print(f"$ {shlex.join(command)}", file=stream, flush=True)
-            self.process = start(command, stream, self.study.name)
+            group = f"{self.study.name}/{run.row}"
+            self.process = start(command, stream, group, self.study.name)
             while self.process.poll() is None:
                 self.board.show()
                 time.sleep(_LOOK_SECONDS)
@@ -202,9 +203,18 @@ class _Runner:
             self.process.wait()
 
 
-def start(command: list[str], stream: Any, group: str) -> Any:
-    """Starts a run as a process whose runs wandb shows as one group."""
-    environment = os.environ | {"WANDB_RUN_GROUP": group}
+def start(command: list[str], stream: Any, group: str, *tags: str) -> Any:
+    """Starts a run as a process.
+
+    Args:
+        command: of the run.
+        stream: for what it prints.
+        group: what wandb shows as one line with a spread, the seeds of a row.
+        tags: to find the run by on wandb.
+    """
+    given = os.environ.get("WANDB_TAGS")
+    told = {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join([*tags, *([given] if given else [])])}
+    environment = os.environ | told
     # A group of its own: Ctrl-C is for the study, which passes it on once.
     return subprocess.Popen(
         command, stdout=stream, stderr=subprocess.STDOUT, env=environment, process_group=0

@@ -1,0 +1,152 @@
+"""A run on wandb, or kept offline for it: what it shows where, and how it ends.
+
+wandb makes a section of what stands before the first slash of a key, in alphabetical order: `test`,
+`train` and `val` come first, then `visuals`, then `within` with what is one of dozens.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from utils.figures import pixels
+from utils.logging import Chart, one_of_many
+from utils.network import answers, ends_within
+from utils.palette import VOID
+from utils.run_folder import RunFolder
+
+FINISH_TIMEOUT = 60  # seconds to wait for the last upload
+LOST_TIMEOUT = 5  # the same where the service does not answer any more
+
+STEP = "trainer/global_step"  # Lightning's name of the x axis
+VISUALS, WITHIN = "visuals", "within"
+# By kind of chart: wandb's own design, and what it calls the columns.
+_DESIGNS = {
+    "bars": ("wandb/bar/v0", ("label", "value")),
+    "confusion": ("wandb/confusion_matrix/v1", ("Actual", "Predicted", "nPredictions")),
+}
+
+
+class WandbRun(WandbLogger):
+    """Numbers, pictures, masks and tables over the trainer's steps, and the run's files.
+
+    Args:
+        run: of wandb, started.
+        goals: by the numbers that matter, whether `max` or `min` is best.
+    """
+
+    def __init__(self, run: Any, goals: Mapping[str, str]) -> None:
+        super().__init__(experiment=run, log_model=False)
+        # Lightning says this only of a run that it starts itself.
+        run.define_metric(STEP)
+        axis: dict[str, Any] = {"step_metric": STEP, "step_sync": True}
+        run.define_metric("*", **axis)
+        for name, best in goals.items():
+            run.define_metric(key_of(name), summary=f"{best},last", **axis)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs scalars."""
+        super().log_metrics({key_of(name): value for name, value in metrics.items()}, step)
+
+    def log_figure(
+        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> None:
+        """Logs a figure as a picture, with its title below."""
+        import wandb
+
+        self._show(kind, wandb.Image(pixels(figure), caption=figure.get_suptitle()), step)
+
+    def log_masks(
+        self,
+        kind: str,
+        images: Sequence[NDArray[np.uint8]],
+        masks: Mapping[str, Sequence[NDArray[np.uint8]]],
+        names: Mapping[int, str],
+        captions: Sequence[str],
+        step: int,
+    ) -> None:
+        """Logs images with masks that can be switched on and off.
+
+        Images below one key have to be of one size: smaller ones get a margin of void.
+        """
+        import wandb
+
+        labels = {**names, VOID: "void"}
+        height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+        shown = []
+        for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            margin = ((0, height - image.shape[0]), (0, width - image.shape[1]))
+            overlays = {
+                name: {
+                    "mask_data": np.pad(of_all[index], margin, constant_values=VOID),
+                    "class_labels": labels,
+                }
+                for name, of_all in masks.items()
+            }
+            padded = np.pad(image, (*margin, (0, 0)))
+            shown.append(wandb.Image(padded, caption=caption, masks=overlays))
+        self._show(kind, shown, step)
+
+    def log_chart(self, kind: str, chart: Chart, step: int) -> None:
+        """Logs a table, drawn by wandb where it can."""
+        import wandb
+
+        table = wandb.Table(columns=list(chart.columns), data=[list(row) for row in chart.rows])
+        if chart.kind is None:
+            self._show(kind, table, step)
+            return
+        design, fields = _DESIGNS[chart.kind]
+        drawn = wandb.plot_table(
+            vega_spec_name=design,
+            data_table=table,
+            fields=dict(zip(fields, chart.columns, strict=True)),
+            string_fields={"title": chart.title},
+        )
+        self._show(f"{kind}/chart", drawn, step)
+
+    def _show(self, kind: str, shown: Any, step: int) -> None:
+        self.experiment.log({f"{VISUALS}/{kind}": shown, STEP: step})
+
+    def attach(self, folder: RunFolder, *names: str) -> None:
+        """Keeps files of the run's folder with it, those that are there."""
+        for file in (folder.path / name for name in names):
+            if file.exists():
+                self.experiment.save(file, base_path=folder.path, policy="now", glob=False)
+
+    def finish(self, facts: Mapping[str, Any]) -> str:
+        """Closes the run; a lost network does not hold that up.
+
+        Args:
+            facts: for its summary, beside the numbers that were logged.
+
+        Returns:
+            How to look at what it holds.
+        """
+        run = self.experiment
+        run.summary.update(facts)
+        online = run.settings.mode == "online"
+        lost = online and not answers(run.settings.base_url)
+        finished = ends_within(LOST_TIMEOUT if lost else FINISH_TIMEOUT, run.finish)
+        if online and finished:
+            return f"wandb: {run.url}"
+        here = Path(run.settings.sync_dir)
+        # Each time the run went on it got another folder, named after the time.
+        parts = {here, *here.parent.glob(f"offline-run-*-{run.id}")}
+        ordered = sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
+        upload = shlex.join(["wandb", "sync", *map(str, ordered)])
+        look = shlex.join(["wandb", "leet", str(here)])
+        return f"{look}   (in the terminal), {upload}   (upload)"
+
+
+def key_of(name: str) -> str:
+    """Returns the key of a scalar: what is one of many does not stand among the curves."""
+    return f"{WITHIN}/{name}" if one_of_many(name) else name

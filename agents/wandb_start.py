@@ -1,0 +1,134 @@
+"""How a run of wandb starts: online where the service answers, else offline, said in a sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config.hparams import LoggerHparams
+from utils.console import console
+from utils.network import answers
+from utils.run_folder import RunFolder
+
+INIT_TIMEOUT = 8  # seconds in which the service has to take the run; wandb adds up to three
+_LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that it takes
+
+
+def start(
+    settings: LoggerHparams,
+    folder: RunFolder,
+    job_type: str,
+    tags: Sequence[str] = (),
+    group: str | None = None,
+) -> Any | None:
+    """Starts a run of wandb, or goes on with the one a folder had; None where it is disabled.
+
+    Args:
+        settings: whether and where to.
+        folder: of the run, which is called after it.
+        job_type: what kind of run it is.
+        tags: to find it by, beside those of WANDB_TAGS.
+        group: of wandb's runs that it belongs to; None: that of WANDB_RUN_GROUP.
+
+    Raises:
+        ValueError: it is to be online, and is not; the project's name is none.
+    """
+    mode = os.environ.get("WANDB_MODE") or settings.mode
+    if mode == "disabled":
+        return None
+    # Chosen by us, below: the variable would overrule the fallback.
+    os.environ.pop("WANDB_MODE", None)
+    # It takes our folder `agents` for a library of that name and recommends another product.
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+    # Its reports about itself are sent even offline, and an exit waits ten seconds for them.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    # What it would say we say; to greet a user it asks the service for the name, and waits.
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        wandb.Settings(project=settings.project)
+    except wandb.errors.UsageError as error:
+        raise ValueError(f"--logger.project: {_one_line(error)}") from error
+    given = os.environ.get("WANDB_TAGS", "").split(",")
+    common: dict[str, Any] = {
+        "project": settings.project,
+        "entity": settings.entity,
+        "name": shortened(folder.name, _LONGEST_NAME),
+        "group": shortened(group, _LONGEST_NAME) if group else None,
+        "job_type": job_type,
+        "tags": [shortened(tag, _LONGEST_TAG) for tag in (*tags, *given) if tag],
+        "dir": str(folder.path),
+        "id": folder.read_environment().get("wandb_id"),
+        "resume": "allow",
+        "settings": wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            silent=True,
+            console="wrap",
+            # The address of a repository may hold a token; environment.json names the commit.
+            disable_git=True,
+        ),
+    }
+    if mode != "offline":
+        reason = _why_offline(wandb)
+        if reason is None:
+            try:
+                return wandb.init(mode="online", **common)
+            except wandb.errors.Error as error:
+                reason = f"not reachable ({_one_line(error)})"
+        if settings.mode == "online":
+            raise ValueError(f"--logger.mode online: wandb: {reason}. Use auto or offline.")
+        console.info("wandb: %s; logging offline.", reason)
+    return wandb.init(mode="offline", **common)
+
+
+def log_table(
+    settings: LoggerHparams,
+    folder: RunFolder,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    pictures: Mapping[str, Path],
+    about: str,
+) -> None:
+    """Logs a study's table with pictures as a wandb run of its own, tagged as its runs are.
+
+    Args:
+        settings: whether and where to.
+        folder: of the run, which is called after it.
+        columns: of the table.
+        rows: of the table.
+        pictures: files by title.
+        about: what to know when reading it.
+    """
+    run = start(settings, folder, "study", [folder.name], group=folder.name)
+    if run is None:
+        return
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    images = {title: wandb.Image(str(file), caption=title) for title, file in pictures.items()}
+    run.log({"table": table, **images})
+    run.summary["about"] = about
+    run.finish()
+
+
+def shortened(text: str, longest: int) -> str:
+    """Returns a text of at most `longest` characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _why_offline(wandb: Any) -> str | None:
+    """Returns what keeps from going online; only who has a key is asked for over the network."""
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key"
+    except wandb.errors.Error as error:
+        return f"the API key is not accepted ({_one_line(error)})"
+    address = wandb.setup().settings.base_url
+    return None if answers(address) else f"{address} does not answer"
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
