@@ -22,6 +22,7 @@ from agents.loggers import build_loggers, finish
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
+from callbacks.guard import Guard
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
@@ -34,7 +35,7 @@ from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger
@@ -188,9 +189,10 @@ class Trainer:
         if self.resumed:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
+        guard = Guard()
         report = self.hparams.callbacks.report.enabled and self.leads
-        reports = [Report(folder)] if report else []
-        callbacks = build_callbacks(self.hparams)
+        reports = [guard.around("report", Report(folder))] if report else []
+        callbacks = build_callbacks(self.hparams, guard)
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
@@ -223,6 +225,7 @@ class Trainer:
             result |= {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
+                "readout_failures": dict(guard.failures),
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
@@ -233,9 +236,13 @@ class Trainer:
                 logger.finalize(status)
             hints = finish(loggers)
             for report in reports:
-                report.write()
+                guard.attempt("report", report.write)
+            if self.leads:
+                result["readout_failures"] = dict(guard.failures)
+                folder.write_summary(folder.read_summary() | result)
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
+            words += guard.in_words()
             summary.show(folder, self.hparams, words, result, hints)
         return _EXIT_CODES[status]
 
@@ -300,7 +307,7 @@ def _weights_are_transductive(hparams: Hparams) -> bool:
 
 
 def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
-    step = int(read_checkpoint(folder.last)["global_step"])
+    step = int(read_run_checkpoint(folder.last)["global_step"])
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.forget_after(step - 1)  # rows count steps from 0

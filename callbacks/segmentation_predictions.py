@@ -120,7 +120,7 @@ class SegmentationPredictions(Callback):
         self._draw(trainer, pl_module, "test", "test images, chosen checkpoint")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, what: str) -> None:
-        kept = self.kept[split]
+        kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
         if kept:
             names = class_names(pl_module)
             title = f"Segmentation of {what}, step {trainer.global_step}"
@@ -134,7 +134,6 @@ class SegmentationPredictions(Callback):
                 trainer, kind, draw(kept, names, title), {"names": np.array(names), **arrays}
             )
             log_masks(trainer, f"{kind}/overlay", *_for_overlay(kept), dict(enumerate(names)))
-        kept.clear()
 
 
 def _for_overlay(

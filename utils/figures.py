@@ -71,3 +71,8 @@ def label_rows(axes: NDArray[Any], labels: Sequence[str]) -> None:
 def close(figure: Figure) -> None:
     """Frees a figure."""
     plt.close(figure)
+
+
+def close_all() -> None:
+    """Frees every figure, those as well whose drawing was given up."""
+    plt.close("all")

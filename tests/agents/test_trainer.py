@@ -126,6 +126,20 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(train, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["barlow_twins", "lejepa", "segmentation"])
+def test_a_validation_after_the_step_that_broke_the_weights_says_so(train, capsys, task):
+    broken = {"optim__lr": 1e30, "optim__warmup_epochs": 0, "trainer__limit_train_batches": 1}
+    held_out = {"data__val_fraction": 0.3} if task == "segmentation" else {}
+    code, folder = train("nan", task=task, **broken, **held_out)
+    assert code == 1
+    found = summary(folder)
+    assert found["status"] == "failed"
+    assert "The validation loss is" in found["reason"]
+    assert "step 1, learning rate" in found["reason"]
+    assert found["readout_failures"] == {}
+    assert "FAILED" in capsys.readouterr().out
+
+
 def test_nan_keeps_the_last_good_checkpoint(train, monkeypatch):
     import agents.barlow_twins as agent
 
