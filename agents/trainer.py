@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,7 @@ from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
 from callbacks.guard import Guard
 from callbacks.interruption import Interrupted, Interruption
+from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
 from callbacks.report import Report
@@ -34,7 +35,9 @@ from config.hparams import Hparams
 from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
+from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
+from datamodules.workers import WorkerKilledError
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
@@ -43,6 +46,14 @@ from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
+
+
+class _End(NamedTuple):
+    """How training ended: `finished`, `failed` or `interrupted`, why, and how it can go on."""
+
+    status: str
+    reason: str | None = None
+    advice: str = ""
 
 
 class Trainer:
@@ -198,6 +209,7 @@ class Trainer:
             callbacks=[
                 throughput,
                 unreadable,
+                LostProcess(folder),
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
@@ -213,15 +225,17 @@ class Trainer:
             default_root_dir=folder.path,
         )
         reset_peak(self.device)
-        started, status, reason = time.perf_counter(), "failed", None
+        started, end = time.perf_counter(), _End("failed")
         try:
-            status, reason = self._train(trainer, agent, data, folder)
+            end = self._train(trainer, agent, data, folder)
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            end = _End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.metrics |= trainer.callback_metrics
-            result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
+            result = summary.collect(
+                trainer, self.metrics, throughput, unreadable, end.status, end.reason
+            )
             result |= {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
@@ -233,7 +247,7 @@ class Trainer:
             if self.leads:
                 folder.write_summary(folder.read_summary() | result)
             for logger in loggers:
-                logger.finalize(status)
+                logger.finalize(end.status)
             hints = finish(loggers)
             for report in reports:
                 guard.attempt("report", report.write)
@@ -243,8 +257,8 @@ class Trainer:
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             words += guard.in_words()
-            summary.show(folder, self.hparams, words, result, hints)
-        return _EXIT_CODES[status]
+            summary.show(folder, self.hparams, words, result, hints, end.advice)
+        return _EXIT_CODES[end.status]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -274,7 +288,7 @@ class Trainer:
         agent: Agent,
         data: ImageDataModule,
         folder: RunFolder,
-    ) -> tuple[str, str | None]:
+    ) -> _End:
         try:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
             trains, resume = agent.trains, folder.last if self.resumed else None
@@ -292,13 +306,27 @@ class Trainer:
             if not trains:  # what it was measured with, for --evaluate and --predict
                 trainer.save_checkpoint(folder.last, weights_only=True)
         except Interrupted as interruption:
-            return "interrupted", str(interruption)
+            return _End("interrupted", str(interruption))
         except SystemExit:
             # Lightning's answer to a second Ctrl-C, or to one during the test.
-            return "interrupted", "stopped at once"
-        except NonFiniteLossError as error:
-            return "failed", str(error)
-        return "finished", None
+            return _End("interrupted", "stopped at once")
+        except (NonFiniteLossError, WorkerKilledError) as error:
+            return _End("failed", str(error), error.advice)
+        except RuntimeError:
+            # torch hears of a worker's end in the middle of whatever this process is doing.
+            if killed := _killed_worker(trainer):
+                return _End("failed", str(killed), killed.advice)
+            raise
+        return _End("finished")
+
+
+def _killed_worker(trainer: pl.Trainer) -> WorkerKilledError | None:
+    loaders: Any = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+    each = (
+        loader for group in loaders for loader in (group if isinstance(group, list) else [group])
+    )
+    found = (loader.workers.killed() for loader in each if isinstance(loader, BatchLoader))
+    return next((error for error in found if error), None)
 
 
 def _weights_are_transductive(hparams: Hparams) -> bool:

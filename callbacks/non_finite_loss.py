@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite.
+
+    Attributes:
+        advice: options with which the run can go on.
+    """
+
+    advice = "--optim.lr LOWER"
 
 
 class NonFiniteLoss(Callback):
