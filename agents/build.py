@@ -14,13 +14,14 @@ import pytorch_lightning as pl
 from agents.backbone import build_backbone
 from agents.base import Agent
 from agents.sources import probe_source
+from callbacks.guard import Guard
 from config import names
 from config.hparams import Hparams
 from config.rules import get_leaf, settings_of, unmet
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import read_run_checkpoint
 from utils.imports import load
 
 
@@ -77,10 +78,15 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
     return agent
 
 
-def build_callbacks(hparams: Hparams) -> list[pl.Callback]:
+def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
     """Builds the callbacks that the task has and that are switched on.
 
-    One without settings in `CallbackHparams` is always on.
+    One without settings in `CallbackHparams` is always on. All of them only look: what steers a run
+    is no matter of settings, but of the trainer.
+
+    Args:
+        hparams: resolved settings.
+        guard: put around each, so that none ends the run.
     """
     switchable = {group.name for group in dataclasses.fields(hparams.callbacks)}
     built: list[pl.Callback] = []
@@ -92,7 +98,7 @@ def build_callbacks(hparams: Hparams) -> list[pl.Callback]:
             if unmet(hparams, switch) or not get_leaf(hparams, switch):
                 continue
             settings = settings_of(hparams, switch)
-        built.append(load(callback.target)(**settings))
+        built.append(guard.around(name, load(callback.target)(**settings)))
     return built
 
 
@@ -103,7 +109,8 @@ def check_fits(agent: pl.LightningModule, checkpoint: Path) -> None:
         ValueError: another architecture; names the first difference. What is empty here is filled
             by the checkpoint, whatever its length.
     """
-    saved = {key: value.shape for key, value in read_checkpoint(checkpoint)["state_dict"].items()}
+    state = read_run_checkpoint(checkpoint)["state_dict"]
+    saved = {key: value.shape for key, value in state.items()}
     own = {key: value.shape for key, value in agent.state_dict().items()}
     for key in sorted(saved.keys() | own.keys()):
         there_too = key in saved and key in own

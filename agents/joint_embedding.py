@@ -19,7 +19,7 @@ from datamodules.base import ImageSource
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
 from models.head_information import HeadInformation
-from models.measures.feature_statistics import effective_rank, mean_std
+from models.measures.feature_statistics import mean_std
 from models.memory.chunking import forward_in_chunks
 from models.precision import at_least_float32
 from utils.distributed import gather_batch
@@ -147,8 +147,6 @@ class JointEmbedding(Agent):
     def _report(self, split: str, scalars: Mapping[str, Tensor | float], z: Tensor) -> None:
         (embeddings,) = at_least_float32(z)
         found = {**scalars, "embedding_std": mean_std(embeddings)}
-        if split == "val":  # it costs a singular value decomposition
-            found["effective_rank"] = effective_rank(embeddings)
         if split == "train" and self.trainer.optimizers:
             found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log(f"{split}/loss", found.pop("loss"), prog_bar=True, batch_size=len(z))

@@ -123,9 +123,9 @@ class LinearProbe(Agent):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return {"loss": loss}
 
-    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
         """Counts on held-out training images."""
-        self._judge(batch, "val", self.classifier)
+        return {"loss": self._judge(batch, "val", self.classifier)}
 
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Counts on test images, with the best classifier and with the last."""
@@ -142,11 +142,12 @@ class LinearProbe(Agent):
         counts: Any = self.counts[name]
         counts.update(logits, batch.labels)
 
-    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> None:
+    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
         logits = self._logits(batch, split, classifier)
         self._count(split, logits, batch)
         loss = F.cross_entropy(logits, batch.labels)
         self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
+        return loss
 
     def on_train_end(self) -> None:
         """Keeps the last classifier: the test loads the best one."""

@@ -34,7 +34,7 @@ from models.losses.segmentation import SegmentationLoss
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.imports import load
 from utils.palette import has_background
@@ -131,7 +131,7 @@ class Segmentation(Agent):
         if not keeps_features(self.network, hparams):
             return
         if checkpoint is not None:
-            self.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+            self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
         images = cast(SegmentationDataModule, data)
         keep_features(self.network, images, hparams, self.classes, whole, device)

@@ -115,8 +115,18 @@ def show(
     words: Sequence[str],
     result: dict[str, Any],
     hints: list[str],
+    advice: str,
 ) -> None:
-    """Prints the closing words: what was trained, what came out, where it lies, what is next."""
+    """Prints the closing words: what was trained, what came out, where it lies, what is next.
+
+    Args:
+        folder: of the run.
+        hparams: its settings.
+        words: what came out, in sentences.
+        result: the content of summary.json.
+        hints: what loggers have to say.
+        advice: options with which a run that failed can go on.
+    """
     lines = [_what(hparams, result)]
     if result["reason"]:
         lines.append(result["reason"])
@@ -130,7 +140,7 @@ def show(
     lines += [
         f"settings     {folder.hparams}",
         "",
-        *_next(folder, hparams, result["status"]),
+        *_next(folder, hparams, result["status"], advice),
     ]
     console = Console()
     console.print(Panel("\n".join(lines), title=folder.name, expand=False), highlight=False)
@@ -151,13 +161,13 @@ def _what(hparams: Hparams, result: dict[str, Any]) -> str:
     )
 
 
-def _next(folder: RunFolder, hparams: Hparams, status: str) -> list[str]:
+def _next(folder: RunFolder, hparams: Hparams, status: str, advice: str) -> list[str]:
     where = "" if hparams.run.dir == "runs" else f" --run.dir {hparams.run.dir}"
     resume = f"python main.py --run.resume {folder.name}{where}"
     if status == "interrupted" and folder.last.exists():
         return [f"Go on:     {resume}"]
     if status == "failed":
-        return [f"Go on:     {resume} --optim.lr LOWER"] if folder.last.exists() else []
+        return [f"Go on:     {resume} {advice}"] if folder.last.exists() else []
     if hparams.task == "segmentation":
         return [
             f"Next:      label your images:  python main.py --predict {folder.name} "

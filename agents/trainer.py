@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
@@ -23,7 +24,9 @@ from agents.resuming import check_continues
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
+from callbacks.guard import Guard
 from callbacks.interruption import Interrupted, Interruption
+from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
 from callbacks.report import Report
@@ -34,8 +37,10 @@ from config.hparams import Hparams
 from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
+from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoints import read_checkpoint
+from datamodules.workers import WorkerKilledError
+from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, device_name, resolve_precision
 from utils.logging import RunFolderLogger, log_chart
@@ -43,6 +48,14 @@ from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
+
+
+class _End(NamedTuple):
+    """How training ended: `finished`, `failed` or `interrupted`, why, and how it can go on."""
+
+    status: str
+    reason: str | None = None
+    advice: str = ""
 
 
 class Trainer:
@@ -186,19 +199,21 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        callbacks = build_callbacks(self.hparams)
+        guard = Guard()
+        callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
         if self.resumed:
             _forget_later_steps(loggers, folder)
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
-        reports = [Report(folder)] if report else []
+        reports = [guard.around("report", Report(folder))] if report else []
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
                 throughput,
                 unreadable,
+                LostProcess(folder),
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
@@ -214,35 +229,43 @@ class Trainer:
             default_root_dir=folder.path,
         )
         reset_peak(self.device)
-        started, status, reason = time.perf_counter(), "failed", None
+        started, end = time.perf_counter(), _End("failed")
         try:
-            status, reason = self._train(trainer, agent, data, folder)
+            end = self._train(trainer, agent, data, folder)
         except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
+            end = _End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.metrics |= trainer.callback_metrics
-            result = summary.collect(trainer, self.metrics, throughput, unreadable, status, reason)
+            result = summary.collect(
+                trainer, self.metrics, throughput, unreadable, end.status, end.reason
+            )
             result |= {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
+                "readout_failures": dict(guard.failures),
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
             }
             if self.leads:
                 folder.write_summary(folder.read_summary() | result)
-            log_chart(trainer, "readouts", summary.before_and_now(callbacks, result))
+            table = summary.before_and_now(callbacks, result)
+            guard.attempt("readouts", partial(log_chart, trainer, "readouts", table))
             for logger in loggers:
-                logger.finalize(status)
+                logger.finalize(end.status)
             for report in reports:
-                report.write()
+                guard.attempt("report", report.write)
+            if self.leads:
+                result["readout_failures"] = dict(guard.failures)
+                folder.write_summary(folder.read_summary() | result)
             facts = {name: value for name, value in result.items() if name not in self.metrics}
             hints = finish(loggers, folder, facts)
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
-            summary.show(folder, self.hparams, words, result, hints)
-        return _EXIT_CODES[status]
+            words += guard.in_words()
+            summary.show(folder, self.hparams, words, result, hints, end.advice)
+        return _EXIT_CODES[end.status]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -272,7 +295,7 @@ class Trainer:
         agent: Agent,
         data: ImageDataModule,
         folder: RunFolder,
-    ) -> tuple[str, str | None]:
+    ) -> _End:
         try:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
             trains, resume = agent.trains, folder.last if self.resumed else None
@@ -290,13 +313,27 @@ class Trainer:
             if not trains:  # what it was measured with, for --evaluate and --predict
                 trainer.save_checkpoint(folder.last, weights_only=True)
         except Interrupted as interruption:
-            return "interrupted", str(interruption)
+            return _End("interrupted", str(interruption))
         except SystemExit:
             # Lightning's answer to a second Ctrl-C, or to one during the test.
-            return "interrupted", "stopped at once"
-        except NonFiniteLossError as error:
-            return "failed", str(error)
-        return "finished", None
+            return _End("interrupted", "stopped at once")
+        except (NonFiniteLossError, WorkerKilledError) as error:
+            return _End("failed", str(error), error.advice)
+        except RuntimeError:
+            # torch hears of a worker's end in the middle of whatever this process is doing.
+            if killed := _killed_worker(trainer):
+                return _End("failed", str(killed), killed.advice)
+            raise
+        return _End("finished")
+
+
+def _killed_worker(trainer: pl.Trainer) -> WorkerKilledError | None:
+    loaders: Any = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+    each = (
+        loader for group in loaders for loader in (group if isinstance(group, list) else [group])
+    )
+    found = (loader.workers.killed() for loader in each if isinstance(loader, BatchLoader))
+    return next((error for error in found if error), None)
 
 
 def _weights_are_transductive(hparams: Hparams) -> bool:
@@ -305,7 +342,7 @@ def _weights_are_transductive(hparams: Hparams) -> bool:
 
 
 def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
-    step = int(read_checkpoint(folder.last)["global_step"])
+    step = int(read_run_checkpoint(folder.last)["global_step"])
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.forget_after(step - 1)  # rows count steps from 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,8 +61,7 @@ class AttentionQuality(Readout):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures test images."""
-        of_test = partial(self._of, trainer, pl_module, "test", self.num_test_images)
-        pl_module.log_dict(self.attempt(of_test))
+        pl_module.log_dict(self._of(trainer, pl_module, "test", self.num_test_images))
 
     def _of(
         self, trainer: Trainer, pl_module: LightningModule, split: str, count: int

@@ -71,7 +71,9 @@ class CrossCorrelation(Callback):
         """Draws the validation matrix."""
         self._draw(trainer, self.val, "val")
 
-    def _draw(self, trainer: Trainer, pairs: list[tuple[Tensor, Tensor]], split: str) -> None:
+    def _draw(self, trainer: Trainer, kept: list[tuple[Tensor, Tensor]], split: str) -> None:
+        pairs = list(kept)
+        kept.clear()  # whether or not it can be drawn
         if pairs and due(trainer, self.every_n_epochs):
             wanted = slice(-self.num_samples, None) if split == "train" else slice(self.num_samples)
             z1, z2 = (torch.cat(part)[wanted] for part in zip(*pairs, strict=True))
@@ -85,7 +87,6 @@ class CrossCorrelation(Callback):
             figure = draw(matrix, len(z1), where)
             arrays = {"matrix": matrix.half().numpy(), "samples": np.array(len(z1))}
             log_figure(trainer, f"cross_correlation/{split}", figure, arrays)
-        pairs.clear()
 
 
 def _embeddings(outputs: Any) -> tuple[Tensor, Tensor] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.inspection import backbone_of, data_of, inspecting
 from callbacks.readout import Readout
 from datamodules.base import MaskedSource
-from datamodules.masked_squares import masked_squares
+from datamodules.masked_squares import MaskedSquares, masked_squares
 from models.backbones.base import Backbone
 from models.heads.base import resize
 from models.measures.dense_knn import NEAREST, PatchMemory, labelled_patches
@@ -31,7 +31,8 @@ class DenseKNN(Readout):
 
     As the online probe does for images, it looks at labelled *training* images, a part of them held
     out by a hash of their names: the test set is not looked at. The measure: see
-    `models.measures.dense_knn`, on the last layer's map.
+    `models.measures.dense_knn`, on the last layer's map. Images are decoded once and kept, at most
+    512 MiB of them (`datamodules.masked_squares`).
 
     Args:
         every_n_epochs: when to measure.
@@ -45,6 +46,7 @@ class DenseKNN(Readout):
         super().__init__(every_n_epochs)
         self.num_images = num_images
         self.k = k
+        self._squares: tuple[MaskedSquares, MaskedSquares] | None = None
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """See `Readout.measure`.
@@ -57,7 +59,9 @@ class DenseKNN(Readout):
             self.say("dense_knn: these images have no masks.")
             return {}
         size = data.image_size // backbone.patch_multiple * backbone.patch_multiple
-        known, queries = masked_squares(data.source, self.num_images, _HELD_OUT, size)
+        if self._squares is None:
+            self._squares = masked_squares(data.source, self.num_images, _HELD_OUT, size)
+        known, queries = self._squares
         if not len(queries):
             raise ValueError(f"none of {len(known)} images with masks is held out")
         with inspecting(pl_module):

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.inspection import Guard, Learner, SayOnce
+from callbacks.inspection import Learner, SayOnce
 from datamodules.loading import Batch
 from models.measures.gradient_noise import HalfGradients, compare, estimate
 from models.precision import at_least_float32
@@ -62,7 +61,6 @@ class GradientAgreement(Callback):
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self.say = SayOnce()
-        self.attempt = Guard(type(self).__name__)
         self.images = 0
         self.measured: deque[HalfGradients] = deque(maxlen=WINDOW)
         self._last_step = -1
@@ -83,7 +81,7 @@ class GradientAgreement(Callback):
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step != self._last_step:
             self._last_step = step
-            found = self.attempt(partial(self.measure, trainer, pl_module, batch))
+            found = self.measure(trainer, pl_module, batch)
             log_scalars(trainer, {f"train/{name}": value for name, value in found.items()})
 
     def measure(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
@@ -148,26 +148,3 @@ class SayOnce:
         if text not in self._said:
             self._said.add(text)
             rank_zero_info(text)
-
-
-class Guard:
-    """Measures so that what fails ends no run, and is said once.
-
-    Args:
-        name: of who measures.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._failures: set[str] = set()
-
-    def __call__(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-        """Returns what is measured, nothing when that fails."""
-        try:
-            return dict(measure())
-        except Exception as error:  # whatever it is, hours of training are worth more
-            torch.cuda.empty_cache()
-            if str(error) not in self._failures:
-                self._failures.add(str(error))
-                rank_zero_warn(f"{self.name}: not measured: {error}")
-            return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -10,11 +12,17 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite.
+
+    Attributes:
+        advice: options with which the run can go on.
+    """
+
+    advice = "--optim.lr LOWER"
 
 
 class NonFiniteLoss(Callback):
-    """Checks every training loss before its backward pass.
+    """Checks every training loss before its backward pass, and every loss of a validation.
 
     Args:
         last_checkpoint: named in the message when it exists.
@@ -31,6 +39,27 @@ class NonFiniteLoss(Callback):
         Raises:
             NonFiniteLossError: with step, learning rate, and where to go on from.
         """
+        self._check(trainer, loss, "The loss")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Raises as in training: the last step before may have been the one that broke the weights.
+
+        Raises:
+            NonFiniteLossError: see `on_before_backward`.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if trainer.optimizers and isinstance(loss, Tensor):  # else nothing is trained, or judged
+            self._check(trainer, loss, "The validation loss")
+
+    def _check(self, trainer: Trainer, loss: Tensor, what: str) -> None:
         finite = bool(torch.isfinite(loss))
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
@@ -43,7 +72,7 @@ class NonFiniteLoss(Callback):
             else "There is no checkpoint yet."
         )
         raise NonFiniteLossError(
-            f"The loss is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. "
+            f"{what} is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. "
             f"{good} Usual remedies: a lower --optim.lr, a longer --optim.warmup_epochs, "
             "--trainer.gradient_clip 1, or --trainer.precision 32-true."
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.inspection import Guard, SayOnce, backbone_of, due
+from callbacks.inspection import SayOnce, backbone_of, due
 from utils.logging import log_scalars
 
 
@@ -17,7 +16,7 @@ class Readout(Callback, ABC):
     """Measures the kept backbone without touching the training.
 
     A number says little without what the same network had before it learnt anything, so that is
-    measured as well and kept. What keeps a readout from measuring is said once and ends no run.
+    measured as well and kept.
 
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once, before the first step.
@@ -33,7 +32,6 @@ class Readout(Callback, ABC):
         self.every_n_epochs = every_n_epochs
         self.before: dict[str, float] = {}
         self.say = SayOnce()
-        self.attempt = Guard(type(self).__name__)
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
@@ -50,12 +48,12 @@ class Readout(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures what there is before the first step; not when a run goes on."""
         if trainer.global_step == 0:
-            self.before = self.attempt(partial(self.measure, trainer, pl_module))
+            self.before = dict(self.measure(trainer, pl_module))
             log_scalars(trainer, self.before)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures."""
         if due(trainer, self.every_n_epochs):
             frozen = backbone_of(pl_module).frozen
-            now = partial(self.measure, trainer, pl_module)
-            pl_module.log_dict(self.before if frozen else self.attempt(now))
+            now = self.before if frozen else self.measure(trainer, pl_module)
+            pl_module.log_dict(dict(now))

@@ -137,11 +137,13 @@ def _headline(
     if summary.get("reason"):
         parts.append(str(summary["reason"]))
     parts += summary.get("alarms", [])
+    failures = summary.get("readout_failures", {})
+    parts += [f"{name} failed {count}x" for name, count in failures.items()]
     return [part for part in parts if part]
 
 
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
-    shown_elsewhere = ("alarms", "reason")
+    shown_elsewhere = ("alarms", "reason", "readout_failures")
     return {
         name: value
         for name, value in summary.items()

@@ -126,7 +126,7 @@ class SegmentationPredictions(Callback):
         self._draw(trainer, pl_module, "test", "test images, chosen checkpoint")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, what: str) -> None:
-        kept = self.kept[split]
+        kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
         if kept:
             names = class_names(pl_module)
             title = f"Segmentation of {what}, step {trainer.global_step}"
@@ -142,7 +142,6 @@ class SegmentationPredictions(Callback):
             captions = [f"row {row}: {each.in_words()}" for row, each in enumerate(kept, start=1)]
             overlay = (*_for_overlay(kept), dict(enumerate(names)), captions)
             log_masks(trainer, f"{kind}/overlay", *overlay)
-        kept.clear()
 
 
 def _for_overlay(

@@ -37,11 +37,11 @@ class Views(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws it."""
-        if self.kept:
+        kept, self.kept = self.kept, {}
+        if kept:
             title = f"Augmented views of training images, epoch {trainer.current_epoch + 1}"
             names = pl_module.classes if isinstance(pl_module, Classifies) else None
-            log_figure(trainer, "views/train", draw(self.kept, title, names))
-            self.kept = {}
+            log_figure(trainer, "views/train", draw(kept, title, names))
 
 
 def draw(views: Mapping[str, Tensor], title: str, names: tuple[str, ...] | None = None) -> Figure:

@@ -101,7 +101,10 @@ PROTOCOLS: dict[str, str] = {
 
 
 class Callback(NamedTuple):
-    """A callback and the tasks that have it. With a group of settings it can be switched off."""
+    """A callback and the tasks that have it. With a group of settings it can be switched off.
+
+    All of these only look: one that fails is counted, and the run goes on (`callbacks/guard.py`).
+    """
 
     target: str
     tasks: tuple[str, ...]
@@ -127,6 +130,9 @@ CALLBACKS: dict[str, Callback] = {
     "class_iou": Callback("callbacks.class_iou:ClassIoU", ("segmentation",)),
     "confusion_matrix": Callback("callbacks.confusion_matrix:ConfusionMatrix", _JUDGED_BY_CLASS),
     "image_counts": Callback("callbacks.image_counts:ImageCounts", ("segmentation",)),
+    "effective_rank": Callback(
+        "callbacks.effective_rank:EffectiveRank", ("barlow_twins", "lejepa")
+    ),
     "health": Callback("callbacks.health:Health", PRETRAINING),
     "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
+from datamodules.workers import Workers
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 
@@ -146,6 +147,9 @@ class BatchLoader:
         micro_batches: the loader.
         per_batch: how many of its items make a batch.
         join: makes the batch of them.
+
+    Attributes:
+        workers: the processes that prepare them.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class BatchLoader:
         self.micro_batches = micro_batches
         self.per_batch = per_batch
         self.join = join
+        self.workers = Workers(micro_batches.num_workers)
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -164,10 +169,13 @@ class BatchLoader:
 
         Raises:
             ValueError: the data set is broken; in the words of the worker that found it.
+            WorkerKilledError: a worker is no more.
         """
         parts: list[Any] = []
         try:
-            for part in self.micro_batches:
+            with self.workers.starting():
+                micro_batches = iter(self.micro_batches)
+            for part in micro_batches:
                 parts.append(part)
                 if len(parts) == self.per_batch:
                     yield self.join(parts)
@@ -175,6 +183,10 @@ class BatchLoader:
         except ValueError as error:
             # A worker's error arrives with its traceback as the message.
             raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
+        except RuntimeError as error:
+            if killed := self.workers.killed():
+                raise killed from error
+            raise
 
     def state_dict(self) -> dict[str, int]:
         """Nothing: the position follows from the trainer's step. Tells Lightning it can resume."""

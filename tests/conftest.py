@@ -106,12 +106,20 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
-    """Runs `main` on tiny settings; returns exit code and run folder."""
+    """Runs `main` on tiny settings; returns exit code and run folder.
 
-    def run(name: str = "run", *words: str, **changed: Any) -> tuple[int, Path]:
+    A readout that fails ends no run, but it ends a test, unless that says it may.
+    """
+
+    def run(
+        name: str = "run", *words: str, may_fail: bool = False, **changed: Any
+    ) -> tuple[int, Path]:
         place = {"run.dir": tmp_path / "runs", "run.name": name, "data.root": shapes_root}
         settings = tiny({**place, **{key.replace("__", "."): v for key, v in changed.items()}})
-        return main([*options(settings), *words]), tmp_path / "runs" / name
+        code, folder = main([*options(settings), *words]), tmp_path / "runs" / name
+        if code == 0 and not may_fail:
+            assert summary(folder)["readout_failures"] == {}
+        return code, folder
 
     return run
 

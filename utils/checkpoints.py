@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import pickletools
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,19 +33,74 @@ def read_checkpoint(file: Path) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"There is no weight file {file}.")
     if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        return _read_safetensors(file)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file makes the unpickler trip over anything
+            # Not in torch's words, which advise to load what could run code.
+            refused = isinstance(error, pickle.UnpicklingError) and _is_pickle(file)
+            raise ValueError(_refusal(file) if refused else _damage(file)) from error
+
+
+def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
+    """Loads a checkpoint that a run has left; otherwise as `read_checkpoint`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = read_checkpoint(file)
+    state = found.get("state_dict") if isinstance(found, Mapping) else None
+    if not isinstance(state, Mapping) or "global_step" not in found:
+        raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict and step.")
+    return found
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
         raise ValueError(
-            f"{file} is refused: it holds more than tensors and plain values, and loading it could "
-            f"run code. Ask its author for a plain state dict. ({str(error).splitlines()[0]})"
+            f"{file} cannot be read: it ends too early or is no safetensors file ({error}); copy "
+            "or download it again."
         ) from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a readable weight file: {error}") from error
+
+
+def _is_pickle(file: Path) -> bool:
+    if zipfile.is_zipfile(file):  # torch's own layout, which has one inside
+        return True
+    try:
+        with file.open("rb") as opened:
+            for _ in pickletools.genops(opened):
+                pass
+    except Exception:  # whatever a stream of other bytes leads to
+        return False
+    return True
+
+
+def _refusal(file: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except (ValueError, RuntimeError):  # an older layout, in which they cannot be listed
+        names = []
+    what = f" ({', '.join(sorted(names)[:4])})" if names else ""
+    return (
+        f"{file} is refused: it holds more than tensors and plain values{what}, and loading that "
+        "could run code. Ask its author for a plain state dict."
+    )
+
+
+def _damage(file: Path) -> str:
+    with file.open("rb") as opened:
+        begins_as_zip = opened.read(4) == b"PK\3\4"
+    if begins_as_zip and not zipfile.is_zipfile(file):
+        return f"{file} cannot be read: it ends too early; copy or download it again."
+    return f"{file} cannot be read as weights: it is damaged, or torch.save has not written it."
 
 
 def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:

@@ -77,3 +77,8 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 def close(figure: Figure) -> None:
     """Frees a figure."""
     plt.close(figure)
+
+
+def close_all() -> None:
+    """Frees every figure, those as well whose drawing was given up."""
+    plt.close("all")

@@ -57,7 +57,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
             rows.append([name, *map(str, values)])
     for name in _keys(results):
         values = [result.get(name) for result in results]
-        if not isinstance(values[0], list):
+        if not any(isinstance(value, list | dict) for value in values):
             rows.append([f"**{name}**", *map(format_result, values)])
     lines = [markdown(head, rows)]
     if any(stars):

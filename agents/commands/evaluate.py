@@ -8,6 +8,8 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
 from callbacks.attention_quality import AttentionQuality
+from callbacks.effective_rank import EffectiveRank
+from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
 
@@ -20,13 +22,14 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     """
     agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
     data = build_data(hparams, source)
+    callbacks = build_callbacks(hparams, Guard())
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
         devices=1,
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder.path,
-        callbacks=[c for c in build_callbacks(hparams) if isinstance(c, AttentionQuality)],
+        callbacks=[c for c in callbacks if isinstance(c, AttentionQuality | EffectiveRank)],
     )
     if is_overridden("test_step", agent):
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)

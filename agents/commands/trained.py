@@ -10,7 +10,7 @@ from agents.sources import build_source
 from config.hparams import Hparams
 from config.resolve import resolve
 from datamodules.base import ImageSource
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
 
@@ -36,5 +36,5 @@ def trained_agent(
     source = build_source(hparams)
     agent = build_agent(hparams, source, loaded=False)
     check_fits(agent, checkpoint)
-    agent.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    agent.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
     return agent.eval(), hparams, source

@@ -1,7 +1,10 @@
 """Runs of the whole program: what they leave behind, how they stop and go on."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
 
 from callbacks.interruption import Interruption
+from datamodules.loading import ImageFiles
 from main import main
 from tests.conftest import assert_same, summary, weights
 from utils.logging import read_metrics
@@ -126,6 +131,20 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(train, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["barlow_twins", "lejepa", "segmentation"])
+def test_a_validation_after_the_step_that_broke_the_weights_says_so(train, capsys, task):
+    broken = {"optim__lr": 1e30, "optim__warmup_epochs": 0, "trainer__limit_train_batches": 1}
+    held_out = {"data__val_fraction": 0.3} if task == "segmentation" else {}
+    code, folder = train("nan", task=task, **broken, **held_out)
+    assert code == 1
+    found = summary(folder)
+    assert found["status"] == "failed"
+    assert "The validation loss is" in found["reason"]
+    assert "step 1, learning rate" in found["reason"]
+    assert found["readout_failures"] == {}
+    assert "FAILED" in capsys.readouterr().out
+
+
 def test_nan_keeps_the_last_good_checkpoint(train, monkeypatch):
     import agents.barlow_twins as agent
 
@@ -142,6 +161,73 @@ def test_nan_keeps_the_last_good_checkpoint(train, monkeypatch):
     assert code == 1
     assert "last good checkpoint" in summary(folder)["reason"]
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+def killed_by_itself(monkeypatch) -> None:
+    original = ImageFiles.__getitem__
+
+    def dying(self, draw):
+        if draw[0] == 1 and get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, draw)
+
+    monkeypatch.setattr(ImageFiles, "__getitem__", dying)
+
+
+def killed_during_a_step(monkeypatch) -> None:
+    def kill(self, trainer, *_):
+        if trainer.global_step == 4:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", kill)
+
+
+@pytest.mark.parametrize("killed", [killed_by_itself, killed_during_a_step])
+def test_a_killed_worker_is_said_and_the_advice_works(train, monkeypatch, capsys, killed):
+    killed(monkeypatch)
+    code, folder = train("killed", data__num_workers=1)
+    assert code == 1
+    found = summary(folder)
+    assert found["status"] == "failed"
+    assert "processes that load images was killed by signal 9" in found["reason"]
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    advice = f"--run.resume killed --run.dir {folder.parent} --data.num_workers 0"
+    assert advice in said.replace(" --run", "  --run").replace("  ", " ")
+    monkeypatch.undo()
+    assert main(advice.split()) == 0
+    assert summary(folder)["status"] == "finished"
+
+
+_LOSES_A_PROCESS = """
+import subprocess, sys, threading
+from pathlib import Path
+from types import SimpleNamespace
+from callbacks.lost_process import LostProcess
+from utils.run_folder import RunFolder
+
+procs = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+launcher = SimpleNamespace(procs=procs)
+LostProcess(RunFolder(Path(sys.argv[1]))).setup(
+    SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)), None, "fit"
+)
+procs[0].kill()
+threading.Event().wait()  # as in a collective that never ends
+"""
+
+
+def test_a_killed_process_ends_the_others_in_words(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _LOSES_A_PROCESS, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Process 1 of 3 (counted from 0) was killed by signal 9" in line
+    assert summary(tmp_path)["status"] == "failed"
+    assert summary(tmp_path)["reason"] in line
 
 
 def error_of(capsys) -> str:

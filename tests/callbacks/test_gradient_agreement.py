@@ -132,14 +132,14 @@ def test_a_linear_model_gets_its_known_noise_scale(monkeypatch):
     weight = model.trained_backbone.weight[0].detach()
     square, width = float(weight @ weight), len(weight)
     scale = (width * (square + 0.7**2) + square) / square
-    for indices in torch.randperm(4096).split(32):
-        images = [torch.zeros(32, 3, 1, 1, dtype=torch.uint8)]
+    for indices in torch.randperm(4096).split(128):
+        images = [torch.zeros(128, 3, 1, 1, dtype=torch.uint8)]
         batch = Batch((images, images), indices, ())
         callback.measure(trainer_of(), model, batch)  # type: ignore[arg-type]
-    assert len(callback.measured) == 128
+    assert len(callback.measured) == 4096 // 128
     assert callback.numbers()["gradient_noise_scale"] == pytest.approx(scale, rel=0.2)
     predicted = callback.numbers()["gradient_cosine_batch"]
-    assert predicted == pytest.approx(1 / (1 + scale / 32), abs=0.06)
+    assert predicted == pytest.approx(1 / (1 + scale / 128), abs=0.06)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -160,8 +160,8 @@ def test_what_fails_is_said_and_ends_no_run(train, monkeypatch):
         raise RuntimeError("no memory for halves")
 
     monkeypatch.setattr(BarlowTwins, "batch_loss", fails)
-    with pytest.warns(UserWarning, match="GradientAgreement: not measured: no memory"):
-        code, folder = train(trainer__max_epochs=1, **ON)
+    with pytest.warns(UserWarning, match="gradient_agreement failed.*no memory"):
+        code, folder = train(may_fail=True, trainer__max_epochs=1, **ON)
     assert code == 0
     assert "train/gradient_cosine" not in summary(folder)
 

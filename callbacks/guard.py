@@ -1,0 +1,97 @@
+"""No readout ends a run: what stands around every callback that only looks."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from utils.figures import close_all
+from utils.rng import rng_preserved
+
+AnyCallback = TypeVar("AnyCallback", bound=Callback)
+
+_HOOKS = [
+    name for name, _ in inspect.getmembers(Callback, inspect.isfunction) if not name.startswith("_")
+]
+
+
+class Guard:
+    """Lets callbacks fail without the run: said once, counted, and training goes on.
+
+    For those that only look. A run is as if nothing had been looked at: random states are put back,
+    and what a failed attempt held is freed. What steers a run (checkpoints, early stopping, the
+    stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
+
+    Attributes:
+        failures: how often each failed, by its name.
+    """
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter()
+        self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
+
+    def around(self, name: str, callback: AnyCallback) -> AnyCallback:
+        """Returns the callback, all of whose hooks may fail from now on.
+
+        Only `setup` may still refuse a setting, with a `ValueError` before the first step.
+
+        Args:
+            name: by which a user knows it.
+            callback: changed in place.
+        """
+        for hook in _HOOKS:
+            if is_overridden(hook, callback, Callback):
+                passes = (ValueError,) if hook == "setup" else ()
+                act = getattr(callback, hook)
+                setattr(callback, hook, partial(self._attempt, name, passes, act))
+        return callback
+
+    def attempt(self, name: str, act: Callable[[], Any]) -> Any:
+        """Returns what `act` returns, None when it fails."""
+        return self._attempt(name, (), act)
+
+    def in_words(self) -> list[str]:
+        """Says what failed, in one line; nothing where nothing did."""
+        if not self.failures:
+            return []
+        first = {name: reason for (name, _), reason in reversed(self._reasons.items())}
+        each = (f"{name} {count}x ({first[name]})" for name, count in self.failures.items())
+        return [f"Readouts that failed, which training does not depend on: {'; '.join(each)}."]
+
+    def _attempt(
+        self,
+        name: str,
+        passes: tuple[type[Exception], ...],
+        act: Callable[..., Any],
+        *arguments: Any,
+        **named: Any,
+    ) -> Any:
+        try:
+            with rng_preserved():
+                return act(*arguments, **named)
+        except passes:
+            raise
+        except Exception as error:  # whatever it is, hours of training are worth more
+            self._note(name, error)
+        # Not before the error is forgotten: its traceback holds the tensors of the attempt.
+        close_all()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return None
+
+    def _note(self, name: str, error: Exception) -> None:
+        self.failures[name] += 1
+        kind = type(error).__name__
+        if (name, kind) not in self._reasons:
+            words = " ".join(str(error).split()).rstrip(".")
+            self._reasons[name, kind] = f"{kind}: {words}" if words else kind
+            rank_zero_warn(f"{name} failed, training goes on: {self._reasons[name, kind]}.")

@@ -1,0 +1,51 @@
+"""The processes that load images, and what to say when one of them is killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class WorkerKilledError(ChildProcessError):
+    """A process that loads images is no more.
+
+    Args:
+        code: how it ended; the negative number of the signal that killed it.
+        workers: how many there were.
+
+    Attributes:
+        advice: options with which the run can go on.
+    """
+
+    def __init__(self, code: int, workers: int) -> None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        self.advice = f"--data.num_workers {workers // 2}"
+        super().__init__(
+            f"One of {workers} processes that load images {how}, most often because memory ran "
+            f"out. Fewer of them need less: {self.advice}."
+        )
+
+
+class Workers:
+    """Those of one DataLoader.
+
+    Args:
+        count: how many it starts; 0: images are loaded by the process that trains.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._processes: set[multiprocessing.process.BaseProcess] = set()
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Remembers the processes that are started meanwhile."""
+        before = set(multiprocessing.active_children())
+        yield
+        self._processes |= set(multiprocessing.active_children()) - before
+
+    def killed(self) -> WorkerKilledError | None:
+        """Returns the error of one that is no more; None while all live, or have ended well."""
+        codes = [process.exitcode for process in self._processes]
+        return next((WorkerKilledError(code, self.count) for code in codes if code), None)

@@ -1,0 +1,86 @@
+"""Whatever is given as a weight file: its content, or one sentence that names it and says why."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from utils.checkpoints import read_checkpoint, read_run_checkpoint
+
+STATE = {"a.weight": torch.arange(600.0), "b.bias": torch.ones(3)}
+
+
+def write(file: Path) -> None:
+    if file.suffix == ".safetensors":
+        save_file(STATE, file)
+    else:
+        torch.save(OrderedDict(STATE), file, _use_new_zipfile_serialization=file.suffix != ".old")
+
+
+def sentence(file: Path) -> str:
+    with pytest.raises(ValueError, match=str(file)) as caught:
+        read_checkpoint(file)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "weights_only" not in said
+    assert "PyTorch 2.6" not in said
+    return said
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.old"])
+def test_a_file_that_ends_too_early_is_named_wherever_it_ends(tmp_path, name):
+    file = tmp_path / name
+    write(file)
+    assert all(map(torch.equal, read_checkpoint(file).values(), STATE.values()))
+    whole = file.read_bytes()
+    for share in (0.0, 0.01, 0.1, 0.3, 0.5, 0.9, 0.99):
+        file.write_bytes(whole[: int(share * len(whole))])
+        said = sentence(file)
+        if name != "w.old" and share > 0.01:
+            assert "ends too early" in said
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_files_of_another_kind_are_named(tmp_path, name):
+    file = tmp_path / name
+    for content in (b"not weights", b"<!DOCTYPE html><html></html>", bytes(range(256)) * 9):
+        file.write_bytes(content)
+        assert "cannot be read" in sentence(file)
+
+
+def test_a_compiled_network_is_no_weight_file(tmp_path):
+    file = tmp_path / "scripted.pth"
+    with warnings.catch_warnings(action="ignore"):  # of its age
+        torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(file)
+    assert "cannot be read as weights" in sentence(file)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_would_run_code_is_refused_by_name(tmp_path, new):
+    file = tmp_path / "network.pth"
+    torch.save(nn.Linear(2, 2), file, _use_new_zipfile_serialization=new)
+    said = sentence(file)
+    assert "is refused" in said
+    assert ("torch.nn.modules.linear.Linear" in said) == new
+    torch.save({"args": argparse.Namespace(lr=1.0), **STATE}, file)
+    assert read_checkpoint(file)["args"].lr == 1.0
+
+
+def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
+    file = tmp_path / "last.ckpt"
+    for other in (STATE, [1, 2], torch.ones(2), {"state_dict": STATE}, {"global_step": 3}):
+        torch.save(other, file)
+        with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of a run"):
+            read_run_checkpoint(file)
+    torch.save({"state_dict": STATE, "global_step": 3}, file)
+    assert read_run_checkpoint(file)["global_step"] == 3
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="ends too early"):
+        read_run_checkpoint(file)
