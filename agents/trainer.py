@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -18,7 +18,15 @@ from agents import summary
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
-from agents.loggers import build_loggers, finish
+from agents.loggers import build_loggers
+from agents.saving import (
+    begin,
+    checkpoint_to_resume,
+    close,
+    flush,
+    forget_later_steps,
+    save_backbone,
+)
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
@@ -26,6 +34,7 @@ from callbacks.interruption import Interrupted, Interruption
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
 from callbacks.report import Report
+from callbacks.step_numbers import StepNumbers
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
@@ -34,12 +43,11 @@ from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoints import read_checkpoint
+from utils.checkpoint_io import RunCheckpoints
 from utils.console import console, quiet_libraries
-from utils.device import best_device, check_accelerator, device_name, resolve_precision
-from utils.logging import RunFolderLogger
+from utils.device import best_device, check_accelerator, resolve_precision
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
+from utils.run_folder import RunFolder, create, folder_of_leader, named_run
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
@@ -59,7 +67,8 @@ class Trainer:
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
-        self.resumed = hparams.run.resume != "none"
+        self.checkpoint = checkpoint_to_resume(hparams.run.resume)
+        self.resumed = self.checkpoint is not None
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
@@ -78,10 +87,14 @@ class Trainer:
         self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
         data.loading = build_loading(self.hparams)
         self._announce(len(data.train_files))
-        checkpoint = self._checkpoint_of(agent) if self.resumed else None
-        agent.prepare(data, self.hparams, self.device, checkpoint)
+        if self.checkpoint is not None:
+            check_fits(agent, self.checkpoint)
+        agent.prepare(data, self.hparams, self.device, self.checkpoint)
+        self._check_stopping(data)
         folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
+            if self.leads:
+                begin(folder, self.resumed, self.hparams.trainer.accelerator)
             self._tune(agent, data)
             # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
             agent.save_hyperparameters(active_settings(self.hparams))
@@ -110,25 +123,17 @@ class Trainer:
         for warning in warnings:
             console.warning("warning: %s", warning)
 
-    def _checkpoint_of(self, agent: Agent) -> Path:
-        last = RunFolder(Path(self.hparams.run.resume)).last
-        if not last.exists():
-            raise FileNotFoundError(
-                f"--run.resume: {self.hparams.run.resume} has no checkpoint to continue from "
-                f"({last})."
-            )
-        check_fits(agent, last)
-        return last
+    def _check_stopping(self, data: ImageDataModule) -> None:
+        if self.hparams.callbacks.early_stopping.enabled and not self._validates(data):
+            raise ValueError("--callbacks.early_stopping needs validation images: none here.")
 
     def _open_folder(self) -> RunFolder:
         run = self.hparams.run
-        if self.resumed:
+        if run.resume != "none":
             return RunFolder(Path(run.resume))
         if not self.leads:
             return folder_of_leader(run.dir, run.name)
-        folder = create(run.dir, run.name, self.experiment)
-        record_environment(folder, device_name(self.hparams.trainer.accelerator))
-        return folder
+        return create(run.dir, run.name, self.experiment)
 
     def _tune(self, agent: Agent, data: ImageDataModule) -> None:
         options = self.hparams.trainer
@@ -185,8 +190,8 @@ class Trainer:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
         loggers = build_loggers(self.hparams.logger, folder) if self.leads else []
-        if self.resumed:
-            _forget_later_steps(loggers, folder)
+        if self.checkpoint is not None:
+            forget_later_steps(loggers, self.checkpoint)
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [Report(folder)] if report else []
@@ -199,12 +204,14 @@ class Trainer:
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
+                StepNumbers(),
                 *callbacks,
                 *reports,
                 *choosing,
                 RichProgressBar(leave=False),
                 RichModelSummary(max_depth=1),
             ],
+            plugins=[RunCheckpoints(folder, partial(flush, loggers))],
             enable_checkpointing=True,
             enable_progress_bar=True,
             enable_model_summary=True,
@@ -227,17 +234,11 @@ class Trainer:
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
             }
-            if self.leads:
-                folder.write_summary(folder.read_summary() | result)
-            for logger in loggers:
-                logger.finalize(status)
-            hints = finish(loggers)
-            for report in reports:
-                report.write()
+            hints, recorded = close(folder, result, loggers, reports)
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             summary.show(folder, self.hparams, words, result, hints)
-        return _EXIT_CODES[status]
+        return _EXIT_CODES[status] if recorded else _EXIT_CODES["failed"]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -246,12 +247,8 @@ class Trainer:
         common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
         last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
         stopping = self.hparams.callbacks.early_stopping
-        if not self._validates(data):
-            if stopping.enabled:
-                raise ValueError("--callbacks.early_stopping needs validation images: none here.")
-            return [last]
         choice = agent.monitor
-        if choice is None:
+        if choice is None or not self._validates(data):
             return [last]
         monitor, mode = choice
         best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
@@ -270,7 +267,7 @@ class Trainer:
     ) -> tuple[str, str | None]:
         try:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
-            trains, resume = agent.trains, folder.last if self.resumed else None
+            trains, resume = agent.trains, self.checkpoint
             if trains:
                 trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
@@ -289,7 +286,7 @@ class Trainer:
         except SystemExit:
             # Lightning's answer to a second Ctrl-C, or to one during the test.
             return "interrupted", "stopped at once"
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, OSError) as error:
             return "failed", str(error)
         return "finished", None
 
@@ -297,17 +294,3 @@ class Trainer:
 def _weights_are_transductive(hparams: Hparams) -> bool:
     run = named_run(hparams.backbone.weights, hparams.run.dir)
     return run is not None and bool(run.read_summary().get("transductive"))
-
-
-def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
-    step = int(read_checkpoint(folder.last)["global_step"])
-    for logger in loggers:
-        if isinstance(logger, RunFolderLogger):
-            logger.forget_after(step - 1)  # rows count steps from 0
-
-
-def save_backbone(agent: Agent, folder: RunFolder) -> None:
-    """Writes backbone.pth: the backbone's last weights, key names of its public layout."""
-    backbone: Any = agent.backbone
-    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
-    torch.save(state, folder.backbone)

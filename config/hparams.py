@@ -64,8 +64,9 @@ class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
     name: Annotated[str | None, Needs("run.resume", "none")] = None
-    """Folder name under `dir`; an existing one is never overwritten. null: that of the experiment
-    (with -2, -3 … when it exists), else generated."""
+    """Folder name under `dir`; an existing one is never overwritten, unless its run was killed
+    before its first checkpoint. null: that of the experiment (with -2, -3 … when it exists), else
+    generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
     seed: Natural = 0
@@ -74,7 +75,8 @@ class RunHparams:
     """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
-    same folder with that run's settings; options given beside it override them."""
+    same folder with that run's settings; options given beside it override them. Without a
+    checkpoint yet it starts anew there."""
 
 
 @dataclass

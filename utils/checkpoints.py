@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from torch import Tensor
 # Lightning, official Barlow Twins.
 _CONTAINERS = ("teacher", "student", "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
+
+# What Python and torch raise on files that are cut or changed.
+_OF_DAMAGE = (RuntimeError, EOFError, KeyError, OSError, UnicodeDecodeError, NotImplementedError)
 
 Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
@@ -34,16 +39,51 @@ def read_checkpoint(file: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(file)
+    _check_sums(file)
+    return _load(file)
+
+
+def check_readable(file: Path) -> None:
+    """Reads a checkpoint as `read_checkpoint` does, without keeping its tensors in memory.
+
+    Raises:
+        ValueError: it is damaged, or would run code when loaded; names it.
+    """
+    _check_sums(file)
+    _load(file, mmap=True)
+
+
+def _check_sums(file: Path) -> None:
+    """Compares a zip archive, as torch writes, with its CRC-32 sums, which torch never reads.
+
+    Raises:
+        ValueError: a byte of it has changed, or it is cut.
+    """
+    if not file.stat().st_size:
+        raise ValueError(f"{file} is damaged: it is empty.")
+    if not zipfile.is_zipfile(file):
+        return  # a format of old, or cut: torch says which
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, *_OF_DAMAGE) as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    if damaged is not None:
+        raise ValueError(f"{file} is damaged: the checksum of its part {damaged} is wrong.")
+
+
+def _load(file: Path, mmap: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{file} is refused: it holds more than tensors and plain values, and loading it could "
             f"run code. Ask its author for a plain state dict. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a readable weight file: {error}") from error
+    except _OF_DAMAGE as error:
+        reason = (str(error).splitlines() or ["unknown reason"])[0].rstrip(".")
+        raise ValueError(f"{file} is not a readable weight file: {reason}.") from error
 
 
 def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
