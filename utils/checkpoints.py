@@ -61,9 +61,9 @@ def _check_sums(file: Path) -> None:
     """
     if not file.stat().st_size:
         raise ValueError(f"{file} is damaged: it is empty.")
-    if not zipfile.is_zipfile(file):
-        return  # a format of old, or cut: torch says which
     try:
+        if not zipfile.is_zipfile(file):
+            return  # a format of old, or cut: torch says which
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, *_OF_DAMAGE) as error:

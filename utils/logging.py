@@ -107,7 +107,7 @@ class RunFolderLogger(Logger):
         except OSError as error:
             if str(error) not in self._said:
                 self._said.add(str(error))
-                console.warning("warning: %s Training goes on.", error)
+                console.warning("warning: %s The run goes on.", error)
 
     def write(self) -> None:
         """Writes metrics.csv.
@@ -126,8 +126,8 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes metrics.csv a last time."""
-        self.write()
+        """Writes metrics.csv a last time; Lightning calls this, too, when training ends."""
+        self.flush()
 
 
 # What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
