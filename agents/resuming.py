@@ -16,7 +16,7 @@ from config.hparams import Hparams
 from config.resolve import steps_of_run
 from config.validation import check_kept
 from datamodules.base import ImageDataModule
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import read_run_checkpoint
 
 
 def check_continues(agent: Agent, data: ImageDataModule, hparams: Hparams, file: Path) -> None:
@@ -31,7 +31,7 @@ def check_continues(agent: Agent, data: ImageDataModule, hparams: Hparams, file:
     Raises:
         ValueError: it cannot; names the setting, and what to do.
     """
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_run_checkpoint(file)
     check_kept(hparams, checkpoint["hyper_parameters"])
     if not agent.trains:
         return

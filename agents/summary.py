@@ -164,10 +164,8 @@ def _what(hparams: Hparams, result: dict[str, Any]) -> str:
 def _next(folder: RunFolder, hparams: Hparams, status: str, advice: str) -> list[str]:
     where = "" if hparams.run.dir == "runs" else f" --run.dir {hparams.run.dir}"
     resume = f"python main.py --run.resume {folder.name}{where}"
-    if status == "interrupted" and folder.last.exists():
-        return [f"Go on:     {resume}"]
-    if status == "failed":
-        return [f"Go on:     {resume} {advice}"] if folder.last.exists() else []
+    if status != "finished":
+        return [f"Go on:     {resume} {advice}".rstrip()]
     if hparams.task == "segmentation":
         return [
             f"Next:      label your images:  python main.py --predict {folder.name} "

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -19,8 +18,16 @@ from agents import summary
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
-from agents.loggers import build_loggers, finish
+from agents.loggers import build_loggers
 from agents.resuming import check_continues
+from agents.saving import (
+    begin,
+    checkpoint_to_resume,
+    close,
+    flush,
+    forget_later_steps,
+    save_backbone,
+)
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
@@ -30,6 +37,7 @@ from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
 from callbacks.random_state import RandomState
 from callbacks.report import Report
+from callbacks.step_numbers import StepNumbers
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
@@ -40,12 +48,12 @@ from datamodules.base import ImageDataModule
 from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.workers import WorkerKilledError
-from utils.checkpoints import read_run_checkpoint
+from utils.checkpoint_io import RunCheckpoints
 from utils.console import console, quiet_libraries
-from utils.device import best_device, check_accelerator, device_name, resolve_precision
-from utils.logging import RunFolderLogger, log_chart
+from utils.device import best_device, check_accelerator, resolve_precision
+from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
-from utils.run_folder import RunFolder, create, folder_of_leader, named_run, record_environment
+from utils.run_folder import RunFolder, create, folder_of_leader, named_run
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
@@ -73,7 +81,8 @@ class Trainer:
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
-        self.resumed = hparams.run.resume != "none"
+        self.checkpoint = checkpoint_to_resume(hparams.run.resume)
+        self.resumed = self.checkpoint is not None
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
@@ -92,10 +101,15 @@ class Trainer:
         self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
         data.loading = build_loading(self.hparams)
         self._announce(len(data.train_files))
-        checkpoint = self._checkpoint_of(agent, data) if self.resumed else None
-        agent.prepare(data, self.hparams, self.device, checkpoint)
+        if self.checkpoint is not None:
+            check_continues(agent, data, self.hparams, self.checkpoint)
+            check_fits(agent, self.checkpoint)
+        agent.prepare(data, self.hparams, self.device, self.checkpoint)
+        self._check_stopping(data)
         folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
+            if self.leads:
+                begin(folder, self.resumed, self.hparams.trainer.accelerator)
             self._tune(agent, data)
             # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
             agent.save_hyperparameters(active_settings(self.hparams))
@@ -124,26 +138,17 @@ class Trainer:
         for warning in warnings:
             console.warning("warning: %s", warning)
 
-    def _checkpoint_of(self, agent: Agent, data: ImageDataModule) -> Path:
-        last = RunFolder(Path(self.hparams.run.resume)).last
-        if not last.exists():
-            raise FileNotFoundError(
-                f"--run.resume: {self.hparams.run.resume} has no checkpoint to continue from "
-                f"({last})."
-            )
-        check_continues(agent, data, self.hparams, last)
-        check_fits(agent, last)
-        return last
+    def _check_stopping(self, data: ImageDataModule) -> None:
+        if self.hparams.callbacks.early_stopping.enabled and not self._validates(data):
+            raise ValueError("--callbacks.early_stopping needs validation images: none here.")
 
     def _open_folder(self) -> RunFolder:
         run = self.hparams.run
-        if self.resumed:
+        if run.resume != "none":
             return RunFolder(Path(run.resume))
         if not self.leads:
             return folder_of_leader(run.dir, run.name)
-        folder = create(run.dir, run.name, self.experiment)
-        record_environment(folder, device_name(self.hparams.trainer.accelerator))
-        return folder
+        return create(run.dir, run.name, self.experiment)
 
     def _tune(self, agent: Agent, data: ImageDataModule) -> None:
         options = self.hparams.trainer
@@ -203,8 +208,8 @@ class Trainer:
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
-        if self.resumed:
-            _forget_later_steps(loggers, folder)
+        if self.checkpoint is not None:
+            forget_later_steps(loggers, self.checkpoint)
         throughput, unreadable = Throughput(), UnreadableImages()
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [guard.around("report", Report(folder))] if report else []
@@ -217,12 +222,14 @@ class Trainer:
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
                 RandomState(self.hparams.run.seed),
+                StepNumbers(),
                 *callbacks,
                 *reports,
                 *choosing,
                 RichProgressBar(leave=False),
                 RichModelSummary(max_depth=1),
             ],
+            plugins=[RunCheckpoints(folder, partial(flush, loggers))],
             enable_checkpointing=True,
             enable_progress_bar=True,
             enable_model_summary=True,
@@ -243,29 +250,18 @@ class Trainer:
             result |= {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
-                "readout_failures": dict(guard.failures),
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),
             }
-            if self.leads:
-                folder.write_summary(folder.read_summary() | result)
             table = summary.before_and_now(callbacks, result)
             guard.attempt("readouts", partial(log_chart, trainer, "readouts", table))
-            for logger in loggers:
-                logger.finalize(end.status)
-            for report in reports:
-                guard.attempt("report", report.write)
-            if self.leads:
-                result["readout_failures"] = dict(guard.failures)
-                folder.write_summary(folder.read_summary() | result)
-            facts = {name: value for name, value in result.items() if name not in self.metrics}
-            hints = finish(loggers, folder, facts)
+            hints, recorded = close(folder, result, loggers, reports, guard, set(self.metrics))
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             words += guard.in_words()
             summary.show(folder, self.hparams, words, result, hints, end.advice)
-        return _EXIT_CODES[end.status]
+        return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -274,12 +270,8 @@ class Trainer:
         common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
         last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
         stopping = self.hparams.callbacks.early_stopping
-        if not self._validates(data):
-            if stopping.enabled:
-                raise ValueError("--callbacks.early_stopping needs validation images: none here.")
-            return [last]
         choice = agent.monitor
-        if choice is None:
+        if choice is None or not self._validates(data):
             return [last]
         monitor, mode = choice
         best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
@@ -298,7 +290,7 @@ class Trainer:
     ) -> _End:
         try:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
-            trains, resume = agent.trains, folder.last if self.resumed else None
+            trains, resume = agent.trains, self.checkpoint
             if trains:
                 trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
@@ -319,6 +311,8 @@ class Trainer:
             return _End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return _End("failed", str(error), error.advice)
+        except OSError as error:
+            return _End("failed", str(error))
         except RuntimeError:
             # torch hears of a worker's end in the middle of whatever this process is doing.
             if killed := _killed_worker(trainer):
@@ -339,17 +333,3 @@ def _killed_worker(trainer: pl.Trainer) -> WorkerKilledError | None:
 def _weights_are_transductive(hparams: Hparams) -> bool:
     run = named_run(hparams.backbone.weights, hparams.run.dir)
     return run is not None and bool(run.read_summary().get("transductive"))
-
-
-def _forget_later_steps(loggers: list[Any], folder: RunFolder) -> None:
-    step = int(read_run_checkpoint(folder.last)["global_step"])
-    for logger in loggers:
-        if isinstance(logger, RunFolderLogger):
-            logger.forget_after(step - 1)  # rows count steps from 0
-
-
-def save_backbone(agent: Agent, folder: RunFolder) -> None:
-    """Writes backbone.pth: the backbone's last weights, key names of its public layout."""
-    backbone: Any = agent.backbone
-    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
-    torch.save(state, folder.backbone)

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.inspection import class_names
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
+from utils.files import replacing
 from utils.logging import RunFolderLogger
 from utils.palette import VOID
 
@@ -57,8 +58,9 @@ class ImageCounts(Callback):
         """Writes the file; not with several processes, of which none sees all images."""
         for logger in trainer.loggers:
             if isinstance(logger, RunFolderLogger) and trainer.world_size == 1:
-                np.savez_compressed(
-                    logger.folder.path / "test_counts.npz",
-                    rows=torch.cat(self.rows).numpy().astype(np.uint32),
-                    num_classes=len(class_names(pl_module)),
-                )
+                with replacing(logger.folder.path / "test_counts.npz") as stream:
+                    np.savez_compressed(
+                        stream,
+                        rows=torch.cat(self.rows).numpy().astype(np.uint32),
+                        num_classes=len(class_names(pl_module)),
+                    )

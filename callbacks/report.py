@@ -15,10 +15,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.learning_curves import is_curve
 from utils.figures import close
+from utils.files import name_damaged, write_atomically
 from utils.logging import RunFolderLogger, read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_uri, render
-from utils.run_folder import RunFolder, write_atomically
+from utils.run_folder import RunFolder
 
 SECONDS_BETWEEN = 60
 MAX_STEPS = 12
@@ -43,13 +44,20 @@ class Report(Callback):
         if time.monotonic() - self._written > SECONDS_BETWEEN:
             for logger in trainer.loggers:
                 if isinstance(logger, RunFolderLogger):
-                    logger.write()
+                    logger.flush()
             self.write()
 
-    def write(self) -> None:
-        """Writes the page from what the folder holds now."""
-        summary, environment = self.folder.read_summary(), self.folder.read_environment()
-        settings = yaml.safe_load(self.folder.hparams.read_text())
+    def write(self, result: Mapping[str, Any] | None = None) -> None:
+        """Writes the page from what the folder holds now.
+
+        Args:
+            result: what summary.json will hold; None: what it holds.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        summary = self.folder.read_summary() if result is None else result
+        environment, settings = self.folder.read_environment(), self._settings()
         curves = _curves(read_metrics(self.folder.path / "metrics.csv"))
         files = self._pictures()
         known, self._encoded = self._encoded, {}  # forgets pictures that are on the page no more
@@ -65,8 +73,9 @@ class Report(Callback):
                 curves=data_uri(curves, width) if curves else None,
                 galleries={
                     kind: [
-                        {"step": _step(file), "uri": self._encode(file, width, known)}
+                        {"step": _step(file), "uri": uri}
                         for file in evenly(shown)
+                        if (uri := self._encode(file, width, known))
                     ]
                     for kind, shown in files.items()
                 },
@@ -85,11 +94,22 @@ class Report(Callback):
         kinds.pop("learning_curves", None)  # drawn anew for the page
         return dict(sorted(kinds.items()))
 
+    def _settings(self) -> dict[str, Any]:
+        try:
+            found = yaml.safe_load(self.folder.hparams.read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            found = None
+        return found if isinstance(found, dict) else {}
+
     def _encode(
         self, file: Path, width: int | None, known: Mapping[tuple[Path, float, int | None], str]
-    ) -> str:
+    ) -> str | None:
         key = (file, file.stat().st_mtime, width)
-        self._encoded[key] = known.get(key) or picture_uri(file, width)
+        try:
+            self._encoded[key] = known.get(key) or picture_uri(file, width)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
+            name_damaged(file, str(error))
+            return None
         return self._encoded[key]
 
 
@@ -129,8 +149,9 @@ def _step(file: Path) -> int:
 def _headline(
     summary: Mapping[str, Any], environment: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[str]:
-    state = summary.get("status", "running")
-    parts = [f"{settings['task']}: {settings['backbone']['name']} on {settings['data']['name']}"]
+    state, values = summary.get("status", "running"), flat(settings)
+    task, backbone, data = (values.get(key) for key in ("task", "backbone.name", "data.name"))
+    parts = [f"{task}: {backbone} on {data}" if task else ""]
     parts += [str(state), str(environment.get("started", ""))[:16], environment.get("device", "")]
     if summary.get("transductive"):
         parts.append("TRANSDUCTIVE: training saw evaluation images")

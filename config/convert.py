@@ -13,6 +13,7 @@ import yaml
 
 from config.hparams import Hparams
 from config.rules import get_leaf
+from utils.files import write_atomically
 
 
 class ConfigError(ValueError):
@@ -120,7 +121,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -131,4 +132,4 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def write_yaml(settings: Mapping[str, Any], file: Path) -> None:
     """Writes a nested dict so that `read_yaml` gives it back."""
-    file.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    write_atomically(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))

@@ -72,8 +72,9 @@ class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
     name: Annotated[str | None, Needs("run.resume", "none")] = None
-    """Folder name under `dir`; an existing one is never overwritten. null: that of the experiment
-    (with -2, -3 … when it exists), else generated."""
+    """Folder name under `dir`; an existing one is never overwritten, unless its run was killed
+    before its first checkpoint. null: that of the experiment (with -2, -3 … when it exists), else
+    generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
     seed: Annotated[Natural, OF_THE_START] = 0
@@ -83,7 +84,8 @@ class RunHparams:
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
     same folder with that run's settings. Options given beside it act from the next step on (rates,
-    schedules, length, …), or are refused (those that a run keeps, such as data.batch_size)."""
+    schedules, length, …), or are refused (those that a run keeps, such as data.batch_size). Without
+    a checkpoint yet it starts anew there."""
 
 
 @dataclass

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, read_yaml, suggestion
-from utils.nested import merged
+from config.convert import ConfigError, leaves, read_yaml, suggestion, update
+from config.hparams import Hparams
+from config.resolve import choose_names
+from config.rules import unmet
+from utils.console import console
+from utils.files import read_json
+from utils.nested import flat, merged
 
 CONFIG_DIR = Path(__file__).parent
 
@@ -59,9 +65,15 @@ def find_run(run: str, runs_dir: str) -> Path:
         ConfigError: no such run.
     """
     name = run.removeprefix("run:")
-    for candidate in (Path(runs_dir) / name, Path(name)):
-        if (candidate / "hparams.yaml").is_file():
+    places = (Path(runs_dir) / name, Path(name))
+    for candidate in places:
+        if (candidate / "hparams.yaml").is_file() or _last(candidate).is_file():
             return candidate
+    if any((candidate / "checkpoints").is_dir() for candidate in places):
+        raise ConfigError(
+            f"{name} was stopped before it had written its settings: start it again with "
+            f"--run.name {name} and the options it had."
+        )
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
         f"There is no run {name} in {runs_dir}/.{suggestion(name, known)} "
@@ -69,18 +81,97 @@ def find_run(run: str, runs_dir: str) -> Path:
     )
 
 
+def _last(run: Path) -> Path:
+    return run / "checkpoints" / "last.ckpt"
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Returns the settings of a run: of its hparams.yaml, or of its checkpoint where that is gone.
+
+    Raises:
+        ConfigError: hparams.yaml is damaged; says how to get the settings back.
+    """
+    file = run / "hparams.yaml"
+    if not file.exists():
+        return _settings_in_checkpoint(run)
+    try:
+        settings = read_yaml(file)
+    except ConfigError as error:
+        raise _damaged(file, str(error)) from error
+    if "task" not in settings:
+        raise _damaged(file, "there is no task in it" if settings else "it is empty")
+    return settings
+
+
+def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
+    # Only here: importing torch takes seconds.
+    from utils.checkpoint_io import resumable
+    from utils.checkpoints import read_checkpoint
+    from utils.run_folder import RunFolder
+
+    checkpoint = resumable(RunFolder(run))
+    if checkpoint is None:
+        raise ConfigError(f"{run} has neither hparams.yaml nor a checkpoint.")
+    settings: dict[str, Any] = read_checkpoint(checkpoint)["hyper_parameters"]
+    console.warning("There is no hparams.yaml: the settings are those in %s.", checkpoint)
+    # As hparams.yaml has them: how the run was started is not a part of it.
+    return merged(settings, {"run": {"name": None, "resume": "none"}})
+
+
+def check_complete(file: Path, saved: Mapping[str, Any]) -> None:
+    """Checks that no setting of a run is missing in its hparams.yaml, which would be the default.
+
+    Args:
+        file: hparams.yaml.
+        saved: the settings in the run's checkpoint.
+
+    Raises:
+        ConfigError: something is missing; names it.
+    """
+    settings = read_yaml(file)
+    try:
+        hparams = choose_names(update(Hparams(), settings, str(file)))
+    except ConfigError as error:
+        raise _damaged(file, str(error)) from error
+    there, known = flat(settings), {leaf.path for leaf in leaves(hparams)}
+    lost = [
+        path
+        for path in flat(saved)
+        if path in known and path not in there and unmet(hparams, path) is None
+    ]
+    if lost:
+        raise _damaged(file, f"{', '.join(lost[:3])} of the run's checkpoint not in it")
+
+
+def _damaged(file: Path, reason: str) -> ConfigError:
+    saved = _last(file.parent)
+    remedy = (
+        f"Remove it, and the settings are read from {saved}."
+        if saved.exists()
+        else "The run has no checkpoint to read them from: put the settings back, or start anew "
+        "under another name."
+    )
+    return ConfigError(f"{file} is damaged ({reason}). {remedy}")
+
+
 def newest_unfinished(runs_dir: str) -> Path:
-    """Returns the run folder with the newest last.ckpt that did not finish.
+    """Returns the newest run folder that did not finish, by its last.ckpt.
+
+    One that was killed before its first checkpoint counts, by its settings.
 
     Raises:
         ConfigError: every run finished, or there is none.
     """
-    files = sorted(Path(runs_dir).glob("*/checkpoints/last.ckpt"), key=lambda f: f.stat().st_mtime)
-    for file in reversed(files):
-        summary = file.parents[1] / "summary.json"
-        if not summary.exists() or '"status": "finished"' not in summary.read_text():
-            return file.parents[1]
+    found: list[tuple[float, Path]] = []
+    for settings in Path(runs_dir).glob("*/hparams.yaml"):
+        run = settings.parent
+        status = read_json(run / "summary.json").get("status")
+        newest = _last(run) if _last(run).exists() else settings
+        if status is None or (status != "finished" and newest != settings):
+            found.append((newest.stat().st_mtime, run))
+    if found:
+        return max(found)[1]
     raise ConfigError(
-        f"--run.resume auto: no unfinished run with a checkpoint in {runs_dir}/. "
+        f"--run.resume auto: no unfinished run in {runs_dir}/. "
         "Use --run.resume none to start a new run."
     )

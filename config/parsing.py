@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
 from config import names
-from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, suggestion, update
+from config.convert import ConfigError, base_types, leaves, set_leaf, suggestion, update
 from config.hparams import Hparams
-from config.lookup import find_run, newest_unfinished, read_experiment
+from config.lookup import find_run, newest_unfinished, read_experiment, read_settings
 from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 from config.validation import check, without_ineffective, without_superseded
@@ -150,7 +150,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
-        update(hparams, read_yaml(folder / "hparams.yaml"), str(folder / "hparams.yaml"))
+        update(hparams, read_settings(folder), str(folder / "hparams.yaml"))
         hparams = without_ineffective(hparams)
         if resumed:
             argv = _replace_option(argv, "--run.resume", str(folder))
@@ -200,12 +200,12 @@ def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Names
     if not str(weights).startswith("run:"):
         return
     try:
-        file = find_run(str(weights), early.dir or hparams.run.dir) / "hparams.yaml"
+        run = find_run(str(weights), early.dir or hparams.run.dir)
     except ConfigError:
         return  # the loader says what is missing
-    backbone = read_yaml(file).get("backbone", {})
+    backbone = read_settings(run).get("backbone", {})
     known = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
-    update(hparams, {"backbone": known}, str(file))
+    update(hparams, {"backbone": known}, str(run))
 
 
 def _early(argv: Sequence[str]) -> argparse.Namespace:

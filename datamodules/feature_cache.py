@@ -10,9 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from datamodules.fixed_views import Images
 from datamodules.image_store import Sample, StoredImages, StoreWriter
 from datamodules.loading import Loading
 from utils.console import console
+from utils.files import owner, remove_abandoned
 
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
@@ -81,6 +80,7 @@ class FeatureCache:
         return self._opened[digest]
 
     def _open(self, dataset: Images, folder: Path, name: str) -> StoredImages:
+        remove_abandoned(self.root.glob("*.part"))
         if folder.exists():
             try:
                 found = StoredImages(folder, self.sample)
@@ -95,10 +95,8 @@ class FeatureCache:
         return StoredImages(folder, self.sample)
 
     def _build(self, dataset: Images, folder: Path, name: str) -> None:
-        owner = f"{socket.gethostname()}-{os.getpid()}"
-        part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.{owner}.part")
+        part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.{owner()}.part")
         self.root.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(self.root)
         part.mkdir()
         try:
             writer = StoreWriter(part)
@@ -171,14 +169,6 @@ def _writable(folder: Path) -> Iterator[None]:
             f"--data.feature_cache: {folder.parent} cannot be written ({error}). Give another "
             f"folder. {_OFF}"
         ) from error
-
-
-def _remove_abandoned(root: Path) -> None:
-    # What a killed process of this machine left behind.
-    for part in root.glob(f"*.{socket.gethostname()}-*.part"):
-        process = int(part.name.removesuffix(".part").rpartition("-")[2])
-        if not Path(f"/proc/{process}").exists() and Path("/proc").exists():
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _gigabytes(size: int) -> str:

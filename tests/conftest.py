@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -94,6 +96,17 @@ def setting_words(words: list[str]) -> dict[str, list[str]]:
         else:
             found[path].append(word)
     return found
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """Lets the kernel refuse what would make a file larger, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,9 @@ from torch import Tensor
 _CONTAINERS = ("teacher", "student", "state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")
 
+# What Python and torch raise on files that are cut or changed.
+_OF_DAMAGE = (RuntimeError, EOFError, KeyError, OSError, UnicodeDecodeError, NotImplementedError)
+
 Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
 
@@ -34,15 +37,8 @@ def read_checkpoint(file: Path) -> Any:
         raise FileNotFoundError(f"There is no weight file {file}.")
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # a damaged file makes the unpickler trip over anything
-            # Not in torch's words, which advise to load what could run code.
-            refused = isinstance(error, pickle.UnpicklingError) and _is_pickle(file)
-            raise ValueError(_refusal(file) if refused else _damage(file)) from error
+    _check_sums(file)
+    return _load(file)
 
 
 def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
@@ -56,6 +52,43 @@ def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or "global_step" not in found:
         raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict and step.")
     return found
+
+
+def check_readable(file: Path) -> None:
+    """Reads a checkpoint as `read_checkpoint` does, without keeping its tensors in memory.
+
+    Raises:
+        ValueError: it is damaged, or would run code when loaded; names it.
+    """
+    _check_sums(file)
+    _load(file, mmap=True)
+
+
+def _check_sums(file: Path) -> None:
+    """Compares a zip archive, as torch writes, with its CRC-32 sums, which torch never reads.
+
+    Raises:
+        ValueError: a byte of it has changed.
+    """
+    try:
+        if not zipfile.is_zipfile(file):
+            return  # a format of old, or cut: loading it will tell
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # whatever a changed byte of the directory leads to
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    if damaged is not None:
+        raise ValueError(f"{file} is damaged: the checksum of its part {damaged} is wrong.")
+
+
+def _load(file: Path, mmap: bool = False) -> Any:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        except Exception as error:  # a damaged file makes the unpickler trip over anything
+            # Not in torch's words, which advise to load what could run code.
+            refused = isinstance(error, pickle.UnpicklingError) and _is_pickle(file)
+            raise ValueError(_refusal(file) if refused else _damage(file)) from error
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -97,7 +130,10 @@ def _refusal(file: Path) -> str:
 
 def _damage(file: Path) -> str:
     with file.open("rb") as opened:
-        begins_as_zip = opened.read(4) == b"PK\3\4"
+        begins = opened.read(4)
+    if not begins:
+        return f"{file} is damaged: it is empty."
+    begins_as_zip = begins == b"PK\3\4"
     if begins_as_zip and not zipfile.is_zipfile(file):
         return f"{file} cannot be read: it ends too early; copy or download it again."
     return f"{file} cannot be read as weights: it is damaged, or torch.save has not written it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from utils.files import replacing
 
 # Absolute colours, as in the study: 1 is red, 0 cyan-blue; anticorrelation turns dark.
 CORRELATION = LinearSegmentedColormap.from_list(
@@ -38,6 +41,12 @@ matplotlib.rcParams.update(
         "figure.dpi": 120,
     }
 )
+
+
+def save(figure: Figure, file: Path, **settings: Any) -> None:
+    """Writes a PNG that is whole or not there; `settings` are those of `Figure.savefig`."""
+    with replacing(file) as stream:
+        figure.savefig(stream, format="png", **settings)
 
 
 def grid(

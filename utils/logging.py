@@ -7,7 +7,8 @@ import io
 import math
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -19,8 +20,10 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from utils.figures import close
-from utils.run_folder import RunFolder, write_atomically
+from utils.console import console
+from utils.figures import close, save
+from utils.files import name_damaged, replacing, write_atomically
+from utils.run_folder import RunFolder
 
 SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
 
@@ -28,7 +31,8 @@ SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
 class RunFolderLogger(Logger):
     """Scalars to metrics.csv, figures to figures/<kind>/step-*.png.
 
-    On resume, rows after the resumed step are dropped: they belong to steps that never counted.
+    On resume, rows after the resumed step are dropped: they belong to steps that never counted. A
+    file that cannot be written while training is said, once, and ends nothing.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -37,6 +41,7 @@ class RunFolderLogger(Logger):
         self.file = folder.path / "metrics.csv"
         self.rows = read_metrics(self.file)
         self._saved = time.monotonic()
+        self._said: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -68,21 +73,48 @@ class RunFolderLogger(Logger):
     ) -> None:
         """Saves a figure, and what it was drawn from in place of the last one's."""
         file = self.folder.figures / kind / f"step-{step:07d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file)
-        if arrays:
-            content = io.BytesIO()
-            np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-            write_atomically(file.with_name("newest.npz"), content.getvalue())
+        with self._saying():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save(figure, file)
+            if arrays:
+                with replacing(file.with_name("newest.npz")) as stream:
+                    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
     @rank_zero_only
     def save(self) -> None:
         """Writes metrics.csv, but not after every step: Lightning calls this that often."""
         if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes metrics.csv if it can be written."""
+        with self._saying():
             self.write()
 
+    def flush_for_checkpoint(self) -> None:
+        """Writes what lies behind a checkpoint, which no resumed run would log again.
+
+        Lightning logs the means of an epoch, or the step of an interruption, right after the
+        checkpoint: they are written as soon as they come.
+        """
+        self.flush()
+        self._saved = -math.inf
+
+    @contextmanager
+    def _saying(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                console.warning("warning: %s The run goes on.", error)
+
     def write(self) -> None:
-        """Writes metrics.csv."""
+        """Writes metrics.csv.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         self._saved = time.monotonic()
         names = sorted({name for row in self.rows.values() for name in row})
         text = io.StringIO()
@@ -94,8 +126,8 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes metrics.csv a last time."""
-        self.write()
+        """Writes metrics.csv a last time; Lightning calls this, too, when training ends."""
+        self.flush()
 
 
 # What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
@@ -104,24 +136,33 @@ _RENAMED = {"chance_level": "noise_floor", "rank_bound": "lower_bound"}
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """Reads metrics.csv: scalars by step; empty when there is no file."""
+    """Reads metrics.csv: scalars by step; empty when there is no file.
+
+    Rows that cannot be read are left out, counted and said.
+    """
     if not file.exists():
         return {}
-    with file.open(newline="") as lines:
-        reader = csv.DictReader(lines)
-        columns = reader.fieldnames or ()
-        renamed = {
-            f"{split}/{old}": f"{split}/{new}"
-            for split in ("train", "val")
-            for old, new in _RENAMED.items()
-            if f"{split}/rank_bound" in columns
-        }
-        return {
-            int(row.pop("step")): {
-                renamed.get(name, name): float(value) for name, value in row.items() if value
-            }
-            for row in reader
-        }
+    lines = file.read_text(errors="replace").splitlines(keepends=True)
+    reader = csv.reader(line for line in lines if line.endswith("\n"))  # a cut line says nothing
+    columns = next(reader, [])
+    renamed = {
+        f"{split}/{old}": f"{split}/{new}"
+        for split in ("train", "val")
+        for old, new in _RENAMED.items()
+        if f"{split}/rank_bound" in columns
+    }
+    names = [renamed.get(name, name) for name in columns]
+    rows: dict[int, dict[str, float]] = {}
+    for cells in reader:
+        with suppress(ValueError):
+            row = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
+            rows[int(row.pop("step", math.nan))] = row
+    lost = len(lines) - 1 - len(rows)
+    if "step" not in columns:
+        name_damaged(file, "it has no column `step`")
+    elif lost:
+        name_damaged(file, f"{lost} rows cannot be read, {len(rows)} can")
+    return rows
 
 
 @runtime_checkable

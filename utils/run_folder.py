@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import random
-import subprocess
-import sys
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,15 +18,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from utils.files import is_temporary, read_json, write_atomically
+
 _ADJECTIVES = (
     "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
 )
 _NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
-_PACKAGES = (
-    "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib "
-    "seaborn vit-pytorch segmentation-models-pytorch numpy pillow"
-)
 
+# What a run leaves before its first checkpoint, but for its settings.
+_REMAINS = ("metrics.csv", "summary.json", "report.html", "code.patch", "figures", "tensorboard")
 
 _TOLD = "TWINSIGHT_RUN_FOLDER"  # tells the processes Lightning starts which folder was made
 
@@ -47,13 +44,23 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """best.ckpt, last.ckpt, backbone.pth."""
+        """best.ckpt, last.ckpt, previous.ckpt, backbone.pth."""
         return self.path / "checkpoints"
 
     @property
     def last(self) -> Path:
         """The checkpoint a run resumes from."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before it, for when that is damaged."""
+        return self.checkpoints / "previous.ckpt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from."""
+        return self.last.exists() or self.previous.exists()
 
     @property
     def best(self) -> Path:
@@ -86,9 +93,8 @@ class RunFolder:
         return self.path / "figures"
 
     def read_summary(self) -> dict[str, Any]:
-        """Returns summary.json, empty before there is one."""
-        file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        """Returns summary.json, empty before there is one and when it is damaged."""
+        return read_json(self.path / "summary.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces summary.json."""
@@ -123,6 +129,26 @@ class RunFolder:
         with claimed(self.path / ".lock") as free:
             return not free
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether a run was killed here before its first checkpoint, and nothing else is here."""
+        began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
+        if not began or (self.path / "summary.json").exists():
+            return False
+        if not all(is_temporary(file) for file in self.checkpoints.iterdir()):
+            return False
+        known = {"checkpoints", ".lock", "environment.json", "hparams.yaml", "wandb", *_REMAINS}
+        return all(file.name in known or is_temporary(file) for file in self.path.iterdir())
+
+    def clear(self) -> None:
+        """Removes what a run left that starts anew."""
+        for name in _REMAINS:
+            place = self.path / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
     def newest_arrays(self, kind: str) -> dict[str, NDArray[Any]] | None:
         """Returns what the last picture of a kind was drawn from; None before there is one."""
         file = self.figures / kind / "newest.npz"
@@ -132,9 +158,8 @@ class RunFolder:
             return dict(arrays)
 
     def read_environment(self) -> dict[str, Any]:
-        """Returns environment.json, empty before there is one."""
-        file = self.path / "environment.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        """Returns environment.json, empty before there is one and when it is damaged."""
+        return read_json(self.path / "environment.json")
 
 
 @contextmanager
@@ -143,10 +168,13 @@ def claimed(file: Path, timeout: float = 0) -> Iterator[bool]:
 
     Args:
         file: the lock.
-        timeout: seconds to wait for another process.
+        timeout: seconds to wait for another process; -1: as long as it takes.
 
     Yields:
         False where another process has it.
+
+    Raises:
+        OSError: its folder cannot be written.
     """
     lock = FileLock(file)
     try:
@@ -154,6 +182,11 @@ def claimed(file: Path, timeout: float = 0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
+    except OSError as error:
+        raise OSError(
+            f"{file.parent} cannot be written ({error.strerror}). Make it writable, or copy it to "
+            "where you may write."
+        ) from error
     try:
         yield True
     finally:
@@ -170,7 +203,7 @@ def named_run(weights: str, runs_dir: str) -> RunFolder | None:
 
 
 def create(runs_dir: str, name: str | None, experiment: str | None = None) -> RunFolder:
-    """Makes the folder of a new run.
+    """Makes the folder of a new run, or takes that of one over that left no checkpoint.
 
     Args:
         runs_dir: folder of all runs.
@@ -183,8 +216,9 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
     """
     path = Path(runs_dir) / (name or _free_name(Path(runs_dir), experiment))
     try:
-        path.mkdir(parents=True)
-        (path / "checkpoints").mkdir()
+        if not RunFolder(path).abandoned:
+            path.mkdir(parents=True)
+            (path / "checkpoints").mkdir()
     except FileExistsError as error:
         raise ValueError(
             f"--run.name {name}: {path} exists and is never overwritten. Choose another name, or "
@@ -225,53 +259,6 @@ def folder_of_leader(runs_dir: str, name: str | None) -> RunFolder:
     return RunFolder(Path(os.environ[_TOLD]))
 
 
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes so that a reader sees the old content or the new, and a full disk keeps the old."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def record_environment(folder: RunFolder, device: str) -> None:
-    """Writes environment.json, and code.patch when the code differs from the commit."""
-    status = _git("status", "--porcelain")
-    environment = {
-        "name": folder.name,
-        "command": [Path(sys.executable).name, *sys.argv],
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": _git("rev-parse", "HEAD") or None,
-        "git_dirty": bool(status),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-        "packages": {name: _version(name) for name in _PACKAGES.split()},
-    }
-    if status:
-        (folder.path / "code.patch").write_text(_git("diff", "HEAD") + "\n")
-    write_environment(folder, environment)
-
-
 def write_environment(folder: RunFolder, environment: Mapping[str, Any]) -> None:
     """Replaces environment.json."""
     write_atomically(folder.path / "environment.json", json.dumps(dict(environment), indent=2))
-
-
-def _git(*arguments: str) -> str:
-    try:
-        root = Path(__file__).parents[1]
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from callbacks.learning_curves import is_curve
 from config.convert import read_yaml
 from utils import figures
+from utils.files import write_atomically
 from utils.logging import read_metrics
 from utils.nested import flat
-from utils.run_folder import RunFolder, write_atomically
+from utils.run_folder import RunFolder
 from utils.text import format_result
 
 _MOST_PANELS = 9
@@ -34,7 +35,7 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     lines = [table, "", f"table   {place / 'table.md'}"]
     curves = draw_curves({folder.name: folder for folder in folders})
     if curves is not None:
-        curves.savefig(place / "curves.png")
+        figures.save(curves, place / "curves.png")
         figures.close(curves)
         lines.append(f"curves  {place / 'curves.png'}")
     return "\n".join(lines)

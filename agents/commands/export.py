@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from models.backbones.base import Backbone
+from utils.files import write_atomically
 from utils.run_folder import RunFolder
 
 
@@ -38,7 +39,8 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     backbone: Any = agent.backbone
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.net.state_dict().items()}
     lines = recipe(backbone, folder)
-    save_file(state, folder.exported, {"run": folder.name, "load": "\n".join(lines)})
+    about = {"run": folder.name, "load": "\n".join(lines)}
+    write_atomically(folder.exported, save(state, about))
     size = folder.exported.stat().st_size / 1e6
     return [
         f"{folder.exported}: {len(state)} tensors, {size:.0f} MB.",

@@ -17,6 +17,7 @@ from datamodules.reading import UnreadableImageError, read_picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
 from utils.device import best_device
+from utils.files import replacing
 from utils.palette import label_image, overlay, palette
 from utils.run_folder import RunFolder
 from utils.text import printable
@@ -100,4 +101,5 @@ def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> np.nda
 
 def _save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file)
+    with replacing(file) as stream:
+        image.save(stream, Image.registered_extensions()[file.suffix])

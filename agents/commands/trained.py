@@ -8,6 +8,7 @@ from agents.base import Agent
 from agents.build import build_agent, check_fits
 from agents.sources import build_source
 from config.hparams import Hparams
+from config.lookup import check_complete
 from config.resolve import resolve
 from datamodules.base import ImageSource
 from utils.checkpoints import read_run_checkpoint
@@ -27,11 +28,14 @@ def trained_agent(
 
     Raises:
         FileNotFoundError: the run has no such checkpoint.
-        ValueError: the settings do not fit the checkpoint.
+        ValueError: the settings do not fit the checkpoint, or one of both is damaged.
     """
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
     quiet_libraries()
+    if folder.hparams.exists():
+        saved = read_run_checkpoint(checkpoint).get("hyper_parameters", {})
+        check_complete(folder.hparams, saved)
     hparams = resolve(hparams)
     source = build_source(hparams)
     agent = build_agent(hparams, source, loaded=False)

@@ -33,7 +33,7 @@ def test_a_run_leaves_everything_in_its_folder(train, capsys):
     rows = read_metrics(folder / "metrics.csv")
     assert [step for step in rows if "train/loss" in rows[step]] == list(range(6))
     names = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert names == {"best.ckpt", "last.ckpt", "backbone.pth"}
+    assert names == {"best.ckpt", "last.ckpt", "previous.ckpt", "backbone.pth"}
     environment = yaml.safe_load((folder / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
     said = capsys.readouterr().out
@@ -385,10 +385,11 @@ def test_a_run_without_validation(train, image_folder):
     assert "val/loss" not in summary(folder)
     assert "train/loss" in summary(folder)
     assert train("off", trainer__limit_val_batches=0)[0] == 0
-    code, _ = train(
+    code, folder = train(
         "early", trainer__limit_val_batches=0, callbacks__early_stopping__enabled="true"
     )
     assert code == 2
+    assert not folder.exists()
 
 
 def test_tuned_and_resolved_settings_travel_in_the_checkpoint(train):

@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import shutil
+import socket
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,7 +248,7 @@ def test_of_two_builds_the_first_to_finish_wins(shapes_root, tmp_path, said):
 
 
 def test_what_a_killed_run_left_is_removed(shapes_root, tmp_path, said):
-    host = feature_cache.socket.gethostname()
+    host = socket.gethostname()
     dead = tmp_path / "cache" / f"abc.{host}-999999999.part"
     dead.mkdir(parents=True)
     kept(shapes_root, tmp_path / "cache")

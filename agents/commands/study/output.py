@@ -13,10 +13,11 @@ from agents.commands.study.table import StudyTable, study_table
 from agents.wandb_start import log_table
 from config.convert import update
 from config.hparams import Hparams
-from utils.figures import close
+from utils.figures import close, save
+from utils.files import write_atomically
 from utils.nested import nested
 from utils.page import fit, picture_uri, render
-from utils.run_folder import RunFolder, write_atomically
+from utils.run_folder import RunFolder
 
 
 def write_table(study: Study) -> StudyTable:
@@ -57,14 +58,14 @@ def _draw(study: Study) -> dict[str, Path]:
         if picture is not None:
             drawn[figure.title] = folder / f"{number:02d}-{figure.picture}.png"
             # Square pictures leave margins that the layout cannot take away.
-            picture.savefig(drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
+            save(picture, drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
             close(picture)
     shown = [row for row in study.rows if row.shown]
     firsts = {row.label: run_folder(study, study.of(row)[0].name) for row in shown}
     curves = draw_curves({k: folder for k, folder in firsts.items() if folder.finished})
     if curves is not None:
         drawn["Learning curves, first seed of every row"] = folder / "curves.png"
-        curves.savefig(folder / "curves.png")
+        save(curves, folder / "curves.png")
         close(curves)
     return drawn
 

@@ -23,7 +23,8 @@ from agents.commands.study.plan import Run, Study
 from agents.commands.study.table import last_reason
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
-from utils.run_folder import RunFolder, claimed, write_atomically
+from utils.files import write_atomically
+from utils.run_folder import RunFolder, claimed
 
 _MAIN = Path(__file__).parents[3] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
@@ -87,7 +88,7 @@ def check_settings(study: Study) -> None:
 
 def _command(study: Study, run: Run) -> list[str]:
     folder = run_folder(study, run.name)
-    if not folder.last.exists():
+    if not folder.has_checkpoint:
         return [sys.executable, str(_MAIN), *run.words]
     resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
     return [sys.executable, str(_MAIN), *resume, *run.machine_words]
@@ -148,7 +149,7 @@ class _Runner:
 
     def _execute(self, run: Run) -> None:
         folder = run_folder(self.study, run.name)
-        if folder.path.exists() and not folder.last.exists():
+        if folder.path.exists() and not folder.has_checkpoint:
             self._set_aside(folder)
         log = self.study.folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)

@@ -1,0 +1,143 @@
+"""How a run begins in its folder and what it leaves there: nothing that was done is lost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence, Set
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import Logger
+
+from agents.base import Agent
+from agents.loggers import finish
+from callbacks.guard import Guard
+from callbacks.report import Report
+from config.lookup import check_complete
+from utils.checkpoint_io import resumable
+from utils.checkpoints import read_run_checkpoint
+from utils.console import console
+from utils.device import device_name
+from utils.environment import record_environment
+from utils.files import sweep, write_atomically
+from utils.logging import RunFolderLogger
+from utils.run_folder import RunFolder
+
+
+def checkpoint_to_resume(resume: str) -> Path | None:
+    """Returns the checkpoint that a run goes on from.
+
+    Args:
+        resume: `none` or the folder of a run.
+
+    Returns:
+        None for a new run, and for one that was stopped before its first checkpoint.
+
+    Raises:
+        ValueError: its checkpoints or its settings are damaged.
+    """
+    if resume == "none":
+        return None
+    folder = RunFolder(Path(resume))
+    checkpoint = resumable(folder)
+    if checkpoint is not None and folder.hparams.exists():
+        check_complete(folder.hparams, read_run_checkpoint(checkpoint)["hyper_parameters"])
+    return checkpoint
+
+
+def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
+    """Tidies up a folder that this process holds, and writes down what trains in it.
+
+    Args:
+        folder: of the run.
+        resumed: whether it goes on from a checkpoint; else it starts anew.
+        accelerator: it trains on.
+    """
+    sweep(folder.path)
+    known = folder.read_environment()
+    if resumed and known:
+        return
+    if not resumed:
+        if known:
+            console.info("%s was stopped before its first checkpoint: it starts anew.", folder.path)
+        folder.clear()
+    record_environment(folder, device_name(accelerator))
+
+
+def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
+    """Drops what was logged of steps that a checkpoint does not know."""
+    # Rows count steps from 0: this one holds what was measured when the last step was done.
+    step = int(read_run_checkpoint(checkpoint)["global_step"])
+    for logger in loggers:
+        if isinstance(logger, RunFolderLogger):
+            logger.forget_after(step)
+
+
+def flush(loggers: Sequence[Logger]) -> None:
+    """Writes what has been logged, before a checkpoint makes it the past."""
+    for logger in loggers:
+        if isinstance(logger, RunFolderLogger):
+            logger.flush_for_checkpoint()
+
+
+def close(
+    folder: RunFolder,
+    result: dict[str, Any],
+    loggers: Sequence[Logger],
+    reports: Sequence[Report],
+    guard: Guard,
+    logged: Set[str],
+) -> tuple[list[str], bool]:
+    """Writes what is left to write, the summary last: what it calls finished is complete.
+
+    Then the loggers are closed, which may take what the folder holds.
+
+    Args:
+        folder: of the run.
+        result: for the summary.
+        loggers: of the process; one that does not lead has none.
+        reports: the page, where it is wanted.
+        guard: what failed of the readouts.
+        logged: names in `result` that the loggers have.
+
+    Returns:
+        How to look at what the loggers hold, and whether the summary could be written.
+    """
+    for logger in loggers:
+        _attempt(partial(logger.finalize, result["status"]))
+    if not loggers:
+        return [], True
+    result = folder.read_summary() | result
+    for report in reports:
+        guard.attempt("report", partial(report.write, result))
+    result["readout_failures"] = dict(guard.failures)
+    recorded = _attempt(partial(folder.write_summary, result))
+    facts = {name: value for name, value in result.items() if name not in logged}
+    hints: list[str] = []
+    _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
+    return hints, recorded
+
+
+def _attempt(step: Callable[[], None]) -> bool:
+    # One that fails is said, and keeps none of the others away.
+    try:
+        step()
+    except Exception as error:  # whatever it is, the training is over
+        console.warning("warning: %s", error)
+        return False
+    return True
+
+
+def save_backbone(agent: Agent, folder: RunFolder) -> None:
+    """Writes backbone.pth: the backbone's last weights, key names of its public layout.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    backbone: Any = agent.backbone
+    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(folder.backbone, content.getvalue())

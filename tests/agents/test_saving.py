@@ -1,0 +1,229 @@
+"""What a run has saved is there, whole and right, whatever happens to process, disk and files."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from callbacks.interruption import Interruption
+from config.lookup import check_complete
+from main import main
+from tests.conftest import assert_same, files_at_most, summary, weights
+from utils.checkpoint_io import RunCheckpoints
+from utils.files import write_atomically
+from utils.logging import read_metrics
+
+
+def resume(folder: Path, *words: str) -> int:
+    return main(["--run.resume", folder.name, "--run.dir", str(folder.parent), *words])
+
+
+def rows_of(folder: Path) -> dict[int, dict[str, float]]:
+    """What does not depend on the clock."""
+    rows = read_metrics(folder / "metrics.csv")
+    return {s: {k: v for k, v in r.items() if "wait_share" not in k} for s, r in rows.items()}
+
+
+def test_more_steps_are_numbered_as_in_one_go(train):
+    shared = {"trainer__limit_train_batches": 3}
+    _, whole = train("whole", **shared, trainer__max_steps=9)
+    for steps in (3, 4, 6):
+        _, parts = train(f"parts-{steps}", **shared, trainer__max_steps=steps)
+        assert resume(parts, "--trainer.max_steps", "9") == 0
+        assert sorted(rows_of(parts)) == sorted(rows_of(whole)), steps
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_rows(train):
+    _, folder = train("first", task="segmentation", trainer__max_epochs=1)
+    before = rows_of(folder)
+    assert any("test/miou" in row for row in before.values())
+    assert resume(folder) == 0
+    assert rows_of(folder) == before
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 0x10])
+        + content[len(content) // 2 + 1 :]
+    ),
+    "garbled": lambda content: random.Random(0).randbytes(len(content)),
+}
+
+
+def damage(file: Path, how: str) -> None:
+    file.write_bytes(DAMAGES[how](file.read_bytes()))
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(train, capsys, how):
+    shared = {"optim__schedule": "constant", "optim__warmup_epochs": 0}
+    _, whole = train("whole", **shared, trainer__max_epochs=3)
+    _, folder = train("half", **shared)
+    damage(folder / "checkpoints" / "last.ckpt", how)
+    capsys.readouterr()
+    assert resume(folder, "--trainer.max_epochs", "3") == 0
+    said = capsys.readouterr().err
+    assert "half/checkpoints/last.ckpt" in said
+    assert "previous.ckpt" in said
+    assert_same(weights(folder), weights(whole))
+    assert rows_of(folder) == rows_of(whole)
+    damage(folder / "checkpoints" / "last.ckpt", how)
+    damage(folder / "checkpoints" / "previous.ckpt", how)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert resume(folder, "--trainer.max_epochs", "4") == 2
+    assert "no checkpoint to go on from" in capsys.readouterr().err
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(train, capsys):
+    _, folder = train("first")
+    checkpoints = {file: file.read_bytes() for file in (folder / "checkpoints").iterdir()}
+    smallest = min(map(len, checkpoints.values()))
+    with files_at_most(smallest // 2):
+        assert resume(folder, "--trainer.max_epochs", "3") == 1
+    assert "ckpt cannot be written (File too large)" in summary(folder)["reason"]
+    assert "--run.resume first" in capsys.readouterr().out
+    assert checkpoints == {file: file.read_bytes() for file in (folder / "checkpoints").iterdir()}
+    assert resume(folder, "--trainer.max_epochs", "3") == 0
+    assert summary(folder)["steps"] == 9
+
+
+def test_no_checkpoint_passes_through_the_temporary_folder(train, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert train("first")[0] == 0
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "garbled"])
+def test_damaged_settings_are_refused_and_come_back_from_the_checkpoint(train, capsys, how):
+    _, folder = train("first", optim__lr=0.003)
+    file = folder / "hparams.yaml"
+    before = yaml.safe_load(file.read_text())
+    damage(file, how)
+    damaged = file.read_bytes()
+    for action in ("--run.resume", "--evaluate"):
+        assert main([action, "first", "--run.dir", str(folder.parent)]) == 2
+        assert "hparams.yaml is damaged" in capsys.readouterr().err
+    assert file.read_bytes() == damaged
+    file.unlink()
+    assert resume(folder) == 0
+    assert yaml.safe_load(file.read_text()) == before
+
+
+def test_settings_are_refused_wherever_they_are_cut(train):
+    _, folder = train("first", trainer__max_epochs=1)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt")["hyper_parameters"]
+    file = folder / "hparams.yaml"
+    check_complete(file, saved)
+    lines = file.read_text().splitlines(keepends=True)
+    for end in range(1, len(lines)):
+        file.write_text("".join(lines[:end]))
+        with pytest.raises(ValueError, match=r"hparams\.yaml is damaged"):
+            check_complete(file, saved)
+
+
+@pytest.fixture
+def killed(train, monkeypatch):
+    """What kill -9 in the first epoch leaves."""
+
+    def kill(self, trainer, *_):
+        if trainer.global_step == 2:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", kill)
+    with pytest.raises(RuntimeError, match="killed"):
+        train("first")
+    monkeypatch.undo()
+    folder = Path(os.environ["TWINSIGHT_RUN_FOLDER"])
+    (folder / "summary.json").unlink()
+    (folder / ".hparams.yaml.123").write_text("half")
+    return folder
+
+
+@pytest.mark.parametrize("how", ["first", "auto", "name"])
+def test_killed_before_its_first_checkpoint_a_run_starts_anew_in_its_folder(
+    train, killed, capsys, how
+):
+    _, whole = train("whole")
+    if how == "name":
+        assert train("first")[0] == 0
+    else:
+        assert main(["--run.resume", how, "--run.dir", str(killed.parent)]) == 0
+    assert "first was stopped before its first checkpoint" in capsys.readouterr().err
+    assert_same(weights(killed), weights(whole))
+    assert rows_of(killed) == rows_of(whole)
+    assert not list(killed.rglob(".*.123"))
+
+
+def test_a_folder_with_anything_else_in_it_is_not_taken_over(train, killed, capsys):
+    (killed / "thesis.tex").write_text("mine")
+    assert train("first")[0] == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+SIDE_FILES = ("summary.json", "environment.json", "metrics.csv", "figures/views/train/*.png")
+
+
+@pytest.mark.parametrize("how", list(DAMAGES))
+def test_damaged_side_files_are_named_and_replaced(train, capsys, how):
+    shared = {"callbacks__views__enabled": "true", "callbacks__report__enabled": "true"}
+    _, folder = train("first", **shared)
+    for pattern in SIDE_FILES:
+        damage(next(folder.glob(pattern)), how)
+    capsys.readouterr()
+    assert resume(folder) == 0
+    said = capsys.readouterr().err
+    for name in ("summary.json", "environment.json", "metrics.csv", ".png"):
+        # A flipped bit may leave a file that can be read.
+        assert how == "flipped" or f"{name} is damaged" in said
+    assert summary(folder)["status"] == "finished"
+    read_metrics(folder / "metrics.csv")
+    assert "metrics.csv is damaged" not in capsys.readouterr().err
+    assert "finished" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["report.html", "metrics.csv"])
+def test_a_file_that_cannot_be_written_keeps_no_other_away(train, capsys, monkeypatch, name):
+    def blocked(file: Path, content: str | bytes) -> None:
+        if file.name == name:
+            raise OSError(f"{file} cannot be written (No space left on device).")
+        write_atomically(file, content)
+
+    for module in ("utils.logging", "callbacks.report"):
+        monkeypatch.setattr(f"{module}.write_atomically", blocked)
+    code, folder = train("first", may_fail=True, callbacks__report__enabled="true")
+    assert code == 0
+    assert f"{name} cannot be written" in capsys.readouterr().err
+    assert summary(folder)["status"] == "finished"
+    left = {"report.html", "metrics.csv", "hparams.yaml", "environment.json"} - {name}
+    assert left <= {file.name for file in folder.iterdir()}
+
+
+def test_a_run_whose_summary_cannot_be_written_has_not_finished(train, capsys):
+    _, folder = train("first")
+    (folder / "summary.json").unlink()
+    (folder / "summary.json").mkdir()
+    assert resume(folder) == 1
+    assert "summary.json cannot be written" in capsys.readouterr().err
+
+
+def test_what_is_logged_is_on_the_disk_before_a_checkpoint_is(train, monkeypatch):
+    seen = []
+    original = RunCheckpoints.save_checkpoint
+
+    def save(self, checkpoint, path, storage_options=None):
+        original(self, checkpoint, path, storage_options)
+        rows = read_metrics(self.folder.path / "metrics.csv")
+        steps = [step for step, row in rows.items() if "train/loss" in row]
+        seen.append((checkpoint["global_step"], len(steps)))
+
+    monkeypatch.setattr(RunCheckpoints, "save_checkpoint", save)
+    train("first")
+    assert seen
+    assert all(steps == logged for steps, logged in seen)

@@ -1,0 +1,135 @@
+"""How checkpoints are written and read: whole, proven, and never without one to go back to."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from utils.checkpoints import check_readable, read_checkpoint
+from utils.console import console
+from utils.files import replacing
+from utils.run_folder import RunFolder
+
+
+class RunCheckpoints(CheckpointIO):
+    """Writes a checkpoint beside its place, reads it back, and only then replaces the one before.
+
+    Lightning's own goes through $TMPDIR, which may be on another file system: there the move is a
+    copy over the only checkpoint there is. `last.ckpt` becomes `previous.ckpt` when it is replaced;
+    one that this process neither wrote nor read may be damaged, and is not kept in its place.
+
+    Args:
+        folder: of the run.
+        before_saving: called before each checkpoint, for what has to be on the disk by then.
+    """
+
+    def __init__(self, folder: RunFolder, before_saving: Callable[[], None]) -> None:
+        self.folder = folder
+        self.before_saving = before_saving
+        self._proven: set[Path] = set()
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Replaces a checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the one before is still there.
+            ValueError: what was written cannot be read; the one before is still there.
+        """
+        file = Path(path).resolve()
+        self.before_saving()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Into memory first: errors of the disk pass through torch's writer without their reason.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(file) as stream:
+            stream.write(content.getbuffer())
+            stream.flush()
+            check_readable(Path(stream.name))
+            if file == self.folder.last.resolve() and file in self._proven:
+                _keep(self.folder.last, self.folder.previous)
+        self._proven.add(file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint with the safe unpickler, whatever `weights_only` says.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        file = Path(path).resolve()
+        checkpoint: dict[str, Any] = read_checkpoint(file)
+        for state in checkpoint.get("callbacks", {}).values():
+            if "best_model_path" in state:
+                state.update(_moved(state, file.parent))
+        self._proven.add(file)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def resumable(folder: RunFolder) -> Path | None:
+    """Returns the checkpoint to go on from: the last, or the one before where that is damaged.
+
+    Returns:
+        None when the run has no checkpoint yet.
+
+    Raises:
+        ValueError: none of them can be read; names them.
+    """
+    damage: list[str] = []
+    for file in (folder.last, folder.previous):
+        if not file.exists():
+            continue
+        try:
+            check_readable(file)
+        except ValueError as error:
+            damage.append(str(error))
+            continue
+        for reason in damage:
+            console.warning("%s Going on from the one before it, %s.", reason, file)
+        return file
+    if damage:
+        raise ValueError(
+            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)}"
+        )
+    return None
+
+
+def _keep(last: Path, previous: Path) -> None:
+    # A second name, so that there is a last one at any moment; where a file cannot have two, there
+    # is none for a moment, and `resumable` finds the previous.
+    link = previous.with_name(f".{previous.name}.{os.getpid()}")
+    try:
+        link.unlink(missing_ok=True)
+        link.hardlink_to(last)
+        link.replace(previous)
+    except OSError:
+        with suppress(OSError):
+            last.replace(previous)
+
+
+def _moved(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    # ModelCheckpoint forgets the best score when its folder was moved, and the next checkpoint
+    # would replace a better one.
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else path
+
+    single = ("best_model_path", "kth_best_model_path", "last_model_path")
+    return {
+        "dirpath": str(folder),
+        "best_k_models": {here(path): score for path, score in state["best_k_models"].items()},
+        **{name: here(state[name]) for name in single},
+    }

@@ -1,0 +1,132 @@
+"""Files that are whole or as they were: written beside their place, flushed, then moved there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from utils.console import console
+
+_TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID
+_DAY = 86_400  # seconds
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[BinaryIO]:
+    """Opens a stream whose content takes the place of a file when the block ends well.
+
+    A reader sees the old content or the new. When the process is killed, the disk is full or the
+    machine loses power, the old content stays.
+
+    Args:
+        file: in a folder that exists.
+
+    Raises:
+        OSError: it cannot be written; names the file, the reason and what to do.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+        _flush_folder(file.parent)
+    except OSError as error:
+        raise OSError(f"{file} cannot be written ({_reason(error)}).") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Replaces the content of a file, as `replacing` does."""
+    with replacing(file) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def is_temporary(file: Path) -> bool:
+    """Whether a file is one that `replacing` had begun."""
+    return _TEMPORARY.fullmatch(file.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes had begun, in a folder that nobody writes in, and below."""
+    for file in folder.rglob(".*"):
+        if is_temporary(file) and file.is_file():
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+def owner() -> str:
+    """Returns what says, in the name of a folder, which process is filling it."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Removes folders that killed processes were filling.
+
+    Those of this machine are known by the process in the name (`owner`), all others by their age: a
+    day without a new byte.
+    """
+    of_this_machine = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)")
+    for folder in folders:
+        with suppress(OSError):  # another process may remove it as well
+            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+            process = of_this_machine.search(folder.name)
+            dead = process and Path("/proc").exists() and not Path("/proc", process[1]).exists()
+            if dead or time.time() - newest > _DAY:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads an object; empty where there is no file, or a damaged one, which is named."""
+    try:
+        content = json.loads(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got a {type(content).__name__}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        name_damaged(file, str(error) if file.stat().st_size else "it is empty")
+        return {}
+    return content
+
+
+def name_damaged(file: Path, reason: str) -> None:
+    """Says that a file is damaged; once for each state it is in."""
+    _name_once(file, file.stat().st_mtime_ns, reason)
+
+
+@cache
+def _name_once(file: Path, changed: int, reason: str) -> None:
+    console.warning("%s is damaged (%s): what cannot be read no longer counts.", file, reason)
+
+
+def _reason(error: OSError) -> str:
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}: free space there; what was saved before is kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}: make the folder writable, or choose another"
+    return what
+
+
+def _flush_folder(folder: Path) -> None:
+    # Without this a loss of power may undo the move; not every system lets folders be opened.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
