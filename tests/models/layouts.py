@@ -19,7 +19,7 @@ from models.backbones.vit import vit_small
 
 State = dict[str, Any]
 
-_SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+_SIZES: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 @dataclass(frozen=True)
