@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     """Prints a line per file."""
-    from utils.checkpoints import network_state, read_checkpoint
+    from utils.checkpoints import read_checkpoint, tensors_in
 
     for name in sys.argv[1:]:
         digest = hashlib.sha256()
-        for key, value in sorted(network_state(read_checkpoint(Path(name)), name).items()):
+        for key, value in sorted(tensors_in(read_checkpoint(Path(name)), name).items()):
             digest.update(key.encode() + value.float().contiguous().numpy().tobytes())
         print(digest.hexdigest()[:16], name)
 

@@ -168,6 +168,8 @@ class BackboneHparams:
     """Attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
     mlp_ratio: Annotated[float, Between(0.1), IS_VIT] | None = None
     """Hidden width of the MLP over embed_dim. null: 4."""
+    registers: Annotated[Natural, Needs("backbone.name", *names.TIMM_VITS)] = 0
+    """Register tokens beside CLS (Darcet et al. 2024). Files of DINOv2 with registers need 4."""
     drop_path: Annotated[
         float,
         Between(0.0, 0.9),
@@ -199,7 +201,8 @@ class BackboneHparams:
     """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: Annotated[str, OF_THE_START] = "none"
     """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
-    resnet50) | a file | run:NAME, which also brings its architecture."""
+    resnet50) | a file | run:NAME, which also brings its architecture. A file's network is found
+    under any prefix and expressed exactly, or refused; num_heads no file tells."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0

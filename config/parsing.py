@@ -26,6 +26,7 @@ ARCHITECTURE = (
     "embed_dim",
     "num_heads",
     "mlp_ratio",
+    "registers",
     "stem",
     "pool",
 )

@@ -52,14 +52,11 @@ class Backbone(nn.Module, ABC):
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
-        min_coverage: a backbone that gets less than this share of its parameters from a file was
-            not loaded from it.
-        replaced: keys of its public layout for which it has something else on purpose.
+        replaced: modules of its public layout for which it has something else on purpose.
         plain: the Python expression by which others build `net`; None where nobody else has it.
     """
 
-    min_coverage: float = 0.9
-    replaced: frozenset[str] = frozenset()
+    replaced: tuple[str, ...] = ()
     plain: str | None = None
 
     net: nn.Module
@@ -106,8 +103,23 @@ class Backbone(nn.Module, ABC):
             before any final norm (the sum of a normalised token's channels has no gradient).
         """
 
+    def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """Expresses what this network does without by weights that it has, where that is exact.
+
+        Args:
+            state: of a file, in float32 or better, names as in `net`.
+
+        Returns:
+            The same function in fewer tensors, and what was done in words.
+        """
+        return state, ()
+
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resizes a foreign weight to this network where that is meaningful, else returns it."""
+        """Resizes a foreign weight to this network where that is meaningful, else returns it.
+
+        Raises:
+            ValueError: it says too little of itself to be resized; in words, without the file.
+        """
         return value
 
     def freeze(self, unfreeze_last: int = 0) -> None:

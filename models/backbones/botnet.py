@@ -115,13 +115,12 @@ class BoTNet(ResNet, GlobalAttentionBackbone):
 
     num_prefix = 0
     pool = "mean"
-    min_coverage = 0.8
 
     def __init__(self, net: Net, strides: tuple[int, ...], layers: str, image_size: int) -> None:
         super().__init__(net, strides, layers)
         blocks = self._attending()
         self.attention_heads = (HEADS,) * len(blocks)
-        self.replaced = frozenset(f"layer4.{index}.conv2.weight" for index in range(len(blocks)))
+        self.replaced = tuple(f"layer4.{index}.conv2" for index in range(len(blocks)))
         side = -(-image_size // strides[2])
         for block in blocks:
             channels, stride = block.conv2.in_channels, block.conv2.stride[0]

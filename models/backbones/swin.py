@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from math import isqrt
 from typing import Any
 
 import timm
@@ -114,7 +115,8 @@ class Swin(TimmBackbone):
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples relative positions of another window size (bicubic)."""
         own = self.net.state_dict()[key]
-        if key.endswith("relative_position_bias_table") and value.shape[1:] == own.shape[1:]:
+        square = isqrt(len(value)) ** 2 == len(value) if value.ndim == 2 else False
+        if key.endswith("bias_table") and square and value.shape[1:] == own.shape[1:]:
             block = self.net.get_submodule(key.removesuffix(".relative_position_bias_table"))
             window: Any = block.window_size
             return resize_rel_pos_bias_table(value, window, tuple(own.shape))

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, Tokens, as_map
+from models.backbones.positions import fitted_positions
 from models.backbones.timm_base import TimmBackbone
 from utils.checkpoints import download
 
@@ -98,12 +99,46 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples position and patch embeddings of another image or patch size (bicubic)."""
-        if key == "pos_embed" and value.shape[-1] == self.embed_dim:
-            grid = self.net.patch_embed.grid_size
-            return resample_abs_pos_embed(value, grid, num_prefix_tokens=self.num_prefix)
-        if key == "patch_embed.proj.weight" and value.shape[0] == self.embed_dim:
+        if key == "pos_embed" and value.ndim == 3 and value.shape[-1] == self.embed_dim:
+            height, width = self.net.patch_embed.grid_size
+            own: Any = self.net.pos_embed
+            return fitted_positions(value, (height, width), own.shape[1] - height * width)
+        if key == "patch_embed.proj.weight" and value.ndim == 4 and len(value) == self.embed_dim:
             return resample_patch_embed(value, [self.patch_size, self.patch_size])
         return value
+
+    def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """See `Backbone.fold`: LayerScale into the layer before it; DINOv2's name of registers.
+
+        diag(gamma) (W x + b) = (diag(gamma) W) x + gamma b, so that a network without LayerScale
+        computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
+        rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
+        spelling `gamma_1`: timm's ViTs with rotary positions have the names of a DeiT-III then.
+        """
+        folded = dict(state)
+        if "register_tokens" in folded:
+            folded["reg_token"] = folded.pop("register_tokens")
+        scales = [key for key in _scaled(folded) if key not in self.net.state_dict()]
+        for key in scales:
+            gamma, layer = folded.pop(key), _scaled(state)[key]
+            for name in (f"{layer}.weight", f"{layer}.bias"):
+                weight = folded[name]
+                folded[name] = gamma.view(-1, *[1] * (weight.ndim - 1)) * weight
+        said = f"LayerScale ({len(scales)} tensors) folded into attn.proj and mlp.fc2"
+        return folded, ((said,) if scales else ())
+
+
+def _scaled(state: StateDict) -> dict[str, str]:
+    """Returns the LayerScales of a file, each with the layer whose output it multiplies."""
+    layers = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
+    found = {}
+    for key, gamma in state.items():
+        block, _, part = key.rpartition(".ls")
+        layer = f"{block}.{layers.get(f'ls{part}')}"
+        weights = [state.get(f"{layer}.{name}") for name in ("weight", "bias")]
+        if all(weight is not None and weight.shape[:1] == gamma.shape for weight in weights):
+            found[key] = layer
+    return found
 
 
 def _build(
@@ -115,6 +150,7 @@ def _build(
     patch_size: int = 16,
     depth: int = 12,
     mlp_ratio: float = 4.0,
+    registers: int = 0,
     drop_path: float = 0.0,
     pool: str = "cls",
     layers: str = "last",
@@ -133,6 +169,7 @@ def _build(
         depth=depth,
         num_heads=num_heads,
         mlp_ratio=mlp_ratio,
+        reg_tokens=registers,
         drop_path_rate=drop_path,
         num_classes=0,
         global_pool="token",
@@ -142,7 +179,7 @@ def _build(
     backbone.plain = (
         f'timm.create_model("{name}_patch16_224", num_classes=0, img_size={side}, '
         f"patch_size={patch_size}, embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}, "
-        f"mlp_ratio={mlp_ratio}, dynamic_img_size=True)"
+        f"mlp_ratio={mlp_ratio}, reg_tokens={registers}, dynamic_img_size=True)"
     )
 
     def pretrained() -> StateDict:

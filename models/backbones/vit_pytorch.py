@@ -11,6 +11,7 @@ from vit_pytorch import ViT as Net
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import Features, GlobalAttentionBackbone, Tokens, as_map, parse_layers
+from models.backbones.positions import fitted_positions
 
 
 class ViTPyTorch(GlobalAttentionBackbone):
@@ -90,10 +91,8 @@ class ViTPyTorch(GlobalAttentionBackbone):
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples the position embedding of another image size (bicubic)."""
         if key == "pos_embedding" and value.shape[-1] == self.embed_dim:
-            resized = resample_abs_pos_embed(
-                value.reshape(1, -1, self.embed_dim), self.native_grid, num_prefix_tokens=1
-            )
-            return resized[0]
+            tokens = value.reshape(1, -1, self.embed_dim)
+            return fitted_positions(tokens, self.native_grid, self.num_prefix)[0]
         return value
 
 

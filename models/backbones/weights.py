@@ -1,37 +1,59 @@
-"""Puts weights into a backbone and says what fitted."""
+"""Puts weights into a backbone that then computes what their source computes, or refuses them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from math import floor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.backbones.base import Backbone
-from utils.checkpoints import network_state, read_checkpoint
+from models.backbones.base import Backbone, StateDict
+from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, has_no_effect
+from utils.checkpoints import Network, find_network, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every key."""
+    """What became of every key.
+
+    Attributes:
+        source: file or name.
+        network: which of the networks in the file was taken.
+        matched: tensors of the backbone that the file has.
+        resized: those of them that had another shape.
+        folded: what the backbone does without and its weights have taken over, in words.
+        missing: tensors of the backbone that the file has not.
+        unexpected: tensors of the file's network without effect on the features, left out.
+        coverage: share of the backbone's parameters that are matched.
+    """
 
     source: str
+    network: Network
     matched: tuple[str, ...]
     resized: tuple[str, ...]
+    folded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     coverage: float
 
     def __str__(self) -> str:
         """One paragraph a user can act on."""
+        there = len(self.network.state)
         lines = [
             f"weights from {self.source}: {len(self.matched)} tensors matched "
-            f"({self.coverage:.0%} of the parameters)"
+            f"({floor(100 * self.coverage)}% of the parameters, {there - len(self.unexpected)} of "
+            f"{there} tensors in the file)"
         ]
+        if self.network.prefix:
+            others = ", ".join(f"{prefix}*" for prefix in self.network.others)
+            lines.append(
+                f"taken: {self.network.prefix}*" + (f", rather than {others}" if others else "")
+            )
+        lines.extend(self.folded)
         for word in ("resized", "missing", "unexpected"):
             keys = getattr(self, word)
             if keys:
@@ -53,7 +75,7 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
         The report, or None for `none`.
 
     Raises:
-        ValueError: this backbone has no such source, or the weights are of another architecture.
+        ValueError: this backbone has no such source, or the weights are not of this architecture.
         FileNotFoundError: no such file or run.
     """
     if weights == "none":
@@ -74,54 +96,108 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
             f"python main.py --experiment {run.name} --run.dir {runs_dir}"
         )
     file = run.backbone if run else Path(weights)
-    return load_state(backbone, network_state(read_checkpoint(file), str(file)), str(file))
+    return load_state(backbone, tensors_in(read_checkpoint(file), str(file)), str(file))
 
 
-def load_state(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Loads a flat state dict in the architecture's public layout.
+def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
+    """Loads the network of this architecture among the tensors of a file; changes all or nothing.
+
+    The architecture is what the settings say. A file's network is expressed in it exactly
+    (`Backbone.fold`) or not loaded: building what a file happens to hold would leave a checkpoint
+    of ours that the settings beside it cannot build. What no file says is taken on trust: the
+    number of heads, the activation, the images' normalisation.
+
+    Args:
+        backbone: changed in place.
+        tensors: by name, see `tensors_in`.
+        source: for messages.
 
     Raises:
-        ValueError: another architecture: too few parameters match, a shape differs, or the file
-            has more blocks than the network.
+        ValueError: the backbone would compute something else, or nothing finite.
     """
     own = backbone.net.state_dict()
-    floating = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
-    fitted = {key: backbone.adapt(key, value) for key, value in floating.items()}
-    resized = [key for key in fitted if fitted[key].shape != state[key].shape]
-    wrong = [key for key in fitted if fitted[key].shape != own[key].shape]
-    matched = [key for key in fitted if key not in wrong]
-    missing = [key for key in own if key not in matched]
+    network = _network(backbone, tensors, source)
+    at_least_float32 = {
+        key: value.to(torch.promote_types(value.dtype, torch.float32))
+        if value.is_floating_point()
+        else value
+        for key, value in network.state.items()
+    }
+    state, folded = backbone.fold(at_least_float32)
     unexpected = [key for key in state if key not in own]
-
-    parameters = {key: value.numel() for key, value in backbone.net.named_parameters()}
-    covered = sum(count for key, count in parameters.items() if key in matched)
-    report = LoadReport(
-        source,
-        tuple(matched),
-        tuple(resized),
-        tuple(missing),
-        tuple(unexpected),
-        covered / sum(parameters.values()),
-    )
-    # `blocks.11.…` in the file of a network that ends at `blocks.5`: half a network, silently.
-    patterns = {re.sub(r"\d+", "N", key) for key in own}
-    surplus = [
-        key
-        for key in unexpected
-        if re.sub(r"\d+", "N", key) in patterns and key not in backbone.replaced
-    ]
-    if wrong or surplus or report.coverage < backbone.min_coverage:
-        detail = ""
-        if wrong:
-            key = wrong[0]
-            detail = f" {key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}."
-        elif surplus:
-            detail = f" It also has {surplus[-1]}, for which there is no place."
-        raise ValueError(
-            f"{report}. These weights are of another architecture.{detail} Make --backbone.name, "
-            "patch_size, depth, embed_dim fit the file (null: the architecture's own value)."
-        )
+    missing = [key for key in own if key not in state and not has_no_effect(key)]
+    left = Leftovers(source, _beyond(backbone, unexpected), _beyond(backbone, missing))
+    left.refuse(own, state)
+    fitted = _fitted(backbone, own, state, source)
     with torch.no_grad():
-        for key in matched:
-            own[key].copy_(fitted[key])
-    return report
+        for key, value in fitted.items():
+            own[key].copy_(value)
+    parameters = {key: value.numel() for key, value in backbone.net.named_parameters()}
+    return LoadReport(
+        source,
+        network,
+        matched=tuple(fitted),
+        resized=tuple(key for key in fitted if fitted[key].shape != state[key].shape),
+        folded=folded,
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        coverage=sum(parameters[key] for key in parameters if key in fitted)
+        / sum(parameters.values()),
+    )
+
+
+def _network(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> Network:
+    """Finds the network, by the names of its modules or by their numbers in an nn.Sequential."""
+    own = backbone.net.state_dict()
+    numbers = {name: str(index) for index, (name, _) in enumerate(backbone.net.named_children())}
+    parts = {key: key.partition(".") for key in own}
+    numbered = {f"{numbers.get(first)}.{rest}": key for key, (first, _, rest) in parts.items()}
+    found = find_network(tensors, [{key: key for key in own}, numbered], source)
+    # What an nn.Sequential has behind the features, such as a classifier, by its name.
+    names = {number: name for name, number in numbers.items()}
+    split = {key: key.partition(".") for key in found.state}
+    named = {f"{names.get(a, a)}{dot}{b}": found.state[key] for key, (a, dot, b) in split.items()}
+    found = replace(found, state=named)
+    if 10 * len(own.keys() & found.state) < len(own):
+        raise ValueError(
+            f"{source} is not loaded: it has {len(tensors)} tensors ({_some(tensors)}), and those "
+            f"of this network ({_some(own)}) are not among them under any prefix. These weights "
+            "are of another architecture, or written by another library. Make --backbone.name fit."
+        )
+    return found
+
+
+def _some(keys: Collection[str]) -> str:
+    return ", ".join(list(keys)[:2]) + ", …"
+
+
+def _beyond(backbone: Backbone, keys: list[str]) -> list[str]:
+    modules = tuple(f"{module}." for module in backbone.replaced)
+    return [key for key in keys if not key.startswith(modules)]
+
+
+def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -> dict[str, Tensor]:
+    """Resizes what can be resized, and checks shapes and numbers.
+
+    Raises:
+        ValueError: another shape, whole numbers (quantised weights), NaN or infinity.
+    """
+    try:
+        fitted = {key: backbone.adapt(key, state[key]) for key in own if key in state}
+    except ValueError as error:
+        raise ValueError(f"{source} is not loaded: {error}.") from error
+    for key, value in fitted.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"{source} is not loaded: {key} is {tuple(value.shape)}, expected "
+                f"{tuple(own[key].shape)}. {ANOTHER_ARCHITECTURE}"
+            )
+        if own[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(f"{source} is not loaded: {key} is {value.dtype}, not floating point.")
+    broken = [key for key, value in fitted.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source} is not loaded: {len(broken)} of {len(fitted)} tensors are NaN or infinite "
+            f"in places ({_some(broken)}): the run that wrote it had diverged."
+        )
+    return fitted

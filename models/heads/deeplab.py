@@ -11,7 +11,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from models.backbones.resnet import COCO
 from models.heads.base import SingleMapHead
-from utils.checkpoints import Source, download_all
+from utils.checkpoints import Source, download
 
 RATES = (12, 24, 36)
 NATIVE_STRIDE = 8
@@ -25,7 +25,7 @@ class DeepLabV3(SingleMapHead):
     `coco` weights: torchvision's, trained with a ResNet-50 on the COCO images of VOC's classes.
     """
 
-    sources: ClassVar[Mapping[str, Source]] = {"coco": partial(download_all, COCO)}
+    sources: ClassVar[Mapping[str, Source]] = {"coco": partial(download, COCO)}
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)

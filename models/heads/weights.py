@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.heads.base import Head
-from utils.checkpoints import read_checkpoint, tensors_in
+from utils.checkpoints import find_network, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 
@@ -45,8 +45,9 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
 def _load(head: Head, state: dict[str, Tensor], source: str) -> None:
     own = head.state_dict()
     # A run's checkpoint has `head.…`; torchvision's file has the keys of the head itself.
-    inner = {key.removeprefix("head."): v for key, v in state.items() if key.startswith("head.")}
-    found = {key: value for key, value in (inner or state).items() if key in own}
+    namings = [{f"head.{key}": key for key in own}, {key: key for key in own}]
+    there = find_network(state, namings, source).state
+    found = {key: value for key, value in there.items() if key in own}
     missing = [key for key in own if key not in found]
     if missing:
         raise ValueError(

@@ -256,7 +256,8 @@ def test_names_of_fusions_and_backbones():
 
 def test_what_a_part_is_told():
     hparams = check(update(Hparams(), {"backbone": {"name": "vit_tiny", "depth": 3}}, "x"))
-    assert settings_of(hparams, "backbone.name") == {"depth": 3, "drop_path": 0.0, "pool": "cls"}
+    told = {"depth": 3, "registers": 0, "drop_path": 0.0, "pool": "cls"}
+    assert settings_of(hparams, "backbone.name") == told
     assert settings_of(hparams, "optim.name") == {}
     hparams.optim.name = "sgd"
     assert settings_of(hparams, "optim.name") == {"momentum": 0.9}

@@ -12,7 +12,7 @@ from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
 from models.backbones.weights import load_state, load_weights
-from utils.checkpoints import network_state, read_checkpoint
+from utils.checkpoints import read_checkpoint, tensors_in
 
 STAND_IN = (
     Path(__file__).parents[3]
@@ -119,7 +119,7 @@ def test_other_files_are_named(tmp_path):
         load_weights(vit(1), str(file))
     torch.save({"lr": 0.1}, file)
     with pytest.raises(ValueError, match="holds no weights"):
-        network_state(read_checkpoint(file), "text.pth")
+        tensors_in(read_checkpoint(file), "text.pth")
     with pytest.raises(ValueError, match="published for it: pretrained"):
         load_weights(vit(1), "barlow_twins")
 
@@ -168,3 +168,45 @@ def test_a_real_file_in_the_layout_of_official_dino():
     assert report is not None
     assert (report.coverage, report.missing, report.unexpected) == (1, (), ())
     assert report.resized == ("pos_embed",)
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    state = dict(vit(1).net.state_dict())
+    for broken in (float("nan"), float("inf")):
+        bad = state | {"norm.bias": torch.full((24,), broken)}
+        with pytest.raises(ValueError, match=r"NaN or infinite in places \(norm\.bias"):
+            load_state(vit(2), bad, "file")
+    quantised = state | {"norm.bias": torch.zeros(24, dtype=torch.int8)}
+    with pytest.raises(ValueError, match=r"norm\.bias is torch\.int8"):
+        load_state(vit(2), quantised, "file")
+
+
+def test_every_single_tensor_of_the_network_is_needed():
+    state = dict(vit(1).net.state_dict())
+    for key in state:
+        with pytest.raises(ValueError, match="is not loaded"):
+            load_state(vit(2), {k: v for k, v in state.items() if k != key}, "file")
+
+
+def test_a_tensor_that_nobody_knows_is_refused():
+    state = dict(vit(1).net.state_dict())
+    for key in ("blocks.0.gate.weight", "patch_embed.norm.weight", "adapter"):
+        with pytest.raises(ValueError, match=key):
+            load_state(vit(2), state | {key: torch.ones(24)}, "file")
+
+
+def test_the_network_that_was_taken_is_said():
+    mine, another = vit(1).net.state_dict(), vit(3).net.state_dict()
+    file = prefixed(another, "student.") | prefixed(mine, "teacher.")
+    assert "taken: teacher.*, rather than student.*" in str(load_state(vit(2), file, "file"))
+    equal = prefixed(mine, "a.") | prefixed(mine, "b.")
+    assert load_state(vit(2), equal, "file").coverage == 1
+    with pytest.raises(ValueError, match=r"several networks .* a\.\*, b\.\*"):
+        load_state(vit(2), prefixed(mine, "a.") | prefixed(another, "b."), "file")
+
+
+def test_registers_are_positions_and_tokens_of_their_own():
+    report = load_state(vit(2, registers=2), vit(1, registers=2).net.state_dict(), "file")
+    assert (report.coverage, report.resized) == (1, ())
+    with pytest.raises(ValueError, match="It lacks: register tokens"):
+        load_state(vit(2, registers=2), vit(1).net.state_dict(), "file")

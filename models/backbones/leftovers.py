@@ -1,0 +1,110 @@
+"""What of a weight file and of a network found no counterpart, and whether it matters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+ANOTHER_ARCHITECTURE = (
+    "These weights are of another architecture. Make --backbone.name, patch_size, depth, embed_dim "
+    "fit the file (null: the architecture's own value)."
+)
+
+# Counters, what a network derives from its sizes, and the token that stands for hidden patches.
+_NO_EFFECT = re.compile(
+    r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|mask_token|attn_mask"
+    r"|relative_position_index)$"
+)
+# Top-level modules that read the features.
+_AFTER = re.compile(
+    r"\w*(head|classifier|projector|projection|predict|prototype|decoder|queue)\w*"
+    r"|fc|last_layer|pre_logits|logit_scale|logit_bias"
+)
+# What networks of nearly the same names compute in addition, by the names of its weights.
+_PARTS = {
+    r"reg_token|register_token|storage_token": "register tokens, --backbone.registers",
+    r"cls_token": "a class token",
+    r"dist_token": "a distillation token",
+    r"rope|freqs|periods": "rotary positions",
+    r"relative_position|rel_pos": "relative positions",
+    r"pos_embed": "learned position embeddings",
+    r"norm_pre|ln_pre": "a norm before the blocks",
+    r"fc_norm": "a norm after the pooling",
+    r"attn_pool": "pooling by attention",
+    r"[qk]_norm|[qk]_ln": "norms of queries and keys",
+    r"[qkv]_bias|[qkv]_proj": "queries, keys or values apart",
+    r"qkv\.bias": "a bias of queries, keys and values",
+    r"gamma_\d": "LayerScale in the spelling of networks with rotary positions",
+    r"\bls\d|gamma|lambda": "LayerScale",
+    r"(attn|mlp)\.norm": "norms inside attention or MLP",
+    r"\bw\d+\b|fc1_\w": "gated MLPs",
+    r"running_(mean|var)": "running statistics of BatchNorm",
+    r"^norm\.": "a norm after the last block",
+}
+
+
+def has_no_effect(key: str) -> bool:
+    """Whether the features are the same without this tensor."""
+    return bool(_NO_EFFECT.search(key) or _AFTER.fullmatch(key.partition(".")[0]))
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Tensors without a counterpart.
+
+    Attributes:
+        source: where the weights are from.
+        unexpected: names in the file for which the network has no place.
+        missing: names of the network that are not in the file.
+    """
+
+    source: str
+    unexpected: Sequence[str]
+    missing: Sequence[str]
+
+    def refuse(self, own: Collection[str], theirs: Collection[str]) -> None:
+        """Checks that what is left does not matter to the features.
+
+        Args:
+            own: names of the network's tensors.
+            theirs: names in the file.
+
+        Raises:
+            ValueError: it does; names what.
+        """
+        extra = [key for key in self.unexpected if not has_no_effect(key)]
+        if not extra and not self.missing:
+            return
+        # `blocks.11.norm1.weight` beside `blocks.5.norm1.weight`: a matter of depth.
+        named, places = _split(extra, own)
+        absent, lacking = _split(self.missing, theirs)
+        said = [
+            f"{verb}: " + ", ".join(f"{part} ({key})" for part, key in parts) + "."
+            for verb, parts in (("It has what this backbone has not", named), ("It lacks", absent))
+            if parts
+        ] or [*_of_other_sizes(places, lacking), ANOTHER_ARCHITECTURE]
+        raise ValueError(
+            f"{self.source} is not loaded: it would compute something else here. " + " ".join(said)
+        )
+
+
+def _of_other_sizes(places: Sequence[str], lacking: Sequence[str]) -> Iterator[str]:
+    if places:
+        yield f"It has {len(places)} tensors without a place here, such as {places[-1]}."
+    if lacking:
+        yield f"It lacks {len(lacking)} tensors, such as {lacking[-1]}."
+
+
+def _split(keys: Sequence[str], others: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Splits names into parts that only one side has, each with its first name, and the rest."""
+    patterns = {re.sub(r"\d+", "N", key) for key in others}
+    parts: dict[str, str] = {}
+    rest = []
+    for key in keys:
+        known = [part for name, part in _PARTS.items() if re.search(name, key)]
+        if known and re.sub(r"\d+", "N", key) not in patterns:
+            parts.setdefault(known[0], key)
+        else:
+            rest.append(key)
+    return list(parts.items()), rest
