@@ -708,6 +708,14 @@ class ConfusionMatrixHparams:
 
 
 @dataclass
+class EffectiveRankHparams:
+    """How many dimensions the embeddings of held-out images use (RankMe)."""
+
+    enabled: Enabled = True
+    """Log val/effective_rank; a singular value decomposition for every batch of a validation."""
+
+
+@dataclass
 class ImageCountsHparams:
     """test_counts.npz: the confusion of every test image, to compare two runs image by image."""
 
@@ -852,6 +860,9 @@ class CallbackHparams:
     class_iou: Annotated[ClassIoUHparams, _has("class_iou")] = _group(ClassIoUHparams)
     confusion_matrix: Annotated[ConfusionMatrixHparams, _has("confusion_matrix")] = _group(
         ConfusionMatrixHparams
+    )
+    effective_rank: Annotated[EffectiveRankHparams, _has("effective_rank"), VALIDATES] = _group(
+        EffectiveRankHparams
     )
     health: Annotated[HealthHparams, _has("health")] = _group(HealthHparams)
     gradient_agreement: Annotated[
