@@ -30,6 +30,7 @@ from config.types import (
     Cadence,
     Count,
     Enabled,
+    FolderName,
     Fraction,
     Natural,
     NonNegative,
@@ -63,12 +64,14 @@ def _group(settings: type) -> Any:
 class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
-    name: Annotated[str | None, Needs("run.resume", "none")] = None
-    """Folder name under `dir`; an existing one is never overwritten. null: that of the experiment
-    (with -2, -3 … when it exists), else generated."""
+    name: Annotated[
+        str | None, FolderName(reserved=("none", "auto")), Needs("run.resume", "none")
+    ] = None
+    """Folder name under `dir`, without slashes; an existing one is never overwritten. null: that of
+    the experiment (with -2, -3 … when it exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
-    seed: Natural = 0
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
     deterministic: bool = False
     """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
@@ -117,7 +120,7 @@ class DataHparams:
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. The features a frozen backbone has for those are computed once."""
-    fixed_scales: Annotated[list[float], Needs("data.views", "fixed")] = field(
+    fixed_scales: Annotated[list[float], Between(0.1, 10.0), Needs("data.views", "fixed")] = field(
         default_factory=lambda: [1.0]
     )
     """Shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
@@ -418,7 +421,7 @@ class SegmentationHparams:
         default_factory=lambda: ["cross_entropy"]
     )
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
-    loss_weights: Annotated[list[float], LEARNT_HEAD] = field(default_factory=list)
+    loss_weights: Annotated[list[float], Between(0.0), LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
@@ -466,7 +469,9 @@ class SegmentationHparams:
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels between windows. null: two thirds of test_window."""
     # Both average softmax(logits), and shares of neighbours are none.
-    test_scales: Annotated[list[float], LEARNT_HEAD] = field(default_factory=lambda: [1.0])
+    test_scales: Annotated[list[float], Between(0.1, 10.0), LEARNT_HEAD] = field(
+        default_factory=lambda: [1.0]
+    )
     """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
     """
     test_flip: Annotated[bool, LEARNT_HEAD] = False

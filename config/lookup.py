@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, read_yaml, suggestion
+from config.convert import ConfigError, read_yaml, shown, suggestion
 from utils.nested import merged
 
 CONFIG_DIR = Path(__file__).parent
@@ -18,12 +18,19 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
         ConfigError: there is none; the message lists those there are.
     """
     for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     known = known_experiments(folder)
     what = "study" if folder == "studies" else "experiment"
     near = suggestion(name, known) or f" Known: {', '.join(known)}."
-    raise ConfigError(f"There is no {what} {name}.{near} A YAML file works too.")
+    raise ConfigError(f"There is no {what} {shown(name)}.{near} A YAML file works too.")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a null byte
+        return False
 
 
 def known_experiments(folder: str = "experiments") -> list[str]:
@@ -48,6 +55,10 @@ def read_experiment(name: str) -> dict[str, Any]:
         chain.append(file)
         content = read_yaml(file)
         following = content.pop("extends", None)
+        if not isinstance(following, str | None):
+            raise ConfigError(
+                f"{file}: extends {shown(following)}: expected the name of an experiment."
+            )
         settings = merged(content, settings)
     return settings
 
@@ -60,11 +71,11 @@ def find_run(run: str, runs_dir: str) -> Path:
     """
     name = run.removeprefix("run:")
     for candidate in (Path(runs_dir) / name, Path(name)):
-        if (candidate / "hparams.yaml").is_file():
+        if _is_file(candidate / "hparams.yaml"):
             return candidate
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
-        f"There is no run {name} in {runs_dir}/.{suggestion(name, known)} "
+        f"There is no run {shown(name)} in {runs_dir}/.{suggestion(name, known)} "
         f"Known: {', '.join(known[-8:]) or 'none'}."
     )
 
