@@ -112,7 +112,7 @@ class DataHparams:
     image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
-    (cifar10), 224; at least eight patches of a ViT."""
+    (cifar10), 224; rounded up to whole patches, at least eight of a ViT."""
     batch_size: Annotated[int | str, Auto(), Between(2)] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
@@ -201,7 +201,7 @@ class BarlowTwinsHparams:
     """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
     projector_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
-    """Width D of the projector. auto: 512 (the demonstration: 64). The paper uses 8192 at batch
+    """Width D of the projector. auto: 512 (shapes: 64). The paper uses 8192 at batch
     2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
     batch_size."""
     projector_layers: Count = 3
@@ -218,8 +218,8 @@ class BarlowTwinsHparams:
     that they weigh the same beside the diagonal at any width; half or twice as much matters
     little."""
     crop_scale: Annotated[list[float], Needs("task", "barlow_twins")] = field(default_factory=list)
-    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (the
-    demonstration: 0.25 1)."""
+    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (shapes: 0.25
+    1)."""
     invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
     """VICReg: weight of the distance between the views."""
     variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
@@ -281,7 +281,8 @@ class DINOHparams:
     local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
         "auto"
     )
-    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16."""
+    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16, or
+    of the patch size where that does not divide 16."""
     global_crops_scale: list[float] = field(default_factory=list)
     """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
     local_crops_scale: Annotated[list[float], Needs("dino.local_crops_number")] = field(
@@ -514,9 +515,9 @@ class TrainerHparams:
     max_epochs: Annotated[
         int | str, Auto(), Between(1), TRAINS, HEAD_LEARNS, Unless("trainer.max_steps")
     ] = "auto"
-    """Passes over the training images. auto: 40 for the demonstration (shapes); pretraining 20,000
-    steps in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe
-    100 epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
+    """Passes over the training images. auto: pretraining 40 on shapes, elsewhere 20,000 steps
+    in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe 100
+    epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
