@@ -160,6 +160,8 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
         processes = trainer.devices * trainer.num_nodes
         shared = _batch_size(hparams, images) // processes
         data.batch_size = max(2, shared) * processes
+        if isinstance(trainer.chunk_size, int) and trainer.chunk_size > data.batch_size:
+            trainer.chunk_size = None  # the whole batch is smaller
     per_epoch = steps_per_epoch(hparams, images)
     if trainer.max_epochs == "auto":
         trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)

@@ -43,6 +43,8 @@ def requests(draw: st.DrawFn) -> Hparams:
     )
     if task == "segmentation":
         hparams.segmentation.loss_stride = draw(st.sampled_from([1, 2, 4, 8]))
+    if task in names.PRETRAINING:
+        hparams.trainer.chunk_size = draw(st.sampled_from(["auto", None, 2, 64, 1000]))
     if draw(st.booleans()):
         multiple = patch_multiple(hparams) * hparams.segmentation.loss_stride
         hparams.data.image_size = multiple * draw(st.integers(-(-16 // multiple), 520 // multiple))
