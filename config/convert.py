@@ -169,21 +169,30 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not valid YAML or does not hold a mapping.
     """
-    try:
-        content = yaml.load(file.read_bytes(), StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{line}: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is no text: {' '.join(str(error).split())}.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file} is nested too deeply.") from error
+    content = parse_yaml(file.read_bytes(), str(file))
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold `name: value` lines, got a {type(content).__name__}.")
     return content
+
+
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """Returns what a YAML text means.
+
+    Raises:
+        ConfigError: it is not valid; begins with `source` and the line.
+    """
+    try:
+        return yaml.load(text, StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{line}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is no text: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply.") from error
 
 
 def write_yaml(settings: Mapping[str, Any], file: Path) -> None:

@@ -65,7 +65,7 @@ def _problem(value: Any, annotation: Any) -> str | None:
     return _not_plain(value) or next((str(each) for each in problems if each), None)
 
 
-_LARGEST = 2**32 - 1  # no setting needs more, and 64 bits hold what is computed from it
+_LARGEST = 2**32 - 1  # no count needs more, and 64 bits hold what is computed from it
 
 
 def _not_plain(value: Any) -> str | None:
@@ -73,7 +73,7 @@ def _not_plain(value: Any) -> str | None:
     numbers = numbers_in(value)
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "expected a finite number"
-    if any(abs(number) > _LARGEST for number in numbers):
+    if any(isinstance(number, int) and abs(number) > _LARGEST for number in numbers):
         return f"expected at most {_LARGEST}"
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and not text.strip():

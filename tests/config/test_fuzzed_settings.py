@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.commands.study.plan import load_study
 from config.convert import ConfigError, leaves, set_leaf
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR
@@ -139,3 +140,28 @@ def test_python_objects_of_any_kind(examples):
         assert sentence is None or (path in sentence and len(sentence) < 2000)
 
     fuzz(examples, one, path=names, value=values | st.just(object()))
+
+
+def places(node: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The keys that lead to every value inside a nested dict."""
+    if not isinstance(node, dict | list):
+        return [above]
+    inside = node.items() if isinstance(node, dict) else enumerate(node)
+    return [above, *(place for key, value in inside for place in places(value, (*above, key)))]
+
+
+@few_or_many(60)
+def test_values_of_any_type_in_a_study(examples, tmp_path):
+    file = tmp_path / "x.yaml"
+    text = (CONFIG_DIR / "studies" / "quick.yaml").read_text()
+
+    def one(place: tuple[Any, ...], value: Any) -> None:
+        study = node = yaml.safe_load(text)
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = value
+        file.write_text(yaml.safe_dump(study))
+        sentence = refusal(lambda file: load_study(str(file), 1, [], str(tmp_path)), file)
+        assert sentence is None or "\n" not in sentence
+
+    fuzz(examples, one, place=st.sampled_from(places(yaml.safe_load(text))[1:]), value=values)

@@ -43,7 +43,7 @@ def test_every_number_is_finite(path, value):
 
 @pytest.mark.parametrize("path", [p for p in LEAVES if holds(p, float) or holds(p, int)])
 @pytest.mark.parametrize("value", [10**20, -(10**20), 10**5000], ids=["1e20", "-1e20", "1e5000"])
-def test_no_number_is_astronomical(path, value):
+def test_no_whole_number_is_astronomical(path, value):
     refused(path, value, "expected")
 
 
