@@ -1,6 +1,7 @@
 """Trains, evaluates and compares runs: `python main.py --help`. Settings: config/hparams.py."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 _SETUP = """This Python lacks {missing}. Set the project up and run it with
@@ -22,6 +23,11 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         print(_SETUP.format(missing=error.name), file=sys.stderr)
         return 2
+    except Exception as error:  # config/hparams.py is edited by hand
+        if "--debug" in argv:
+            raise
+        print(f"error: {_place(error)}{error}", file=sys.stderr)
+        return 2
     try:
         command = parse(argv)
         if isinstance(command, str):
@@ -36,6 +42,15 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _place(error: Exception) -> str:
+    """Returns file and line where reading the settings failed, to begin a message with."""
+    if isinstance(error, SyntaxError):  # which says the line itself
+        return f"{error.filename}: "
+    frames = traceback.extract_tb(error.__traceback__)
+    edited = [frame for frame in frames if frame.filename.endswith("hparams.py")]
+    return f"{edited[-1].filename}, line {edited[-1].lineno}: " if edited else ""
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
 from config.resolve import choices, length, resolve, resolve_for_data
-from config.validation import active_settings
+from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
 from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
@@ -70,14 +70,18 @@ class Trainer:
     """One run, from settings to summary.
 
     Args:
-        hparams: checked settings; `run.resume` is `none` or the folder of the run to continue.
+        hparams: settings; `run.resume` is `none` or the folder of the run to continue.
         experiment: what a run without a name is called after.
+
+    Raises:
+        ConfigError: settings that are impossible or have no effect.
     """
 
     def __init__(self, hparams: Hparams, experiment: str | None = None) -> None:
         check_accelerator(hparams.trainer.accelerator)
         self.experiment = experiment
-        self.given, self.hparams = hparams, resolve(hparams)
+        self.given = check(hparams)  # a notebook's have not been
+        self.hparams = resolve(self.given)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)

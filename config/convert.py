@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from config.hparams import Hparams
-from config.rules import get_leaf
+from config.rules import as_typed, get_leaf
+from config.strict_yaml import StrictLoader
 from utils.files import write_atomically
 
 
@@ -31,15 +35,32 @@ class Leaf:
 
 
 def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
-    """Walks every setting, depth first, in the order of the file."""
-    hints = get_type_hints(type(hparams), include_extras=True)
-    defaults = type(hparams)()
-    for item in dataclasses.fields(hparams):
-        value, path = getattr(hparams, item.name), prefix + item.name
-        if dataclasses.is_dataclass(value):
+    """Walks every setting, depth first, in the order of the file.
+
+    Raises:
+        ConfigError: something else in the place of a group, or an attribute that is no setting.
+    """
+    kind: type = type(hparams)
+    hints, defaults = _hints(kind), kind()
+    if strays := [name for name in vars(hparams) if name not in hints]:
+        hint = suggestion(prefix + strays[0], [prefix + name for name in hints])
+        raise ConfigError(f"There is no setting {prefix}{strays[0]}.{hint}")
+    for name, hint in hints.items():
+        value, path = getattr(hparams, name), prefix + name
+        declared = base_types(hint)[0]
+        is_group = dataclasses.is_dataclass(declared)
+        if is_group and not isinstance(value, declared):
+            raise ConfigError(f"{path} is a group of settings, got {shown(value)}.")
+        if is_group:
             yield from leaves(value, path + ".")
         else:
-            yield Leaf(path, value, getattr(defaults, item.name), hints[item.name])
+            yield Leaf(path, value, getattr(defaults, name), hint)
+
+
+@cache
+def _hints(group: type) -> dict[str, Any]:
+    hints = get_type_hints(group, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(group)}
 
 
 def set_leaf(hparams: Hparams, path: str, value: Any) -> None:
@@ -47,6 +68,29 @@ def set_leaf(hparams: Hparams, path: str, value: Any) -> None:
     *groups, leaf = path.split(".")
     group = get_leaf(hparams, ".".join(groups)) if groups else hparams
     setattr(group, leaf, value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+_BRIEF.maxlevel = 2
+
+
+def shown(value: Any) -> str:
+    """Returns a value as it stands in a message: short, whatever it is."""
+    if isinstance(value, list) and value and not any(isinstance(each, list) for each in value):
+        words = [shown(each) for each in value[:10]]
+        return " ".join(words if len(words) == len(value) else [*words, "…"])
+    if isinstance(value, str):
+        plain = value.isprintable() and value.strip() == value != ""
+        return value if plain and len(value) <= _BRIEF.maxstring else _BRIEF.repr(value)
+    if value is None or isinstance(value, bool):
+        return as_typed(value)
+    # Python writes no whole number of more than 4300 digits.
+    huge = isinstance(value, int) and abs(value) > _LONGEST
+    return f"{Decimal(value):.3E}" if huge else _BRIEF.repr(value)
+
+
+_LONGEST = 10**30
 
 
 def suggestion(path: str, known: list[str]) -> str:
@@ -72,14 +116,19 @@ def coerced(value: Any, annotation: Any) -> Any:
     """Returns a value as YAML reads it in the type that a setting has."""
     # YAML reads `1e-3` as a string and `1` as an int; both are floats where a float is asked for.
     allowed = base_types(annotation)
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        return value if int in allowed else float(value)
-    if float in allowed and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    items = {get_args(kind)[0] for kind in allowed if get_origin(kind) is list}
+    if isinstance(value, list):
+        return [_as_float(each) if float in items else each for each in value]
+    return _as_float(value) if float in {*allowed, *items} and int not in allowed else value
+
+
+def _as_float(value: Any) -> Any:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value
 
 
 def to_dict(hparams: Hparams) -> dict[str, Any]:
@@ -102,7 +151,9 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
                 set_leaf(hparams, path, coerced(value, known[path].annotation))
             elif any(other.startswith(path + ".") for other in known):
                 if not isinstance(value, Mapping):
-                    raise ConfigError(f"{source}: {path} is a group of settings, got {value!r}.")
+                    raise ConfigError(
+                        f"{source}: {path} is a group of settings, got {shown(value)}."
+                    )
                 visit(value, path + ".")
             else:
                 raise ConfigError(
@@ -119,15 +170,30 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not valid YAML or does not hold a mapping.
     """
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    content = parse_yaml(file.read_bytes(), str(file))
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold `name: value` lines, got a {type(content).__name__}.")
     return content
+
+
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """Returns what a YAML text means.
+
+    Raises:
+        ConfigError: it is not valid; begins with `source` and the line.
+    """
+    try:
+        return yaml.load(text, StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{line}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is no text: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source} is nested too deeply.") from error
 
 
 def write_yaml(settings: Mapping[str, Any], file: Path) -> None:

@@ -31,6 +31,7 @@ from config.types import (
     Cadence,
     Count,
     Enabled,
+    FolderName,
     Fraction,
     Kept,
     Natural,
@@ -71,13 +72,15 @@ def _group(settings: type) -> Any:
 class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
-    name: Annotated[str | None, Needs("run.resume", "none")] = None
-    """Folder name under `dir`; an existing one is never overwritten, unless its run was killed
-    before its first checkpoint. null: that of the experiment (with -2, -3 … when it exists), else
-    generated."""
+    name: Annotated[
+        str | None, FolderName(reserved=("none", "auto")), Needs("run.resume", "none")
+    ] = None
+    """Folder name under `dir`, without slashes; an existing one is never overwritten, unless its
+    run was killed before its first checkpoint. null: that of the experiment (with -2, -3 … when it
+    exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
-    seed: Annotated[Natural, OF_THE_START] = 0
+    seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
     deterministic: bool = False
     """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
@@ -122,7 +125,7 @@ class DataHparams:
     image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
-    (cifar10), 224; at least eight patches of a ViT."""
+    (cifar10), 224; rounded up to whole patches, at least eight of a ViT."""
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
@@ -130,7 +133,7 @@ class DataHparams:
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. The features a frozen backbone has for those are computed once."""
-    fixed_scales: Annotated[list[float], Needs("data.views", "fixed")] = field(
+    fixed_scales: Annotated[list[float], Between(0.1, 10.0), Needs("data.views", "fixed")] = field(
         default_factory=lambda: [1.0]
     )
     """Shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
@@ -219,7 +222,7 @@ class BarlowTwinsHparams:
     """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
     projector_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
-    """Width D of the projector. auto: 512 (the demonstration: 64). The paper uses 8192 at batch
+    """Width D of the projector. auto: 512 (shapes: 64). The paper uses 8192 at batch
     2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
     batch_size."""
     projector_layers: Count = 3
@@ -236,8 +239,8 @@ class BarlowTwinsHparams:
     that they weigh the same beside the diagonal at any width; half or twice as much matters
     little."""
     crop_scale: Annotated[list[float], Needs("task", "barlow_twins")] = field(default_factory=list)
-    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (the
-    demonstration: 0.25 1)."""
+    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (shapes: 0.25
+    1)."""
     invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
     """VICReg: weight of the distance between the views."""
     variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
@@ -299,7 +302,8 @@ class DINOHparams:
     local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
         "auto"
     )
-    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16."""
+    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16, or
+    of the patch size where that does not divide 16."""
     global_crops_scale: list[float] = field(default_factory=list)
     """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
     local_crops_scale: Annotated[list[float], Needs("dino.local_crops_number")] = field(
@@ -439,7 +443,7 @@ class SegmentationHparams:
         default_factory=lambda: ["cross_entropy"]
     )
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
-    loss_weights: Annotated[list[float], LEARNT_HEAD] = field(default_factory=list)
+    loss_weights: Annotated[list[float], Between(0.0), LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
@@ -487,7 +491,9 @@ class SegmentationHparams:
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels between windows. null: two thirds of test_window."""
     # Both average softmax(logits), and shares of neighbours are none.
-    test_scales: Annotated[list[float], LEARNT_HEAD] = field(default_factory=lambda: [1.0])
+    test_scales: Annotated[list[float], Between(0.1, 10.0), LEARNT_HEAD] = field(
+        default_factory=lambda: [1.0]
+    )
     """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
     """
     test_flip: Annotated[bool, LEARNT_HEAD] = False
@@ -532,9 +538,9 @@ class TrainerHparams:
     max_epochs: Annotated[
         int | str, Auto(), Between(1), TRAINS, HEAD_LEARNS, Unless("trainer.max_steps")
     ] = "auto"
-    """Passes over the training images. auto: 40 for the demonstration (shapes); pretraining 20,000
-    steps in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe
-    100 epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
+    """Passes over the training images. auto: pretraining 40 on shapes, elsewhere 20,000 steps
+    in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe 100
+    epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, leaves, read_yaml, suggestion, update
+from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, update
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import unmet
@@ -24,12 +24,19 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
         ConfigError: there is none; the message lists those there are.
     """
     for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     known = known_experiments(folder)
     what = "study" if folder == "studies" else "experiment"
     near = suggestion(name, known) or f" Known: {', '.join(known)}."
-    raise ConfigError(f"There is no {what} {name}.{near} A YAML file works too.")
+    raise ConfigError(f"There is no {what} {shown(name)}.{near} A YAML file works too.")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no path at all: too long, or with a null byte
+        return False
 
 
 def known_experiments(folder: str = "experiments") -> list[str]:
@@ -54,6 +61,10 @@ def read_experiment(name: str) -> dict[str, Any]:
         chain.append(file)
         content = read_yaml(file)
         following = content.pop("extends", None)
+        if not isinstance(following, str | None):
+            raise ConfigError(
+                f"{file}: extends {shown(following)}: expected the name of an experiment."
+            )
         settings = merged(content, settings)
     return settings
 
@@ -67,7 +78,7 @@ def find_run(run: str, runs_dir: str) -> Path:
     name = run.removeprefix("run:")
     places = (Path(runs_dir) / name, Path(name))
     for candidate in places:
-        if (candidate / "hparams.yaml").is_file() or _last(candidate).is_file():
+        if _is_file(candidate / "hparams.yaml") or _is_file(_last(candidate)):
             return candidate
     if any((candidate / "checkpoints").is_dir() for candidate in places):
         raise ConfigError(
@@ -76,7 +87,7 @@ def find_run(run: str, runs_dir: str) -> Path:
         )
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
-        f"There is no run {name} in {runs_dir}/.{suggestion(name, known)} "
+        f"There is no run {shown(name)} in {runs_dir}/.{suggestion(name, known)} "
         f"Known: {', '.join(known[-8:]) or 'none'}."
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -11,12 +12,20 @@ from typing import Any, NoReturn
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
 from config import names
-from config.convert import ConfigError, base_types, leaves, set_leaf, suggestion, update
+from config.convert import (
+    ConfigError,
+    base_types,
+    leaves,
+    set_leaf,
+    shown,
+    suggestion,
+    update,
+)
 from config.hparams import Hparams
 from config.lookup import find_run, newest_unfinished, read_experiment, read_settings
 from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
-from config.validation import check, without_ineffective, without_superseded
+from config.validation import check, check_values, without_ineffective, without_superseded
 
 # What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
 ARCHITECTURE = (
@@ -61,10 +70,12 @@ class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [leaf.path for leaf in leaves(Hparams())]
         if message.startswith("unrecognized arguments: "):
-            option = message.removeprefix("unrecognized arguments: ").split()[0]
+            option, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
             hint = suggestion(option.lstrip("-").partition("=")[0], known)
-            raise ConfigError(f"Unknown option {option}.{hint} --help lists all.")
-        raise ConfigError(message[0].upper() + message[1:] + ". --help lists all options.")
+            raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
+        # The words of a line that was not understood may be anything.
+        line = textwrap.shorten(message, 500, placeholder=" …")
+        raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
 
     def format_help(self) -> str:
         choices = {leaf.path: _choices(leaf.annotation) for leaf in leaves(Hparams())}
@@ -136,22 +147,25 @@ def parse(argv: Sequence[str]) -> Command | str:
     given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
+    hparams = Hparams()
+    check_values(hparams, "config/hparams.py")
     early = _early(argv)
     if "--study" in given and not {"--help", "-h"} & set(argv):
         return _study(argv)
-    hparams = Hparams()
     resumed = None if early.resume == "none" else early.resume
     again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:
         raise ConfigError(f"--experiment: the run {again} keeps its own settings.")
     settings = read_experiment(early.experiment) if early.experiment else {}
-    named = early.weights or settings.get("backbone", {}).get("weights")
-    _adopt_backbone(hparams, named or hparams.backbone.weights, early)
-    update(hparams, settings, f"experiment {early.experiment}")
+    source = f"experiment {early.experiment}"
+    named = early.weights or update(deepcopy(hparams), settings, source).backbone.weights
+    _adopt_backbone(hparams, named, early)
+    check_values(update(hparams, settings, source), source)
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
-        update(hparams, read_settings(folder), str(folder / "hparams.yaml"))
+        source = str(folder / "hparams.yaml")
+        check_values(update(hparams, read_settings(folder), source), source)
         hparams = without_ineffective(hparams)
         if resumed:
             argv = _replace_option(argv, "--run.resume", str(folder))
@@ -205,8 +219,9 @@ def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Names
     except ConfigError:
         return  # the loader says what is missing
     backbone = read_settings(run).get("backbone", {})
-    known = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
-    update(hparams, {"backbone": known}, str(run))
+    if isinstance(backbone, Mapping):
+        backbone = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
+    check_values(update(hparams, {"backbone": backbone}, str(run)), str(run))
 
 
 def _early(argv: Sequence[str]) -> argparse.Namespace:

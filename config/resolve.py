@@ -24,6 +24,7 @@ from utils.text import format_result
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
 _IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 48, "cifar10": 32}, 224
 _FEWEST_PATCHES = 8  # a side, in which a ViT sees an image
+_DEMO_PATCH, _VIT_PATCH, _SWIN_MULTIPLE = 8, 16, 32  # px, a side
 _SMALL_IMAGE = 64  # px, up to which a ResNet of its own has the stem for small images
 _SHARP_IMAGE = 32  # px, up to which nothing is blurred
 
@@ -83,12 +84,11 @@ def resolve(hparams: Hparams) -> Hparams:
 
 
 def _demonstrates(hparams: Hparams) -> bool:
-    network, images = hparams.backbone.name == "vit_demo", hparams.data.name == "shapes"
-    return network and images and hparams.task in names.PRETRAINING
+    return hparams.data.name == "shapes" and hparams.task in names.PRETRAINING
 
 
 def _resolve_demonstration(hparams: Hparams) -> None:
-    if _demonstrates(hparams) and hparams.optim.name == "adamw":
+    if _demonstrates(hparams):
         chosen = _DEMONSTRATION[""] | _DEMONSTRATION.get(hparams.task, {})
         for path, value in chosen.items():
             if get_leaf(hparams, path) in ("auto", []):
@@ -103,11 +103,21 @@ def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
     method.crop_scale = method.crop_scale or [0.08, 1.0]
 
 
+def patch_multiple(hparams: Hparams) -> int:
+    """Returns what the sides of images have to be multiples of for the chosen backbone, in px."""
+    name = hparams.backbone.name
+    if name in names.VITS:
+        return hparams.backbone.patch_size or (_DEMO_PATCH if name == "vit_demo" else _VIT_PATCH)
+    return _SWIN_MULTIPLE if name in names.SWINS else 1
+
+
 def _image_size(hparams: Hparams) -> int:
-    side = _IMAGE_SIZES.get(hparams.data.name, _SIZE_OF_PHOTOGRAPHS)
-    is_vit = hparams.backbone.name in names.VITS and hparams.backbone.name != "vit_demo"
-    patch = (hparams.backbone.patch_size or 16) if is_vit else 1
-    return max(-(-side // patch), _FEWEST_PATCHES) * patch if patch > 1 else side
+    name, multiple = hparams.backbone.name, patch_multiple(hparams)
+    least = _FEWEST_PATCHES * multiple if name in names.VITS and name != "vit_demo" else 0
+    side = max(_IMAGE_SIZES.get(hparams.data.name, _SIZE_OF_PHOTOGRAPHS), least)
+    if hparams.task == "segmentation":
+        multiple = math.lcm(multiple, hparams.segmentation.loss_stride)
+    return -(-side // multiple) * multiple
 
 
 def _resolve_weight_decay(hparams: Hparams) -> None:
@@ -128,7 +138,9 @@ def _resolve_crops(hparams: Hparams) -> None:
     dino = hparams.dino
     if dino.local_crop_size == "auto":
         # 96 for 224, as in the paper; most patch sizes divide 16.
-        dino.local_crop_size = 16 * max(1, round(int(hparams.data.image_size) * 3 / 7 / 16))
+        patch = patch_multiple(hparams)
+        step = patch if 16 % patch else 16
+        dino.local_crop_size = step * max(1, round(int(hparams.data.image_size) * 3 / 7 / step))
     if not dino.global_crops_scale:
         local = dino.multi_crop and dino.local_crops_number > 0
         dino.global_crops_scale = [0.4, 1.0] if local else [0.14, 1.0]
@@ -146,7 +158,10 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     data, trainer, optim = hparams.data, hparams.trainer, hparams.optim
     if data.batch_size == "auto":
         processes = trainer.devices * trainer.num_nodes
-        data.batch_size = _batch_size(hparams, images) // processes * processes
+        shared = _batch_size(hparams, images) // processes
+        data.batch_size = max(2, shared) * processes
+        if isinstance(trainer.chunk_size, int) and trainer.chunk_size > data.batch_size:
+            trainer.chunk_size = None  # the whole batch is smaller
     per_epoch = steps_per_epoch(hparams, images)
     if trainer.max_epochs == "auto":
         trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
@@ -200,7 +215,7 @@ _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
-# Of every pretraining of the demonstration's network on its images, and by task: what its readouts
+# Of every pretraining on the demonstration's images, and by task: what the readouts of its network
 # found in minutes on two cores (benchmarks/RESULTS.md, section 1).
 _DEMONSTRATION_BATCH, _DEMONSTRATION_LR = 128, 2e-3
 _DEMONSTRATION: dict[str, dict[str, Any]] = {
@@ -236,7 +251,7 @@ def _learning_rate(hparams: Hparams) -> float:
         base, batch = _FINE_TUNING_LR[name], 16
     elif hparams.task == "linear_probe":
         base, batch = _PROBE_LR[name], 256
-    elif hparams.task == "barlow_twins" and name == "adamw" and _demonstrates(hparams):
+    elif hparams.task == "barlow_twins" and name == "adamw" and backbone.name == "vit_demo":
         base, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
     elif hparams.task in _ADAMW_LR and name == "adamw":
         base, batch = _ADAMW_LR[hparams.task], 256

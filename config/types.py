@@ -44,19 +44,45 @@ class SomeOf:
 
 @dataclass(frozen=True)
 class Between:
-    """The number lies in [low, high], ends included."""
+    """The number, or each of a list, lies in [low, high], ends included."""
 
     low: float
     high: float = float("inf")
 
     def problem(self, value: object) -> str | None:
         """Says what is wrong with `value`, or None. Strings such as `auto` and null pass."""
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if all(self.low <= number <= self.high for number in numbers_in(value)):
             return None
-        if self.low <= value <= self.high:
+        upper = "" if self.high == float("inf") else f" and at most {self.high:.12g}"
+        return f"expected at least {self.low:.12g}{upper}"
+
+
+def numbers_in(value: object) -> list[int | float]:
+    """Returns the number, or those of a list; true and false are none."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
+
+
+@dataclass(frozen=True)
+class FolderName:
+    """The text names one folder inside another, and means nothing else where it is referred to."""
+
+    reserved: Collection[str] = ()
+
+    def problem(self, value: object) -> str | None:
+        """Says what is wrong with `value`, or None."""
+        if not isinstance(value, str):
             return None
-        upper = "" if self.high == float("inf") else f" and at most {self.high:g}"
-        return f"expected at least {self.low:g}{upper}"
+        if value in self.reserved:
+            return f"{value} means something else; choose another name"
+        if value.startswith((".", "-", "run:")) or any(sign in value for sign in "/\\"):
+            return "expected a folder's name without slashes, not beginning with . or - or run:"
+        if len(value.encode()) > _LONGEST_NAME:
+            return f"expected at most {_LONGEST_NAME} bytes"
+        return None
+
+
+_LONGEST_NAME = 200  # file systems allow 255, studies append to it
 
 
 @dataclass(frozen=True)

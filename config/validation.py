@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
+from unicodedata import category
 
-from config.convert import ConfigError, base_types, leaves, set_leaf
+from config.convert import ConfigError, base_types, leaves, set_leaf, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import as_typed, get_leaf, metadata, no_effect, unmet
-from config.types import Kept
+from config.types import Auto, Kept, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
 
 
@@ -23,10 +26,7 @@ def check(hparams: Hparams) -> Hparams:
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
     """
-    for leaf in leaves(hparams):
-        problem = _problem(leaf.value, leaf.annotation)
-        if problem:
-            raise ConfigError(f"--{leaf.path} {leaf.value}: {problem}.")
+    check_values(hparams)
     hparams = choose_names(hparams)
     for leaf in leaves(hparams):
         # null asks for nothing, so it may be given wherever it does nothing.
@@ -37,20 +37,50 @@ def check(hparams: Hparams) -> Hparams:
     return hparams
 
 
+def check_values(hparams: Hparams, source: str = "") -> None:
+    """Checks every setting by itself: its type, its range, its name.
+
+    Args:
+        hparams: also such as a user has edited or put together.
+        source: begins the message, where the values are from.
+
+    Raises:
+        ConfigError: names the dotted path, the value and what was expected.
+    """
+    before = f"{source}: " if source else ""
+    for leaf in leaves(hparams):
+        if problem := _problem(leaf.value, leaf.annotation):
+            end = "" if problem.endswith("?") else "."
+            raise ConfigError(f"{before}--{leaf.path} {shown(leaf.value)}: {problem}{end}")
+
+
 def _problem(value: Any, annotation: Any) -> str | None:
     allowed = base_types(annotation)
+    constraints = [extra for extra in metadata(annotation) if hasattr(extra, "problem")]
     if not any(_is_a(value, kind) for kind in allowed):
-        return f"expected {_describe(allowed)}, got {type(value).__name__}"
+        return f"expected {_described(allowed, constraints)}{_hint(value, allowed)}"
     if value is None:
         return None
-    for constraint in filter(_constrains, metadata(annotation)):
-        if problem := constraint.problem(value):
-            return str(problem)
+    problems = (constraint.problem(value) for constraint in constraints)
+    return _not_plain(value) or next((str(each) for each in problems if each), None)
+
+
+_LARGEST = 2**32 - 1  # no count needs more, and 64 bits hold what is computed from it
+
+
+def _not_plain(value: Any) -> str | None:
+    """Says what no setting may be, whatever its range."""
+    numbers = numbers_in(value)
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+        return "expected a finite number"
+    if any(isinstance(number, int) and abs(number) > _LARGEST for number in numbers):
+        return f"expected at most {_LARGEST}"
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and not text.strip():
+            return "expected a name, not an empty text"
+        if isinstance(text, str) and any(category(sign) in ("Cc", "Cs") for sign in text):
+            return "expected a text without control characters"
     return None
-
-
-def _constrains(extra: Any) -> bool:
-    return hasattr(extra, "problem")
 
 
 def _is_a(value: Any, kind: Any) -> bool:
@@ -65,11 +95,13 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
-def _describe(allowed: tuple[Any, ...]) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def _described(allowed: tuple[Any, ...], constraints: list[Any]) -> str:
+    auto = any(isinstance(each, Auto) for each in constraints)
+    choices = [each.names for each in constraints if isinstance(each, OneOf | SomeOf)]
     parts: list[str] = []
     for kind in allowed:
         if get_origin(kind) is Literal:
@@ -78,9 +110,18 @@ def _describe(allowed: tuple[Any, ...]) -> str:
             parts.append("null")
         elif get_origin(kind) is list:
             parts.append("a list of " + _PLURALS[get_args(kind)[0]])
+        elif kind is str and choices:
+            parts.append(f"one of {', '.join(choices[0])}")
         else:
-            parts.append(words[kind])
+            parts.append("auto" if kind is str and auto else _WORDS[kind])
     return " or ".join(parts)
+
+
+def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
+    literals = (get_args(kind) for kind in allowed if get_origin(kind) is Literal)
+    known = [option for options in literals for option in options if isinstance(option, str)]
+    near = get_close_matches(value, known, 1) if isinstance(value, str) else []
+    return f". Did you mean {near[0]}?" if near else f", got {type(value).__name__}"
 
 
 def _check_combinations(hparams: Hparams) -> None:
@@ -107,6 +148,11 @@ def _check_combinations(hparams: Hparams) -> None:
             f"--segmentation.loss_weights {as_typed(segmentation.loss_weights)}: expected one "
             f"weight for each loss ({as_typed(segmentation.loss)})."
         )
+    if segmentation.loss_weights and not any(segmentation.loss_weights):
+        raise ConfigError(
+            f"--segmentation.loss_weights {as_typed(segmentation.loss_weights)}: with 0 alone "
+            "nothing is trained."
+        )
     chunk, batch = trainer.chunk_size, data.batch_size
     if isinstance(chunk, int) and isinstance(batch, int) and chunk > batch:
         raise ConfigError(
@@ -132,14 +178,9 @@ def _check_combinations(hparams: Hparams) -> None:
 def _check_segmentation(hparams: Hparams) -> None:
     data, settings, backbone = hparams.data, hparams.segmentation, hparams.backbone
     frozen = backbone.freeze and not backbone.unfreeze_last
-    if not data.fixed_scales or min(data.fixed_scales) <= 0:
-        raise ConfigError(
-            f"--data.fixed_scales {as_typed(data.fixed_scales)}: expected numbers > 0."
-        )
-    if not settings.test_scales or min(settings.test_scales) <= 0:
-        raise ConfigError(
-            f"--segmentation.test_scales {as_typed(settings.test_scales)}: expected numbers > 0."
-        )
+    for path in ("data.fixed_scales", "segmentation.test_scales"):
+        if not get_leaf(hparams, path):
+            raise ConfigError(f"--{path}: expected at least one number.")
     window, stride = settings.test_window, settings.test_stride
     if window is not None and stride is not None and window < stride:
         raise ConfigError(

@@ -380,7 +380,7 @@ def test_a_run_is_called_after_its_experiment(train, tmp_path):
 
 def test_a_run_without_validation(train, image_folder):
     shared = {"data__name": "image_folder", "data__root": image_folder}
-    code, folder = train("none", **shared, data__val_fraction=0)
+    code, folder = train("unvalidated", **shared, data__val_fraction=0)
     assert code == 0
     assert "val/loss" not in summary(folder)
     assert "train/loss" in summary(folder)

@@ -87,7 +87,7 @@ def test_broken_cifar10_is_explained(tmp_path, train, capsys):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(ValueError, match="incomplete or corrupted"):
         CIFAR10(str(tmp_path)).files("train")
-    code, _ = train("none", data__name="cifar10", data__root=tmp_path / "nowhere")
+    code, _ = train("missing", data__name="cifar10", data__root=tmp_path / "nowhere")
     assert code == 2
     assert "No CIFAR-10" in capsys.readouterr().err
 

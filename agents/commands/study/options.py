@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
-import yaml
-
-from config.convert import ConfigError, base_types, coerced, leaves, suggestion
+from config.convert import ConfigError, base_types, coerced, leaves, parse_yaml, shown, suggestion
 from config.hparams import Hparams
 from config.rules import as_typed
 
@@ -74,10 +72,18 @@ def as_words(value: Any) -> list[str]:
 
 
 def typed(words: Sequence[str], path: str) -> Any:
-    """Returns what the words after an option mean, read as in a YAML file."""
+    """Returns what the words after an option mean, read as in a YAML file.
+
+    Raises:
+        ConfigError: several words, or none, for a setting of one value.
+    """
     leaf = next(leaf for leaf in leaves(Hparams()) if leaf.path == path)
-    values = [coerced(yaml.safe_load(word), leaf.annotation) for word in words]
+    values = [
+        coerced(parse_yaml(word, f"--{path} {shown(word)}"), leaf.annotation) for word in words
+    ]
     lists = any(get_origin(kind) is list for kind in base_types(leaf.annotation))
+    if not lists and len(values) != 1:
+        raise ConfigError(f"--{path} {shown(values)}: expected one value.")
     return values if lists else values[0]
 
 

@@ -16,6 +16,8 @@ from agents.commands.study.options import (
     typed,
 )
 from agents.commands.study.rows import (
+    LINES,
+    TEXT,
     Figure,
     Row,
     check_keys,
@@ -36,7 +38,16 @@ from config.rules import unmet
 from config.validation import active_settings
 from utils.nested import flat, nested
 
-_STUDY_KEYS = ("title", "about", "protocol", "seeds", "metrics", "settings", "rows", "figures")
+_STUDY_KEYS: dict[str, tuple[type, ...]] = {
+    "title": TEXT,
+    "about": TEXT,
+    "protocol": TEXT,
+    "seeds": (int,),
+    "metrics": LINES,
+    "settings": LINES,
+    "rows": (list,),
+    "figures": (list,),
+}
 # Where and how a run is computed; everything else is what it computes.
 _OF_THE_MACHINE = (
     "run.",
@@ -133,8 +144,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
         ConfigError: no such study, row, experiment or setting; rows that need each other.
     """
     file = find_experiment(name, "studies")
-    content = expanded(read_yaml(file), file)
-    check_keys(content, _STUDY_KEYS, str(file))
+    content = check_keys(expanded(read_yaml(file), file), _STUDY_KEYS, str(file))
     given = options(overrides)
     common = flat(content.get("settings") or {})
     check_paths(common, f"{file}: ")
@@ -149,6 +159,8 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     rows = in_order(with_needed(rows, file), file)
     folder = Path(runs_dir) / file.stem
     count = seeds or int(content.get("seeds", 1))
+    if count < 1:
+        raise ConfigError(f"{file}: seeds {count}: expected at least 1.")
     plans = _Plans(file, folder, common, given, {row.name for row in rows})
     by_row = [plans.runs(row, count) for row in rows]
     runs = tuple(run for of_seed in zip(*by_row, strict=True) for run in of_seed)

@@ -9,13 +9,30 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, suggestion
+from config.convert import ConfigError, shown, suggestion
 from config.lookup import find_experiment, known_experiments, read_experiment
 from utils.nested import flat
 
 FIGURES = ("matrices", "attention", "predictions", "receptive_fields", "learning")
-_ROW_KEYS = ("name", "label", "experiment", "settings", "published", "note", "shown")
-_FIGURE_KEYS = ("picture", "title", "rows")
+TEXT, LINES = (str, int, float), (Mapping,)
+_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    Mapping: "`name: value` lines",
+}
+_ROW_KEYS: dict[str, tuple[type, ...]] = {
+    "name": TEXT,
+    "label": TEXT,
+    "experiment": TEXT,
+    "settings": LINES,
+    "published": (Mapping, int, float),
+    "note": TEXT,
+    "shown": (bool,),
+}
+_FIGURE_KEYS: dict[str, tuple[type, ...]] = {"picture": TEXT, "title": TEXT, "rows": (list,)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
     """
     if isinstance(entry, str):
         entry = {"experiment": entry}
-    check_keys(entry, _ROW_KEYS, f"{file}, a row")
+    entry = check_keys(entry, _ROW_KEYS, f"{file}, a row")
     name = name_of(entry)
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"{file}: row {name!r} needs a name of letters, digits, - and _.")
@@ -77,6 +94,9 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
         if not metrics:
             raise ConfigError(f"{file}, row {name}: `published:` needs `metrics:` of the study.")
         published = {metrics[0]: published}
+    for key, value in published.items():
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{file}, row {name}: published {key} {shown(value)} is no number.")
     return Row(
         name=name,
         label=str(entry.get("label", name)),
@@ -151,7 +171,7 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
     Raises:
         ConfigError: no such picture or row.
     """
-    check_keys(entry, _FIGURE_KEYS, f"{file}, a figure")
+    entry = check_keys(entry, _FIGURE_KEYS, f"{file}, a figure")
     known = [row.name for row in rows]
     chosen = tuple(map(str, entry.get("rows") or known))
     for name in chosen:
@@ -165,17 +185,24 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
     return Figure(picture, str(entry.get("title", picture)), chosen)
 
 
-def check_keys(entry: Any, known: Sequence[str], where: str) -> None:
-    """Checks the keys of a mapping.
+def check_keys(entry: Any, known: Mapping[str, tuple[type, ...]], where: str) -> dict[str, Any]:
+    """Checks the keys of a mapping, and of what type their values are.
+
+    Returns:
+        The mapping without its nulls, which are as if they were not there.
 
     Raises:
         ConfigError: it is none, or has others; begins with `where`.
     """
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"{where}: expected `name: value` lines, got {entry!r}.")
-    for key in entry:
+        raise ConfigError(f"{where}: expected `name: value` lines, got {shown(entry)}.")
+    for key, value in entry.items():
         if key not in known:
             raise ConfigError(
                 f"{where}: there is no {key!r}.{suggestion(str(key), list(known))} "
                 f"Known: {', '.join(known)}."
             )
+        if value is not None and not isinstance(value, known[key]):
+            words = " or ".join(_WORDS[kind] for kind in known[key])
+            raise ConfigError(f"{where}: {key} {shown(value)}: expected {words}.")
+    return {key: value for key, value in entry.items() if value is not None}

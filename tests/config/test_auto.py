@@ -1,0 +1,82 @@
+"""What `auto` chooses is accepted by whatever checks it, for every task and backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.backbone import build_backbone
+from config import names
+from config.convert import update
+from config.hparams import Hparams
+from config.resolve import patch_multiple, resolve, resolve_for_data
+from config.validation import check, without_ineffective
+
+
+def chosen(task: str, backbone: str, patch: int | None = None, **more: dict) -> Hparams:
+    settings = {"task": task, "backbone": {"name": backbone, "patch_size": patch}, **more}
+    return check(update(Hparams(), settings, "x"))
+
+
+@pytest.mark.parametrize("backbone", names.BACKBONES)
+def test_sides_are_multiples_of_what_the_network_needs(backbone):
+    hparams = resolve(chosen("dino", backbone))
+    with torch.device("meta"):
+        network = build_backbone(hparams, loaded=False)
+    assert patch_multiple(hparams) == network.patch_multiple
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Hparams:
+    task = draw(st.sampled_from([*names.TASKS]))
+    backbone = draw(st.sampled_from([*names.BACKBONES]))
+    patch = draw(st.sampled_from([None, 4, 8, 10, 14, 16, 32]))
+    hparams = chosen(
+        task,
+        backbone,
+        patch=patch if backbone in names.VITS else None,
+        data={"name": draw(st.sampled_from([*names.DATASETS]))},
+        optim={"name": draw(st.sampled_from([*names.OPTIMIZERS]))},
+        trainer={"devices": draw(st.sampled_from([1, 2, 3, 8]))},
+    )
+    if task == "segmentation":
+        hparams.segmentation.loss_stride = draw(st.sampled_from([1, 2, 4, 8]))
+    if task in names.PRETRAINING:
+        hparams.trainer.chunk_size = draw(st.sampled_from(["auto", None, 2, 64, 1000]))
+    if draw(st.booleans()):
+        multiple = patch_multiple(hparams) * hparams.segmentation.loss_stride
+        hparams.data.image_size = multiple * draw(st.integers(-(-16 // multiple), 520 // multiple))
+    return check(hparams)
+
+
+@pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_what_is_chosen_is_accepted(examples):
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @given(hparams=requests(), images=st.integers(16, 2_000_000), on_gpu=st.booleans())
+    def one(hparams: Hparams, images: int, on_gpu: bool) -> None:
+        found = resolve_for_data(resolve(hparams), images, on_gpu)
+        check(without_ineffective(found))
+        sides = [found.data.image_size]
+        if found.task in ("dino", "dino_twins"):
+            sides.append(found.dino.local_crop_size)
+        assert [side for side in sides if side % patch_multiple(hparams)] == []
+
+    one()
+
+
+@pytest.mark.parametrize(("image", "local"), [(128, 64), (224, 96), (64, 32), (32, 32)])
+def test_local_crops_fit_a_swin(image, local):
+    hparams = resolve(chosen("dino", "swin_tiny", data={"image_size": image}))
+    assert hparams.dino.local_crop_size == local
+
+
+@pytest.mark.parametrize("backbone", ["vit_demo", "resnet18", "vit_tiny"])
+@pytest.mark.parametrize("optimizer", names.OPTIMIZERS)
+@pytest.mark.parametrize("task", names.PRETRAINING)
+def test_shapes_are_pretrained_on_for_40_epochs(task, optimizer, backbone):
+    hparams = chosen(task, backbone, optim={"name": optimizer}, data={"name": "shapes"})
+    for on_gpu in (True, False):
+        found = resolve_for_data(resolve(hparams), 1024, on_gpu)
+        assert (found.trainer.max_epochs, found.data.batch_size) == (40, 128)

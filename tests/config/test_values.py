@@ -1,0 +1,213 @@
+"""What a setting may be, over every setting; where wrong ones are from, they are named."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from typing import Any, get_args, get_origin
+
+import pytest
+
+from agents.trainer import Trainer
+from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf
+from config.hparams import BackboneHparams, Hparams
+from config.parsing import parse
+from config.validation import check, check_values
+from main import main
+
+LEAVES = {leaf.path: leaf for leaf in leaves(Hparams())}
+
+
+def holds(path: str, kind: type) -> bool:
+    types = base_types(LEAVES[path].annotation)
+    return kind in types or any(kind in get_args(each) for each in types if get_origin(each))
+
+
+def is_list(path: str) -> bool:
+    return any(get_origin(each) is list for each in base_types(LEAVES[path].annotation))
+
+
+def refused(path: str, value: Any, message: str) -> None:
+    hparams = Hparams()
+    set_leaf(hparams, path, [value] if is_list(path) else value)
+    with pytest.raises(ConfigError, match=f"^--{path} .*{message}"):
+        check_values(hparams)
+
+
+@pytest.mark.parametrize("path", [path for path in LEAVES if holds(path, float)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_every_number_is_finite(path, value):
+    refused(path, value, "expected a finite number")
+
+
+@pytest.mark.parametrize("path", [p for p in LEAVES if holds(p, float) or holds(p, int)])
+@pytest.mark.parametrize("value", [10**20, -(10**20), 10**5000], ids=["1e20", "-1e20", "1e5000"])
+def test_no_whole_number_is_astronomical(path, value):
+    refused(path, value, "expected")
+
+
+@pytest.mark.parametrize("path", [path for path in LEAVES if holds(path, str)])
+@pytest.mark.parametrize("value", ["", " \t", "a\0b", "\udcff"])
+def test_every_text_says_something(path, value):
+    refused(path, value, "expected a (name, not an empty text|text without control characters)")
+
+
+@pytest.mark.parametrize("path", LEAVES)
+@pytest.mark.parametrize("value", [{}, {"a": 1}, [[1]], (), b"x", object()])
+def test_no_setting_is_something_else(path, value):
+    refused(path, value, "expected")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/abs", "a/b", "a\\b", ".", ".cache", "-x", "auto", "none", "run:x", "é" * 101]
+)
+def test_a_run_is_called_what_a_folder_can_be(name):
+    refused("run.name", name, ".")
+    with pytest.raises(ConfigError, match=r"--run\.name"):
+        parse([f"--run.name={name}"])
+
+
+def test_names_of_folders_are_free_otherwise():
+    for name in ("x", "2026-01-01", "größer als 3", "a.b", "None of them"):
+        assert parse(["--run.name", name]).hparams.run.name == name
+
+
+@pytest.mark.parametrize("weights", ["-1", "nan", "0"])
+def test_weights_of_losses_weigh(weights):
+    with pytest.raises(ConfigError, match=r"--segmentation\.loss_weights"):
+        parse(["--task", "segmentation", "--segmentation.loss_weights", weights])
+
+
+YAML = [
+    ("backbone: 3", r"backbone is a group of settings, got 3\."),
+    ("task: [dino]", r"--task dino: expected one of barlow_twins, dino"),
+    ("data: {split: trainaugg}", "--data.split trainaugg: .* Did you mean trainaug?"),
+    ("extends: true", r"extends true: expected the name of an experiment\."),
+    ("extends: [a]", "extends a: expected the name"),
+    ("data:\n  batch_size: 8\n  name: voc\n  batch_size: 9", "line 4: data.batch_size .* line 2"),
+    ("task: dino\ndata: {}\ntask: lejepa", "line 3: task stands in line 1 too"),
+    ("run: {name: x, name: x}", "line 1: run.name stands in line 1 too"),
+    ("data: &a\n  name: *a", "line 1: data.name contains itself"),
+    ("data: {fixed_scales: &a [1, *a]}", "data.fixed_scales contains itself"),
+    ("data: " + "[" * 50, "line 1: "),
+    ("data: " + "[" * 50 + "]" * 50, "data is nested too deeply"),
+    ("data: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    ("data: !!int x", "no value of its type"),
+    ("run:\n  seed: " + "9" * 5000, "line 2: this is no value of its type"),
+    ("run: {seed: 2026-01-01}", "--run.seed 2026-01-01: expected a whole number"),
+    ("run: {name: !!python/name:os.sep ''}", "could not determine a constructor"),
+    ("- a", "must hold `name: value` lines"),
+    ("a: \x00", "no text"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), YAML, ids=[message for _, message in YAML])
+def test_a_file_of_settings_is_refused_by_line_or_path(text, message, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(["--experiment", str(file)])
+    assert str(file) in str(caught.value)
+    assert main(["--experiment", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+def test_aliases_of_aliases_end(tmp_path):
+    file = tmp_path / "mine.yaml"
+    levels = [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]" for n in range(12)]
+    file.write_text("\n".join(["a0: &a0 x", *levels]))
+    with pytest.raises(ConfigError, match="too large"):
+        read_yaml(file)
+
+
+def test_merge_keys_are_no_doubles_and_dates_are_texts(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: 2026-01-01\n")
+    found = read_yaml(file)
+    assert found == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": "2026-01-01"}
+
+
+def test_numbers_of_a_list_are_read_as_single_ones(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: lejepa\nlejepa: {crop_scale: [1e-1, 1]}")
+    assert parse(["--experiment", str(file)]).hparams.lejepa.crop_scale == [0.1, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("logger.mode", "offlin", "Did you mean offline?"),
+        ("data.name", "vocc", "Did you mean voc?"),
+        ("trainer.precision", 16, "expected auto or 32-true or"),
+        ("optim.lr", "fast", "expected a number or auto"),
+        ("segmentation.loss_weights", [-1.0], "expected at least 0"),
+    ],
+)
+def test_a_mistake_in_hparams_py_is_one_sentence(path, value, message, monkeypatch, capsys):
+    *groups, name = path.split(".")
+    group = type(getattr(Hparams(), groups[0]))
+    kept = group.__init__
+
+    def edited(self: Any, *args: Any, **kwargs: Any) -> None:
+        kept(self, *args, **kwargs)
+        setattr(self, name, value)
+
+    monkeypatch.setattr(group, "__init__", edited)
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: config/hparams.py: --{path} ")
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def with_typo() -> Hparams:
+    hparams = Hparams()
+    hparams.data.batchsize = 3
+    return hparams
+
+
+@pytest.mark.parametrize(
+    ("hparams", "message"),
+    [
+        (Hparams(data=3), r"data is a group of settings, got 3\."),
+        (Hparams(backbone={"name": "vit_tiny"}), "backbone is a group of settings"),
+        (Hparams(task=["dino"]), "--task dino: expected one of"),
+        (with_typo(), r"no setting data\.batchsize\. Did you mean data\.batch_size\?"),
+        (Hparams(backbone=BackboneHparams(unfreeze_last=2)), "has no effect without"),
+        (Hparams(backbone=BackboneHparams(depth=10**400)), "expected at most"),
+    ],
+)
+def test_a_notebook_is_checked_as_strictly(hparams, message):
+    for take in (check, Trainer):
+        with pytest.raises(ConfigError, match=message):
+            take(hparams)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("    seed: Natural = ten", "line 2: name 'ten' is not defined"),
+        ("    seed: Natural = = 3", "invalid syntax"),
+    ],
+)
+def test_what_is_no_python_in_hparams_py_is_one_sentence(
+    line, message, tmp_path, monkeypatch, capsys
+):
+    edited = tmp_path / "hparams.py"
+    edited.write_text(f"class RunHparams:\n{line}\n")
+
+    class Edited:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> Any:
+            if name != "config.parsing":
+                return None
+            return importlib.util.spec_from_file_location(name, edited)
+
+    monkeypatch.setattr(sys, "meta_path", [Edited, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "config.parsing")
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "hparams.py" in told
+    assert told.count("\n") == 1
