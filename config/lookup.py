@@ -108,9 +108,9 @@ def read_settings(run: Path) -> dict[str, Any]:
     try:
         settings = read_yaml(file)
     except ConfigError as error:
-        raise _damaged(file, str(error)) from error
+        raise damaged(file, str(error)) from error
     if "task" not in settings:
-        raise _damaged(file, "there is no task in it" if settings else "it is empty")
+        raise damaged(file, "there is no task in it" if settings else "it is empty")
     return settings
 
 
@@ -143,7 +143,7 @@ def check_complete(file: Path, saved: Mapping[str, Any]) -> None:
     try:
         hparams = choose_names(update(Hparams(), settings, str(file)))
     except ConfigError as error:
-        raise _damaged(file, str(error)) from error
+        raise damaged(file, str(error)) from error
     there, known = flat(settings), {leaf.path for leaf in leaves(hparams)}
     lost = [
         path
@@ -151,10 +151,11 @@ def check_complete(file: Path, saved: Mapping[str, Any]) -> None:
         if path in known and path not in there and unmet(hparams, path) is None
     ]
     if lost:
-        raise _damaged(file, f"{', '.join(lost[:3])} of the run's checkpoint not in it")
+        raise damaged(file, f"{', '.join(lost[:3])} of the run's checkpoint not in it")
 
 
-def _damaged(file: Path, reason: str) -> ConfigError:
+def damaged(file: Path, reason: str) -> ConfigError:
+    """Returns what to say of a run's hparams.yaml that cannot be used, and how to get it back."""
     saved = _last(file.parent)
     remedy = (
         f"Remove it, and the settings are read from {saved}."

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
@@ -22,7 +23,7 @@ from config.convert import (
     update,
 )
 from config.hparams import Hparams
-from config.lookup import find_run, newest_unfinished, read_experiment, read_settings
+from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
 from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 from config.validation import check, check_values, without_ineffective, without_superseded
@@ -164,8 +165,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     if again:
         runs_dir = early.dir or hparams.run.dir
         folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
-        source = str(folder / "hparams.yaml")
-        check_values(update(hparams, read_settings(folder), source), source)
+        _take_settings(hparams, folder)
         hparams = without_ineffective(hparams)
         if resumed:
             argv = _replace_option(argv, "--run.resume", str(folder))
@@ -208,6 +208,14 @@ def _study(argv: Sequence[str]) -> Command:
     command = Command(hparams, overrides=overrides, **vars(arguments))
     _check_actions(command)
     return command
+
+
+def _take_settings(hparams: Hparams, run: Path) -> None:
+    settings, file = read_settings(run), run / "hparams.yaml"
+    try:
+        check_values(update(hparams, settings, str(file)))
+    except ConfigError as error:  # cut in the middle of a value, or edited
+        raise damaged(file, str(error).rstrip(".")) from error
 
 
 def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:

@@ -189,7 +189,9 @@ def test_damaged_side_files_are_named_and_replaced(train, capsys, how):
 
 
 @pytest.mark.parametrize("name", ["report.html", "metrics.csv"])
-def test_a_file_that_cannot_be_written_keeps_no_other_away(train, capsys, monkeypatch, name):
+def test_a_file_that_cannot_be_written_keeps_no_other_away(
+    train, capsys, recwarn, monkeypatch, name
+):
     def blocked(file: Path, content: str | bytes) -> None:
         if file.name == name:
             raise OSError(f"{file} cannot be written (No space left on device).")
@@ -199,7 +201,8 @@ def test_a_file_that_cannot_be_written_keeps_no_other_away(train, capsys, monkey
         monkeypatch.setattr(f"{module}.write_atomically", blocked)
     code, folder = train("first", may_fail=True, callbacks__report__enabled="true")
     assert code == 0
-    assert f"{name} cannot be written" in capsys.readouterr().err
+    said = capsys.readouterr().err + "".join(str(each.message) for each in recwarn)
+    assert f"{name} cannot be written" in said
     assert summary(folder)["status"] == "finished"
     left = {"report.html", "metrics.csv", "hparams.yaml", "environment.json"} - {name}
     assert left <= {file.name for file in folder.iterdir()}

@@ -60,7 +60,7 @@ def in_process(monkeypatch):
     """Runs of a study in this process; returns their command lines."""
     started: list[list[str]] = []
 
-    def start(command, stream, group):
+    def start(command, stream, group, *tags):
         started.append(command[2:])
         code = main(command[2:])
         return SimpleNamespace(poll=lambda: code)
