@@ -1,5 +1,7 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
+from statistics import median
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
+from utils.logging import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,3 +108,23 @@ def test_fusions_read_kept_features_on_the_gpu(train, precision):
     )
     assert code == 0
     assert 0 < summary(folder)["fusion/fusion2/alpha"] < 1
+
+
+def test_float16_gradients_are_divided_before_they_are_clipped_and_measured(train):
+    typical = {}
+    for precision in ("32-true", "16-mixed"):
+        code, folder = train(
+            precision,
+            task="dino",
+            trainer__accelerator="gpu",
+            trainer__precision=precision,
+            trainer__gradient_clip=1,
+            trainer__max_epochs=10,
+            callbacks__health__every_n_steps=1,
+        )
+        assert code == 0
+        rows = read_metrics(folder / "metrics.csv").values()
+        norms = [row["train/grad_norm"] for row in rows if "train/grad_norm" in row]
+        typical[precision] = median(norms)
+    # The scale is 65,536; a step that overflows halves it.
+    assert typical["16-mixed"] < 20 * typical["32-true"]
