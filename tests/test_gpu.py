@@ -1,11 +1,14 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from callbacks.effective_receptive_field import receptive_fields
+from callbacks.throughput import Throughput
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
 from models.memory.chunking import forward_in_chunks
@@ -128,3 +131,17 @@ def test_float16_gradients_are_divided_before_they_are_clipped_and_measured(trai
         typical[precision] = median(norms)
     # The scale is 65,536; a step that overflows halves it.
     assert typical["16-mixed"] < 20 * typical["32-true"]
+
+
+def test_a_gpu_that_is_busy_is_no_loader_that_is_slow():
+    throughput, matrix = Throughput(), torch.rand(4096, 4096, device=GPU)
+    trainer: Any = SimpleNamespace(world_size=1, is_last_batch=False)
+    module: Any = SimpleNamespace(device=GPU)
+    throughput.on_train_epoch_start(trainer, module)
+    for index in range(30):
+        throughput.on_train_batch_start(trainer, module, range(8), index)
+        for _ in range(20):
+            matrix @ matrix
+        throughput.on_train_batch_end(trainer, module, None, range(8), index)
+        torch.cuda.synchronize()  # as a progress bar does that shows the loss
+    assert throughput.data_wait_share < 0.3
