@@ -11,6 +11,7 @@ from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
@@ -145,3 +146,20 @@ def test_a_gpu_that_is_busy_is_no_loader_that_is_slow():
         throughput.on_train_batch_end(trainer, module, None, range(8), index)
         torch.cuda.synchronize()  # as a progress bar does that shows the loss
     assert throughput.data_wait_share < 0.3
+
+
+def test_deterministic_counts_are_small_and_those_of_the_cpu():
+    torch.manual_seed(0)
+    predicted, truth = torch.randint(0, 171, (2, 1, 300, 400))
+    expected = metrics(171)
+    expected.update(predicted, truth)
+    measured = metrics(171).to(GPU)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        measured.update(predicted.to(GPU), truth.to(GPU))
+        peak = torch.cuda.max_memory_allocated()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert peak < 2**30
+    assert torch.equal(measured.compute()["confusion"].cpu(), expected.compute()["confusion"])
