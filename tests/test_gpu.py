@@ -163,3 +163,12 @@ def test_deterministic_counts_are_small_and_those_of_the_cpu():
         torch.use_deterministic_algorithms(False)
     assert peak < 2**30
     assert torch.equal(measured.compute()["confusion"].cpu(), expected.compute()["confusion"])
+
+
+@pytest.mark.parametrize("tuner", ["tune_batch_size", "tune_lr"])
+@pytest.mark.parametrize("task", ["barlow_twins", "dino"])
+def test_tuners_compile_what_they_fit(train, task, tuner):
+    options = {"trainer__accelerator": "gpu", "trainer__compile": "true"}
+    code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
+    assert code == 0
+    assert summary(folder)["train/loss"] > 0
