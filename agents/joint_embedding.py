@@ -59,7 +59,7 @@ class JointEmbedding(Agent):
         self.lr = float(hparams.optim.lr)
         information = hparams.head_information
         self.information = HeadInformation(backbone, information.weight, information.blocks)
-        self._pooled = torch.compile(self._pool) if hparams.trainer.compile else self._pool
+        self._pooled = self._pool
 
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:
@@ -94,6 +94,11 @@ class JointEmbedding(Agent):
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.backbone, images)
+
+    def setup(self, stage: str) -> None:
+        """Compiles the training pass of what is fitted: a tuner's copies have their own."""
+        if stage == "fit" and self.settings.trainer.compile:
+            self._pooled = torch.compile(self._pool, dynamic=False)
 
     def features(self, chunks: Sequence[Tensor]) -> Tensor:
         """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.

@@ -88,7 +88,7 @@ class Segmentation(Agent):
         make_head = load(names.HEADS[settings.head])
         told = settings_of(hparams, "segmentation.head")
         head: Head = make_head(channels, backbone.map_strides, len(classes), **told)
-        network = Segmenter(backbone, head, fusion, hparams.trainer.compile)
+        network = Segmenter(backbone, head, fusion)
         return cls(network, classes, hparams)
 
     def load_weights(self, hparams: Hparams) -> None:
@@ -154,6 +154,11 @@ class Segmentation(Agent):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loads the network."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        """Compiles the training pass of what is fitted: a tuner's copies have their own."""
+        if stage == "fit" and self.settings.trainer.compile:
+            self.network.compile_training_pass()
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""

@@ -157,15 +157,16 @@ class Trainer:
     def _tune(self, agent: Agent, data: ImageDataModule) -> None:
         options = self.hparams.trainer
         if options.tune_batch_size:
-            options.chunk_size = tune_chunk_size(
-                agent,
-                self._lightning_trainer,
-                int(self.hparams.data.batch_size),
-                cast(ViewsDataModule, data).views.sizes,
-                self.device,
-            )
+            batch = int(self.hparams.data.batch_size)
+            sizes = cast(ViewsDataModule, data).views.sizes
+            chunk = tune_chunk_size(agent, self._lightning_trainer, batch, sizes, self.device)
+            console.info("tune_batch_size: chunk_size %d", chunk)
+            if options.compile and chunk < batch:
+                console.info("trainer.compile: no effect, chunks are recomputed uncompiled.")
+                options.compile = False
+            # What was tried with the whole batch is the compiled pass, which knows no chunks.
+            options.chunk_size = None if options.compile else chunk
             data.loading = build_loading(self.hparams)
-            console.info("tune_batch_size: chunk_size %d", options.chunk_size)
         if options.tune_lr:
             agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)
             console.info("tune_lr: learning rate %.3g", agent.lr)

@@ -5,45 +5,68 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+# On a GPU, before one of so many batches.
+EVERY = 10
 
 
 class Throughput(Callback):
     """Counts images and seconds of training steps; validation and pictures do not count.
 
-    Images are those of all processes, seconds those of this one.
+    A GPU works on after its host has left a step, and what the host then waits for is not the
+    loader alone. So on a GPU it is only after every tenth step, when the GPU has been awaited, that
+    the wait for the next batch is timed; the other waits are taken to be like these.
+
+    Attributes:
+        images: those of all processes.
+        seconds: of this process, waiting for data included.
     """
 
     def __init__(self) -> None:
         self.images = 0
-        self.step_seconds = 0.0
-        self.wait_seconds = 0.0
-        self._mark: float | None = None
-        self._started = 0.0
+        self.seconds = 0.0
+        self._first_waits = 0.0  # for the first batches of epochs, which are unlike the others
+        self._later_batches = 0
+        self._timed_waits = 0.0
+        self._timed_batches = 0
+        self._arrived = self._ended = 0.0
+        self._is_first = True
 
     @property
     def images_per_second(self) -> float:
         """Training images per second, waiting for data included."""
-        seconds = self.step_seconds + self.wait_seconds
-        return self.images / seconds if seconds else 0.0
+        return self.images / self.seconds if self.seconds else 0.0
 
     @property
     def data_wait_share(self) -> float:
         """Share of the training time spent waiting for the loader."""
-        seconds = self.step_seconds + self.wait_seconds
-        return self.wait_seconds / seconds if seconds else 0.0
+        if not self.seconds:
+            return 0.0
+        later = self._timed_waits * self._later_batches / max(1, self._timed_batches)
+        return min(1.0, (self._first_waits + later) / self.seconds)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Waiting for the first batch counts."""
-        self._mark = time.perf_counter()
+        _await(pl_module.device)
+        self._is_first, self._ended = True, time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The batch is here."""
-        self._started = time.perf_counter()
-        if self._mark is not None:
-            self.wait_seconds += self._started - self._mark
+        self._arrived = time.perf_counter()
+        waited = self._arrived - self._ended
+        self.seconds += waited
+        if self._is_first:
+            self._first_waits += waited
+            self._is_first = False
+            return
+        self._later_batches += 1
+        if _is_timed(batch_idx, pl_module.device):
+            self._timed_waits += waited
+            self._timed_batches += 1
 
     def on_train_batch_end(
         self,
@@ -54,6 +77,17 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         """The step is done."""
-        self._mark = time.perf_counter()
-        self.step_seconds += self._mark - self._started
+        if trainer.is_last_batch or _is_timed(batch_idx + 1, pl_module.device):
+            _await(pl_module.device)
+        self._ended = time.perf_counter()
+        self.seconds += self._ended - self._arrived
         self.images += len(batch) * trainer.world_size
+
+
+def _is_timed(batch_idx: int, device: torch.device) -> bool:
+    return device.type != "cuda" or batch_idx % EVERY == 1
+
+
+def _await(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

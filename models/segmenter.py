@@ -26,22 +26,23 @@ class Segmenter(nn.Module):
         backbone: gives the features; where it is frozen no graph is built through it.
         head: features to logits.
         fusion: brings the backbone's attention to the head, if it is not empty.
-        compiled: whether the backbone's training pass is compiled.
 
     Attributes:
         multiple: images are padded until their sides are multiples of this many pixels.
     """
 
-    def __init__(
-        self, backbone: Backbone, head: Head, fusion: AttentionFusion, compiled: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, head: Head, fusion: AttentionFusion) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.fusion = fusion
         # Maps then cover the padded image exactly, so that logits can be cut back to the image.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
-        self._training_pass = torch.compile(fusion.features) if compiled else fusion.features
+        self._training_pass = fusion.features
+
+    def compile_training_pass(self) -> None:
+        """Compiles what `encode` does with crops; a copy made afterwards would train this one."""
+        self._training_pass = torch.compile(self.fusion.features, dynamic=False)
 
     def encode(self, images: Tensor, stored: Sequence[Stored] = ()) -> Features:
         """Runs the backbone on images `(B, 3, H, W)` uint8 of any size, padded.

@@ -1,14 +1,21 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from callbacks.effective_receptive_field import receptive_fields
+from callbacks.throughput import Throughput
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
+from utils.logging import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,3 +112,63 @@ def test_fusions_read_kept_features_on_the_gpu(train, precision):
     )
     assert code == 0
     assert 0 < summary(folder)["fusion/fusion2/alpha"] < 1
+
+
+def test_float16_gradients_are_divided_before_they_are_clipped_and_measured(train):
+    typical = {}
+    for precision in ("32-true", "16-mixed"):
+        code, folder = train(
+            precision,
+            task="dino",
+            trainer__accelerator="gpu",
+            trainer__precision=precision,
+            trainer__gradient_clip=1,
+            trainer__max_epochs=10,
+            callbacks__health__every_n_steps=1,
+        )
+        assert code == 0
+        rows = read_metrics(folder / "metrics.csv").values()
+        norms = [row["train/grad_norm"] for row in rows if "train/grad_norm" in row]
+        typical[precision] = median(norms)
+    # The scale is 65,536; a step that overflows halves it.
+    assert typical["16-mixed"] < 20 * typical["32-true"]
+
+
+def test_a_gpu_that_is_busy_is_no_loader_that_is_slow():
+    throughput, matrix = Throughput(), torch.rand(4096, 4096, device=GPU)
+    trainer: Any = SimpleNamespace(world_size=1, is_last_batch=False)
+    module: Any = SimpleNamespace(device=GPU)
+    throughput.on_train_epoch_start(trainer, module)
+    for index in range(30):
+        throughput.on_train_batch_start(trainer, module, range(8), index)
+        for _ in range(20):
+            matrix @ matrix
+        throughput.on_train_batch_end(trainer, module, None, range(8), index)
+        torch.cuda.synchronize()  # as a progress bar does that shows the loss
+    assert throughput.data_wait_share < 0.3
+
+
+def test_deterministic_counts_are_small_and_those_of_the_cpu():
+    torch.manual_seed(0)
+    predicted, truth = torch.randint(0, 171, (2, 1, 300, 400))
+    expected = metrics(171)
+    expected.update(predicted, truth)
+    measured = metrics(171).to(GPU)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        measured.update(predicted.to(GPU), truth.to(GPU))
+        peak = torch.cuda.max_memory_allocated()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert peak < 2**30
+    assert torch.equal(measured.compute()["confusion"].cpu(), expected.compute()["confusion"])
+
+
+@pytest.mark.parametrize("tuner", ["tune_batch_size", "tune_lr"])
+@pytest.mark.parametrize("task", ["barlow_twins", "dino"])
+def test_tuners_compile_what_they_fit(train, task, tuner):
+    options = {"trainer__accelerator": "gpu", "trainer__compile": "true"}
+    code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
+    assert code == 0
+    assert summary(folder)["train/loss"] > 0

@@ -52,9 +52,14 @@ def parameter_groups(
 
 
 def adamw(groups: list[dict[str, Any]]) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), fused on CUDA."""
+    """AdamW (Loshchilov & Hutter 2019), fused on CUDA.
+
+    The kernel is chosen for the groups, not for the optimizer: one that is fused as a whole takes a
+    gradient scaler's division upon itself, so that under 16-mixed whatever clips or measures the
+    gradients before the step would see them still multiplied.
+    """
     fused = all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, fused=fused)
+    return torch.optim.AdamW([{**group, "fused": fused} for group in groups])
 
 
 def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -18,6 +19,18 @@ from torchmetrics.classification import (
 from utils.palette import VOID
 
 
+class _Counts(MetricCollection):
+    def update(self, *arguments: Any, **named: Any) -> None:
+        # Integers add up alike in any order. In deterministic mode torchmetrics would compare every
+        # pixel with every pair of classes instead, gigabytes an image.
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("default")
+        try:
+            super().update(*arguments, **named)
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+
+
 def metrics(num_classes: int) -> MetricCollection:
     """The numbers of a segmentation, from one confusion over all pixels of all images.
 
@@ -26,7 +39,7 @@ def metrics(num_classes: int) -> MetricCollection:
     """
     common: dict[str, Any] = {"ignore_index": VOID, "validate_args": False}
     macro: dict[str, Any] = {"average": "macro", **common}
-    return MetricCollection(
+    return _Counts(
         {
             "confusion": MulticlassConfusionMatrix(num_classes, **common),
             "miou": MulticlassJaccardIndex(num_classes, **macro),

@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from agents import tuning
+from main import main
 from models.backbones.vit import ViT
 from tests.conftest import summary
 
@@ -140,3 +141,54 @@ def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
     _, plain = train("plain", backbone__drop_path=0.3, trainer__chunk_size=8)
     _, tuned = train("tuned", backbone__drop_path=0.3, trainer__tune_batch_size="true")
     assert_same(weights(tuned), weights(plain))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Passes that were compiled: bound to what they were made of, whatever copies that."""
+    made = []
+
+    def keep(function, **options):
+        made.append(function)
+        return lambda *arguments: function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", keep)
+    return made
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "lejepa", "dino", "dino_twins", "segmentation"])
+def test_a_compiled_copy_is_tuned_like_a_plain_one(train, monkeypatch, compiled, task):
+    monkeypatch.setattr(tuning, "LR_STEPS", 15)
+    found = []
+    for compiles in ("false", "true"):
+        code, folder = train(
+            compiles,
+            task=task,
+            trainer__compile=compiles,
+            trainer__tune_lr="true",
+            trainer__max_epochs=1,
+        )
+        assert code == 0
+        found.append(yaml.safe_load((folder / "hparams.yaml").read_text())["optim"]["lr"])
+    assert found[0] == found[1]
+    assert len(compiled) == 2  # the copy's, and that of the run
+
+
+@pytest.mark.parametrize(("limit", "chunk"), [(4, 4), (100, None)])
+def test_chunks_that_make_compiling_moot_say_so(train, monkeypatch, compiled, capsys, limit, chunk):
+    original = ViT.forward
+
+    def forward(self, images, attention=None):
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, images, attention)
+
+    monkeypatch.setattr(ViT, "forward", forward)
+    shared = {"trainer__compile": "true", "trainer__max_epochs": 1}
+    code, folder = train("tuned", trainer__tune_batch_size="true", **shared)
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]
+    assert (saved["compile"], saved["chunk_size"]) == (chunk is None, chunk)
+    assert ("uncompiled" in capsys.readouterr().err) is (chunk is not None)
+    # What was written down can be gone on from.
+    assert main(["--run.resume", "tuned", "--run.dir", str(folder.parent)]) == 0

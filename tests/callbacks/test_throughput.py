@@ -1,0 +1,86 @@
+"""Time is counted where it is spent, also on a device that works on while its host goes ahead."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import callbacks.throughput
+from callbacks.throughput import EVERY, Throughput
+
+FORWARD, LAUNCH, LOADING = 0.1, 0.002, 0.003  # seconds
+
+
+class Machine:
+    """A clock, and a device that has work until some time."""
+
+    def __init__(self, device: str) -> None:
+        self.module = SimpleNamespace(device=torch.device(device))
+        self.now = self.busy_until = 0.0
+        self.synchronised = 0
+
+    def compute(self, seconds: float) -> None:
+        self.now += LAUNCH
+        self.busy_until = max(self.now, self.busy_until) + seconds
+        if self.module.device.type == "cpu":
+            self.finish()
+
+    def finish(self, *_: object) -> None:
+        self.now = max(self.now, self.busy_until)
+
+    def synchronize(self, *_: object) -> None:
+        self.synchronised += 1
+        self.finish()
+
+    def train(self, throughput: Throughput, steps: int, loading: float, first: float) -> None:
+        """One epoch, in which something reads a number of every step when that is over."""
+        trainer = SimpleNamespace(world_size=1, is_last_batch=False)
+        throughput.on_train_epoch_start(trainer, self.module)
+        for index in range(steps):
+            trainer.is_last_batch = index == steps - 1
+            self.now += loading if index else first
+            throughput.on_train_batch_start(trainer, self.module, range(8), index)
+            self.compute(FORWARD)
+            throughput.on_train_batch_end(trainer, self.module, None, range(8), index)
+            self.finish()  # a progress bar shows the loss
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def make(device: str) -> Machine:
+        made = Machine(device)
+        clock = SimpleNamespace(perf_counter=lambda: made.now)
+        monkeypatch.setattr(callbacks.throughput, "time", clock)
+        monkeypatch.setattr(torch.cuda, "synchronize", made.synchronize)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("loading", [LOADING, FORWARD])
+@pytest.mark.parametrize(("steps", "epochs"), [(100, 1), (2, 40), (1, 3)])
+def test_the_share_is_that_of_the_loader(machine, device, loading, steps, epochs):
+    made, throughput = machine(device), Throughput()
+    for _ in range(epochs):
+        made.train(throughput, steps, loading, first=0.5)
+    waits = epochs * (0.5 + (steps - 1) * loading)
+    assert throughput.data_wait_share == pytest.approx(waits / made.now, rel=0.02)
+    # What passes between a step's end and the next one's start, a picture say, is of neither.
+    assert throughput.images_per_second == pytest.approx(8 * steps * epochs / made.now, rel=0.02)
+
+
+def test_few_steps_are_awaited(machine):
+    made = machine("cuda")
+    made.train(Throughput(), 10 * EVERY, LOADING, first=0.0)
+    assert made.synchronised <= 10 + 2
+
+
+def test_a_processor_is_not_awaited(machine):
+    made = machine("cpu")
+    made.train(Throughput(), 30, LOADING, first=0.0)
+    assert made.synchronised == 0
+
+
+def test_nothing_trained_took_no_time():
+    assert (Throughput().data_wait_share, Throughput().images_per_second) == (0.0, 0.0)
