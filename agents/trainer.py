@@ -19,6 +19,7 @@ from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
 from agents.loggers import build_loggers
+from agents.next_steps import Step, next_steps, resume_command
 from agents.resuming import check_continues
 from agents.saving import (
     begin,
@@ -54,6 +55,7 @@ from utils.device import best_device, check_accelerator, resolve_precision
 from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
+from utils.stopwatch import Stopwatch
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
@@ -89,6 +91,7 @@ class Trainer:
         self.resumed = self.checkpoint is not None
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
+        self.stopwatch = Stopwatch()
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:
@@ -208,7 +211,7 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        guard = Guard()
+        guard = Guard(self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
@@ -249,7 +252,13 @@ class Trainer:
         finally:
             self.metrics |= trainer.callback_metrics
             result = summary.collect(
-                trainer, self.metrics, throughput, unreadable, end.status, end.reason
+                trainer,
+                self.metrics,
+                throughput,
+                unreadable,
+                self.stopwatch,
+                end.status,
+                end.reason,
             )
             result |= {
                 **agent.facts,
@@ -264,8 +273,14 @@ class Trainer:
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             words += guard.in_words()
-            summary.show(folder, self.hparams, words, result, hints, end.advice)
+            steps = self._next(folder, data, end)
+            summary.show(folder, self.hparams, words, result, hints, steps)
         return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
+
+    def _next(self, folder: RunFolder, data: ImageDataModule, end: _End) -> list[Step]:
+        if end.status == "finished":
+            return next_steps(folder, self.given, self.hparams, data.source)
+        return [Step("go on", resume_command(folder, self.given, end.advice))]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -296,7 +311,8 @@ class Trainer:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
             trains, resume = agent.trains, self.checkpoint
             if trains:
-                trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
+                with self.stopwatch.timing("fitting"):
+                    trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
                 if self.leads:
                     save_backbone(agent, folder)
@@ -305,7 +321,8 @@ class Trainer:
                 self.metrics |= trainer.callback_metrics
             if is_overridden("test_step", agent):
                 chosen = folder.chosen if trains else resume
-                trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
+                with self.stopwatch.timing("test"):
+                    trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
             if not trains:  # what it was measured with, for --evaluate and --predict
                 trainer.save_checkpoint(folder.last, weights_only=True)
         except Interrupted as interruption:
