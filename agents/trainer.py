@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -36,6 +36,7 @@ from callbacks.guard import Guard
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
+from callbacks.progress import PartsTable, ProgressBar
 from callbacks.random_state import RandomState
 from callbacks.report import Report
 from callbacks.step_numbers import StepNumbers
@@ -233,13 +234,13 @@ class Trainer:
                 *callbacks,
                 *reports,
                 *choosing,
-                RichProgressBar(leave=False),
-                RichModelSummary(max_depth=1),
+                PartsTable(agent.parts),
+                ProgressBar(goals),
             ],
             plugins=[RunCheckpoints(folder, partial(flush, loggers))],
+            **({} if self._validates(data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,
-            enable_model_summary=True,
             default_root_dir=folder.path,
         )
         reset_peak(self.device)
