@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pytorch_lightning import LightningModule
+from torch import nn
 
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
@@ -52,6 +53,11 @@ class Agent(LightningModule, ABC):
     def trained_backbone(self) -> Backbone:
         """The network that gradients reach; the one that is kept, unless a task has two."""
         return self.backbone
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What the task is made of, by name, for the table at the start of a run."""
+        return dict(self.named_children())
 
     @classmethod
     @abstractmethod

@@ -142,6 +142,11 @@ class Segmentation(Agent):
         return self.network.backbone
 
     @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The network's."""
+        return dict(self.network.named_children())
+
+    @property
     def memory(self) -> PatchMemory | None:
         """What the head remembers of the training images; None where it is trained."""
         return self.network.head.memory if isinstance(self.network.head, KNN) else None

@@ -9,8 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from agents.base import Agent
+from agents.next_steps import Step
 from callbacks.gradient_agreement import GradientAgreement
 from callbacks.health import Health
 from callbacks.readout import Readout
@@ -19,6 +21,7 @@ from callbacks.unreadable_images import UnreadableImages
 from config.hparams import Hparams
 from utils.logging import Chart
 from utils.run_folder import RunFolder
+from utils.stopwatch import Stopwatch
 
 
 def collect(
@@ -26,10 +29,21 @@ def collect(
     metrics: Mapping[str, Any],
     throughput: Throughput,
     unreadable: UnreadableImages,
+    stopwatch: Stopwatch,
     status: str,
     reason: str | None,
 ) -> dict[str, Any]:
-    """Returns the flat content of summary.json."""
+    """Returns the flat content of summary.json.
+
+    Args:
+        trainer: of the run.
+        metrics: last values by name.
+        throughput: of its training steps.
+        unreadable: images.
+        stopwatch: of `fitting`, `readouts` and `test`.
+        status: how it ended.
+        reason: why, if it did not finish.
+    """
     values = {name: float(value) for name, value in metrics.items()}
     return {
         "status": status,
@@ -39,9 +53,22 @@ def collect(
         **{name: value for name, value in sorted(values.items()) if math.isfinite(value)},
         "images_per_second": round(throughput.images_per_second, 2),
         "data_wait_share": round(throughput.data_wait_share, 3),
+        **_seconds(throughput, stopwatch),
         "unreadable_images": len(unreadable.names),
         "unreadable_names": sorted(unreadable.names)[:20],
     }
+
+
+def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
+    training = throughput.step_seconds + throughput.wait_seconds
+    found = {
+        "training_seconds": training,
+        # What is left of fitting: validation, and checkpoints.
+        "validation_seconds": max(0.0, stopwatch.seconds["fitting"] - training),
+        "readout_seconds": stopwatch.seconds["readouts"],
+        "test_seconds": stopwatch.seconds["test"],
+    }
+    return {name: round(seconds, 1) for name, seconds in found.items()}
 
 
 def of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
@@ -114,8 +141,8 @@ def show(
     hparams: Hparams,
     words: Sequence[str],
     result: dict[str, Any],
-    hints: list[str],
-    advice: str,
+    hints: Sequence[str],
+    steps: Sequence[Step],
 ) -> None:
     """Prints the closing words: what was trained, what came out, where it lies, what is next.
 
@@ -125,9 +152,9 @@ def show(
         words: what came out, in sentences.
         result: the content of summary.json.
         hints: what loggers have to say.
-        advice: options with which a run that failed can go on.
+        steps: what to do next.
     """
-    lines = [_what(hparams, result)]
+    lines = [_what(hparams, result), *_took(result)]
     if result["reason"]:
         lines.append(result["reason"])
     lines += [*words, *result["alarms"]]
@@ -136,53 +163,43 @@ def show(
         lines.append(f"{result['unreadable_images']} images could not be read: {names}.")
     if result["transductive"]:
         lines.append("TRANSDUCTIVE: training saw images that evaluation uses (data.split all).")
-    lines += ["", f"figures      {folder.figures}", f"checkpoints  {folder.checkpoints}"]
-    lines += [
-        f"settings     {folder.hparams}",
-        "",
-        *_next(folder, hparams, result["status"], advice),
-    ]
     console = Console()
-    console.print(Panel("\n".join(lines), title=folder.name, expand=False), highlight=False)
-    for hint in hints:  # commands with long paths, to be copied: not broken into lines
-        console.print(hint, soft_wrap=True, markup=False, highlight=False)
+    # Text: names may hold what looks like markup.
+    box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)
+    console.print(box, highlight=False)
+    places = {
+        "figures": folder.figures,
+        "checkpoints": folder.checkpoints,
+        "settings": folder.hparams,
+    }
+    below = [f"{what:12} {place}" for what, place in places.items()]
+    below += [line for step in steps for line in (f"Next: {step.what}", f"    {step.command}")]
+    for line in [*below, *hints]:  # to be copied: not broken into lines
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _what(hparams: Hparams, result: dict[str, Any]) -> str:
+def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
     what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
     if result["status"] == "finished" and not result["steps"]:
         return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
     verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
     return (
         f"{verb[result['status']]}: {what}, {result['steps']} steps of "
-        f"{hparams.data.batch_size} images in {result['wall_seconds']:.0f} s "
-        f"({result['images_per_second']:.0f} images/s, "
-        f"{result['data_wait_share']:.0%} of it waiting for data)."
+        f"{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
     )
 
 
-def _next(folder: RunFolder, hparams: Hparams, status: str, advice: str) -> list[str]:
-    where = "" if hparams.run.dir == "runs" else f" --run.dir {hparams.run.dir}"
-    resume = f"python main.py --run.resume {folder.name}{where}"
-    if status != "finished":
-        return [f"Go on:     {resume} {advice}".rstrip()]
-    if hparams.task == "segmentation":
-        return [
-            f"Next:      label your images:  python main.py --predict {folder.name} "
-            f"--images FOLDER{where}",
-            f"           the other protocol: python main.py --evaluate {folder.name} "
-            f"--segmentation.protocol voc12_seed224{where}",
-        ]
-    if hparams.task == "linear_probe":
-        return [
-            f"Next:      compare with others: python main.py --compare {folder.name} RUN{where}"
-        ]
+def _took(result: Mapping[str, Any]) -> list[str]:
+    if not result["training_seconds"]:
+        return []
+    others = {
+        "validation and checkpoints": result["validation_seconds"],
+        "readouts and pictures": result["readout_seconds"],
+        "test": result["test_seconds"],
+    }
     return [
-        f"Next:      train longer:       python main.py --task {hparams.task} "
-        "--trainer.max_epochs 100",
-        "           your images:        python main.py --data.name image_folder --data.root FOLDER",
-        f"           what it has learnt: python main.py --task segmentation --backbone.freeze true "
-        f"--backbone.weights run:{folder.name}{where}",
-        f"                               python main.py --task linear_probe --data.name cifar10 "
-        f"--backbone.weights run:{folder.name}{where}",
+        f"Training {result['training_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
+        f"{result['data_wait_share']:.0%} of it waiting for data)"
+        + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds)
+        + "."
     ]

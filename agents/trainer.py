@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -19,6 +19,7 @@ from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
 from agents.loggers import build_loggers
+from agents.next_steps import Step, next_steps, resume_command
 from agents.resuming import check_continues
 from agents.saving import (
     begin,
@@ -35,6 +36,7 @@ from callbacks.guard import Guard
 from callbacks.interruption import Interrupted, Interruption
 from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
+from callbacks.progress import PartsTable, ProgressBar
 from callbacks.random_state import RandomState
 from callbacks.report import Report
 from callbacks.step_numbers import StepNumbers
@@ -54,6 +56,7 @@ from utils.device import best_device, check_accelerator, resolve_precision
 from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
+from utils.stopwatch import Stopwatch
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
 
@@ -89,6 +92,7 @@ class Trainer:
         self.resumed = self.checkpoint is not None
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
+        self.stopwatch = Stopwatch()
         self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:
@@ -209,7 +213,7 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        guard = Guard()
+        guard = Guard(self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
@@ -231,13 +235,13 @@ class Trainer:
                 *callbacks,
                 *reports,
                 *choosing,
-                RichProgressBar(leave=False),
-                RichModelSummary(max_depth=1),
+                PartsTable(agent.parts),
+                ProgressBar(goals),
             ],
             plugins=[RunCheckpoints(folder, partial(flush, loggers))],
+            **({} if self._validates(data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,
-            enable_model_summary=True,
             default_root_dir=folder.path,
         )
         reset_peak(self.device)
@@ -250,7 +254,13 @@ class Trainer:
         finally:
             self.metrics |= trainer.callback_metrics
             result = summary.collect(
-                trainer, self.metrics, throughput, unreadable, end.status, end.reason
+                trainer,
+                self.metrics,
+                throughput,
+                unreadable,
+                self.stopwatch,
+                end.status,
+                end.reason,
             )
             result |= {
                 **agent.facts,
@@ -265,8 +275,14 @@ class Trainer:
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             words += guard.in_words()
-            summary.show(folder, self.hparams, words, result, hints, end.advice)
+            steps = self._next(folder, data, end)
+            summary.show(folder, self.hparams, words, result, hints, steps)
         return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
+
+    def _next(self, folder: RunFolder, data: ImageDataModule, end: _End) -> list[Step]:
+        if end.status == "finished":
+            return next_steps(folder, self.given, self.hparams, data.source)
+        return [Step("go on", resume_command(folder, self.given, end.advice))]
 
     def _choosing(
         self, agent: Agent, data: ImageDataModule, folder: RunFolder
@@ -297,7 +313,8 @@ class Trainer:
             quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
             trains, resume = agent.trains, self.checkpoint
             if trains:
-                trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
+                with self.stopwatch.timing("fitting"):
+                    trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
                 self.metrics |= trainer.callback_metrics
                 if self.leads:
                     save_backbone(agent, folder)
@@ -306,7 +323,8 @@ class Trainer:
                 self.metrics |= trainer.callback_metrics
             if is_overridden("test_step", agent):
                 chosen = folder.chosen if trains else resume
-                trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
+                with self.stopwatch.timing("test"):
+                    trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
             if not trains:  # what it was measured with, for --evaluate and --predict
                 trainer.save_checkpoint(folder.last, weights_only=True)
         except Interrupted as interruption:

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from utils.figures import close_all
 from utils.rng import rng_preserved
+from utils.stopwatch import Stopwatch
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
@@ -31,11 +32,15 @@ class Guard:
     and what a failed attempt held is freed. What steers a run (checkpoints, early stopping, the
     stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
 
+    Args:
+        stopwatch: counts the time they take, as `readouts`.
+
     Attributes:
         failures: how often each failed, by its name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopwatch: Stopwatch | None = None) -> None:
+        self._stopwatch = stopwatch or Stopwatch()
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
 
@@ -76,7 +81,7 @@ class Guard:
         **named: Any,
     ) -> Any:
         try:
-            with rng_preserved():
+            with self._stopwatch.timing("readouts"), rng_preserved():
                 return act(*arguments, **named)
         except passes:
             raise

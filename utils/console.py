@@ -27,6 +27,8 @@ def quiet_libraries() -> None:
     # On purpose: a resumed run goes on in its folder, and the tuner's probe needs no validation.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+    # A run that stops before its first validation has no best checkpoint; the last one counts.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
     # The loaders are sized for the machine by data.num_workers.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # What is the same on all processes, or adds up over them, is logged as it should be.

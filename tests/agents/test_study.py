@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import wandb
 import yaml
 from filelock import FileLock
 from PIL import Image
+from rich.console import Console
 
 from agents.commands.study import runner
 from agents.commands.study.board import Board, share_done
@@ -380,8 +382,19 @@ def test_time_left_of_runs_that_choose_their_length(study_file, tmp_path):
     assert Board(study).seconds_left(None) == pytest.approx(2 * 60)
 
 
+def test_the_board_shows_names_as_they_are(study_file, tmp_path):
+    rows = [{"name": "plain", "settings": BT}]
+    file = study_file(rows, title="[red] title", metrics={"val/loss": "[blue] loss"})
+    console = Console(file=StringIO(), width=200)
+    with Board(load_study(str(file), 1, [], str(tmp_path / "runs")), console):
+        pass
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for words in ("plain-s0", "[red] title", "[blue] loss"):
+        assert words in shown
+
+
 # What differs between two runs of the same thing.
-TIMES = ("wall_seconds", "images_per_second", "data_wait_share", "peak_memory_mb")
+TIMES = ("_seconds", "images_per_second", "data_wait_share", "peak_memory_mb")
 
 
 def results(folder: Path) -> list[dict[str, str]]:

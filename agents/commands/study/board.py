@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -109,8 +110,9 @@ class Board:
         return all(state in ("finished", "failed") for state in self.states.values())
 
     def _table(self) -> Group:
-        table = RichTable("run", "state", "done", "time", *self.study.metrics.values())
-        table.title = self.study.title
+        # Text: names and titles may hold what looks like markup.
+        columns = ("run", "state", "done", "time", *self.study.metrics.values())
+        table = RichTable(*map(Column, map(Text, columns)), title=Text(self.study.title))
         progress = self._progress()
         rows = [name for name in self.states if self.states[name] != "finished"]
         hidden = max(0, len(self.states) - _MOST_ROWS)
@@ -126,7 +128,7 @@ class Board:
             done = f"{progress:.0%}" if state == "running" and progress is not None else ""
             values = [format_result(summary.get(key), missing="") for key in self.study.metrics]
             table.add_row(
-                name, Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
+                Text(name), Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
             )
         lines = [f"{hidden} finished runs are not shown."] if hidden and finished else []
         left = self.seconds_left(progress)

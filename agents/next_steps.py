@@ -1,0 +1,180 @@
+"""What to do after a run: commands made of its own settings, to be copied."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from agents.commands.study.options import as_command_line, as_words
+from config import names
+from config.convert import leaves, update
+from config.hparams import Hparams
+from config.resolve import choose_names
+from config.rules import get_leaf, unmet
+from config.validation import without_ineffective
+from datamodules.base import ImageSource, LabelledSource, MaskedSource
+from utils.imports import load
+from utils.nested import nested
+from utils.palette import has_background
+from utils.run_folder import RunFolder
+
+_LONGER = 4  # times as many epochs or steps
+
+# What a probe of a run has in common with it: its images, and the place it runs at.
+_SHARED = (
+    "data.name",
+    "data.root",
+    "data.image_size",
+    "data.num_workers",
+    "run.dir",
+    "trainer.accelerator",
+    "logger.mode",
+)
+
+
+class Step(NamedTuple):
+    """What could be done, and the command that does it."""
+
+    what: str
+    command: str
+
+
+def given_settings(hparams: Hparams) -> dict[str, Any]:
+    """Returns the settings a user chose, by dotted path: those that are not the default.
+
+    Args:
+        hparams: in which names may be chosen already; such a name was not given.
+    """
+    plain = Hparams()
+    plain.data.name = hparams.data.name
+    known = {leaf.path: leaf.value for leaf in leaves(plain)}
+    chosen = {
+        leaf.path: leaf.value
+        for leaf in leaves(choose_names(plain))
+        if leaf.value != known[leaf.path]
+    }
+    return {
+        leaf.path: leaf.value
+        for leaf in leaves(hparams)
+        if leaf.value not in (leaf.default, chosen.get(leaf.path, leaf.default))
+    }
+
+
+def training_command(settings: Mapping[str, Any]) -> str:
+    """Returns the command that trains with settings, by dotted path, where they have an effect."""
+    hparams = without_ineffective(update(Hparams(), nested(settings), "settings"))
+    words = {
+        leaf.path: as_words(leaf.value) for leaf in leaves(hparams) if leaf.value != leaf.default
+    }
+    return _line(as_command_line(words))
+
+
+def resume_command(folder: RunFolder, given: Hparams, advice: str = "") -> str:
+    """Returns the command with which a run goes on.
+
+    Args:
+        folder: of the run.
+        given: its settings before anything was worked out.
+        advice: options that it needs to go on.
+    """
+    return f"{_line(['--run.resume', folder.name, *_place(given)])} {advice}".rstrip()
+
+
+def next_steps(
+    folder: RunFolder, given: Hparams, hparams: Hparams, source: ImageSource
+) -> list[Step]:
+    """Returns what to do after a run that has finished.
+
+    Args:
+        folder: of the run.
+        given: its settings before anything was worked out.
+        hparams: all of them.
+        source: its images.
+    """
+    steps = []
+    if hparams.task == "segmentation":
+        steps += _of_segmentation(folder, given, hparams, source)
+    elif hparams.task == "linear_probe":
+        words = ["--compare", folder.name, "RUN", *_place(given)]
+        steps.append(Step("compare it with another run", _line(words)))
+    else:
+        steps += _of_pretraining(folder, given, source)
+    return [*_train_longer(folder, given, hparams), *steps]
+
+
+def _train_longer(folder: RunFolder, given: Hparams, hparams: Hparams) -> list[Step]:
+    length = "trainer.max_steps" if given.trainer.max_steps else "trainer.max_epochs"
+    if unmet(hparams, length):
+        return []
+    longer = {length: _LONGER * int(get_leaf(hparams, length))}
+    if given.run.resume != "none":  # what was given to begin with stands in its file alone
+        words = as_command_line({path: as_words(value) for path, value in longer.items()})
+        return [Step("train longer", _line(["--experiment", str(folder.hparams), *words]))]
+    return [Step("train longer", training_command(_own(given) | longer))]
+
+
+def _of_pretraining(folder: RunFolder, given: Hparams, source: ImageSource) -> list[Step]:
+    own, steps = _own(given), []
+    yours = {"data.name": "image_folder", "data.root": "FOLDER"}
+    if given.run.resume == "none" and given.data.name != yours["data.name"]:
+        of_these = ("data.", "trainer.max_")  # which images, and how long
+        method = {path: value for path, value in own.items() if not path.startswith(of_these)}
+        steps.append(Step("train on your images", training_command(method | yours)))
+    alone = len(steps)
+    shared = {path: own[path] for path in _SHARED if path in own}
+    shared["backbone.weights"] = f"run:{folder.name}"
+    segment = {"task": "segmentation", "backbone.freeze": True}
+    probe: dict[str, Any] = {"task": "linear_probe"}
+    if isinstance(source, MaskedSource):
+        command = training_command(shared | segment)
+        steps.append(Step("see what it has learnt, pixel by pixel", command))
+    if has_classes(source):
+        command = training_command(shared | probe)
+        steps.append(Step("see what it has learnt, in one number", command))
+    if len(steps) == alone:  # neither masks nor classes: those of other images
+        other = {path: value for path, value in shared.items() if not path.startswith("data.")}
+        probe |= {"data.name": "cifar10", "data.download": True}
+        steps.append(Step("see what it has learnt", training_command(other | probe)))
+    return steps
+
+
+def _of_segmentation(
+    folder: RunFolder, given: Hparams, hparams: Hparams, source: ImageSource
+) -> list[Step]:
+    label = ["--predict", folder.name, "--images", "FOLDER", *_place(given)]
+    steps = [Step("label your images", _line(label))]
+    for name, target in names.PROTOCOLS.items():
+        fits = isinstance(source, MaskedSource) and (
+            has_background(source.classes) or not load(target).needs_background
+        )
+        if fits and name != hparams.segmentation.protocol:
+            words = ["--evaluate", folder.name, "--segmentation.protocol", name, *_place(given)]
+            steps.append(Step("judge it by the other protocol", _line(words)))
+    return steps
+
+
+def has_classes(source: ImageSource) -> bool:
+    """Whether images have classes that can be told apart."""
+    if not isinstance(source, LabelledSource):
+        return False
+    try:
+        classes, _ = source.labels("train")
+    except (ValueError, OSError):  # a folder without them; images that have gone since
+        return False
+    return len(classes) > 1
+
+
+def _own(given: Hparams) -> dict[str, Any]:
+    # Another run has another name.
+    found = given_settings(given)
+    return {path: value for path, value in found.items() if path not in ("run.name", "run.resume")}
+
+
+def _place(given: Hparams) -> list[str]:
+    place = given.run.dir
+    return [] if place == Hparams().run.dir else ["--run.dir", place]
+
+
+def _line(words: list[str]) -> str:
+    return shlex.join(["python", "main.py", *words])

@@ -1,0 +1,142 @@
+"""What a run shows while it works: the parts it trains, and how far it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
+from pytorch_lightning.utilities.model_summary import get_human_readable_count
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+
+class Words(ProgressColumn):
+    """A column of words.
+
+    Args:
+        words: of a task.
+    """
+
+    def __init__(self, words: Callable[[Task], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def render(self, task: Task) -> Text:
+        """Returns the words as they are."""
+        return Text(self.words(task))
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar: epochs from 1 to n, the numbers that matter, the time left of the run.
+
+    Args:
+        watched: names of metrics whose last values are shown, once they have been measured.
+    """
+
+    def __init__(self, watched: Collection[str] = ()) -> None:
+        super().__init__(theme=RichProgressBarTheme(metrics_format=".4g"))
+        self.watched = watched
+        self.position = self.left = ""
+        self._latest: dict[str, float] = {}
+        self._started, self._first_step = 0.0, 0
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Returns epoch, bar, batches, time left; Lightning adds the numbers."""
+        return [
+            Words(lambda task: self.position if self._trains(task) else task.description),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            Words(lambda task: self.left if self._trains(task) else ""),
+        ]
+
+    def _trains(self, task: Task) -> bool:
+        return task.id == self.train_progress_bar_id
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Returns what the task shows of every step, and the last values of what is watched."""
+        found: dict[str, Any] = {**super().get_metrics(trainer, pl_module), **self._latest}
+        found.pop("v_num", None)
+        return found
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The time begins."""
+        super().on_train_start(trainer, pl_module)
+        self._started, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at what the last epoch and its readouts have measured."""
+        self.position = f"Epoch {trainer.current_epoch + 1}/{epochs_of(trainer)}"
+        self._look(trainer)
+        super().on_train_epoch_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at what was measured."""
+        self._look(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
+    ) -> None:
+        """Tells how long the rest will take, everything between the steps included."""
+        done = trainer.global_step - self._first_step
+        if done and self.is_enabled:
+            rest = trainer.estimated_stepping_batches - trainer.global_step
+            seconds = (time.monotonic() - self._started) / done * rest
+            self.left = f"{timedelta(seconds=round(seconds))} left"
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+
+    def _look(self, trainer: Trainer) -> None:
+        for name in self.watched if self.is_enabled else ():
+            if name in trainer.callback_metrics:
+                self._latest[name] = float(trainer.callback_metrics[name])
+
+
+def epochs_of(trainer: Trainer) -> int:
+    """Returns the epochs of a run, begun ones included, also where its length is in steps."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return trainer.max_epochs
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return math.ceil(trainer.max_steps / per_epoch)
+
+
+class PartsTable(Callback):
+    """Prints what is trained and what is frozen, before the first step.
+
+    Args:
+        parts: by name.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        self.parts = parts
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints it."""
+        if trainer.is_global_zero:
+            Console().print(parts_table(self.parts))
+
+
+def parts_table(parts: Mapping[str, nn.Module]) -> Table:
+    """Returns class, parameters and how many of them are trained, of every part that has some."""
+    table = Table("part", "class")
+    for title in ("parameters", "trained"):
+        table.add_column(title, justify="right")
+    for name, part in parts.items():
+        sizes = [(each.numel(), each.requires_grad) for each in part.parameters()]
+        total, trained = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+        if total:
+            share = "all" if trained == total else _count(trained) if trained else "frozen"
+            table.add_row(Text(name), Text(type(part).__name__), _count(total), share)
+    return table
+
+
+def _count(number: int) -> str:
+    return get_human_readable_count(number).strip()

@@ -1,0 +1,90 @@
+"""What a run shows while it works."""
+
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from callbacks.progress import ProgressBar, parts_table
+from tests.conftest import summary
+
+ON = {"callbacks__dense_knn__enabled": "true", "callbacks__dense_knn__every_n_epochs": 1}
+
+
+@pytest.fixture
+def states(monkeypatch):
+    """What the bar shows at the end of every step: its position, numbers and the time left."""
+    found: list[tuple[str, dict[str, float], str]] = []
+    original = ProgressBar.on_train_batch_end
+
+    def noting(self, trainer, pl_module, *arguments):
+        original(self, trainer, pl_module, *arguments)
+        found.append((self.position, self.get_metrics(trainer, pl_module), self.left))
+
+    monkeypatch.setattr(ProgressBar, "on_train_batch_end", noting)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("length", "epochs"),
+    [
+        ({"trainer__max_epochs": 2}, [1, 1, 1, 2, 2, 2]),
+        ({"trainer__max_epochs": ..., "trainer__max_steps": 4}, [1, 1, 1, 2]),
+        (
+            {"trainer__max_epochs": ..., "trainer__max_steps": 2, "trainer__accumulate": 2},
+            [1, 1, 1],
+        ),
+    ],
+)
+def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
+    assert train("run", **length)[0] == 0
+    last = epochs[-1]
+    assert [position for position, _, _ in states] == [f"Epoch {n}/{last}" for n in epochs]
+
+
+def test_the_numbers_that_matter_are_those_measured_last(train, states):
+    code, folder = train("run", **ON)
+    assert code == 0
+    (_, first, _), (_, last, left) = states[0], states[-1]
+    assert set(first) == {"train/loss"}
+    assert set(last) == {"train/loss", "val/loss", "val/dense_knn_miou"}
+    assert last["val/dense_knn_miou"] > 0
+    assert left == "0:00:00 left"
+    assert re.fullmatch(r"\d+:\d\d:\d\d left", states[2][2])
+    assert summary(folder)["steps"] == len(states)
+
+
+def test_parts_say_what_is_trained():
+    frozen, half = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Linear(1000, 2))
+    frozen.requires_grad_(False)
+    half[0].requires_grad_(False)
+    console = Console(file=StringIO(), width=100)
+    parts = {"frozen [x]": frozen, "half": half, "all": nn.Linear(1, 1), "empty": nn.ReLU()}
+    console.print(parts_table(parts))
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        if line.startswith("│")
+    ]
+    assert rows == [
+        ["frozen [x]", "Linear", "8", "frozen"],
+        ["half", "Sequential", "2.0 K", "2.0 K"],
+        ["all", "Linear", "2", "all"],
+    ]
+
+
+def test_a_run_says_nothing_frightening(train, capsys, image_folder, recwarn):
+    """Of a validation that is not there, of a network that is partly in eval mode."""
+    shared = {"task": "segmentation", "backbone__freeze": "true", "data__val_fraction": 0.3}
+    assert train("frozen", trainer__max_epochs=1, **shared)[0] == 0
+    said = capsys.readouterr().out
+    assert all(f"│ {part} " in said for part in ("backbone", "head"))
+    assert train("stopped", trainer__max_epochs=..., trainer__max_steps=2)[0] == 0
+    images = {"data__name": "image_folder", "data__root": image_folder, "data__val_fraction": 0}
+    assert train("unvalidated", trainer__max_epochs=1, **images)[0] == 0
+    said = capsys.readouterr()
+    heard = said.out + said.err + "".join(str(each.message) for each in recwarn)
+    for words in ("HINT", "across ranks", "model summary", "eval mode", "FLOPs"):
+        assert words not in heard
