@@ -60,7 +60,7 @@ def collect(
 
 
 def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
-    training = throughput.step_seconds + throughput.wait_seconds
+    training = throughput.seconds
     found = {
         "training_seconds": training,
         # What is left of fitting: validation, and checkpoints.
