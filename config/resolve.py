@@ -221,7 +221,7 @@ _DEMONSTRATION_BATCH, _DEMONSTRATION_LR = 128, 2e-3
 _DEMONSTRATION: dict[str, dict[str, Any]] = {
     "": {"trainer.max_epochs": 40},
     "barlow_twins": {
-        "barlow_twins.projector_dim": 64,
+        "barlow_twins.projector_dim": 16,
         "barlow_twins.crop_scale": [0.25, 1.0],
     },
 }

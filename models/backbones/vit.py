@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import timm
-from timm.layers import resample_patch_embed
+from timm.layers import HybridEmbed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
@@ -31,7 +33,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
     net: VisionTransformer
 
     def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
-        self.patch_size = int(net.patch_embed.patch_size[0])
+        self.patch_size = int(net.patch_embed.feat_ratio())  # of a patch, or of its convolutions
         super().__init__(net, layers, self.patch_size)
         self.num_prefix = net.num_prefix_tokens
         self.pool = pool
@@ -154,6 +156,7 @@ def _build(
     drop_path: float = 0.0,
     pool: str = "cls",
     layers: str = "last",
+    stem: Mapping[str, Any] | None = None,
 ) -> ViT:
     if embed_dim % num_heads:
         raise ValueError(
@@ -162,9 +165,11 @@ def _build(
         )
     # The grid that position embeddings are made for; images of other sizes interpolate them.
     side = -(-image_size // patch_size) * patch_size
+    embed: dict[str, Any] = {"patch_size": patch_size}
+    if stem is not None:
+        embed = {"patch_size": 1, "embed_layer": partial(HybridEmbed, ConvStem(**stem), proj=False)}
     net = VisionTransformer(
         img_size=side,
-        patch_size=patch_size,
         embed_dim=embed_dim,
         depth=depth,
         num_heads=num_heads,
@@ -174,13 +179,18 @@ def _build(
         num_classes=0,
         global_pool="token",
         dynamic_img_size=True,
+        **embed,
     )
     backbone = ViT(net, pool, layers)
-    backbone.plain = (
-        f'timm.create_model("{name}_patch16_224", num_classes=0, img_size={side}, '
-        f"patch_size={patch_size}, embed_dim={embed_dim}, depth={depth}, num_heads={num_heads}, "
-        f"mlp_ratio={mlp_ratio}, reg_tokens={registers}, dynamic_img_size=True)"
+    sizes = (
+        f"num_classes=0, img_size={side}, embed_dim={embed_dim}, depth={depth}, "
+        f"num_heads={num_heads}, mlp_ratio={mlp_ratio}, reg_tokens={registers}, "
+        "dynamic_img_size=True"
     )
+    if stem is not None:
+        backbone.plain = _with_stem(stem, sizes)
+        return backbone  # nobody has weights for it
+    backbone.plain = f'timm.create_model("{name}_patch16_224", patch_size={patch_size}, {sizes})'
 
     def pretrained() -> StateDict:
         return timm.create_model(f"{name}_patch16_224", pretrained=True, num_classes=0).state_dict()
@@ -191,6 +201,15 @@ def _build(
     return backbone
 
 
+def _with_stem(stem: Mapping[str, Any], sizes: str) -> str:
+    words = ", ".join(f"{name}={value!r}" for name, value in stem.items())
+    return (
+        "timm.models.VisionTransformer(embed_layer=lambda **embed: timm.layers.HybridEmbed("
+        f"timm.models.vision_transformer_hybrid.ConvStem({words}), proj=False, **embed), "
+        f"patch_size=1, {sizes})"
+    )
+
+
 def vit_demo(
     *,
     patch_size: int = 8,
@@ -199,9 +218,31 @@ def vit_demo(
     num_heads: int = 3,
     **settings: object,
 ) -> ViT:
-    """The demonstration's toy: patch 8, depth 3, width 96, 3 heads; 0.4 M parameters."""
-    sizes = {"patch_size": patch_size, "depth": depth}
-    return _build("vit_tiny", embed_dim, num_heads, **sizes, **settings)  # type: ignore[arg-type]
+    """The demonstration's toy: patch 8, depth 3, width 96, 3 heads; 0.4 M parameters.
+
+    Its patches are embedded by 3 x 3 convolutions of stride 2 (Xiao et al. 2021, arXiv 2106.14881):
+    edges and textures are then there to be attended to from the first step, which a run of minutes
+    cannot learn from a linear embedding. LayerNorm between them, so that chunks stay exact.
+
+    Raises:
+        ValueError: `patch_size` is no power of two.
+    """
+    halvings = patch_size.bit_length() - 1
+    if patch_size != 2**halvings or not halvings:
+        raise ValueError(
+            f"--backbone.patch_size {patch_size}: vit_demo halves its images, so it needs 2, 4, 8, "
+            "16 …."
+        )
+    stem = {
+        "depth": halvings,
+        "channels": tuple(max(1, embed_dim >> left) for left in reversed(range(halvings))),
+        "stride": (2,) * halvings,
+        "padding": 1,
+        "norm_layer": "layernorm2d",
+        "act_layer": "gelu",
+    }
+    sizes = {"patch_size": patch_size, "depth": depth, "stem": stem}
+    return _build("vit_demo", embed_dim, num_heads, **sizes, **settings)  # type: ignore[arg-type]
 
 
 def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: object) -> ViT:
