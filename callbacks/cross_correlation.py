@@ -95,22 +95,20 @@ def _embeddings(outputs: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def draw(correlation: Tensor, samples: int, where: str, zoom: int = 48) -> Figure:
-    """Draws C `(D, D)` with absolute colours: 1 red, 0 cyan-blue; beside it its first corner."""
+    """Draws C `(D, D)` with absolute colours: 1 red, 0 cyan-blue; beside a large one its corner."""
     dim = len(correlation)
     off = correlation[~torch.eye(dim, dtype=torch.bool)]
     title = (
         f"Cross-correlation of the two views, {where}, N = {samples}, D = {dim}\n"
-        f"mean diagonal {correlation.diagonal().mean():.3f} (goal 1), off-diagonal RMS "
-        f"{off.square().mean().sqrt():.3f} (goal 0; independent features at this N: "
-        f"{(samples - 1) ** -0.5:.3f})"
+        f"mean diagonal {correlation.diagonal().mean():.3f} (goal 1)\n"
+        f"off-diagonal RMS {off.square().mean().sqrt():.3f} (goal 0; independent features at this "
+        f"N: {(samples - 1) ** -0.5:.3f})"
     )
+    parts = [(correlation, f"all {dim} dimensions")]
+    if dim > zoom:
+        parts.append((correlation[:zoom, :zoom], f"first {zoom} dimensions"))
     # Wide enough for a pixel per cell up to D = 512.
-    figure, axes = figures.grid(1, 2, cell=(6.4, 5.4), title=title)
-    zoom = min(zoom, dim)
-    parts = (
-        (correlation, f"all {dim} dimensions"),
-        (correlation[:zoom, :zoom], f"first {zoom} dimensions"),
-    )
+    figure, axes = figures.grid(1, len(parts), cell=(6.4, 5.4), title=title)
     for axis, (part, label) in zip(axes[0], parts, strict=True):
         image = axis.imshow(
             part.numpy(), cmap=figures.CORRELATION, vmin=-1, vmax=1, interpolation="nearest"

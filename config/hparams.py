@@ -222,7 +222,7 @@ class BarlowTwinsHparams:
     """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
     projector_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
-    """Width D of the projector. auto: 512 (shapes: 64). The paper uses 8192 at batch
+    """Width D of the projector. auto: 512 (shapes: 16). The paper uses 8192 at batch
     2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
     batch_size."""
     projector_layers: Count = 3
