@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import platform
+import re
 import textwrap
+import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +28,14 @@ from config.convert import (
     update,
 )
 from config.hparams import Hparams
-from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
+from config.lookup import (
+    CONFIG_DIR,
+    damaged,
+    find_run,
+    newest_unfinished,
+    read_experiment,
+    read_settings,
+)
 from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 from config.validation import check, check_values, without_ineffective, without_superseded
@@ -40,6 +52,10 @@ ARCHITECTURE = (
     "stem",
     "pool",
 )
+_USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …]
+       python main.py --study NAME | --compare RUN RUN … | --run.resume RUN
+       python main.py --evaluate RUN | --predict RUN --images FOLDER | --export RUN
+       python main.py --help [--task TASK] | --version"""
 _NULLS = ("null", "None")
 _ACTIONS = ("--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
@@ -76,6 +92,7 @@ class _Parser(ArgumentParser):
             raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
         # The words of a line that was not understood may be anything.
         line = textwrap.shorten(message, 500, placeholder=" …")
+        line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
         raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
 
     def format_help(self) -> str:
@@ -92,7 +109,8 @@ class _Parser(ArgumentParser):
                     str(each) for each in conditions if not settled_by(each, self.task)
                 ]:
                     action.help = f"{action.help} [Needs {'; '.join(needed)}]"
-                action.option_strings = [o for o in action.option_strings if ".no" not in o]
+                # Not simple-parsing's negations, nor its short forms of names of one letter.
+                action.option_strings = [f"--{path}"]
                 if choices.get(path):
                     action.metavar = "{" + ",".join(choices[path]) + "}"
             group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
@@ -116,6 +134,7 @@ def _choices(annotation: Any) -> list[str]:
 def _parser(task: str) -> _Parser:
     parser = _Parser(
         prog="python main.py",
+        usage=_USAGE,
         description="Train with config/hparams.py; every setting below can be overridden.",
         allow_abbrev=False,
         add_help=False,
@@ -125,6 +144,7 @@ def _parser(task: str) -> _Parser:
     parser.task = task
     add = parser.add_argument
     add("--help", "-h", action="store_true", help="show this page for the chosen --task")
+    add("--version", action="store_true", help="the version of this project and of torch")
     add("--experiment", metavar="NAME_OR_FILE", help="settings from config/experiments/NAME.yaml")
     add("--study", metavar="NAME_OR_FILE", help="run config/studies/NAME.yaml, make its table")
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
@@ -139,11 +159,13 @@ def _parser(task: str) -> _Parser:
 
 
 def parse(argv: Sequence[str]) -> Command | str:
-    """Turns the command line into a `Command`, or into the help text when that was asked for.
+    """Turns the command line into a `Command`, or into help or version when asked for those.
 
     Raises:
         ConfigError: an unknown option or name, an impossible or ineffective value.
     """
+    if "--version" in argv:
+        return _version()
     argv, nulls = _split_nulls(list(argv))
     given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
     if len(given) > 1:
@@ -183,13 +205,22 @@ def parse(argv: Sequence[str]) -> Command | str:
     hparams = arguments.pop("hparams")
     for path in nulls:
         set_leaf(hparams, path, None)
-    for name in ("help", "subgroups"):
+    for name in ("help", "version", "subgroups"):
         arguments.pop(name, None)
     on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     hparams, superseded = without_superseded(hparams, below, on_command_line)
     command = Command(hparams=check(hparams), superseded=superseded, **arguments)
     _check_actions(command)
     return command
+
+
+def _version() -> str:
+    project = tomllib.loads((CONFIG_DIR.parent / "pyproject.toml").read_text())["project"]
+    found = [f"{project['name']} {project['version']}", f"Python {platform.python_version()}"]
+    for package in ("torch", "pytorch-lightning"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)
 
 
 def _study(argv: Sequence[str]) -> Command:

@@ -1,15 +1,19 @@
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import asdict
+from importlib.metadata import version
 
 import pytest
 
 from config import names
-from config.convert import ConfigError, read_yaml, to_dict, update, write_yaml
+from config.convert import ConfigError, leaves, read_yaml, to_dict, update, write_yaml
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR, read_experiment
 from config.parsing import Command, parse
 from config.resolve import choose_names, resolve, resolve_for_data
+from config.rules import possible_on
 from config.validation import active_settings, check
 
 EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))
@@ -154,6 +158,47 @@ def test_help_names_choices_and_defaults():
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page
+
+
+@pytest.mark.parametrize("task", names.TASKS)
+def test_help_begins_with_what_matters(task):
+    page = parse(["--help", "--task", task])
+    assert isinstance(page, str)
+    usage, _, _ = page.partition("\n\n")
+    assert len(usage.splitlines()) <= 5
+    settings = {line.split()[0] for line in page.splitlines() if re.match(r"  -+\w+\.\w", line)}
+    assert settings == {
+        f"--{leaf.path}"
+        for leaf in leaves(Hparams())
+        if "." in leaf.path and possible_on(Hparams, leaf.path, task)
+    }
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data.batch_size"],
+        ["--callbacks.views.enabled", "maybe"],
+        ["--task"],
+        ["--compare"],
+        ["--study", "quick", "--seeds", "x"],
+    ],
+)
+def test_a_line_that_is_not_understood_is_one_sentence(argv, capsys):
+    with pytest.raises(ConfigError, match=r"^[^\n]*--help lists all options\.$") as error:
+        parse(argv)
+    assert ".no" not in str(error.value)
+    said = capsys.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_version_is_said_without_importing_torch():
+    said = parse(["--version"])
+    assert isinstance(said, str)
+    for package in ("torch", "pytorch-lightning"):
+        assert f"{package} {version(package)}" in said
+    project = tomllib.loads((CONFIG_DIR.parent / "pyproject.toml").read_text())["project"]
+    assert said.startswith(f"twinsight {project['version']}, Python 3.")
 
 
 def test_null_may_be_given_where_it_does_nothing():
