@@ -86,7 +86,7 @@ def agent_for(**changed):
 
 
 def test_the_studys_failed_batch_is_warned_of():
-    with pytest.warns(UserWarning, match=r"0\.08\d > 0\.04"):
+    with pytest.warns(UserWarning, match=r"0\.079 > 0\.04"):
         agent_for(data__batch_size=32).on_fit_start()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
