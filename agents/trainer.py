@@ -168,7 +168,8 @@ class Trainer:
             options.chunk_size = None if options.compile else chunk
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
-            agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)
+            lr = tune_lr(agent, data, self._lightning_trainer, self.device)
+            agent.lr = self.hparams.optim.lr = lr
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
 
@@ -209,7 +210,7 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        guard = Guard()
+        guard = Guard(self.device)
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
@@ -226,7 +227,7 @@ class Trainer:
                 LostProcess(folder),
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
-                RandomState(self.hparams.run.seed),
+                RandomState(self.hparams.run.seed, self.device),
                 StepNumbers(),
                 *callbacks,
                 *reports,

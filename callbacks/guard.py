@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from utils.figures import close_all
-from utils.rng import rng_preserved
+from utils.rng import CPU, rng_preserved
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
 
@@ -31,11 +31,15 @@ class Guard:
     and what a failed attempt held is freed. What steers a run (checkpoints, early stopping, the
     stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
 
+    Args:
+        device: that trains, whose randomness and memory are looked after.
+
     Attributes:
         failures: how often each failed, by its name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device = device
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
 
@@ -76,7 +80,7 @@ class Guard:
         **named: Any,
     ) -> Any:
         try:
-            with rng_preserved():
+            with rng_preserved(self.device):
                 return act(*arguments, **named)
         except passes:
             raise
@@ -85,7 +89,8 @@ class Guard:
         # Not before the error is forgotten: its traceback holds the tensors of the attempt.
         close_all()
         gc.collect()
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         return None
 
     def _note(self, name: str, error: Exception) -> None:

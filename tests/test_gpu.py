@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.tuning import GPU_SHARE
 from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
@@ -16,6 +17,7 @@ from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
 from utils.logging import read_metrics
+from utils.rng import rng_preserved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -172,3 +174,30 @@ def test_tuners_compile_what_they_fit(train, task, tuner):
     code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
     assert code == 0
     assert summary(folder)["train/loss"] > 0
+
+
+def test_random_states_of_the_gpu_are_put_back():
+    torch.manual_seed(0)
+    expected = torch.rand(3, device=GPU)
+    torch.manual_seed(0)
+    with rng_preserved(GPU):
+        torch.rand(3, device=GPU)
+    assert torch.equal(torch.rand(3, device=GPU), expected)
+
+
+def test_a_run_on_the_cpu_takes_no_memory_of_the_gpu(train):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    code, folder = train("cpu", trainer__accelerator="cpu")
+    assert code == 0
+    assert torch.cuda.memory_reserved() == before
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    states = next(v for k, v in last["callbacks"].items() if k.startswith("RandomState"))
+    assert states["0"].keys() == {"cpu"}
+
+
+def test_a_tuned_chunk_leaves_a_reserve(train):
+    code, folder = train("tuned", trainer__accelerator="gpu", trainer__tune_batch_size="true")
+    assert code == 0
+    total = torch.cuda.get_device_properties(GPU).total_memory / 2**20
+    assert summary(folder)["peak_memory_mb"] < GPU_SHARE * total
