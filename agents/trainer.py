@@ -50,7 +50,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import RunCheckpoints
 from utils.console import console, quiet_libraries
-from utils.device import best_device, check_accelerator, resolve_precision
+from utils.device import best_device, check_accelerator, resolve_precision, use_tensor_cores
 from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
@@ -98,6 +98,8 @@ class Trainer:
             Exit code: 0 finished, 1 failed, 130 interrupted and saved.
         """
         quiet_libraries()
+        if use_tensor_cores(self.hparams.trainer.precision, self.device) and self.leads:
+            console.info("float32 matrices are multiplied in TF32, beside half precision.")
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))

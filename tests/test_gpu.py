@@ -75,7 +75,8 @@ def test_a_segmentation_trains_judges_and_is_looked_into(train, precision):
 
 def test_receptive_fields_are_those_of_the_cpu():
     torch.manual_seed(0)
-    backbone, images = vit().eval(), torch.rand(2, 3, 16, 16)
+    # In double precision: convolutions of float32 are TF32's on a GPU.
+    backbone, images = vit().eval().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
     names = list(backbone.layer_maps(images))
     fields = receptive_fields(backbone.layer_maps, names, images)
     on_gpu = receptive_fields(backbone.to(GPU).layer_maps, names, images.to(GPU))

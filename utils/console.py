@@ -52,6 +52,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
     noise = (
         "litlogger",
         "GPU available",
+        "Tensor Cores",
         "TPU available",
         "HPU available",
         "Tip:",

@@ -1,3 +1,4 @@
+import logging
 import os
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import torch
 
 from main import main
 from utils import device
+from utils.console import quiet_libraries
 from utils.rng import CPU, random_state, set_random_state
 
 
@@ -118,3 +120,44 @@ def test_segments_of_memory_grow_unless_the_user_chose(monkeypatch, tmp_path, gi
         monkeypatch.setenv(name, value)
     assert main(["--compare", "nothing", "--run.dir", str(tmp_path)]) == 2
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):
+    monkeypatch.setattr(device, "nvidia_cards", lambda: ["NVIDIA GeForce RTX 3080"])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match=r"580 or newer.*requirements-pascal\.txt"):
+        device.check_accelerator("auto")
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "capability", "expected"),
+    [
+        ("bf16-mixed", "cuda", (8, 6), "high"),
+        ("16-mixed", "cuda", (8, 0), "high"),
+        ("16-mixed", "cuda", (7, 5), "highest"),
+        ("32-true", "cuda", (9, 0), "highest"),
+        ("64-true", "cuda", (9, 0), "highest"),
+        ("bf16-mixed", "cpu", None, "highest"),
+    ],
+)
+def test_tf32_beside_half_precision(
+    monkeypatch, matmul_precision, precision, kind, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert device.use_tensor_cores(precision, torch.device(kind)) is (expected == "high")
+    assert torch.get_float32_matmul_precision() == expected
+
+
+def test_the_tip_about_tensor_cores_is_not_shown(caplog):
+    quiet_libraries()
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    with caplog.at_level(logging.INFO, logger.name):
+        logger.info("You are using a CUDA device that has Tensor Cores. To properly utilize them")
+    assert not caplog.records
