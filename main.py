@@ -1,5 +1,6 @@
 """Trains, evaluates and compares runs: `python main.py --help`. Settings: config/hparams.py."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(command, str):
             print(command)
             return 0
+        _set_up_allocator()
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
         from agents.commands.execute import execute
 
@@ -42,6 +44,16 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _set_up_allocator() -> None:
+    """Lets torch's segments of GPU memory grow instead of leaving gaps, unless the user chose.
+
+    It is read when CUDA starts.
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
 
 
 def _place(error: Exception) -> str:

@@ -22,6 +22,7 @@ from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoints import read_run_checkpoint
+from utils.device import best_device
 from utils.imports import load
 
 
@@ -48,6 +49,7 @@ def build_loading(hparams: Hparams) -> Loading:
         hparams.run.seed,
         trainer.chunk_size if isinstance(trainer.chunk_size, int) else None,
         trainer.limit_train_batches,
+        best_device(trainer.accelerator).type == "cuda",
     )
 
 

@@ -41,7 +41,7 @@ def resolve_chunk_size(
         return None
     mixed = trainer.precision in ("16-mixed", "bf16-mixed")
     sides = agent.passes(data.views.sizes)
-    with rng_preserved():
+    with rng_preserved(device):
         sizes = {side: bytes_per_image(agent.backbone, side, mixed) for side in set(sides)}
     batch = int(hparams.data.batch_size) // (trainer.devices * trainer.num_nodes)
     parameters = sum(parameter.numel() for parameter in agent.parameters())

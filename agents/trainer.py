@@ -52,7 +52,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import RunCheckpoints
 from utils.console import console, quiet_libraries
-from utils.device import best_device, check_accelerator, resolve_precision
+from utils.device import best_device, check_accelerator, resolve_precision, use_tensor_cores
 from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
@@ -102,6 +102,8 @@ class Trainer:
             Exit code: 0 finished, 1 failed, 130 interrupted and saved.
         """
         quiet_libraries()
+        if use_tensor_cores(self.hparams.trainer.precision, self.device) and self.leads:
+            console.info("float32 matrices are multiplied in TF32, beside half precision.")
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))
@@ -172,7 +174,8 @@ class Trainer:
             options.chunk_size = None if options.compile else chunk
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
-            agent.lr = self.hparams.optim.lr = tune_lr(agent, data, self._lightning_trainer)
+            lr = tune_lr(agent, data, self._lightning_trainer, self.device)
+            agent.lr = self.hparams.optim.lr = lr
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
 
@@ -213,7 +216,7 @@ class Trainer:
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
         choosing = self._choosing(agent, data, folder)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        guard = Guard(self.stopwatch)
+        guard = Guard(self.device, self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
@@ -230,7 +233,7 @@ class Trainer:
                 LostProcess(folder),
                 NonFiniteLoss(folder.last),
                 Interruption(folder.last),
-                RandomState(self.hparams.run.seed),
+                RandomState(self.hparams.run.seed, self.device),
                 StepNumbers(),
                 *callbacks,
                 *reports,

@@ -17,11 +17,12 @@ from agents.base import Agent
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from utils.chunks import chunk_sizes
-from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
+from utils.memory import available_mb, free_mb, peak_mb, reset_peak, resident_mb
 from utils.rng import rng_preserved
 
-# The probe leaves this share of the CPU's memory to everything else.
-CPU_SHARE = 0.8
+# Of the memory that is free a chunk may take so much. The rest is for everything else: the host's
+# other processes; on a GPU readouts, and the gaps between tensors.
+CPU_SHARE, GPU_SHARE = 0.8, 0.92
 LR_STEPS = 60
 
 TrainerFactory = Callable[..., pl.Trainer]
@@ -61,7 +62,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)
+    words = ("out of memory", "can't allocate", "_status_alloc_failed")  # the last of cuBLAS, cuDNN
+    return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 
 def tune_chunk_size(
@@ -73,8 +75,9 @@ def tune_chunk_size(
 ) -> int:
     """Searches the largest `chunk_size` by training a copy for two real steps on random images.
 
-    Two, because the optimizer allocates its state in the first. On the CPU a chunk is not tried
-    when its memory, extrapolated from the last one, would exceed what is available.
+    Two, because the optimizer allocates its state in the first. One that fits leaves a reserve.
+    On the CPU a chunk is not tried when its memory, extrapolated from the last one, would exceed
+    what is available.
 
     Args:
         agent: is copied.
@@ -91,7 +94,8 @@ def tune_chunk_size(
     def fits(chunk: int) -> bool:
         nonlocal last
         on_cpu = device.type == "cpu"
-        if on_cpu and last and last[1] * chunk / last[0] > CPU_SHARE * available_mb():
+        free = available_mb() if on_cpu else free_mb(device)
+        if on_cpu and last and last[1] * chunk / last[0] > CPU_SHARE * free:
             return False
         try:
             used = _probe(agent, make_trainer, batch_size, chunk, view_sizes, device)
@@ -101,9 +105,10 @@ def tune_chunk_size(
             return False
         finally:
             gc.collect()
-            torch.cuda.empty_cache()
+            if not on_cpu:
+                torch.cuda.empty_cache()
         last = (chunk, used)
-        return not on_cpu or used < CPU_SHARE * (available_mb() + used)
+        return used < CPU_SHARE * (available_mb() + used) if on_cpu else used <= GPU_SHARE * free
 
     return largest_working(batch_size, fits)
 
@@ -117,7 +122,7 @@ def _probe(
     device: torch.device,
 ) -> float:
     sizes = chunk_sizes(batch_size, chunk)
-    with rng_preserved(), tempfile.TemporaryDirectory() as folder:
+    with rng_preserved(device), tempfile.TemporaryDirectory() as folder:
         views = tuple(
             [torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8) for n in sizes]
             for side in view_sizes
@@ -141,13 +146,21 @@ class _Repeated:
         return iter([self.batch] * 2)
 
 
-def tune_lr(agent: Agent, datamodule: ImageDataModule, make_trainer: TrainerFactory) -> float:
+def tune_lr(
+    agent: Agent, datamodule: ImageDataModule, make_trainer: TrainerFactory, device: torch.device
+) -> float:
     """Runs Lightning's learning-rate finder on a copy (Smith 2017).
+
+    Args:
+        agent: is copied.
+        datamodule: is copied.
+        make_trainer: builds a Lightning trainer.
+        device: where it trains.
 
     Raises:
         ValueError: the loss curve has no usable slope.
     """
-    with rng_preserved(), tempfile.TemporaryDirectory() as folder:
+    with rng_preserved(device), tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             max_steps=LR_STEPS, max_epochs=-1, default_root_dir=folder, callbacks=[]
         )

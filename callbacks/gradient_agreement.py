@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.inspection import Learner, SayOnce
+from callbacks.inspection import Learner, SayOnce, device_of
 from datamodules.loading import Batch
 from models.measures.gradient_noise import HalfGradients, compare, estimate
 from models.precision import at_least_float32
@@ -180,7 +180,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     what the training has compiled.
     """
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with rng_preserved(), torch.compiler.set_stance("force_eager"):
+    with rng_preserved(device_of(module)), torch.compiler.set_stance("force_eager"):
         try:
             yield
         finally:

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from utils.figures import close_all
-from utils.rng import rng_preserved
+from utils.rng import CPU, rng_preserved
 from utils.stopwatch import Stopwatch
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
@@ -33,13 +33,15 @@ class Guard:
     stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
 
     Args:
+        device: that trains, whose randomness and memory are looked after.
         stopwatch: counts the time they take, as `readouts`.
 
     Attributes:
         failures: how often each failed, by its name.
     """
 
-    def __init__(self, stopwatch: Stopwatch | None = None) -> None:
+    def __init__(self, device: torch.device = CPU, stopwatch: Stopwatch | None = None) -> None:
+        self.device = device
         self._stopwatch = stopwatch or Stopwatch()
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
@@ -81,7 +83,7 @@ class Guard:
         **named: Any,
     ) -> Any:
         try:
-            with self._stopwatch.timing("readouts"), rng_preserved():
+            with self._stopwatch.timing("readouts"), rng_preserved(self.device):
                 return act(*arguments, **named)
         except passes:
             raise
@@ -90,7 +92,8 @@ class Guard:
         # Not before the error is forgotten: its traceback holds the tensors of the attempt.
         close_all()
         gc.collect()
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         return None
 
     def _note(self, name: str, error: Exception) -> None:

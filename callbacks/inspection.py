@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
-from utils.rng import rng_preserved
+from utils.rng import CPU, rng_preserved
 
 
 @runtime_checkable
@@ -123,11 +123,16 @@ def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Te
     return torch.cat(parts).float()
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Returns where a module lives."""
+    return next((parameter.device for parameter in module.parameters()), CPU)
+
+
 @contextmanager
 def inspecting(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients; flags and random states are as before afterwards."""
     flags = [(part, part.training) for part in module.modules()]
-    with rng_preserved(), torch.no_grad():
+    with rng_preserved(device_of(module)), torch.no_grad():
         for part, _ in flags:
             part.training = False
         try:

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from utils.distributed import of_all_processes, process_rank
-from utils.rng import random_state, set_random_state
+from utils.rng import CPU, random_state, set_random_state
 
 
 class RandomState(Callback):
@@ -19,15 +19,17 @@ class RandomState(Callback):
 
     Args:
         seed: of the run.
+        device: that trains.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device = CPU) -> None:
         self.seed = seed
+        self.device = device
         self._restore: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all processes now."""
-        states = of_all_processes(random_state())
+        states = of_all_processes(random_state(self.device))
         return {str(rank): state for rank, state in enumerate(states)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -37,7 +39,7 @@ class RandomState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores it: building the model has drawn from it since."""
         if self._restore is not None:
-            set_random_state(self._restore)
+            set_random_state(self._restore, self.device)
             self._restore = None
         elif trainer.global_rank > 0:
             torch.manual_seed(self.seed + 10_007 * trainer.global_rank)

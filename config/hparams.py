@@ -544,7 +544,8 @@ class TrainerHparams:
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
-    """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true."""
+    """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true. Beside half
+    precision, float32 matrices are multiplied in TF32 on cards that have it."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: the GPU if there is one. An NVIDIA card torch cannot use is an error, not a CPU run."""
     devices: Annotated[Count, MAKES_PROCESSES] = 1

@@ -210,6 +210,7 @@ class Loading:
     seed: int = 0
     chunk_size: int | None = None
     limit_train_batches: int | None = None
+    pin_memory: bool = False  # where they go on to a GPU
 
     def check(self, images: int) -> int:
         """Returns the batch size, if so many images are enough for it.
@@ -288,7 +289,7 @@ class Loading:
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             # Its own generator: otherwise every epoch takes a draw from the model's random state.
             generator=torch.Generator(),
             worker_init_fn=_ignore_interrupts,

@@ -1,5 +1,6 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
+from copy import deepcopy
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -7,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from agents.tuning import GPU_SHARE
 from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
-from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
 from utils.logging import read_metrics
+from utils.optim import clip_each
+from utils.rng import rng_preserved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,7 +77,8 @@ def test_a_segmentation_trains_judges_and_is_looked_into(train, precision):
 
 def test_receptive_fields_are_those_of_the_cpu():
     torch.manual_seed(0)
-    backbone, images = vit().eval(), torch.rand(2, 3, 16, 16)
+    # In double precision: convolutions of float32 are TF32's on a GPU.
+    backbone, images = vit().eval().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
     names = list(backbone.layer_maps(images))
     fields = receptive_fields(backbone.layer_maps, names, images)
     on_gpu = receptive_fields(backbone.to(GPU).layer_maps, names, images.to(GPU))
@@ -172,3 +177,54 @@ def test_tuners_compile_what_they_fit(train, task, tuner):
     code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
     assert code == 0
     assert summary(folder)["train/loss"] > 0
+
+
+def test_random_states_of_the_gpu_are_put_back():
+    torch.manual_seed(0)
+    expected = torch.rand(3, device=GPU)
+    torch.manual_seed(0)
+    with rng_preserved(GPU):
+        torch.rand(3, device=GPU)
+    assert torch.equal(torch.rand(3, device=GPU), expected)
+
+
+def test_a_run_on_the_cpu_takes_no_memory_of_the_gpu(train):
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    code, folder = train("cpu", trainer__accelerator="cpu")
+    assert code == 0
+    assert torch.cuda.memory_reserved() == before
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    states = next(v for k, v in last["callbacks"].items() if k.startswith("RandomState"))
+    assert states["0"].keys() == {"cpu"}
+
+
+def test_a_tuned_chunk_leaves_a_reserve(train):
+    code, folder = train("tuned", trainer__accelerator="gpu", trainer__tune_batch_size="true")
+    assert code == 0
+    total = torch.cuda.get_device_properties(GPU).total_memory / 2**20
+    assert summary(folder)["peak_memory_mb"] < GPU_SHARE * total
+
+
+def test_gradients_are_clipped_one_by_one_as_on_the_cpu():
+    torch.manual_seed(0)
+    on_cpu = vit()
+    for index, parameter in enumerate(on_cpu.parameters()):
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** (index % 5 - 2)
+    on_gpu = deepcopy(on_cpu).to(GPU)
+    for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        one.grad = None if other.grad is None else other.grad.to(GPU)
+    for network in (on_cpu, on_gpu):
+        clip_each(network.parameters(), 1.0)
+    for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_a_correlation_is_judged_without_waiting_for_the_gpu():
+    matrix = torch.rand(64, 64, device=GPU)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        summarise(matrix)
+        barlow_twins_loss(matrix, 0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -31,6 +31,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
     # The loaders are sized for the machine by data.num_workers.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # On purpose: --trainer.accelerator cpu.
+    warnings.filterwarnings("ignore", message="GPU available but not used.*")
     # What is the same on all processes, or adds up over them, is logged as it should be.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     # Frozen backbones are in eval mode on purpose.
@@ -52,6 +54,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
     noise = (
         "litlogger",
         "GPU available",
+        "Tensor Cores",
         "TPU available",
         "HPU available",
         "Tip:",

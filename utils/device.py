@@ -7,9 +7,9 @@ import subprocess
 
 import torch
 
-_PASCAL = (
-    "pip install -r requirements-pascal.txt  (torch 2.7.1, the last release on PyPI for this card)"
-)
+_OLDER_TORCH = "pip install -r requirements-pascal.txt  (torch 2.7.1, built for CUDA 12.6)"
+_DRIVER_FOR_CUDA_13 = 580
+_AMPERE = (8, 0)
 
 
 def check_accelerator(accelerator: str) -> None:
@@ -50,7 +50,7 @@ def _check_architecture() -> None:
     if built and major * 10 + minor < min(int("".join(filter(str.isdigit, b))) for b in built):
         raise ValueError(
             f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is too old for torch "
-            f"{torch.__version__}. Install: {_PASCAL}"
+            f"{torch.__version__}. Install: {_OLDER_TORCH}"
         )
 
 
@@ -59,8 +59,9 @@ def _remedy() -> str:
     if built_for is None:
         return "This torch is a CPU build; reinstall it: pip install --force-reinstall torch."
     return (
-        f"It is built for CUDA {built_for}: update the NVIDIA driver, or install a build that fits "
-        f"the driver you have (nvidia-smi shows its CUDA version); for a Tesla P100: {_PASCAL}"
+        f"It is built for CUDA {built_for}: update the NVIDIA driver (CUDA 13 needs "
+        f"{_DRIVER_FOR_CUDA_13} or newer; nvidia-smi shows yours), or install what older drivers "
+        f"and cards such as the Tesla P100 can use: {_OLDER_TORCH}"
     )
 
 
@@ -73,6 +74,21 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"
+
+
+def use_tensor_cores(precision: str, device: torch.device) -> bool:
+    """Lets float32 matrices be multiplied in TF32 beside half precision, from Ampere on.
+
+    What a run computes in float32 then, losses and statistics of features that were computed in
+    half precision, keeps float32's range and sums, with factors rounded to 10 bits as float16's.
+
+    Returns:
+        Whether it does.
+    """
+    mixed = precision in ("bf16-mixed", "16-mixed")
+    tf32 = mixed and device.type == "cuda" and torch.cuda.get_device_capability() >= _AMPERE
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    return tf32
 
 
 def device_name(accelerator: str) -> str:

@@ -8,27 +8,35 @@ from typing import Any
 
 import torch
 
+CPU = torch.device("cpu")
 
-def random_state() -> dict[str, Any]:
-    """Returns torch's random states as plain tensors, CPU and every GPU."""
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Returns torch's random states as plain tensors: the CPU's, and on a GPU those of every GPU.
+
+    Args:
+        device: that computes. A GPU that is there is none that a run on the CPU should use.
+    """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restores what `random_state` returned; GPU states only where there are as many GPUs."""
     torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+    if device.type != "cuda" or "cuda" not in state:
+        return
+    if torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([gpu.cpu() for gpu in state["cuda"]])
 
 
 @contextmanager
-def rng_preserved() -> Iterator[None]:
-    """Leaves every random state as it was."""
-    state = random_state()
+def rng_preserved(device: torch.device) -> Iterator[None]:
+    """Leaves the random states of what computes on a device as they were."""
+    state = random_state(device)
     try:
         yield
     finally:
-        set_random_state(state)
+        set_random_state(state, device)

@@ -11,6 +11,7 @@ from callbacks.attention_quality import AttentionQuality
 from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
 from config.hparams import Hparams
+from utils.device import best_device
 from utils.run_folder import RunFolder
 
 
@@ -22,7 +23,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     """
     agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
     data = build_data(hparams, source)
-    callbacks = build_callbacks(hparams, Guard())
+    callbacks = build_callbacks(hparams, Guard(best_device(hparams.trainer.accelerator)))
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
         devices=1,

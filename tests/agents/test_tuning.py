@@ -1,5 +1,7 @@
 """Tuners return what they tried, and what they return is used."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -46,6 +48,8 @@ def test_nothing_fits():
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
         (MemoryError(), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("shapes differ"), False),
         (ValueError("out of memory of names"), False),
     ],
@@ -141,6 +145,51 @@ def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
     _, plain = train("plain", backbone__drop_path=0.3, trainer__chunk_size=8)
     _, tuned = train("tuned", backbone__drop_path=0.3, trainer__tune_batch_size="true")
     assert_same(weights(tuned), weights(plain))
+
+
+class _Exhausted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features):
+        return features.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if len(gradient) > 4:
+            raise torch.OutOfMemoryError("injected")
+        return gradient
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "dino"])
+def test_memory_that_ends_in_the_backward_pass_is_found_out(train, monkeypatch, task):
+    original = ViT.forward
+
+    def forward(self, images, attention=None):
+        features = original(self, images, attention)
+        return replace(features, pooled=_Exhausted.apply(features.pooled))
+
+    monkeypatch.setattr(ViT, "forward", forward)
+    options = {"trainer__tune_batch_size": "true", "trainer__max_epochs": 1}
+    code, folder = train("tuned", task=task, **options)
+    assert code == 0
+    assert yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]["chunk_size"] == 4
+
+
+@pytest.mark.parametrize(("used", "expected"), [(919.0, 256), (921.0, 2)])
+def test_a_gpu_keeps_a_reserve(monkeypatch, used, expected):
+    """1,000 MiB are free; a chunk of more than two needs as much as is said."""
+    fits = {"chunk": 0}
+
+    class Trainer:
+        def fit(self, agent, batches):
+            (batch, _) = batches
+            fits["chunk"] = max(len(part) for part in batch.views[0])
+
+    monkeypatch.setattr(tuning, "free_mb", lambda device: 1000.0)
+    monkeypatch.setattr(tuning, "reset_peak", lambda device: None)
+    monkeypatch.setattr(tuning, "peak_mb", lambda _: used if fits["chunk"] > 2 else 10.0)
+    agent, gpu = torch.nn.Linear(1, 1), torch.device("cuda")
+    found = tuning.tune_chunk_size(agent, lambda **_: Trainer(), 256, [8], gpu)
+    assert found == expected
 
 
 @pytest.fixture

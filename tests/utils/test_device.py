@@ -1,7 +1,14 @@
+import logging
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from main import main
 from utils import device
+from utils.console import quiet_libraries
+from utils.rng import CPU, random_state, set_random_state
 
 
 @pytest.fixture
@@ -49,3 +56,108 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.resolve_precision("auto", "auto") == expected
     assert device.resolve_precision("auto", "cpu") == "32-true"
     assert device.resolve_precision("64-true", "auto") == "64-true"
+
+
+def started(*_):
+    raise AssertionError("CUDA was started")
+
+
+@pytest.fixture
+def unused_gpu(monkeypatch):
+    """A GPU that is there, and is not to be touched."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("mem_get_info", "synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, started)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", started)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", started)
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", "segmentation"])
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(train, unused_gpu, monkeypatch, task):
+    # What Lightning and torch's optimizers ask for whatever the device is.
+    stream = SimpleNamespace(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: None)
+    code, folder = train(task, task=task, trainer__max_epochs=1, data__num_workers=1)
+    assert code == 0
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    states = next(v for k, v in last["callbacks"].items() if k.startswith("RandomState"))
+    assert states["0"].keys() == {"cpu"}
+
+
+def test_states_of_a_gpu_are_left_out_of_a_run_on_the_cpu(unused_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", started)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", started)
+    of_a_gpu = {"cuda": [torch.zeros(16, dtype=torch.uint8)]}
+    set_random_state({**random_state(CPU), **of_a_gpu}, CPU)
+
+
+def test_states_of_a_gpu_that_trains_are_kept_and_put_back(monkeypatch):
+    states, put_back = [torch.arange(16, dtype=torch.uint8)], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.extend)
+    gpu = torch.device("cuda")
+    set_random_state(random_state(gpu), gpu)
+    assert torch.equal(put_back[0], states[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_segments_of_memory_grow_unless_the_user_chose(monkeypatch, tmp_path, given, expected):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["--compare", "nothing", "--run.dir", str(tmp_path)]) == 2
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):
+    monkeypatch.setattr(device, "nvidia_cards", lambda: ["NVIDIA GeForce RTX 3080"])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match=r"580 or newer.*requirements-pascal\.txt"):
+        device.check_accelerator("auto")
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "capability", "expected"),
+    [
+        ("bf16-mixed", "cuda", (8, 6), "high"),
+        ("16-mixed", "cuda", (8, 0), "high"),
+        ("16-mixed", "cuda", (7, 5), "highest"),
+        ("32-true", "cuda", (9, 0), "highest"),
+        ("64-true", "cuda", (9, 0), "highest"),
+        ("bf16-mixed", "cpu", None, "highest"),
+    ],
+)
+def test_tf32_beside_half_precision(
+    monkeypatch, matmul_precision, precision, kind, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert device.use_tensor_cores(precision, torch.device(kind)) is (expected == "high")
+    assert torch.get_float32_matmul_precision() == expected
+
+
+def test_the_tip_about_tensor_cores_is_not_shown(caplog):
+    quiet_libraries()
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    with caplog.at_level(logging.INFO, logger.name):
+        logger.info("You are using a CUDA device that has Tensor Cores. To properly utilize them")
+    assert not caplog.records
