@@ -18,6 +18,7 @@ from callbacks.gradient_agreement import GradientAgreement
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
+from utils.logging import log_scalars
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 
@@ -176,7 +177,9 @@ class Health(Callback):
                 "rank_me": float(effective_rank(features)),
             }
             self._readings["largest_rank"] = [float(min(features.shape))]
-        pl_module.log_dict({f"train/{name}": value for name, value in found.items()})
+        named = {f"train/{name}": value for name, value in found.items()}
+        pl_module.log_dict(named, logger=False)  # which would repeat it until the next measurement
+        log_scalars(trainer, named, trainer.global_step - 1)
         for name in ("teacher_entropy", "teacher_mean_entropy", "chance_level", "diagonal_mean"):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])

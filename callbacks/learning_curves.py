@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,42 @@ from utils.logging import RunFolderLogger, log_figure, one_of_many
 
 # Drawn into the panel of the loss, as what it is read against.
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
+# Shares and correlations: shown over the whole of their range, so that noise is not magnified.
+_RANGES = dict.fromkeys(
+    (
+        "accuracy",
+        "linear_accuracy",
+        "knn_accuracy",
+        "miou",
+        "dense_knn_miou",
+        "diagonal_mean",
+        "off_diagonal_rms",
+        "mean_cosine",
+        "gradient_cosine",
+        "gradient_cosine_batch",
+        "data_wait_share",
+    ),
+    (0.0, 1.0),
+)
+# What says whether a run is well, not what it learns; drawn last, in this order.
+_DIAGNOSTICS = (
+    "embedding_std",
+    "features_std",
+    "mean_cosine",
+    "rank_me",
+    "grad_norm",
+    "gradient_cosine",
+    "gradient_cosine_batch",
+    "gradient_noise_scale",
+    "momentum_teacher",
+    "weight_decay",
+    "data_wait_share",
+    "lr",
+)
+_LEAST_SPREAD = 0.1  # of an axis, relative to its largest value
+_MOST_MARKED = 60  # points of a curve, up to which each is marked
+
+Panel = dict[str, list[tuple[int, float]]]  # steps and values by split
 
 
 class LearningCurves(Callback):
@@ -41,48 +78,87 @@ def is_curve(name: str) -> bool:
 
 
 def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
-    """Draws scalars by step; `train/x` and `val/x` share a panel."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    """Draws scalars by step; `train/x` and `val/x` share a panel.
+
+    What never changes has no panel: it is named in the title.
+    """
+    panels: dict[str, Panel] = {}
     for step in sorted(rows):
         for name, value in rows[step].items():
-            if is_curve(name):
-                curves.setdefault(name, []).append((step, value))
-    panels = sorted({name.partition("/")[2] for name in curves} - {"", *_REFERENCES})
-    panels.sort(key=lambda panel: panel != "loss")
-    columns = min(3, max(1, len(panels)))
+            split, _, panel = name.partition("/")
+            if is_curve(name) and panel:
+                panels.setdefault(panel, {}).setdefault(split, []).append((step, value))
+    references = {name: panels.pop(name) for name in _REFERENCES if name in panels}
+    constants = ((name, _constant(name, panel)) for name, panel in panels.items())
+    flat = {name: value for name, value in constants if value is not None}
+    if len(flat) == len(panels):
+        flat = {}
+    shown = sorted((name for name in panels if name not in flat), key=lambda n: _rank(n, panels[n]))
+    title = "Learning curves"
+    if flat:
+        words = (f"{_words(name)} {value:.4g}" for name, value in sorted(flat.items()))
+        title += f"\nalways the same: {', '.join(words)}"
+    columns = min(3, max(1, len(shown)))
     figure, axes = figures.grid(
-        -(-len(panels) // columns), columns, cell=(3.6, 2.4), title="Learning curves"
+        max(1, -(-len(shown) // columns)), columns, cell=(3.6, 2.4), title=title
     )
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    for axis, panel in zip(axes.flat[: len(panels)], panels, strict=True):
-        for split, style in (("train", "C0-"), ("val", "C1o--")):
-            if points := curves.get(f"{split}/{panel}"):
-                axis.plot(
-                    *zip(*points, strict=True), style, label=split, markersize=3, linewidth=1.2
-                )
-        if panel == "loss":
-            _references(axis, curves)
-        _scale(axis)
-        axis.set(title=panel.replace("_", " "), xlabel="step")
+    for axis, name in zip(axes.flat[: len(shown)], shown, strict=True):
+        for split, points in panels[name].items():
+            marker = "o" if len(points) <= _MOST_MARKED else ""
+            style: dict[str, Any] = {"color": "C1", "linestyle": "--"} if split == "val" else {}
+            axis.plot(
+                *zip(*points, strict=True),
+                **{"color": "C0", "linewidth": 1.2, "markersize": 3} | style,
+                marker=marker,
+                label=split,
+            )
+        if name == "loss":
+            _references(axis, references)
+        _scale(axis, _RANGES.get(name))
+        axis.set(title=_words(name), xlabel="step")
         axis.legend(fontsize=7)
     return figure
 
 
-def _references(axis: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> None:
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _rank(name: str, panel: Panel) -> tuple[int, int, str]:
+    """Sorts panels: the loss, what is measured on held-out images alone, the rest, diagnostics."""
+    if name in _DIAGNOSTICS:
+        return 3, _DIAGNOSTICS.index(name), name
+    return (0 if name == "loss" else 1 if list(panel) == ["val"] else 2), 0, name
+
+
+def _constant(name: str, panel: Panel) -> float | None:
+    """Returns the value of a panel that has no other, though it was measured several times."""
+    values = [value for points in panel.values() for _, value in points]
+    alone = name == "loss" or name in _RANGES or len(values) < 2
+    return None if alone or min(values) != max(values) else values[0]
+
+
+def _references(axis: Axes, references: Mapping[str, Panel]) -> None:
     for name, style in zip(_REFERENCES, (":", "-.", ":"), strict=True):
-        points = curves.get(f"train/{name}")
+        points = references.get(name, {}).get("train")
         if points and points[-1][1] > 0:
-            axis.axhline(points[-1][1], linestyle=style, color="grey", label=name.replace("_", " "))
+            axis.axhline(points[-1][1], linestyle=style, color="grey", label=_words(name))
     values = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale("log")
 
 
-def _scale(axis: Axes) -> None:
+def _scale(axis: Axes, fixed: tuple[float, float] | None) -> None:
+    if axis.get_yscale() != "linear":
+        return
     low, high = axis.get_ylim()
-    if high - low < 1e-3 * max(abs(low), abs(high)):  # rounding is no news
-        margin = 0.1 * abs(high) or 1.0
+    if fixed:  # wider only where a value lies outside
+        values = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]
+        low, high = min(fixed[0], *values), max(fixed[1], *values)
+        margin = 0.03 * (high - low)
         axis.set_ylim(low - margin, high + margin)
-    if axis.get_yscale() == "linear":
-        axis.ticklabel_format(axis="y", useOffset=False)
+    elif (missing := _LEAST_SPREAD * max(abs(low), abs(high)) - (high - low)) > 0:
+        axis.set_ylim(low - missing / 2, high + missing / 2)
+    axis.ticklabel_format(axis="y", useOffset=False)

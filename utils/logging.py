@@ -282,11 +282,17 @@ def log_chart(trainer: Trainer, kind: str, chart: Chart) -> None:
 
 
 @rank_zero_only
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """Sends finite scalars to every active logger at the current step."""
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:
+    """Sends finite scalars to every active logger.
+
+    Args:
+        trainer: whose loggers are used.
+        scalars: by name.
+        step: that they belong to; None: the current one.
+    """
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(finite, trainer.global_step)
+        logger.log_metrics(finite, trainer.global_step if step is None else step)
 
 
 def one_of_many(name: str) -> bool:

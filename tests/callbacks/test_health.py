@@ -163,6 +163,15 @@ def test_numbers_are_logged_and_alarms_survive_a_resume(train):
     assert summary(folder)["alarms"][: len(before)] == before
 
 
+def test_numbers_stand_where_they_were_measured_alone(train):
+    every = {"callbacks__health__enabled": "true", "callbacks__health__every_n_steps": 4}
+    _, folder = train("run", **every, trainer__max_epochs=3)
+    rows = read_metrics(folder / "metrics.csv")
+    for name in ("grad_norm", "rank_me"):
+        assert [step for step in rows if f"train/{name}" in rows[step]] == [0, 4, 8]
+        assert summary(folder)[f"train/{name}"] == pytest.approx(rows[8][f"train/{name}"])
+
+
 def test_the_gradient_is_measured_unclipped(train):
     shared = {**WATCHED, "trainer__max_epochs": 1}
     norms = []

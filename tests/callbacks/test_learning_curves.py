@@ -1,0 +1,85 @@
+"""Curves say what was measured, where, and no more than that."""
+
+import numpy as np
+
+from callbacks.learning_curves import draw
+from utils import figures
+
+STEPS = range(0, 400, 10)
+
+
+def rows(**curves):
+    """Rows of metrics.csv: `train__x` is a function of the step, measured every 10 steps."""
+    return {
+        step: {name.replace("__", "/"): float(of(step)) for name, of in curves.items()}
+        for step in STEPS
+    }
+
+
+def panels(content):
+    figure = draw(content)
+    found = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    title = figure._suptitle.get_text()  # type: ignore[attr-defined]
+    figures.close(figure)
+    return found, title
+
+
+def test_panels_come_in_the_order_they_are_read():
+    rising = {
+        name: lambda step: step
+        for name in ("train__lr", "train__data_wait_share", "val__miou", "train__sigreg")
+    }
+    found, _ = panels(rows(**rising, val__loss=lambda s: s + 1, train__loss=lambda s: s + 2))
+    assert list(found) == ["loss", "miou", "sigreg", "data wait share", "lr"]
+
+
+def test_what_never_changes_is_said_not_drawn():
+    content = rows(
+        train__weight_decay=lambda _: 0.05, train__loss=lambda _: 1, val__accuracy=lambda _: 0.1
+    )
+    found, title = panels(content)
+    # That nothing is learnt is news.
+    assert set(found) == {"loss", "accuracy"}
+    assert "weight decay 0.05" in title
+    assert set(panels(rows(train__weight_decay=lambda _: 0.05))[0]) == {"weight decay"}
+
+
+def test_shares_have_the_whole_of_their_range_unless_they_leave_it():
+    noise = np.random.default_rng(0).normal(size=400) * 1e-3
+    content = rows(
+        val__knn_accuracy=lambda s: 0.4 + noise[s], train__diagonal_mean=lambda s: noise[s] - 0.2
+    )
+    found, _ = panels(content)
+    low, high = found["knn accuracy"].get_ylim()
+    assert low < 0 < 1 < high < 1.1
+    low, high = found["diagonal mean"].get_ylim()
+    assert -0.3 < low < -0.2
+    assert high > 1
+
+
+def test_noise_is_not_magnified_and_change_is_not_hidden():
+    noise = np.random.default_rng(0).normal(size=400) * 1e-2
+    content = rows(train__sigreg=lambda s: 7 + noise[s], train__prediction=lambda s: 7 - s / 100)
+    found, _ = panels(content)
+    low, high = found["sigreg"].get_ylim()
+    assert high - low > 0.6
+    low, high = found["prediction"].get_ylim()
+    assert high - low < 5
+
+
+def test_points_stand_where_something_was_measured():
+    content = rows(train__loss=lambda s: s)
+    for step in range(400):
+        content.setdefault(step, {})["train/sigreg"] = float(step)
+    content[30]["val/loss"] = 3.0
+    found, _ = panels(content)
+    marked = {
+        (title, line.get_label()): (line.get_marker(), len(line.get_xdata()))
+        for title, axis in found.items()
+        for line in axis.get_lines()
+    }
+    assert marked == {
+        ("loss", "train"): ("o", 40),
+        ("loss", "val"): ("o", 1),
+        ("sigreg", "train"): ("", 400),
+    }
