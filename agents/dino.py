@@ -232,8 +232,9 @@ class DINO(Agent):
             return [forward_in_chunks(backbone, self._pool, c, self.device) for c in views]
         features: list[Tensor] = []
         for _, group in groupby(views, key=lambda chunks: chunks[0].shape[-2:]):
-            images = [chunks[0] for chunks in group]
-            pooled = self._training_pass(torch.cat(images).to(self.device))
+            # Moved one by one: joined on the host they would leave its pinned memory.
+            images = [chunks[0].to(self.device, non_blocking=True) for chunks in group]
+            pooled = self._training_pass(torch.cat(images))
             features += pooled.chunk(len(images))
         return features
 

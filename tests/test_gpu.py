@@ -1,5 +1,6 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
+from copy import deepcopy
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ from agents.tuning import GPU_SHARE
 from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
-from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
+from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary
 from tests.models.test_chunking import SIZES, assert_close, vit
 from utils.logging import read_metrics
+from utils.optim import clip_each
 from utils.rng import rng_preserved
 
 pytestmark = [
@@ -202,3 +204,27 @@ def test_a_tuned_chunk_leaves_a_reserve(train):
     assert code == 0
     total = torch.cuda.get_device_properties(GPU).total_memory / 2**20
     assert summary(folder)["peak_memory_mb"] < GPU_SHARE * total
+
+
+def test_gradients_are_clipped_one_by_one_as_on_the_cpu():
+    torch.manual_seed(0)
+    on_cpu = vit()
+    for index, parameter in enumerate(on_cpu.parameters()):
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** (index % 5 - 2)
+    on_gpu = deepcopy(on_cpu).to(GPU)
+    for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        one.grad = None if other.grad is None else other.grad.to(GPU)
+    for network in (on_cpu, on_gpu):
+        clip_each(network.parameters(), 1.0)
+    for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_a_correlation_is_judged_without_waiting_for_the_gpu():
+    matrix = torch.rand(64, 64, device=GPU)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        summarise(matrix)
+        barlow_twins_loss(matrix, 0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

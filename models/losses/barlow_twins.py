@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.losses.pairs import check_pair
+from models.losses.pairs import check_pair, off_diagonal_squares
 from models.precision import at_least_float32
 
 
@@ -49,10 +49,8 @@ def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
     """
     with torch.autocast(correlation.device.type, enabled=False):
         diagonal = correlation.diagonal()
-        off_diagonal = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
         invariance = (1 - diagonal).square().sum()
-        redundancy = (correlation.square() * off_diagonal).sum()
-        return invariance + lambd * redundancy
+        return invariance + lambd * off_diagonal_squares(correlation)
 
 
 def mixed_loss(mixed: Tensor, z1: Tensor, z2: Tensor, alpha: float, order: Tensor) -> Tensor:
@@ -109,8 +107,8 @@ class CorrelationSummary:
 @torch.no_grad()
 def summarise(correlation: Tensor) -> CorrelationSummary:
     """Summarises C `(D, D)`."""
-    off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
+    pairs = len(correlation) * (len(correlation) - 1)
     return CorrelationSummary(
         diagonal_mean=correlation.diagonal().mean(),
-        off_diagonal_rms=correlation[off].square().mean().sqrt(),
+        off_diagonal_rms=(off_diagonal_squares(correlation) / pairs).sqrt(),
     )

@@ -22,3 +22,12 @@ def check_pair(z1: Tensor, z2: Tensor, statistic: str) -> None:
         )
     if len(z1) < 2:
         raise ValueError(f"A {statistic} needs a batch of at least 2 images, got 1.")
+
+
+def off_diagonal_squares(matrix: Tensor) -> Tensor:
+    """Returns Σ_{i≠j} M_ij² of a matrix `(D, D)`.
+
+    Nothing is subtracted, which would cancel, and no mask is made or indexed with, for whose count
+    a GPU would be waited.
+    """
+    return matrix.square().fill_diagonal_(0).sum()

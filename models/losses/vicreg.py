@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.losses.pairs import check_pair
+from models.losses.pairs import check_pair, off_diagonal_squares
 from models.precision import at_least_float32
 
 _EPS = 1e-4  # added to the variances
@@ -52,15 +52,10 @@ def vicreg_terms(z1: Tensor, z2: Tensor) -> VICRegTerms:
         return VICRegTerms(
             F.mse_loss(z1, z2),
             torch.stack(lacking).mean(),
-            torch.stack([_off_diagonal_square(c) / len(c) for c in covariances]).sum(),
+            torch.stack([off_diagonal_squares(c) / len(c) for c in covariances]).sum(),
         )
 
 
 def _covariance(z: Tensor) -> Tensor:
     z = z - z.mean(0)
     return z.T @ z / (len(z) - 1)
-
-
-def _off_diagonal_square(matrix: Tensor) -> Tensor:
-    off = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return (matrix.square() * off).sum()

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from models.heads.projector import projector
 from models.losses.barlow_twins import (
@@ -10,6 +11,7 @@ from models.losses.barlow_twins import (
     noise_floor,
     summarise,
 )
+from models.losses.vicreg import vicreg_terms
 
 
 def embeddings(n: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
@@ -138,3 +140,26 @@ def test_projector_is_the_papers():
     sizes = [tuple(p.shape) for p in projector(24, 512, 3).parameters() if p.ndim == 2]
     assert sizes == [(512, 24), (512, 512), (512, 512)]
     assert [tuple(p.shape) for p in projector(24, 8, 1).parameters()] == [(8, 24)]
+
+
+@pytest.mark.parametrize("dim", [2, 5, 300])
+def test_a_nearly_perfect_matrix_is_summarised_to_the_last_digits(dim):
+    """The diagonal's squares are 1e8 times the others': a difference of sums would be noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-4 * torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    exact = noise - noise.diagonal().diag() + torch.eye(dim, dtype=torch.float64)
+    off = exact[~torch.eye(dim, dtype=torch.bool)]
+    found = summarise(exact.float())
+    assert found.off_diagonal_rms.item() == pytest.approx(
+        float(off.square().mean().sqrt()), rel=1e-5
+    )
+    assert found.diagonal_mean.item() == 1
+
+
+def test_no_number_is_waited_for():
+    """Nothing whose shape depends on values, for which a GPU would have to be asked."""
+    with FakeTensorMode():
+        matrix = torch.empty(8, 8)
+        summarise(matrix)
+        barlow_twins_loss(matrix, 0.1)
+        vicreg_terms(matrix, matrix)

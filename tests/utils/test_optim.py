@@ -1,0 +1,52 @@
+"""Clipping of every gradient by itself."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.backbones.vit import vit_tiny
+from utils.optim import clip_each
+
+
+def network(dtype: torch.dtype) -> nn.Module:
+    """Gradients of many sizes, one of them nothing; a frozen parameter has none."""
+    torch.manual_seed(0)
+    made = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24).to(dtype)
+    for index, parameter in enumerate(made.parameters()):
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** (index % 7 - 3)
+    first, second, *_ = made.parameters()
+    first.grad, second.grad = None, torch.zeros_like(second)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [0.3, 3.0, 1e6])
+def test_gradients_are_clipped_as_one_after_the_other(dtype, limit):
+    together, one_by_one = network(dtype), network(dtype)
+    clip_each(together.parameters(), limit)
+    for parameter in one_by_one.parameters():
+        if parameter.grad is not None:
+            nn.utils.clip_grad_norm_(parameter, limit)
+    for found, expected in zip(together.parameters(), one_by_one.parameters(), strict=True):
+        assert (found.grad is None) == (expected.grad is None)
+        if found.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-7, atol=0)
+
+
+def test_nothing_to_clip():
+    clip_each(nn.Linear(2, 2).parameters(), 1.0)
+
+
+def test_the_number_of_operations_does_not_follow_that_of_the_tensors():
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    made = network(torch.float32)
+    with Count() as counted:
+        clip_each(made.parameters(), 1.0)
+    assert counted.calls < 12 < sum(1 for _ in made.parameters())
