@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
+from agents.backbone import lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
@@ -108,6 +109,7 @@ class Trainer:
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
+        lay_out(agent, self.device)
         self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
         data.loading = build_loading(self.hparams)
         self._announce(len(data.train_files))

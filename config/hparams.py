@@ -151,7 +151,8 @@ class DataHparams:
     blur: Annotated[bool | None, PRETRAINS] = None
     """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
     num_workers: Natural | None = None
-    """Loader processes. null: one per core but one, at most 8. 0: load in the main process."""
+    """Loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU one per
+    core but one, at most 8. 0: load in the main process."""
 
 
 @dataclass

@@ -72,8 +72,6 @@ def resolve(hparams: Hparams) -> Hparams:
         data.blur = int(data.image_size) > _SHARP_IMAGE
     if data.root is None:
         data.root = f"data/{data.name}"
-    if data.num_workers is None:
-        data.num_workers = min(8, max(1, (os.cpu_count() or 1) - 1))
     if hparams.task == "dino_twins" and hparams.dino_twins.beta == "auto":
         hparams.dino_twins.beta = _TWINS_BETA[hparams.dino_twins.term]
     _resolve_demonstration(hparams)
@@ -152,10 +150,12 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     Args:
         hparams: resolved otherwise.
         images: number of training images.
-        on_gpu: a run on a CPU is made shorter by default.
+        on_gpu: a run on a CPU is made shorter by default, and leaves it a core.
     """
     hparams = deepcopy(hparams)
     data, trainer, optim = hparams.data, hparams.trainer, hparams.optim
+    if data.num_workers is None:
+        data.num_workers = _num_workers(trainer.devices, on_gpu)
     if data.batch_size == "auto":
         processes = trainer.devices * trainer.num_nodes
         shared = _batch_size(hparams, images) // processes
@@ -179,6 +179,14 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     if hparams.task in _DINO_TASKS:
         _resolve_dino(hparams, images, per_epoch)
     return hparams
+
+
+def _num_workers(devices: int, on_gpu: bool) -> int:
+    """Returns the loaders of each process: on a GPU all cores work for them."""
+    # Those this process may use: in a container or under a scheduler not all there are.
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // devices if on_gpu else min(8, cores - 1))
 
 
 def steps_per_epoch(hparams: Hparams, images: int) -> int:

@@ -15,7 +15,7 @@ from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
-from tests.conftest import summary
+from tests.conftest import summary, weights
 from tests.models.test_chunking import SIZES, assert_close, vit
 from utils.logging import read_metrics
 from utils.optim import clip_each
@@ -228,3 +228,17 @@ def test_a_correlation_is_judged_without_waiting_for_the_gpu():
         barlow_twins_loss(matrix, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "botnet50"])
+def test_convolutional_networks_train_channels_last(train, backbone):
+    architecture = dict.fromkeys(("patch_size", "depth", "embed_dim"), ...)
+    code, folder = train(
+        backbone,
+        trainer__accelerator="gpu",
+        backbone__name=backbone,
+        **{f"backbone__{name}": value for name, value in architecture.items()},
+    )
+    assert code == 0
+    stem = weights(folder)["backbone.net.conv1.weight"]
+    assert stem.is_contiguous(memory_format=torch.channels_last)

@@ -79,7 +79,7 @@ def sgd(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
 def clip_each(parameters: Iterable[Tensor], limit: float) -> None:
     """Scales every gradient whose own norm exceeds `limit` down to it (DINO's official code).
 
-    As `clip_grad_norm_` of one tensor after the other, in a few kernels for all of them.
+    As `clip_grad_norm_` of one tensor after the other, for all of them together.
 
     Args:
         parameters: on one device.

@@ -54,8 +54,10 @@ class Backbone(nn.Module, ABC):
         sources: public weights by name, each a function that fetches a state dict.
         replaced: modules of its public layout for which it has something else on purpose.
         plain: the Python expression by which others build `net`; None where nobody else has it.
+        memory_format: of weights and maps with which it is fastest on a GPU.
     """
 
+    memory_format: torch.memory_format = torch.contiguous_format
     replaced: tuple[str, ...] = ()
     plain: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet as Net
@@ -26,6 +27,7 @@ COCO = "https://download.pytorch.org/models/deeplabv3_resnet50_coco-cd0a2569.pth
 class ResNet(Backbone):
     """torchvision's ResNet without classifier; the stages' outputs are the maps."""
 
+    memory_format = torch.channels_last
     net: Net
 
     def __init__(self, net: Net, strides: tuple[int, ...], layers: str = "last") -> None:

@@ -80,3 +80,25 @@ def test_shapes_are_pretrained_on_for_40_epochs(task, optimizer, backbone):
     for on_gpu in (True, False):
         found = resolve_for_data(resolve(hparams), 1024, on_gpu)
         assert (found.trainer.max_epochs, found.data.batch_size) == (40, 128)
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "on_gpu", "expected"),
+    [
+        (16, 1, True, 16),
+        (16, 2, True, 8),
+        (1, 2, True, 1),
+        (16, 1, False, 8),
+        (4, 1, False, 3),
+        (1, 1, False, 1),
+    ],
+)
+def test_loaders_take_the_cores_that_the_process_may_use(
+    monkeypatch, cores, devices, on_gpu, expected
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    hparams = resolve(update(Hparams(), {"trainer": {"devices": devices}}, "x"))
+    assert resolve_for_data(hparams, 1000, on_gpu).data.num_workers == expected
+    given_number = resolve(update(Hparams(), {"data": {"num_workers": 0}}, "x"))
+    assert resolve_for_data(given_number, 1000, on_gpu).data.num_workers == 0
