@@ -196,6 +196,7 @@ class Trainer:
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
+            "limit_test_batches": options.limit_test_batches,
             "check_val_every_n_epoch": int(options.val_every_n_epochs),
             # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
             "deterministic": "warn" if self.hparams.run.deterministic else None,
