@@ -334,12 +334,13 @@ class Trainer:
             return _End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return _End("failed", str(error), error.advice)
-        except OSError as error:
-            return _End("failed", str(error))
-        except RuntimeError:
-            # torch hears of a worker's end in the middle of whatever this process is doing.
+        except (OSError, RuntimeError) as error:
+            # torch hears of a worker's end in the middle of whatever this process is doing, or
+            # finds its connection to it closed.
             if killed := _killed_worker(trainer):
                 return _End("failed", str(killed), killed.advice)
+            if isinstance(error, OSError):
+                return _End("failed", str(error))
             raise
         return _End("finished")
 
