@@ -84,6 +84,7 @@ class LinearProbe(Agent):
             int(data.image_size),
             loading,
             data.val_fraction,
+            hparams.probe.num_images,
         )
 
     def features(self, split: str) -> Tensor:

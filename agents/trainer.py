@@ -202,6 +202,7 @@ class Trainer:
             "accumulate_grad_batches": options.accumulate,
             "gradient_clip_val": options.gradient_clip or None,
             "limit_val_batches": options.limit_val_batches,
+            "limit_test_batches": options.limit_test_batches,
             "check_val_every_n_epoch": int(options.val_every_n_epochs),
             # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
             "deterministic": "warn" if self.hparams.run.deterministic else None,
@@ -339,12 +340,13 @@ class Trainer:
             return _End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return _End("failed", str(error), error.advice)
-        except OSError as error:
-            return _End("failed", str(error))
-        except RuntimeError:
-            # torch hears of a worker's end in the middle of whatever this process is doing.
+        except (OSError, RuntimeError) as error:
+            # torch hears of a worker's end in the middle of whatever this process is doing, or
+            # finds its connection to it closed.
             if killed := _killed_worker(trainer):
                 return _End("failed", str(killed), killed.advice)
+            if isinstance(error, OSError):
+                return _End("failed", str(error))
             raise
         return _End("finished")
 

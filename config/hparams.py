@@ -5,6 +5,7 @@
     python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
     python main.py --experiment brisk-valley             one of config/experiments/*.yaml
     python main.py --study quick                         one of config/studies/*.yaml: many runs
+    python main.py --fast                                one batch of everything: does it work?
     python main.py --help                                this file, as help
 
 Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
@@ -408,6 +409,8 @@ class ProbeHparams:
     """Neighbours."""
     temperature: Annotated[float, Between(1e-3), _PROBES, _HAS_KNN] = 0.07
     """A neighbour's vote weighs exp(cosine / temperature)."""
+    num_images: Annotated[Count, Needs("task", "linear_probe"), MAKES_EPOCHS] | None = None
+    """Images of each split, evenly spaced, to try things out; null: all."""
     data: Annotated[
         ProbeDataHparams,
         PRETRAINS,
@@ -586,6 +589,10 @@ class TrainerHparams:
     """Batches per training epoch; null: all."""
     limit_val_batches: Natural | None = None
     """Batches per validation; null: all, 0: no validation."""
+    limit_test_batches: Annotated[Count, Needs("task", "segmentation", "linear_probe")] | None = (
+        None
+    )
+    """Batches of the test, to try things out; null: all."""
 
 
 @dataclass

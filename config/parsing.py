@@ -27,6 +27,7 @@ from config.convert import (
     suggestion,
     update,
 )
+from config.fast import shortened
 from config.hparams import Hparams
 from config.lookup import (
     CONFIG_DIR,
@@ -52,7 +53,7 @@ ARCHITECTURE = (
     "stem",
     "pool",
 )
-_USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …]
+_USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …] [--fast]
        python main.py --study NAME | --compare RUN RUN … | --run.resume RUN
        python main.py --evaluate RUN | --predict RUN --images FOLDER | --export RUN
        python main.py --help [--task TASK] | --version"""
@@ -70,7 +71,7 @@ class Command:
     seeds: int | None = None
     print_commands: bool = False
     overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
-    superseded: list[str] = field(default_factory=list)  # sentences on settings of the experiment
+    notes: list[str] = field(default_factory=list)  # what became of settings, in sentences
     evaluate: str | None = None
     predict: str | None = None
     images: str | None = None
@@ -154,6 +155,7 @@ def _parser(task: str) -> _Parser:
     add("--images", metavar="FOLDER", help="with --predict: a folder of images, or one image")
     add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
     add("--export", metavar="RUN", help="write the run's backbone in its public layout")
+    add("--fast", action="store_true", help="one batch of everything: does it work?")
     add("--debug", action="store_true", help="full traceback on errors")
     return parser
 
@@ -170,6 +172,8 @@ def parse(argv: Sequence[str]) -> Command | str:
     given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
+    if given and "--fast" in argv:
+        raise ConfigError(f"--fast has no effect with {given[0]}: it is for a run of its own.")
     hparams = Hparams()
     check_values(hparams, "config/hparams.py")
     early = _early(argv)
@@ -208,8 +212,11 @@ def parse(argv: Sequence[str]) -> Command | str:
     for name in ("help", "version", "subgroups"):
         arguments.pop(name, None)
     on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    hparams, superseded = without_superseded(hparams, below, on_command_line)
-    command = Command(hparams=check(hparams), superseded=superseded, **arguments)
+    hparams, notes = without_superseded(hparams, below, on_command_line)
+    if arguments.pop("fast"):
+        hparams, note = shortened(hparams, on_command_line)
+        notes.append(note)
+    command = Command(hparams=check(hparams), notes=notes, **arguments)
     _check_actions(command)
     return command
 

@@ -181,6 +181,7 @@ class LabelledDataModule(ImageDataModule):
         image_size: side of the images in pixels.
         loading: batches, workers, seed.
         val_fraction: share of the training images that is held out.
+        most: images of training and of test, evenly spaced; None: all.
 
     Attributes:
         splits: `train`, `val` (held out) and `test`.
@@ -189,10 +190,16 @@ class LabelledDataModule(ImageDataModule):
     source: LabelledSource
 
     def __init__(
-        self, source: LabelledSource, image_size: int, loading: Loading, val_fraction: float
+        self,
+        source: LabelledSource,
+        image_size: int,
+        loading: Loading,
+        val_fraction: float,
+        most: int | None = None,
     ) -> None:
         super().__init__(source, image_size, loading)
         self.val_fraction = val_fraction
+        self.most = most
         self.splits: dict[str, LabelledFiles] = {}
 
     def list_images(self, stage: str) -> None:
@@ -208,6 +215,8 @@ class LabelledDataModule(ImageDataModule):
                 f"Training and test images have different classes: {', '.join(different[:6])} "
                 f"occur in one of them only ({len(train.classes)} and {len(test.classes)} classes)."
             )
+        if self.most is not None:
+            train, test = train.evenly(self.most), test.evenly(self.most)
         train, val = train.parted(self.val_fraction)
         self.splits = {"train": train, "val": val, "test": test}
         self.train_files, self.val_files = train.files, val.files

@@ -61,6 +61,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
         "💡",
         "Skipping setting a default",
         "to estimate number of stepping batches",
+        "was configured so",
         "`weights_only` was not set",
         "`Trainer.fit` stopped",
         "Restoring states from",

@@ -27,6 +27,8 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
         devices=1,
+        limit_val_batches=hparams.trainer.limit_val_batches,
+        limit_test_batches=hparams.trainer.limit_test_batches,
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder.path,

@@ -41,6 +41,6 @@ def execute(command: Command) -> int:
         agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
         return predict(agent, hparams, folder, Path(command.images))
     quiet_libraries()
-    for sentence in command.superseded:
+    for sentence in command.notes:
         console.info("%s", sentence)
     return Trainer(hparams, command.experiment).run()

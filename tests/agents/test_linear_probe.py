@@ -11,6 +11,7 @@ from PIL import Image
 from agents.linear_probe import LinearProbe
 from config.hparams import Hparams
 from datamodules.cifar10 import CIFAR10
+from datamodules.image_folder import ImageFolder
 from datamodules.labelled import LabelledDataModule
 from datamodules.loading import Loading
 from main import main
@@ -392,3 +393,13 @@ def test_weights_of_a_run_bring_its_architecture(train, tmp_path):
         assert one["backbone"][leaf] == other["backbone"][leaf]
     code, _ = train("other", backbone__weights="run:source", **sizes | {"backbone__depth": 2})
     assert code == 2  # what is given wins, and does not fit
+
+
+def test_images_of_a_try_out_are_spread_over_the_set(tmp_path):
+    source = ImageFolder(str(colours(tmp_path, classes=2)))  # 16 in each split
+    for most, count in ((None, 16), (50, 16), (5, 5), (2, 2)):
+        data = LabelledDataModule(source, 32, Loading(2), 0.0, most)
+        data.list_images("fit")
+        for split in ("train", "test"):
+            assert len(data.splits[split]) == count
+            assert set(data.splits[split].labels) == {0, 1}

@@ -205,7 +205,7 @@ def test_null_may_be_given_where_it_does_nothing():
     words = ["--experiment", "devout-plant", "--backbone.name", "resnet50"]
     command = parse(words)
     reason = "without --backbone.name vit_demo or"
-    assert command.superseded[0].startswith(f"backbone.patch_size 8 no longer counts {reason}")
+    assert command.notes[0].startswith(f"backbone.patch_size 8 no longer counts {reason}")
     command = parse([*words, "--backbone.patch_size", "null"])
     assert isinstance(command, Command)
     assert "patch_size" not in active_settings(command.hparams)["backbone"]

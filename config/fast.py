@@ -1,0 +1,65 @@
+"""`--fast`: one batch of everything, to see in seconds whether a run works. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from copy import deepcopy
+from typing import Any
+
+from config.convert import leaves, set_leaf
+from config.hparams import Hparams
+from config.resolve import choose_names
+from config.rules import as_typed, get_leaf, no_effect
+
+# What a file says of the length of a run does not count.
+_ONE_BATCH: dict[str, Any] = {
+    "trainer.max_steps": None,
+    "trainer.max_epochs": 1,
+    "trainer.limit_train_batches": 1,
+    "trainer.val_every_n_epochs": 1,
+    "trainer.limit_val_batches": 1,
+    "trainer.limit_test_batches": 1,
+    "data.feature_cache": "off",
+}
+# Where nothing else was chosen. A fifth of the images of a readout are held out.
+_SMALL: dict[str, Any] = {
+    "data.batch_size": 8,
+    "callbacks.online_probe.num_images": 50,
+    "callbacks.dense_knn.num_images": 50,
+    "callbacks.embeddings.num_images": 50,
+    "callbacks.attention_quality.num_images": 4,
+    "callbacks.attention_quality.num_test_images": 4,
+}
+
+
+def shortened(hparams: Hparams, given: Collection[str]) -> tuple[Hparams, str]:
+    """Sets what makes a run a try-out.
+
+    Args:
+        hparams: of files and command line.
+        given: dotted paths on the command line, which stay.
+
+    Returns:
+        A copy, and what was set in it, in words.
+    """
+    hparams = deepcopy(hparams)
+    batch = hparams.data.batch_size
+    # Half of them may be held out.
+    one_batch = {
+        **_ONE_BATCH,
+        "probe.num_images": max(200, 2 * batch if isinstance(batch, int) else 0),
+    }
+    defaults = {leaf.path: leaf.default for leaf in leaves(hparams)}
+    # Every process has a share of the batch.
+    small = {**_SMALL, "data.batch_size": 8 * hparams.trainer.devices * hparams.trainer.num_nodes}
+    if isinstance(hparams.trainer.chunk_size, int):  # a batch is at least as large
+        del small["data.batch_size"]
+    chosen = [path for path in small if get_leaf(hparams, path) != defaults[path]]
+    done = []
+    for path, value in (one_batch | small).items():
+        if path in given or path in chosen or no_effect(choose_names(hparams), path):
+            continue
+        if get_leaf(hparams, path) != value:
+            set_leaf(hparams, path, value)
+            done.append(f"{path} {as_typed(value)}")
+    return hparams, f"--fast: {', '.join(done)}"
