@@ -60,7 +60,8 @@ def collect(
 
 
 def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
-    training = throughput.seconds
+    # What a readout takes inside of a step is the readout's.
+    training = min(throughput.seconds, stopwatch.seconds["fitting"])
     found = {
         "training_seconds": training,
         # What is left of fitting: validation, and checkpoints.

@@ -398,3 +398,14 @@ def test_tuned_and_resolved_settings_travel_in_the_checkpoint(train):
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert checkpoint["hyper_parameters"]["trainer"]["chunk_size"] == 8
     assert checkpoint["hyper_parameters"]["optim"] == saved["optim"]
+
+
+def test_the_parts_of_a_run_take_no_longer_than_the_run(train):
+    within_steps = {"enabled": "true", "every_n_steps": 1}
+    agreement = {f"callbacks__gradient_agreement__{k}": v for k, v in within_steps.items()}
+    _, folder = train("run", trainer__max_epochs=4, **agreement)
+    found = summary(folder)
+    parts = ("training", "validation", "readout", "test")
+    took = sum(found[f"{part}_seconds"] for part in parts)
+    assert found["readout_seconds"] > 0
+    assert took <= found["wall_seconds"] + 0.25  # each is rounded to a tenth
