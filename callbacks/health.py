@@ -22,8 +22,9 @@ from utils.logging import log_scalars
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 
-# No judgement before this many steps: fresh networks look collapsed.
-MIN_STEPS = 20
+# No judgement before so many steps: fresh networks look collapsed. The larger number for runs that
+# are long enough to wait for it.
+MIN_STEPS, ENOUGH_STEPS = 20, 50
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class Health(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges what was measured since the last judgement."""
-        if trainer.global_step < MIN_STEPS or not self._readings:
+        early = trainer.global_step < first_judgement(int(trainer.estimated_stepping_batches))
+        if early or not self._readings:
             return
         reading = {name: statistics.median(values) for name, values in self._readings.items()}
         if "grad_norm" in self._readings:
@@ -207,6 +209,11 @@ class Health(Callback):
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0
+
+
+def first_judgement(steps: int) -> int:
+    """Returns the step from which a run of so many steps is judged."""
+    return max(MIN_STEPS, min(ENOUGH_STEPS, steps // 6))
 
 
 def raised_alarms(reading: Reading) -> dict[str, str]:

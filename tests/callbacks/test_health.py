@@ -10,7 +10,7 @@ import torch
 
 import agents.barlow_twins
 import callbacks.throughput
-from callbacks.health import ALARMS, raised_alarms
+from callbacks.health import ALARMS, first_judgement, raised_alarms
 from datamodules.loading import BatchLoader
 from main import main
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
@@ -196,3 +196,8 @@ def test_statistics_of_known_features():
     off = cosines[~torch.eye(9, dtype=torch.bool)]
     assert float(mean_cosine(random[:9])) == pytest.approx(float(off.mean()))
     assert float(effective_rank(torch.eye(10)[:, :6])) == pytest.approx(6)
+
+
+@pytest.mark.parametrize(("steps", "first"), [(10, 20), (33, 20), (180, 30), (320, 50), (9999, 50)])
+def test_a_longer_run_has_longer_to_begin(steps, first):
+    assert first_judgement(steps) == first
