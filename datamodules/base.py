@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import read_pair
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
@@ -186,8 +187,7 @@ class ImageDataModule(LightningDataModule, ABC):
         watched = set(self.val_files) & {image for image, _ in pairs}
         if split == "train" and watched:
             pairs = [pair for pair in pairs if pair[0] in watched]
-        count = min(count, len(pairs))
-        for image, mask in (pairs[i * len(pairs) // count] for i in range(count)):
+        for image, mask in evenly(pairs, count):
             picture, labels, _ = read_pair(
                 image, mask, len(self.source.classes), self.source.meanings
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, LabelledSource, read_square
-from datamodules.listing import held_out
+from datamodules.listing import evenly, held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem
 from datamodules.seeding import Draw, seeded
@@ -55,8 +55,7 @@ class LabelledFiles:
 
     def evenly(self, count: int) -> LabelledFiles:
         """Returns at most `count` images, evenly spaced over the set."""
-        count = min(count, len(self))
-        return self.take([i * len(self) // count for i in range(count)])
+        return self.take(evenly(range(len(self)), count))
 
     def read(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns the images, `(N, 3, size, size)` uint8, and their labels `(N,)`.

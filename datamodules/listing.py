@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from pytorch_lightning.utilities import rank_zero_warn
+
+Item = TypeVar("Item")
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 # What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
@@ -102,6 +104,12 @@ def read_list(listing: Path, name: Callable[[str], str] = str) -> list[str]:
     if repeated := len(names) - len(single):
         rank_zero_warn(f"{listing} repeats {repeated} of its names; each counts once.")
     return single
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """Returns at most `count` of them, evenly spaced, the first among them."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def held_out(name: str, fraction: float) -> bool:

@@ -17,9 +17,11 @@ from rich.progress import track
 
 from datamodules.base import MaskedSource
 from datamodules.feature_cache import file_facts
+from datamodules.listing import evenly
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.reading import UnreadableImageError
 from utils.console import console
+from utils.files import write_atomically
 from utils.palette import VOID
 from utils.text import printable
 
@@ -64,16 +66,15 @@ def check_masks(
     Raises:
         ValueError: some cannot be used; names the first.
     """
-    count = min(len(pairs), MAX_MASKS)
-    chosen = [pairs[i * len(pairs) // count] for i in range(count)]
+    chosen = evenly(pairs, MAX_MASKS)
     known = cache / f"masks-{_digest(source, chosen, every_image)}.json"
     census = _recalled(known)
     if census is None:
         census = _take(source, chosen, what, every_image, threads)
         with suppress(OSError):  # without it the masks are looked at again
             cache.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(asdict(census)))
-    _say(census, source.classes, f"{count:,} of {len(pairs):,} {what}")
+            write_atomically(known, json.dumps(asdict(census)))
+    _say(census, source.classes, f"{len(chosen):,} of {len(pairs):,} {what}")
     return census
 
 

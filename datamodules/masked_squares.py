@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datamodules.base import MaskedSource
-from datamodules.listing import held_out
+from datamodules.listing import evenly, held_out
 from datamodules.masks import read_pair
 from datamodules.reading import UnreadableImageError
 
@@ -99,9 +99,8 @@ def masked_squares(
         FileNotFoundError: the masks are not there.
     """
     pairs = source.pairs("train")
-    count = min(count, len(pairs))
     parts: tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] = ([], [])
-    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+    for pair in evenly(pairs, count):
         parts[held_out(pair[0].stem, fraction)].append(pair)
     first, second = (MaskedSquares(source, part, size) for part in parts)
     return first, second
