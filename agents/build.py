@@ -6,8 +6,9 @@ It knows no agent by name: tasks, data sets and callbacks are those of `config/n
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 
@@ -21,7 +22,6 @@ from config.rules import get_leaf, settings_of, unmet
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoints import read_run_checkpoint
 from utils.device import best_device
 from utils.imports import load
 
@@ -104,15 +104,19 @@ def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
     return built
 
 
-def check_fits(agent: pl.LightningModule, checkpoint: Path) -> None:
+def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:
     """Compares a checkpoint with the agent it is to be loaded into.
+
+    Args:
+        agent: built from the settings.
+        file: the checkpoint's, for the message.
+        checkpoint: its content.
 
     Raises:
         ValueError: another architecture; names the first difference. What is empty here is filled
             by the checkpoint, whatever its length.
     """
-    state = read_run_checkpoint(checkpoint)["state_dict"]
-    saved = {key: value.shape for key, value in state.items()}
+    saved = {key: value.shape for key, value in checkpoint["state_dict"].items()}
     own = {key: value.shape for key, value in agent.state_dict().items()}
     for key in sorted(saved.keys() | own.keys()):
         there_too = key in saved and key in own
@@ -120,6 +124,6 @@ def check_fits(agent: pl.LightningModule, checkpoint: Path) -> None:
         if saved.get(key) != own.get(key) and not fills:
             there, here = (str(tuple(s[key])) if key in s else "absent" for s in (saved, own))
             raise ValueError(
-                f"{checkpoint} is of another architecture: {key} is {there} there and {here} with "
+                f"{file} is of another architecture: {key} is {there} there and {here} with "
                 "these settings. Resume without changing --backbone or projector sizes."
             )

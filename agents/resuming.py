@@ -9,29 +9,36 @@ checked with every checkpoint (`agents/build.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from agents.base import Agent
 from config.hparams import Hparams
 from config.resolve import steps_of_run
 from config.validation import check_kept
 from datamodules.base import ImageDataModule
-from utils.checkpoints import read_run_checkpoint
 
 
-def check_continues(agent: Agent, data: ImageDataModule, hparams: Hparams, file: Path) -> None:
+def check_continues(
+    agent: Agent,
+    data: ImageDataModule,
+    hparams: Hparams,
+    file: Path,
+    checkpoint: Mapping[str, Any],
+) -> None:
     """Checks that a run can go on, before anything of it is written.
 
     Args:
         agent: built from the settings.
         data: listed.
         hparams: resolved for the data.
-        file: the checkpoint.
+        file: the checkpoint's, for the message.
+        checkpoint: its content.
 
     Raises:
         ValueError: it cannot; names the setting, and what to do.
     """
-    checkpoint = read_run_checkpoint(file)
     check_kept(hparams, checkpoint["hyper_parameters"])
     if not agent.trains:
         return

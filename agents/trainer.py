@@ -52,6 +52,7 @@ from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import RunCheckpoints
+from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import best_device, check_accelerator, resolve_precision, use_tensor_cores
 from utils.logging import log_chart
@@ -114,8 +115,10 @@ class Trainer:
         data.loading = build_loading(self.hparams)
         self._announce(len(data.train_files))
         if self.checkpoint is not None:
-            check_continues(agent, data, self.hparams, self.checkpoint)
-            check_fits(agent, self.checkpoint)
+            saved = read_run_checkpoint(self.checkpoint)
+            check_continues(agent, data, self.hparams, self.checkpoint, saved)
+            check_fits(agent, self.checkpoint, saved)
+            del saved  # Lightning reads it again: as much memory as the network and its optimizer
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
         self._check_stopping(data)
         folder = self._open_folder()

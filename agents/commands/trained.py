@@ -33,12 +33,12 @@ def trained_agent(
     if not checkpoint.exists():
         raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
     quiet_libraries()
+    saved = read_run_checkpoint(checkpoint)
     if folder.hparams.exists():
-        saved = read_run_checkpoint(checkpoint).get("hyper_parameters", {})
-        check_complete(folder.hparams, saved)
+        check_complete(folder.hparams, saved.get("hyper_parameters", {}))
     hparams = resolve(hparams)
     source = build_source(hparams)
     agent = build_agent(hparams, source, loaded=False)
-    check_fits(agent, checkpoint)
-    agent.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
+    check_fits(agent, checkpoint, saved)
+    agent.load_state_dict(saved["state_dict"])
     return agent.eval(), hparams, source
