@@ -23,7 +23,6 @@ _ONE_BATCH: dict[str, Any] = {
 }
 # Where nothing else was chosen. A fifth of the images of a readout are held out.
 _SMALL: dict[str, Any] = {
-    "data.batch_size": 8,
     "callbacks.online_probe.num_images": 50,
     "callbacks.dense_knn.num_images": 50,
     "callbacks.embeddings.num_images": 50,
@@ -51,7 +50,7 @@ def shortened(hparams: Hparams, given: Collection[str]) -> tuple[Hparams, str]:
     }
     defaults = {leaf.path: leaf.default for leaf in leaves(hparams)}
     # Every process has a share of the batch.
-    small = {**_SMALL, "data.batch_size": 8 * hparams.trainer.devices * hparams.trainer.num_nodes}
+    small = {"data.batch_size": 8 * hparams.trainer.devices * hparams.trainer.num_nodes, **_SMALL}
     if isinstance(hparams.trainer.chunk_size, int):  # a batch is at least as large
         del small["data.batch_size"]
     chosen = [path for path in small if get_leaf(hparams, path) != defaults[path]]

@@ -120,9 +120,10 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         folded = dict(state)
         if "register_tokens" in folded:
             folded["reg_token"] = folded.pop("register_tokens")
-        scales = [key for key in _scaled(folded) if key not in self.net.state_dict()]
-        for key in scales:
-            gamma, layer = folded.pop(key), _scaled(state)[key]
+        own = self.net.state_dict()
+        scales = {key: layer for key, layer in _scaled(folded).items() if key not in own}
+        for key, layer in scales.items():
+            gamma = folded.pop(key)
             for name in (f"{layer}.weight", f"{layer}.bias"):
                 weight = folded[name]
                 folded[name] = gamma.view(-1, *[1] * (weight.ndim - 1)) * weight
