@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -196,9 +197,14 @@ class BatchLoader:
         """See `state_dict`."""
 
 
-def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process finishes its step and saves first.
+def _leave_stopping_to_the_main_process(_: int) -> None:
+    # Ctrl-C, and the SIGTERM of SLURM and `timeout`, reach the whole process group; the main
+    # process finishes its step and saves first. A second SIGTERM ends a worker that hangs.
+    def wait(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, wait)
 
 
 @dataclass(frozen=True)
@@ -292,5 +298,5 @@ class Loading:
             pin_memory=self.pin_memory,
             # Its own generator: otherwise every epoch takes a draw from the model's random state.
             generator=torch.Generator(),
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_stopping_to_the_main_process,
         )

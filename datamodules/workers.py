@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,9 +22,10 @@ class WorkerKilledError(ChildProcessError):
     def __init__(self, code: int, workers: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         self.advice = f"--data.num_workers {workers // 2}"
+        memory = ", most often because memory ran out" if code == -signal.SIGKILL else ""
         super().__init__(
-            f"One of {workers} processes that load images {how}, most often because memory ran "
-            f"out. Fewer of them need less: {self.advice}."
+            f"One of {workers} processes that load images {how}{memory}. "
+            f"Fewer of them need less memory: {self.advice}."
         )
 
 
