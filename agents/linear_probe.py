@@ -150,9 +150,14 @@ class LinearProbe(Agent):
         self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
         return loss
 
-    def on_train_end(self) -> None:
-        """Keeps the last classifier: the test loads the best one."""
+    def on_fit_end(self) -> None:
+        """Keeps the last classifier, also of a run that had only its test left to do."""
         self._last = [deepcopy(self.classifier).eval()]
+
+    def on_test_start(self) -> None:
+        """The best classifier has been loaded by now; the last one goes to where it is."""
+        for last in self._last:
+            last.to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracy on held-out images."""

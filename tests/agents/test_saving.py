@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from callbacks.interruption import Interruption
+from callbacks.throughput import Throughput
 from config.lookup import check_complete
 from main import main
 from tests.conftest import assert_same, files_at_most, summary, weights
@@ -37,12 +39,36 @@ def test_more_steps_are_numbered_as_in_one_go(train):
         assert sorted(rows_of(parts)) == sorted(rows_of(whole)), steps
 
 
-def test_a_finished_run_that_is_resumed_keeps_its_rows(train):
-    _, folder = train("first", task="segmentation", trainer__max_epochs=1)
+TESTED = {
+    "segmentation": ("test/miou",),
+    "linear_probe": ("test/linear_accuracy", "test/linear_accuracy_last", "test/knn_accuracy"),
+}
+
+
+@pytest.mark.parametrize("task", TESTED)
+def test_a_finished_run_that_is_resumed_keeps_its_rows(train, task):
+    _, folder = train("first", task=task, trainer__max_epochs=1)
     before = rows_of(folder)
-    assert any("test/miou" in row for row in before.values())
+    assert {*TESTED[task]} <= {name for row in before.values() for name in row}
     assert resume(folder) == 0
     assert rows_of(folder) == before
+
+
+@pytest.mark.parametrize("task", TESTED)
+def test_a_run_that_was_killed_in_its_test_has_all_of_it_when_resumed(train, monkeypatch, task):
+    _, whole = train("whole", task=task, trainer__max_epochs=1)
+
+    def killed(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Throughput, "on_test_start", killed, raising=False)
+    with suppress(KeyboardInterrupt):
+        train("killed", task=task, trainer__max_epochs=1)
+    monkeypatch.undo()
+    folder = whole.parent / "killed"
+    assert not any(name in row for row in rows_of(folder).values() for name in TESTED[task])
+    assert resume(folder) == 0
+    assert rows_of(folder) == rows_of(whole)
 
 
 DAMAGES = {
