@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
-from datamodules.workers import Workers
+from datamodules.workers import Workers, leave_stopping_to_the_main_process
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 
@@ -197,16 +195,6 @@ class BatchLoader:
         """See `state_dict`."""
 
 
-def _leave_stopping_to_the_main_process(_: int) -> None:
-    # Ctrl-C, and the SIGTERM of SLURM and `timeout`, reach the whole process group; the main
-    # process finishes its step and saves first. A second SIGTERM ends a worker that hangs.
-    def wait(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, wait)
-
-
 @dataclass(frozen=True)
 class Loading:
     """How batches are loaded; see `DataHparams` and `TrainerHparams`."""
@@ -298,5 +286,5 @@ class Loading:
             pin_memory=self.pin_memory,
             # Its own generator: otherwise every epoch takes a draw from the model's random state.
             generator=torch.Generator(),
-            worker_init_fn=_leave_stopping_to_the_main_process,
+            worker_init_fn=leave_stopping_to_the_main_process,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,3 +53,21 @@ class Workers:
         """Returns the error of one that is no more; None while all live, or have ended well."""
         codes = [process.exitcode for process in self._processes]
         return next((WorkerKilledError(code, self.count) for code in codes if code), None)
+
+
+def leave_stopping_to_the_main_process(_: int) -> None:
+    """Lets a worker outlive what stops the run, until the main process ends it.
+
+    Ctrl-C, and the SIGTERM of SLURM and `timeout`, reach all processes of a run; the main process
+    finishes its step and saves first, and needs its workers for that long.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # Linux: it tells who sends
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_main_process_says, daemon=True).start()
+
+
+def _end_when_the_main_process_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -66,8 +66,9 @@ def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
     def interrupt(self, trainer, *rest):
         if trainer.global_step == step:
             # As a terminal, SLURM and `timeout` do: to the processes that load images as well.
-            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
-                os.kill(process.pid, number)
+            processes = (*multiprocessing.active_children(), multiprocessing.current_process())
+            words = [str(process.pid) for process in processes]
+            subprocess.run(["kill", f"-{number.value}", *words], check=True)
         original(self, trainer, *rest)
 
     monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
