@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from agents.base import Agent
+from agents.fitting import End
 from agents.next_steps import Step
 from callbacks.gradient_agreement import GradientAgreement
 from callbacks.health import Health
@@ -24,30 +25,36 @@ from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 
 
+class Observed(NamedTuple):
+    """What was observed of a run beside its numbers.
+
+    Args:
+        throughput: of its training steps.
+        unreadable: images.
+        stopwatch: of `fitting`, `readouts` and `test`.
+    """
+
+    throughput: Throughput
+    unreadable: UnreadableImages
+    stopwatch: Stopwatch
+
+
 def collect(
-    trainer: pl.Trainer,
-    metrics: Mapping[str, Any],
-    throughput: Throughput,
-    unreadable: UnreadableImages,
-    stopwatch: Stopwatch,
-    status: str,
-    reason: str | None,
+    trainer: pl.Trainer, metrics: Mapping[str, Any], observed: Observed, end: End
 ) -> dict[str, Any]:
     """Returns the flat content of summary.json.
 
     Args:
         trainer: of the run.
         metrics: last values by name.
-        throughput: of its training steps.
-        unreadable: images.
-        stopwatch: of `fitting`, `readouts` and `test`.
-        status: how it ended.
-        reason: why, if it did not finish.
+        observed: beside them.
+        end: how the run ended.
     """
+    throughput, unreadable, stopwatch = observed
     values = {name: float(value) for name, value in metrics.items()}
     return {
-        "status": status,
-        "reason": reason,
+        "status": end.status,
+        "reason": end.reason,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         **{name: value for name, value in sorted(values.items()) if math.isfinite(value)},

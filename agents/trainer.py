@@ -7,18 +7,18 @@ from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents import summary
 from agents.backbone import lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
+from agents.fitting import End, Fitting
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.resuming import check_continues
@@ -28,15 +28,14 @@ from agents.saving import (
     close,
     flush,
     forget_later_steps,
-    save_backbone,
 )
 from agents.sources import build_source
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.early_stopping import early_stopping
 from callbacks.guard import Guard
-from callbacks.interruption import Interrupted, Interruption
+from callbacks.interruption import Interruption
 from callbacks.lost_process import LostProcess
-from callbacks.non_finite_loss import NonFiniteLoss, NonFiniteLossError
+from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.progress import PartsTable, ProgressBar
 from callbacks.random_state import RandomState
 from callbacks.report import Report
@@ -48,9 +47,7 @@ from config.hparams import Hparams
 from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
-from datamodules.loading import BatchLoader
 from datamodules.self_supervised import ViewsDataModule
-from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import RunCheckpoints
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
@@ -61,14 +58,6 @@ from utils.run_folder import RunFolder, create, folder_of_leader, named_run
 from utils.stopwatch import Stopwatch
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
-
-
-class _End(NamedTuple):
-    """How training ended: `finished`, `failed` or `interrupted`, why, and how it can go on."""
-
-    status: str
-    reason: str | None = None
-    advice: str = ""
 
 
 class Trainer:
@@ -95,7 +84,6 @@ class Trainer:
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.stopwatch = Stopwatch()
-        self.metrics: dict[str, Any] = {}  # last values by name, of training and of the test
 
     def run(self) -> int:
         """Trains.
@@ -220,30 +208,25 @@ class Trainer:
         return pl.Trainer(**settings | overrides)
 
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
-        choosing = self._choosing(agent, data, folder)
-        transductive = data.transductive or _weights_are_transductive(self.hparams)
         guard = Guard(self.device, self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
         goals = summary.goals(agent, callbacks)
+        transductive = data.transductive or _weights_are_transductive(self.hparams)
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
         if self.checkpoint is not None:
             forget_later_steps(loggers, self.checkpoint)
-        throughput, unreadable = Throughput(), UnreadableImages()
+        observed = summary.Observed(Throughput(), UnreadableImages(), self.stopwatch)
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [guard.around("report", Report(folder))] if report else []
         trainer = self._lightning_trainer(
             logger=loggers,
             callbacks=[
-                throughput,
-                unreadable,
-                LostProcess(folder),
-                NonFiniteLoss(folder.last),
-                Interruption(folder.last),
-                RandomState(self.hparams.run.seed, self.device),
-                StepNumbers(),
+                observed.throughput,
+                observed.unreadable,
+                *self._safeguards(folder),
                 *callbacks,
                 *reports,
-                *choosing,
+                *self._choosing(agent, data, folder),
                 PartsTable(agent.parts),
                 ProgressBar(goals),
             ],
@@ -254,24 +237,15 @@ class Trainer:
             default_root_dir=folder.path,
         )
         reset_peak(self.device)
-        started, end = time.perf_counter(), _End("failed")
+        fitting = Fitting(trainer, agent, data, folder, self.checkpoint, self.stopwatch)
+        started, end = time.perf_counter(), End("failed")
         try:
-            end = self._train(trainer, agent, data, folder)
+            end = fitting.run()
         except BaseException as error:
-            end = _End("failed", f"{type(error).__name__}: {error}")
+            end = End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.metrics |= trainer.callback_metrics
-            result = summary.collect(
-                trainer,
-                self.metrics,
-                throughput,
-                unreadable,
-                self.stopwatch,
-                end.status,
-                end.reason,
-            )
-            result |= {
+            result = summary.collect(trainer, fitting.metrics, observed, end) | {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
                 "transductive": transductive,
@@ -280,15 +254,25 @@ class Trainer:
             }
             table = summary.before_and_now(callbacks, result)
             guard.attempt("readouts", partial(log_chart, trainer, "readouts", table))
-            hints, recorded = close(folder, result, loggers, reports, guard, set(self.metrics))
+            logged = set(fitting.metrics)
+            hints, recorded = close(folder, result, loggers, reports, guard, logged)
         if self.leads:
             words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
             words += guard.in_words()
-            steps = self._next(folder, data, end)
-            summary.show(folder, self.hparams, words, result, hints, steps)
+            summary.show(folder, self.hparams, words, result, hints, self._next(folder, data, end))
         return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
 
-    def _next(self, folder: RunFolder, data: ImageDataModule, end: _End) -> list[Step]:
+    def _safeguards(self, folder: RunFolder) -> list[pl.Callback]:
+        """Returns what lets a run end well, and go on exactly."""
+        return [
+            LostProcess(folder),
+            NonFiniteLoss(folder.last),
+            Interruption(folder.last),
+            RandomState(self.hparams.run.seed, self.device),
+            StepNumbers(),
+        ]
+
+    def _next(self, folder: RunFolder, data: ImageDataModule, end: End) -> list[Step]:
         if end.status == "finished":
             return next_steps(folder, self.given, self.hparams, data.source)
         return [Step("go on", resume_command(folder, self.given, end.advice))]
@@ -310,57 +294,6 @@ class Trainer:
 
     def _validates(self, data: ImageDataModule) -> bool:
         return self.hparams.trainer.limit_val_batches != 0 and data.validates
-
-    def _train(
-        self,
-        trainer: pl.Trainer,
-        agent: Agent,
-        data: ImageDataModule,
-        folder: RunFolder,
-    ) -> _End:
-        try:
-            quiet: dict[str, Any] = {"weights_only": True, "verbose": False}
-            trains, resume = agent.trains, self.checkpoint
-            if trains:
-                with self.stopwatch.timing("fitting"):
-                    trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True)
-                self.metrics |= trainer.callback_metrics
-                if self.leads:
-                    save_backbone(agent, folder)
-            elif agent.validates_untrained and self._validates(data):
-                trainer.validate(agent, ckpt_path=resume, datamodule=data, **quiet)
-                self.metrics |= trainer.callback_metrics
-            if is_overridden("test_step", agent):
-                chosen = folder.chosen if trains else resume
-                with self.stopwatch.timing("test"):
-                    trainer.test(agent, ckpt_path=chosen, datamodule=data, **quiet)
-            if not trains:  # what it was measured with, for --evaluate and --predict
-                trainer.save_checkpoint(folder.last, weights_only=True)
-        except Interrupted as interruption:
-            return _End("interrupted", str(interruption))
-        except SystemExit:
-            # Lightning's answer to a second Ctrl-C, or to one during the test.
-            return _End("interrupted", "stopped at once")
-        except (NonFiniteLossError, WorkerKilledError) as error:
-            return _End("failed", str(error), error.advice)
-        except (OSError, RuntimeError) as error:
-            # torch hears of a worker's end in the middle of whatever this process is doing, or
-            # finds its connection to it closed.
-            if killed := _killed_worker(trainer):
-                return _End("failed", str(killed), killed.advice)
-            if isinstance(error, OSError):
-                return _End("failed", str(error))
-            raise
-        return _End("finished")
-
-
-def _killed_worker(trainer: pl.Trainer) -> WorkerKilledError | None:
-    loaders: Any = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-    each = (
-        loader for group in loaders for loader in (group if isinstance(group, list) else [group])
-    )
-    found = (loader.workers.killed() for loader in each if isinstance(loader, BatchLoader))
-    return next((error for error in found if error), None)
 
 
 def _weights_are_transductive(hparams: Hparams) -> bool:

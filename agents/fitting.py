@@ -1,0 +1,115 @@
+"""Fits, tests and keeps what was trained, and says how that ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from agents.base import Agent
+from agents.saving import save_backbone
+from callbacks.interruption import Interrupted
+from callbacks.non_finite_loss import NonFiniteLossError
+from datamodules.base import ImageDataModule
+from datamodules.loading import BatchLoader
+from datamodules.workers import WorkerKilledError
+from utils.run_folder import RunFolder
+from utils.stopwatch import Stopwatch
+
+
+class End(NamedTuple):
+    """How training ended: `finished`, `failed` or `interrupted`, why, and how it can go on."""
+
+    status: str
+    reason: str | None = None
+    advice: str = ""
+
+
+@dataclass
+class Fitting:
+    """Training and test of one agent.
+
+    Args:
+        trainer: Lightning's; one without validation has `limit_val_batches` 0.
+        agent: what is trained.
+        data: on what.
+        folder: of the run.
+        checkpoint: that training goes on from.
+        stopwatch: takes the time of `fitting` and `test`.
+
+    Attributes:
+        metrics: last values by name, of training and of the test.
+    """
+
+    trainer: pl.Trainer
+    agent: Agent
+    data: ImageDataModule
+    folder: RunFolder
+    checkpoint: Path | None
+    stopwatch: Stopwatch
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> End:
+        """Trains and tests.
+
+        Raises:
+            Exception: one that no user can be advised about.
+        """
+        try:
+            self._fit()
+            self._test()
+        except Interrupted as interruption:
+            return End("interrupted", str(interruption))
+        except SystemExit:
+            # Lightning's answer to a second Ctrl-C, or to one during the test.
+            return End("interrupted", "stopped at once")
+        except (NonFiniteLossError, WorkerKilledError) as error:
+            return End("failed", str(error), error.advice)
+        except (OSError, RuntimeError) as error:
+            # torch hears of a worker's end in the middle of whatever this process is doing, or
+            # finds its connection to it closed.
+            if killed := self._killed_worker():
+                return End("failed", str(killed), killed.advice)
+            if isinstance(error, OSError):
+                return End("failed", str(error))
+            raise
+        finally:
+            self.metrics |= self.trainer.callback_metrics
+        return End("finished")
+
+    def _fit(self) -> None:
+        trainer, agent, resume = self.trainer, self.agent, self.checkpoint
+        if agent.trains:
+            with self.stopwatch.timing("fitting"):
+                trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            if trainer.is_global_zero:
+                save_backbone(agent, self.folder)
+        elif agent.validates_untrained and trainer.limit_val_batches:
+            trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
+        self.metrics |= trainer.callback_metrics
+
+    def _test(self) -> None:
+        trains = self.agent.trains
+        if is_overridden("test_step", self.agent):
+            chosen = self.folder.chosen if trains else self.checkpoint
+            with self.stopwatch.timing("test"):
+                self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
+        if not trains:  # what it was measured with, for --evaluate and --predict
+            self.trainer.save_checkpoint(self.folder.last, weights_only=True)
+
+    def _killed_worker(self) -> WorkerKilledError | None:
+        trainer: Any = self.trainer
+        loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+        each = (
+            loader
+            for group in loaders
+            for loader in (group if isinstance(group, list) else [group])
+        )
+        found = (loader.workers.killed() for loader in each if isinstance(loader, BatchLoader))
+        return next((error for error in found if error), None)
+
+
+_QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}
