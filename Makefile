@@ -4,11 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test format lock
+.PHONY: help setup run test test-lowest test-newest format lock
 .DEFAULT_GOAL := help
 
 help: ## list these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-22s %s\n", $$1, $$2}'
 	@echo 'Settings: ARGS="--data.batch_size 64" with make run; PYTHON=python3.12 with make setup.'
 
 setup: $(STAMP) ## create .venv from requirements.lock
@@ -21,6 +21,14 @@ test: $(STAMP) ## ruff, types and tests, about ten minutes on two cores
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
 	$(RUN) -m pytest
+
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest: ## the tests with the lowest or newest versions allowed (needs uv)
+	uv venv --quiet --allow-existing --python $(PYTHON) .venv-$@
+	uv pip install --python .venv-$@ --upgrade --resolution $(RESOLUTION) \
+	  -r requirements.txt -r requirements-dev.txt
+	.venv-$@/bin/python -m pytest
 
 format: $(STAMP) ## let ruff mend what it can
 	$(RUN) -m ruff check --fix .
