@@ -43,6 +43,7 @@ def test_there_are_commands_of_every_kind():
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
 def test_commands_are_understood(words):
+    words = [word.replace("run:NAME", "run:some") for word in words]
     if not any(sign in word for word in words for sign in OPEN):
         parse(words)
 
