@@ -1,10 +1,10 @@
-# The project in five commands; `make` alone lists them.
+# The project in a few commands; `make` alone lists them.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-lowest test-newest format lock
+.PHONY: help setup run test test-lowest test-newest format docs lock
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -33,6 +33,10 @@ test-lowest test-newest: ## the tests with the lowest or newest versions allowed
 format: $(STAMP) ## let ruff mend what it can
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(STAMP) ## build the documentation into site/, without network
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo 'site/index.html; with search: $(RUN) -m http.server --directory site'
 
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate \

@@ -26,12 +26,13 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One setting: where it is, what it holds, what it may hold."""
+    """One setting: where it is, what it holds, what it may hold, the dataclass it lies in."""
 
     path: str
     value: Any
     default: Any
     annotation: Any
+    group: type
 
 
 def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
@@ -54,7 +55,7 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
         if is_group:
             yield from leaves(value, path + ".")
         else:
-            yield Leaf(path, value, getattr(defaults, name), hint)
+            yield Leaf(path, value, getattr(defaults, name), hint, kind)
 
 
 @cache

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
 from config import names
+from config.advice import advice
 from config.convert import (
     ConfigError,
     base_types,
@@ -97,13 +98,15 @@ class _Parser(ArgumentParser):
         raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
 
     def format_help(self) -> str:
-        choices = {leaf.path: _choices(leaf.annotation) for leaf in leaves(Hparams())}
+        settings = {leaf.path: leaf for leaf in leaves(Hparams())}
         for group in self._action_groups:
             for action in group._group_actions:
                 path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
                 conditions = rules_of(Hparams).get(path)
                 if conditions is None:
                     continue
+                # simple-parsing finds none where an annotation goes over several lines.
+                action.help = advice(settings[path]).replace("%", "%%")
                 if not possible_on(Hparams, path, self.task):
                     action.help = argparse.SUPPRESS
                 elif needed := [
@@ -112,8 +115,8 @@ class _Parser(ArgumentParser):
                     action.help = f"{action.help} [Needs {'; '.join(needed)}]"
                 # Not simple-parsing's negations, nor its short forms of names of one letter.
                 action.option_strings = [f"--{path}"]
-                if choices.get(path):
-                    action.metavar = "{" + ",".join(choices[path]) + "}"
+                if choices := _choices(settings[path].annotation):
+                    action.metavar = "{" + ",".join(choices) + "}"
             group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
             if all(action.help == argparse.SUPPRESS for action in group._group_actions):
                 group.description = None

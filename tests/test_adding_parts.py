@@ -1,11 +1,16 @@
-"""Adding a part is one file and one line of config/names.py: one of each kind is added and run."""
+"""Adding a part is one file and one line of config/names.py: the examples of docs/extending.md run.
+
+They are put, as they stand, into a copy of the project.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,161 +18,152 @@ import yaml
 
 from agents.base import Agent
 from config import names
+from config.parsing import parse
 from tests.conftest import options, summary, tiny
 
 ROOT = Path(__file__).parents[1]
-
-# Every part in the smallest form its kind allows, as CONTRIBUTING says.
-FILE = '''
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from pytorch_lightning import Callback
-from torch import nn
-
-from datamodules.base import MaskedSource
-from datamodules.shapes import CLASSES, generate
-from datamodules.voc import voc_files, voc_pairs
-from models.backbones.base import Backbone, Features
-from models.fusions.base import Fusion
-from models.heads.base import SingleMapHead
+PAGE = ROOT / "docs" / "extending.md"
+PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 
 
-class Pooling(Backbone):
-    """Mean colours of patches, seen through a matrix."""
-
-    def __init__(self, image_size, layers):
-        super().__init__(12, (12,), (8,), 8)
-        self.net = nn.Conv2d(3, 12, 8, 8)
-
-    def forward(self, images, attention=None):
-        maps = self.net(self.normalise(images))
-        nothing = maps.new_empty(len(maps), 0, 12)
-        return Features(maps.mean((2, 3)), (maps,), (nothing,), (8,))
-
-    def stages(self):
-        return [self.net]
-
-    def layer_maps(self, images):
-        return {"net": self.net(self.normalise(images))}
+def examples() -> Iterator[tuple[str, str]]:
+    """The examples of the page: where each belongs, and its code."""
+    yield from re.findall(r'^```\w+ title="(.*?)"\n(.*?)^```$', PAGE.read_text(), re.M | re.S)
 
 
-class Seen(MaskedSource):
-    """Our generated images under another name."""
-
-    classes = CLASSES
-
-    def files(self, split):
-        return voc_files(generate(self.root), split)
-
-    def pairs(self, split):
-        return voc_pairs(generate(self.root), split)
-
-
-class Mixing(SingleMapHead):
-    """One matrix."""
-
-    def __init__(self, channels, strides, classes):
-        super().__init__(channels, strides, classes)
-        self.mix = nn.Conv2d(sum(channels), classes, 1)
-
-    def decode(self, x):
-        return self.mix(x)
+def copy_with(parts: Iterator[tuple[str, str]], folder: Path) -> Path:
+    """Copies the project and adds parts: whole files, and lines after a table or a class opens."""
+    for package in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    for file in ("main.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, folder)
+    for place, code in parts:
+        name, _, inside = place.partition(": ")
+        if not inside:
+            assert not (folder / name).exists(), f"{name} is there already"
+            (folder / name).write_text(code)
+            continue
+        text = (folder / name).read_text()
+        opening = rf'^(class {inside}:\n    """.*?"""|{inside}\b[^\n]*?= [{{(])'
+        found = re.search(opening, text, re.M | re.S)
+        assert found, f"there is no {inside} in {name}"
+        (folder / name).write_text(f"{text[: found.end()]}\n{code}{text[found.end() :]}")
+    return folder
 
 
-def squared(logits, labels):
-    """Squared distance from the one-hot truth, void left out."""
-    valid = labels != 255
-    truth = F.one_hot(labels.long() * valid, logits.shape[1]).movedim(-1, 1)
-    return ((logits.softmax(1) - truth) ** 2).sum(1)[valid].mean()
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_with(examples(), tmp_path_factory.mktemp("project"))
 
 
-def momentum(groups):
-    return torch.optim.SGD(groups, momentum=0.5)
+def sea_floor(shapes_root: Path, root: Path) -> Path:
+    """Generated images in the layout of the page's data set."""
+    voc = next(shapes_root.rglob("JPEGImages")).parent
+    for split in ("train", "val"):
+        stems = (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+        for kind, place, suffix in (
+            ("photos", "JPEGImages", ".jpg"),
+            ("labels", "SegmentationClass", ".png"),
+        ):
+            (root / kind / split).mkdir(parents=True)
+            for stem in stems:
+                shutil.copy(voc / place / f"{stem}{suffix}", root / kind / split)
+    return root
 
 
-def halved(step, total, warmup):
-    return 1.0 if step < total / 2 else 0.5
-
-
-class Louder(Fusion):
-    """A learnt factor on the logits."""
-
-    def __init__(self, channels, strides, num_classes, heads):
-        super().__init__()
-        self.channels = channels
-        self.factor = nn.Parameter(torch.ones(()))
-
-    def refine(self, logits, features):
-        return self.factor * logits
-
-    def learnt(self):
-        return {"factor": float(self.factor)}
-
-
-class Counter(Callback):
-    """Counts steps."""
-
-    def on_train_batch_end(self, trainer, pl_module, *rest):
-        pl_module.log("train/counted", float(trainer.global_step))
-'''
-
-
-# The lines of config/names.py, there before anything reads it; then runs as on a command line.
-START = """
-import json, sys
-from config import names
-
-names.BACKBONES["pooling"] = "added_parts:Pooling"
-names.DATASETS["seen"] = "added_parts:Seen"
-names.HEADS["mixing"] = "added_parts:Mixing"
-names.FUSIONS["louder"] = "added_parts:Louder"
-names.LOSSES["squared"] = "added_parts:squared"
-names.OPTIMIZERS["momentum"] = "added_parts:momentum"
-names.SCHEDULES["halved"] = "added_parts:halved"
-names.CALLBACKS["counter"] = names.Callback("added_parts:Counter", ("segmentation",))
-
-from main import main
-
-for argv in json.loads(sys.argv[1]):
-    code = main(argv)
-    assert code == 0, code
-"""
-
-
-def test_runs_of_added_parts(tmp_path, shapes_root):
-    (tmp_path / "added_parts.py").write_text(FILE)
+@pytest.fixture(scope="module")
+def runs(project: Path, tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> Path:
+    """The folder of runs with the added parts, started as on command lines, all in one process."""
+    folder = tmp_path_factory.mktemp("runs")
+    place = {"run.dir": folder, "data.root": shapes_root}
     added = {
-        "backbone.name": "pooling",
-        "data.name": "seen",
-        "segmentation.head": "mixing",
+        "backbone.name": "mean_colours",
+        "data.name": "sea_floor",
+        "data.root": sea_floor(shapes_root, tmp_path_factory.mktemp("sea")),
+        "segmentation.head": "two_layers",
         "segmentation.loss": "squared",
-        "optim.name": "momentum",
+        "segmentation.width": 8,
+        "optim.name": "half_momentum",
         "optim.lr": 0.1,
         "optim.weight_decay": 0,
         "optim.schedule": "halved",
+        "run.name": "added",
     }
-    place = {"task": "segmentation", "data.root": shapes_root, "run.dir": tmp_path / "runs"}
-    fused = {"segmentation.fusion": "louder", "run.name": "fused"}
-    runs = [
-        options({**tiny({**place, "backbone.name": "resnet18"}), **added, "run.name": "added"}),
-        options(tiny(place) | fused),
-    ]
+    # What else is given are settings that a known part of the kind reads.
+    segments = {"task": "segmentation", **place}
+    segmented = {**tiny({**segments, "backbone.name": "resnet18"}), **added}
+    fused = {**tiny(segments), "segmentation.fusion": "louder", "run.name": "fused"}
+    pretrains = {**tiny({"task": "lejepa", **place}), "task": "align_uniform"}
+    method = {path: pretrains[path] for path in pretrains if not path.startswith("lejepa.")}
+    method |= {"run.name": "method", "callbacks.online_probe.enabled": "true"}
+    refused = {**fused, "segmentation.width": 8, "run.name": "refused"}
+    lines = [options(settings) for settings in (segmented, fused, method, refused)]
+    code = (
+        "import json, sys; from main import main; "
+        "codes = [main(argv) for argv in json.loads(sys.argv[1])]; "
+        "assert codes == [0, 0, 0, 2], codes"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", START, json.dumps(runs)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code, json.dumps(lines)], cwd=project, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = summary(tmp_path / "runs" / "added")
+    assert "--segmentation.width 8 has no effect" in done.stderr.replace("\n", " ")
+    return folder
+
+
+def test_the_page_has_an_example_of_every_kind():
+    shown = {place.rpartition(" ")[2] for place, _ in examples()}
+    kinds = {"BACKBONES", "CALLBACKS", "DATASETS", "FUSIONS", "HEADS", "LOSSES", "TASKS"}
+    assert kinds | {"OPTIMIZERS", "SCHEDULES", "ALARMS", "SegmentationHparams"} <= shown
+
+
+def test_a_run_of_added_parts(runs):
+    found = summary(runs / "added")
     assert found["status"] == "finished"
-    assert found["train/counted"] == found["steps"]
+    assert found["readout_failures"] == {}
     assert found["train/lr"] == pytest.approx(0.05)
-    settings = yaml.safe_load((tmp_path / "runs" / "added" / "hparams.yaml").read_text())
-    assert settings["backbone"]["name"] == "pooling"
-    assert summary(tmp_path / "runs" / "fused")["fusion/louder/factor"] != 1
+    settings = yaml.safe_load((runs / "added" / "hparams.yaml").read_text())
+    assert settings["backbone"]["name"] == "mean_colours"
+    assert settings["segmentation"]["width"] == 8
+
+
+def test_an_added_fusion_learns(runs):
+    assert summary(runs / "fused")["fusion/louder/factor"] != 1
+
+
+def test_a_run_of_an_added_method(runs):
+    found = summary(runs / "method")
+    assert found["readout_failures"] == {}
+    assert found["train/loss"] == pytest.approx(
+        found["train/alignment"] + found["train/uniformity"], abs=1e-5
+    )
+    assert found["train/feature_length"] > 0
+    assert "val/knn_accuracy" in found
+    assert list((runs / "method" / "figures" / "feature_lengths").glob("*.png"))
+
+
+def test_the_experiment_of_the_page_is_one(tmp_path):
+    (experiment,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    (tmp_path / "mine.yaml").write_text(experiment)
+    assert parse(["--experiment", str(tmp_path / "mine.yaml")]).hparams.backbone.depth == 4
+
+
+def test_an_added_alarm_rings(project):
+    code = (
+        "from callbacks.health import raised_alarms; print(raised_alarms({'features_std': 1e-5}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert "FADING" in done.stdout
+
+
+def test_ruff_has_nothing_to_say_of_the_examples(project):
+    files = [place for place, _ in examples() if ": " not in place]
+    words = [sys.executable, "-m", "ruff", "check", "--no-cache", *files]
+    done = subprocess.run(words, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 class Unfinished(Agent):

@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from config import names
+from config.advice import advice
 from config.convert import ConfigError, leaves, read_yaml, to_dict, update, write_yaml
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR, read_experiment
@@ -158,6 +159,14 @@ def test_help_names_choices_and_defaults():
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page
+
+
+def test_every_setting_has_advice_and_help_shows_it():
+    pages = [parse(["--help", "--task", task]) for task in names.TASKS]
+    shown = "".join("".join(str(page).split()) for page in pages)
+    for leaf in leaves(Hparams()):
+        assert advice(leaf), leaf.path
+        assert "".join(advice(leaf).split()) in shown, leaf.path
 
 
 @pytest.mark.parametrize("task", names.TASKS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -93,7 +93,7 @@ def satisfy(hparams: Hparams, path: str) -> None:
 def hold(hparams: Hparams, condition: Needs) -> None:
     satisfy(hparams, condition.path)
     value = get_leaf(hparams, condition.path)
-    leaf = Leaf(condition.path, value, None, LEAVES[condition.path].annotation)
+    leaf = replace(LEAVES[condition.path], value=value, default=None)
     if isinstance(condition, Unless):
         if condition.matches(value):
             outside = next(v for v in candidates(condition.path) if not condition.matches(v))
@@ -163,7 +163,7 @@ def with_value(path: str) -> tuple[Hparams, Any]:
         satisfy(hparams, other)
         set_leaf(hparams, other, wanted)
     if path not in SPECIAL:
-        value = another(Leaf(path, get_leaf(hparams, path), None, LEAVES[path].annotation))
+        value = another(replace(LEAVES[path], value=get_leaf(hparams, path), default=None))
     return hparams, value
 
 

@@ -1,0 +1,32 @@
+"""The advice below each field of `config/hparams.py`, for --help and for the documentation."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from functools import cache
+from pathlib import Path
+
+from config.convert import Leaf
+
+
+def advice(leaf: Leaf) -> str:
+    """Returns what the file says of a setting, on one line; empty where it says nothing."""
+    name = leaf.path.rpartition(".")[2]
+    return _advice(inspect.getfile(leaf.group)).get((leaf.group.__name__, name), "")
+
+
+@cache
+def _advice(file: str) -> dict[tuple[str, str], str]:
+    # Read from the syntax: annotations may go over several lines.
+    return {
+        (group.name, field.target.id): " ".join(inspect.cleandoc(below.value.value).split())
+        for group in ast.parse(Path(file).read_text()).body
+        if isinstance(group, ast.ClassDef)
+        for field, below in zip(group.body, group.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }

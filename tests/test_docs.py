@@ -1,0 +1,138 @@
+"""The documentation is built, and what it says of commands, settings and messages is so."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from agents.commands.study.plan import load_study
+from config import names
+from config.convert import leaves
+from config.hparams import Hparams
+from config.parsing import parse
+from tests.conftest import summary
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
+# What only an example, or a run that there was, can fill in.
+OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "my_")
+
+
+def fenced(page: Path, language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def command_lines() -> list[list[str]]:
+    blocks = "".join(block for page in PAGES for block in fenced(page))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[2:] for line in lines if line[:14] == "python main.py"]
+
+
+def test_there_are_commands_of_every_kind():
+    words = {word for line in command_lines() for word in line}
+    assert {"--study", "--experiment", "--run.resume", "--evaluate", "--help", "--fast"} <= words
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_commands_are_understood(words):
+    words = [word.replace("run:NAME", "run:some") for word in words]
+    if not any(sign in word for word in words for sign in OPEN):
+        parse(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_options_exist(page):
+    known = {f"--{leaf.path}" for leaf in leaves(Hparams())} | {"--callbacks.NAME.enabled"}
+    known |= {"--callbacks.NAME.every_n_epochs", "--segmentation.width"}  # the latter is added
+    text = page.read_text()
+    assert set(re.findall(r"--[a-z_]+\.[\w.]*\w", text)) <= known
+    groups = "|".join(name for name in vars(Hparams()) if name != "task")
+    mentioned = re.findall(rf"`((?:{groups})\.(?!pth|safetensors)[\w.]*\w)[` ]", text)
+    assert {f"--{path}" for path in mentioned} <= known
+
+
+def messages() -> str:
+    """All texts of the program; what is filled in is a zero byte."""
+    found = [(ROOT / "Makefile").read_text()]
+    for file in [ROOT / "main.py", *(f for p in PACKAGES for f in (ROOT / p).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", "") for part in node.values)
+                found.append("".join(p if isinstance(p, str) else "\0" for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_that_are_explained_exist():
+    rows = re.findall(r"^\| (.*?) \| .* \|$", (ROOT / "docs/troubleshooting.md").read_text(), re.M)
+    explained = {
+        part.strip()
+        for row in rows
+        for shown in re.findall(r"`(.*?)`", re.sub(r"\(.*?\)", "", row))
+        for part in shown.split("…")
+    }
+    assert len(explained) > 40
+    told = messages()
+    assert [each for each in explained if each not in told] == []
+
+
+def test_the_study_of_the_page_is_one(tmp_path):
+    (study,) = fenced(ROOT / "docs" / "studies.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(study)
+    plan = load_study(str(tmp_path / "mine.yaml"), 1, [], str(tmp_path / "runs"))
+    assert len(plan.runs) == 4
+
+
+def test_the_readme_is_what_a_newcomer_needs():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    pages = {page.name for page in PAGES[1:]}
+    assert pages <= set(re.findall(r"\(docs/(\w+\.md)\)", text))
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    config = pytest.importorskip("mkdocs.config")
+    from mkdocs.commands.build import build
+    from mkdocs.exceptions import Abort
+
+    settings = config.load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path))
+    try:
+        build(settings)
+    except Abort as error:
+        pytest.fail(f"make docs: {error}")
+    reference, parts = (tmp_path / f"{page}.html" for page in ("settings", "parts"))
+    assert all(f'id="{leaf.path}"' in reference.read_text() for leaf in leaves(Hparams()))
+    listed = [*names.TASKS, *names.BACKBONES, *names.HEADS, *names.CALLBACKS]
+    assert all(f"<code>{name}</code>" in parts.read_text() for name in listed)
+    methods = (tmp_path / "methods.html").read_text()
+    assert methods.count("<math") > 20
+    assert "arithmatex" not in methods
+    for page in tmp_path.glob("*.html"):
+        assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text()), page
+
+
+def test_the_notebook_runs(tmp_path, shapes_root, monkeypatch):
+    monkeypatch.chdir(ROOT / "docs" / "notebooks")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = ["--fast", "--data.root", str(shapes_root), "--trainer.accelerator", "cpu"]
+    here = {"RUNS": str(tmp_path), "OPTIONS": [*options, "--logger.mode", "disabled"]}
+    notebook = json.loads(Path("first_run.ipynb").read_text())
+    shown: list[Image.Image] = []
+    space: dict[str, object] = {"display": shown.append}  # Jupyter's
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec("".join(cell["source"]), space)
+            space |= here if "parameters" in cell["metadata"].get("tags", ()) else {}
+    assert summary(tmp_path / "first-run")["status"] == "finished"
+    assert 0 < summary(tmp_path / "first-segmentation")["test/miou"] < 1
+    assert [picture.width > 200 for picture in shown] == [True] * 4
