@@ -18,7 +18,9 @@ from torchvision.transforms import InterpolationMode
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import read_pair
+from datamodules.meanings import Meanings
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
+from utils.palette import palette
 
 
 class ImageSource(ABC):
@@ -50,16 +52,30 @@ class MaskedSource(ImageSource):
     """A data set whose images have masks of labels, 255 void.
 
     Attributes:
-        classes: names by label; `background` first where there is one.
         published_jaccard: how well the attention of published networks finds its objects, by
             network: the best head's Jaccard index, see `models.measures.attention_quality`.
-        meanings: label of each value a mask file may hold, `(256,)`; values that may not be there
-            have one beyond the classes. None: values are labels.
     """
 
-    classes: ClassVar[tuple[str, ...]]
     published_jaccard: ClassVar[Mapping[str, float]] = {}
-    meanings: ClassVar[NDArray[np.uint8] | None] = None
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names by label; `background` first where there is one. A class attribute will do."""
+
+    @property
+    def meanings(self) -> Meanings | None:
+        """What the pixels of mask files stand for; None: values are labels, and 255 void."""
+        return None
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """A colour for every label, void included, `(256, 3)`."""
+        return palette(self.classes)
+
+    def advice(self, masks: Sequence[Path]) -> str:
+        """Says what could be done when some of these masks cannot be used; nothing by default."""
+        return ""
 
     @abstractmethod
     def pairs(self, split: str) -> list[tuple[Path, Path]]:

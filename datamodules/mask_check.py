@@ -64,7 +64,7 @@ def check_masks(
         threads: that read files at a time.
 
     Raises:
-        ValueError: some cannot be used; names the first.
+        ValueError: some cannot be used, and names the first; or all but one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
     known = cache / f"masks-{_digest(source, chosen, every_image)}.json"
@@ -75,11 +75,12 @@ def check_masks(
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(known, json.dumps(asdict(census)))
     _say(census, source.classes, f"{len(chosen):,} of {len(pairs):,} {what}")
+    _check_classes(source, census, chosen, what)
     return census
 
 
 def _digest(source: MaskedSource, pairs: Sequence[FilePair], every_image: bool) -> str:
-    meanings = None if source.meanings is None else source.meanings.tolist()
+    meanings = None if source.meanings is None else source.meanings.facts
     files = file_facts([file for pair in pairs for file in pair if file.exists()])
     facts = [_FORMAT, source.classes, meanings, every_image, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
@@ -126,11 +127,35 @@ def _take(
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the other masks
     if problems:
+        advice = source.advice([mask for _, mask in pairs])
         raise ValueError(
             f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
-            f"{' | '.join(problems[:3])}"
+            f"{' | '.join(problems[:3])} {advice}".rstrip()
         )
     return Census((*pixels[: len(source.classes)].tolist(), int(pixels[VOID])), fits)
+
+
+def _check_classes(
+    source: MaskedSource, census: Census, pairs: Sequence[FilePair], what: str
+) -> None:
+    """Refuses masks in which all but one class is void: any network is perfect on them.
+
+    Raises:
+        ValueError: they are such.
+    """
+    *labelled, void = census.pixels
+    occurring = [name for name, pixels in zip(source.classes, labelled, strict=True) if pixels]
+    if len(occurring) > 1:
+        return
+    only = occurring[0] if occurring else "void"
+    problem = f"The masks of the {what} hold nothing but {only}"
+    if void:
+        beside = f" and pixels that count for nothing ({100 * void / sum(census.pixels):.2g} %)"
+        advice = source.advice([mask for _, mask in pairs])
+        raise ValueError(f"{problem}{beside if occurring else ''}. {advice}".rstrip())
+    console.warning(
+        "warning: %s: there is nothing to tell apart, and any score is perfect.", problem
+    )
 
 
 @rank_zero_only

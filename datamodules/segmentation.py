@@ -127,6 +127,7 @@ class SegmentationDataModule(ImageDataModule):
             return images
         facts |= {
             "protocol": type(self.protocol).__name__,
+            "meanings": None if self.meanings is None else self.meanings.facts,
             "files": file_facts([file for pair in pairs for file in pair]),
         }
         return self.cache.of(images, facts, name)
