@@ -97,15 +97,16 @@ class DataHparams:
     """The images."""
 
     name: Annotated[str, OneOf(names.DATASETS), MAKES_EPOCHS] = "shapes"
-    """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
-    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff;
-    classes: shapes, cifar10, and image_folder with one folder a class."""
+    """shapes (generated, no download) | voc | coco_stuff | mask_folder (your own images and masks:
+    images/{train,val}, masks/{train,val}, classes.yaml) | cifar10 (the folder of the official
+    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff,
+    mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between."""
     split: Annotated[
         Literal["train", "trainaug", "all_minus_val", "all"],
-        Needs("data.name", "voc", "image_folder"),
+        Needs("data.name", "voc", "mask_folder", "image_folder"),
         Unless("task", "linear_probe"),
         MAKES_EPOCHS,
     ] = "train"
@@ -117,12 +118,13 @@ class DataHparams:
     val_fraction: Annotated[
         float,
         Between(0.0, 0.5),
-        Needs("data.name", "image_folder") | Needs("task", "segmentation", "linear_probe"),
+        Needs("data.name", "mask_folder", "image_folder")
+        | Needs("task", "segmentation", "linear_probe"),
         MAKES_EPOCHS,
     ] = 0.1
-    """Share of the training images held out for validation: image_folder without a val/ folder,
-    segmentation and linear_probe, where the data set's own val split is the test set and chooses
-    nothing."""
+    """Share of the training images held out for validation: image_folder and mask_folder without a
+    val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
+    and chooses nothing (mask_folder with test/ and val/: val chooses)."""
     image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
-from datamodules.masks import read_pair
+from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
 from utils.palette import palette
@@ -78,8 +78,12 @@ class MaskedSource(ImageSource):
         return ""
 
     @abstractmethod
-    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+    def pairs(self, split: str) -> list[FilePair]:
         """Returns images and their masks of a split; otherwise as `files`."""
+
+    def held_out(self) -> list[FilePair] | None:
+        """Returns what choices are made on; None: a share of the training images."""
+        return None
 
 
 class LabelledSource(ImageSource):
@@ -200,6 +204,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if not isinstance(self.source, MaskedSource):
             return
         pairs = self.source.pairs("train" if split == "train" else "val")
+        if split == "train":
+            pairs = [*pairs, *(self.source.held_out() or ())]
         watched = set(self.val_files) & {image for image, _ in pairs}
         if split == "train" and watched:
             pairs = [pair for pair in pairs if pair[0] in watched]

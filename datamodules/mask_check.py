@@ -23,7 +23,7 @@ from datamodules.reading import UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
-from utils.text import printable
+from utils.text import percent, printable
 
 # Of more masks than this so many are looked at, evenly spaced.
 MAX_MASKS = 5000
@@ -150,7 +150,7 @@ def _check_classes(
     only = occurring[0] if occurring else "void"
     problem = f"The masks of the {what} hold nothing but {only}"
     if void:
-        beside = f" and pixels that count for nothing ({100 * void / sum(census.pixels):.2g} %)"
+        beside = f" and pixels that count for nothing ({percent(void, sum(census.pixels))})"
         advice = source.advice([mask for _, mask in pairs])
         raise ValueError(f"{problem}{beside if occurring else ''}. {advice}".rstrip())
     console.warning(
@@ -163,14 +163,14 @@ def _say(census: Census, classes: tuple[str, ...], which: str) -> None:
     *labelled, void = census.pixels
     total = max(1, sum(labelled))
     by_size = sorted(zip(labelled, classes, strict=True), reverse=True)
-    shares = [f"{name} {100 * number / total:.2g} %" for number, name in by_size if number]
+    shares = [f"{name} {percent(number, total)}" for number, name in by_size if number]
     absent = [name for number, name in by_size if not number]
     rest = f" … {shares[-1]} ({len(shares)} classes)" if len(shares) > _NAMED else ""
-    lacking = f"; {len(absent)} classes have none, as {absent[-1]}" if absent else ""
-    share = 100 * void / max(1, total + void)
+    has = "class has" if len(absent) == 1 else "classes have"
+    lacking = f"; {len(absent)} {has} none, as {absent[-1]}" if absent else ""
     console.info(
-        "masks: %s: %s%s%s; void %.2g %% of all pixels.",
-        *(which, ", ".join(shares[:_NAMED]), rest, lacking, share),
+        "masks: %s: %s%s%s; void %s of all pixels.",
+        *(which, ", ".join(shares[:_NAMED]), rest, lacking, percent(void, total + void)),
     )
     for fit in (Fit.STORED, Fit.EITHER):
         if found := census.fits[fit.name]:

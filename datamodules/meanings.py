@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from utils.palette import VOID, hex_colour
+from utils.text import percent
 
 Codes = NDArray[np.int64]  # (H, W): grey levels or palette indices, or colours as 0xrrggbb
 
+CLASS_LIST = "classes.yaml"
 _INDEXED = ("P", "L")
-_COLOURED = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
+_WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
 _NAMED = 5  # values that a message names
 
 
@@ -89,12 +91,10 @@ class DeclaredMeanings(Meanings):
     Attributes:
         values: label of each grey level or palette index.
         colours: label of each colour, as 0xrrggbb.
-        source: the file that says so, for messages.
     """
 
     values: Mapping[int, int]
     colours: Mapping[int, int] = field(default_factory=dict)
-    source: str = "classes.yaml"
 
     def labels(self, mask: Image.Image) -> NDArray[np.uint8]:
         """See `Meanings.labels`."""
@@ -113,21 +113,22 @@ class DeclaredMeanings(Meanings):
             problem = problem or self._foreign_values(foreign, values.size)
         raise ForeignPixelsError(
             problem
-            or f"is a mask in colours (mode {mask.mode}), and {self.source} gives none: "
+            or f"is a mask in colours (mode {mask.mode}), and {CLASS_LIST} gives none: "
             "add `colours`, one for each name."
         )
 
     def _foreign_colours(self, foreign: Codes, pixels: int) -> str:
-        found, share = np.unique(foreign), 100 * len(foreign) / pixels
+        found, share = np.unique(foreign), percent(len(foreign), pixels)
+        number = "1 colour" if len(found) == 1 else f"{len(found)} colours"
         return (
-            f"has {len(found)} colours that {self.source} does not have ({share:.2g} % of its "
-            f"pixels): {', '.join(map(as_hex, found[:_NAMED].tolist()))}."
+            f"has {number} that {CLASS_LIST} does not have ({share} of its pixels): "
+            f"{', '.join(map(as_hex, found[:_NAMED].tolist()))}."
         )
 
     def _foreign_values(self, foreign: Codes, pixels: int) -> str:
-        found, share = np.unique(foreign), 100 * len(foreign) / pixels
+        found, share = np.unique(foreign), percent(len(foreign), pixels)
         return (
-            f"has values that {self.source} does not name ({share:.2g} % of its pixels): "
+            f"has values that {CLASS_LIST} does not name ({share} of its pixels): "
             f"{in_words(found.tolist())}."
         )
 
@@ -166,15 +167,10 @@ def values_of(mask: Image.Image) -> Codes | None:
 
 def colours_of(mask: Image.Image) -> Codes | None:
     """Returns colours as 0xrrggbb; None of grey levels of more than 8 bits."""
-    if mask.mode not in (*_COLOURED, "1", "L", "LA"):
+    if mask.mode.startswith(_WITHOUT_COLOURS):
         return None
     pixels = np.asarray(mask.convert("RGB"), np.int64)
     return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-
-
-def in_colours(mask: Image.Image) -> bool:
-    """Whether a mask has more colours than grey, or a palette."""
-    return mask.mode in _COLOURED and (mask.mode in ("P", "PA") or values_of(mask) is None)
 
 
 def as_hex(code: int) -> str:

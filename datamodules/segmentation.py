@@ -84,11 +84,16 @@ class SegmentationDataModule(ImageDataModule):
             )
 
     def _setup_training(self) -> None:
-        parts: tuple[list[FilePair], list[FilePair]] = ([], [])
         pairs = self._pairs["training images"] = self.pairs(self.source.split)
-        for pair in pairs:
-            parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
-        train, val = parts
+        apart = self.source.held_out()
+        if apart is None:
+            parts: tuple[list[FilePair], list[FilePair]] = ([], [])
+            for pair in pairs:
+                parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
+            train, val = parts
+        else:
+            train, val = pairs, apart
+            self._pairs["held-out images"] = apart
         self.train_files = [image for image, _ in train]
         self.val_files = [image for image, _ in val]
         self.train_set = self._training(train)
