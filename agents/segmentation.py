@@ -160,6 +160,10 @@ class Segmentation(Agent):
         """Loads the network."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the names of the classes: their order may change in a file of the user's."""
+        checkpoint["classes"] = list(self.classes)
+
     def setup(self, stage: str) -> None:
         """Compiles the training pass of what is fitted: a tuner's copies have their own."""
         if stage == "fit" and self.settings.trainer.compile:

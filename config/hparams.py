@@ -103,7 +103,7 @@ class DataHparams:
     mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
-    or anything between."""
+    or anything between; other data in VOC's layout has its classes.yaml beside JPEGImages."""
     split: Annotated[
         Literal["train", "trainaug", "all_minus_val", "all"],
         Needs("data.name", "voc", "mask_folder", "image_folder"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,14 +48,7 @@ class ImageSource(ABC):
 
 
 class MaskedSource(ImageSource):
-    """A data set whose images have masks of labels, 255 void.
-
-    Attributes:
-        published_jaccard: how well the attention of published networks finds its objects, by
-            network: the best head's Jaccard index, see `models.measures.attention_quality`.
-    """
-
-    published_jaccard: ClassVar[Mapping[str, float]] = {}
+    """A data set whose images have masks of labels, 255 void."""
 
     @property
     @abstractmethod
@@ -72,6 +64,14 @@ class MaskedSource(ImageSource):
     def colours(self) -> NDArray[np.uint8]:
         """A colour for every label, void included, `(256, 3)`."""
         return palette(self.classes)
+
+    @property
+    def published_jaccard(self) -> Mapping[str, float]:
+        """How well the attention of published networks finds its objects, by network.
+
+        The best head's Jaccard index, see `models.measures.attention_quality`.
+        """
+        return {}
 
     def advice(self, masks: Sequence[Path]) -> str:
         """Says what could be done when some of these masks cannot be used; nothing by default."""
@@ -142,9 +142,20 @@ class ImageDataModule(LightningDataModule, ABC):
             cache: folder to keep what was found out; it may be deleted.
 
         Raises:
-            ValueError: a batch is larger than the data set; masks that cannot be used.
+            ValueError: a batch is larger than the data set; see `check_masks`.
         """
         self.loading.check(len(self.train_files))
+        self.check_masks(cache)
+
+    def check_masks(self, cache: Path) -> None:
+        """Checks the masks of the listed images, where the task needs them.
+
+        Args:
+            cache: see `check`.
+
+        Raises:
+            ValueError: masks that cannot be used.
+        """
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps of the data: how many images an epoch is made of."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import ImageColor
 
-from datamodules.meanings import CLASS_LIST, DeclaredMeanings, as_hex
+from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
 from utils.strict_yaml import load_yaml
 
@@ -41,8 +41,13 @@ class ClassList:
 
     names: tuple[str, ...]
     written: Mapping[int, str]
-    meanings: DeclaredMeanings
-    colours: tuple[int, ...]
+    meanings: Meanings
+    colours: tuple[int, ...] = ()
+
+    @classmethod
+    def of_names(cls, names: tuple[str, ...]) -> ClassList:
+        """Returns classes whose values in masks are their labels, and 255 void."""
+        return cls(names, dict(enumerate(names)), IndexMeanings.of_labels(len(names)))
 
 
 def read_class_list(file: Path) -> ClassList:

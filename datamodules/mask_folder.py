@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from datamodules.base import MaskedSource
 from datamodules.class_list import ClassList, read_class_list
+from datamodules.listed_classes import ListedClasses
 from datamodules.listing import by_stem, image_files, set_apart
-from datamodules.mask_survey import advice, proposal, survey
+from datamodules.mask_survey import proposal, survey
 from datamodules.masks import FilePair
-from datamodules.meanings import CLASS_LIST, Meanings
+from datamodules.meanings import CLASS_LIST
 from utils.console import console
 from utils.files import write_atomically
-from utils.palette import palette, with_colours
 from utils.text import printable
 
 _LAYOUT = "images/train, images/val, masks/train, masks/val"
 
 
-class MaskFolder(MaskedSource):
+class MaskFolder(ListedClasses):
     """`root/images/{train,val}` and `root/masks/{train,val}`, at any depth; `root/classes.yaml`.
 
     An image and its mask have the same name but for the suffix. What is judged in the end is
@@ -45,12 +40,7 @@ class MaskFolder(MaskedSource):
 
     @cached_property
     def class_list(self) -> ClassList:
-        """The classes.
-
-        Raises:
-            FileNotFoundError: there is no list; one is written, to be edited.
-            ValueError: it cannot be understood.
-        """
+        """See `ListedClasses.class_list`; where there is none, one is written, to be edited."""
         file = self.root / CLASS_LIST
         if file.exists():
             return read_class_list(file)
@@ -67,25 +57,6 @@ class MaskFolder(MaskedSource):
             f"{start}They are written to {file}: put the names of your classes there, and start "
             "again."
         )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """See `MaskedSource.classes`."""
-        return self.class_list.names
-
-    @property
-    def meanings(self) -> Meanings:
-        """See `MaskedSource.meanings`."""
-        return self.class_list.meanings
-
-    @property
-    def colours(self) -> NDArray[np.uint8]:
-        """See `MaskedSource.colours`."""
-        return with_colours(palette(self.classes), self.class_list.colours)
-
-    def advice(self, masks: Sequence[Path]) -> str:
-        """See `MaskedSource.advice`."""
-        return advice(survey(masks), self.class_list, masks)
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`; also `all` and `all_minus_val`, without what is judged."""

@@ -70,9 +70,8 @@ class SegmentationDataModule(ImageDataModule):
                 self.test_set, test, {"view": self.image_size}, "test images"
             )
 
-    def check(self, cache: Path) -> None:
-        """See `ImageDataModule.check`; says what the masks hold."""
-        super().check(cache)
+    def check_masks(self, cache: Path) -> None:
+        """See `ImageDataModule.check_masks`; says what the masks hold."""
         for what, pairs in self._pairs.items():
             check_masks(
                 self.source,

@@ -333,3 +333,22 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
     labels = next(run.glob("predictions/val/labels/deep0/00.webp.png"))
     colours = Image.open(labels).convert("RGB").getcolors()
     assert {colour for _, colour in colours or ()} <= set(map(tuple, COLOURS[:2].tolist()))
+
+
+def test_classes_in_another_order_are_not_those_of_the_run(train, tmp_path, capsys):
+    names = "names: [background, crop]"
+    root = folder(tmp_path / "data", grey, names, count=16)
+    settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
+    assert train("run", **settings, trainer__max_steps=1)[0] == 0
+    (root / "classes.yaml").write_text("names: [crop, field]")
+    capsys.readouterr()
+    place = ["--run.dir", str(tmp_path / "runs")]
+    assert main(["--evaluate", "run", *place]) == 2
+    assert "label 0 is background there and crop in the data set" in capsys.readouterr().err
+    (root / "classes.yaml").write_text(names)
+    mask = sorted((root / "masks" / "val").rglob("*.png"))[3]
+    grey(np.full((7, 8), 1, np.uint8)).save(mask)
+    assert main(["--evaluate", "run", *place]) == 2
+    assert f"1 of 16 masks or images cannot be used (test images): {mask} is 8 x 7 px" in (
+        capsys.readouterr().err
+    )
