@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
+from agents.class_weights import class_weights
 from agents.feature_cache import keep_features, keeps_features
 from agents.fusion import build_fusion
 from agents.optimizers import configure
@@ -30,7 +31,7 @@ from models.heads.base import Head
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
-from models.losses.segmentation import SegmentationLoss
+from models.losses.segmentation import Loss, SegmentationLoss, WeightedCrossEntropy
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of
@@ -65,8 +66,8 @@ class Segmentation(Agent):
         self.network = network
         self.classes = tuple(classes)
         settings = hparams.segmentation
-        losses = [load(names.LOSSES[name]) for name in settings.loss]
-        self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
+        self.loss = self._summed([load(names.LOSSES[name]) for name in settings.loss])
+        self.training_loss = self.loss
         self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}
         self.trains = self.memory is None
@@ -78,6 +79,11 @@ class Segmentation(Agent):
             settings.test_flip,
         )
         self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
+
+    def _summed(self, losses: Sequence[Loss]) -> SegmentationLoss:
+        return SegmentationLoss(
+            losses, self.settings.segmentation.loss_weights or [1.0] * len(losses)
+        )
 
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
@@ -127,13 +133,19 @@ class Segmentation(Agent):
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:
-        """See `Agent.prepare`: keeps the features of a frozen backbone, where views are fixed."""
+        """See `Agent.prepare`: weighs classes, and keeps features that never change."""
+        images = cast(SegmentationDataModule, data)
+        weights = class_weights(hparams.segmentation, self.classes, images)
+        if weights is not None:
+            weighted = {"cross_entropy": WeightedCrossEntropy(weights)}
+            self.training_loss = self._summed(
+                [weighted.get(n) or load(names.LOSSES[n]) for n in hparams.segmentation.loss]
+            )
         if not keeps_features(self.network, hparams):
             return
         if checkpoint is not None:
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
-        images = cast(SegmentationDataModule, data)
         keep_features(self.network, images, hparams, self.classes, whole, device)
 
     @property
@@ -175,7 +187,9 @@ class Segmentation(Agent):
         stride = self.settings.segmentation.loss_stride
         features = network.fusion.controlled_batch(network.encode(images, batch.stored))
         logits = network.decode(features, (images.shape[-2], images.shape[-1]), stride)
-        loss = self.loss(logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride])
+        loss = self.training_loss(
+            logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
+        )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         if self.settings.segmentation.attention_loss:

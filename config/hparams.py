@@ -451,6 +451,17 @@ class SegmentationHparams:
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
     loss_weights: Annotated[list[float], Between(0.0), LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
+    class_weights: Annotated[
+        Literal["none", "inverse_frequency", "listed"], Needs("segmentation.loss", "cross_entropy")
+    ] = "none"
+    """How much a pixel of a class counts in the cross-entropy of training: none (all alike, so that
+    rare classes may be missed) | inverse_frequency (all classes alike, by their shares of the
+    training masks; finds rare classes, at the price of some false alarms) | listed. The losses of
+    held-out and test images are unweighted."""
+    listed_class_weights: Annotated[
+        list[float], Between(0.0), Needs("segmentation.class_weights", "listed")
+    ] = field(default_factory=list)
+    """One for each class, in their order."""
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
     same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""

@@ -147,15 +147,15 @@ def _check_classes(
     occurring = [name for name, pixels in zip(source.classes, labelled, strict=True) if pixels]
     if len(occurring) > 1:
         return
-    only = occurring[0] if occurring else "void"
-    problem = f"The masks of the {what} hold nothing but {only}"
-    if void:
-        beside = f" and pixels that count for nothing ({percent(void, sum(census.pixels))})"
-        advice = source.advice([mask for _, mask in pairs])
-        raise ValueError(f"{problem}{beside if occurring else ''}. {advice}".rstrip())
-    console.warning(
-        "warning: %s: there is nothing to tell apart, and any score is perfect.", problem
-    )
+    problem = f"The masks of the {what} hold nothing but {occurring[0]}" if occurring else ""
+    if occurring and not void:
+        console.warning("warning: %s: nothing to tell apart, so any score is perfect.", problem)
+        return
+    share = percent(void, sum(census.pixels))
+    beside = f" and pixels that count for nothing ({share})"
+    advice = source.advice([mask for _, mask in pairs])
+    said = f"{problem}{beside}" if occurring else f"The masks of the {what} are void all over"
+    raise ValueError(f"{said}. {advice}".rstrip())
 
 
 @rank_zero_only

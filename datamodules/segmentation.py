@@ -13,7 +13,7 @@ from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
-from datamodules.mask_check import check_masks
+from datamodules.mask_check import Census, check_masks
 from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
@@ -57,6 +57,7 @@ class SegmentationDataModule(ImageDataModule):
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None
         self.keeps_test = False
+        self.censuses: dict[str, Census] = {}  # as are pairs
         self._pairs: dict[str, list[FilePair]] = {}  # by what to call the images
 
     def list_images(self, stage: str) -> None:
@@ -73,7 +74,7 @@ class SegmentationDataModule(ImageDataModule):
     def check_masks(self, cache: Path) -> None:
         """See `ImageDataModule.check_masks`; says what the masks hold."""
         for what, pairs in self._pairs.items():
-            check_masks(
+            self.censuses[what] = check_masks(
                 self.source,
                 pairs,
                 what,
@@ -81,6 +82,11 @@ class SegmentationDataModule(ImageDataModule):
                 cache=cache,
                 threads=max(1, self.loading.num_workers),
             )
+
+    @property
+    def class_pixels(self) -> tuple[int, ...]:
+        """How many pixels of the training images each class has, as `check_masks` found."""
+        return self.censuses["training images"].pixels[: self.num_classes]
 
     def _setup_training(self) -> None:
         pairs = self._pairs["training images"] = self.pairs(self.source.split)

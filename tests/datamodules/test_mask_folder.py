@@ -137,7 +137,7 @@ def test_the_written_list_knows_void(tmp_path):
         (times(7), "names: [background, cell]", r"not name \(.* %.*\): 7\..*\{0: background, 7:"),
         (times(1, 1), "names: [a, b]", r"names: \{1: a, 2: b\}"),
         (times(300, kind=np.uint16), "names: [a, b]", r"\{0: a, 300: b\}"),
-        (times(0), "names: [a, b, c]\nignore: a", "hold nothing but void"),
+        (times(0), "names: [a, b, c]\nignore: a", "are void all over"),
     ],
 )
 def test_values_that_do_not_fit_are_answered_with_what_to_write(tmp_path, encode, text, words):
@@ -352,3 +352,24 @@ def test_classes_in_another_order_are_not_those_of_the_run(train, tmp_path, caps
     assert f"1 of 16 masks or images cannot be used (test images): {mask} is 8 x 7 px" in (
         capsys.readouterr().err
     )
+
+
+def test_classes_are_weighed_in_training_alone(train, tmp_path, capsys):
+    root = folder(tmp_path / "data", grey, "names: [background, crop]", count=16)
+    settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
+    settings["trainer__max_steps"] = 1
+    weights = {"segmentation__class_weights": "inverse_frequency"}
+    losses = {}
+    for name, more in {"plain": {}, "weighed": weights}.items():
+        code, run = train(name, **settings, **more)
+        assert code == 0
+        losses[name] = summary(run)["train/loss"]
+    share = 6 * 8 / (20 * 24)
+    expected = f"class weights: crop {0.5 / share:.3g}, background {0.5 / (1 - share):.3g}"
+    assert expected in capsys.readouterr().err
+    assert losses["plain"] != losses["weighed"]
+    listed = {"segmentation__class_weights": "listed"}
+    for given in ((), (1.0,), (0.0, 0.0)):
+        more = {"segmentation__listed_class_weights": given} if given else {}
+        assert train("bad", **settings, **listed, **more)[0] == 2
+        assert "expected one for each of 2 classes" in capsys.readouterr().err
