@@ -38,7 +38,7 @@ from models.segmenter import Segmenter, labels_of
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.imports import load
-from utils.palette import has_background
+from utils.palette import has_background, palette
 
 
 class Segmentation(Agent):
@@ -53,6 +53,7 @@ class Segmentation(Agent):
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
+        colours: of labels in pictures, `(256, 3)`; the data set's own where it has some.
         inference: how test images are seen.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
@@ -65,6 +66,7 @@ class Segmentation(Agent):
         self.settings = hparams
         self.network = network
         self.classes = tuple(classes)
+        self.colours = palette(classes)
         settings = hparams.segmentation
         self.loss = self._summed([load(names.LOSSES[name]) for name in settings.loss])
         self.training_loss = self.loss
@@ -88,14 +90,17 @@ class Segmentation(Agent):
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
         """See `Agent.build`."""
-        classes = masked(source, f"--data.name {hparams.data.name}").classes
+        images = masked(source, f"--data.name {hparams.data.name}")
+        classes = images.classes
         settings = hparams.segmentation
         fusion, channels = build_fusion(hparams, backbone, len(classes))
         make_head = load(names.HEADS[settings.head])
         told = settings_of(hparams, "segmentation.head")
         head: Head = make_head(channels, backbone.map_strides, len(classes), **told)
         network = Segmenter(backbone, head, fusion)
-        return cls(network, classes, hparams)
+        agent = cls(network, classes, hparams)
+        agent.colours = images.colours
+        return agent
 
     def load_weights(self, hparams: Hparams) -> None:
         """See `Agent.load_weights`: those of the head."""

@@ -38,8 +38,8 @@ def execute(command: Command) -> int:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
-        agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
-        return predict(agent, hparams, source, folder, Path(command.images))
+        agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
+        return predict(agent, hparams, folder, Path(command.images))
     quiet_libraries()
     for sentence in command.notes:
         console.info("%s", sentence)

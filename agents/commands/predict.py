@@ -11,9 +11,7 @@ from PIL import Image
 from rich.progress import track
 
 from agents.segmentation import Segmentation, protocol_of_test
-from agents.sources import masked
 from config.hparams import Hparams
-from datamodules.base import ImageSource
 from datamodules.listing import IMAGE_SUFFIXES, files_below, is_image
 from datamodules.reading import UnreadableImageError, read_picture
 from datamodules.transforms.segmentation import Protocol
@@ -25,19 +23,12 @@ from utils.run_folder import RunFolder
 from utils.text import printable
 
 
-def predict(
-    agent: pl.LightningModule,
-    hparams: Hparams,
-    source: ImageSource,
-    folder: RunFolder,
-    images: Path,
-) -> int:
+def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Path) -> int:
     """Writes a palette PNG and an overlay for every image, below `predictions/` of the run.
 
     Args:
         agent: a segmentation, in eval mode.
         hparams: its settings; the protocol says how an image is resized.
-        source: its data set, whose colours the labels have.
         folder: the run.
         images: a folder, searched at any depth, or one image.
 
@@ -52,7 +43,7 @@ def predict(
     out = folder.path / "predictions" / images.resolve().stem
     protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
-    colours = masked(source, f"--data.name {hparams.data.name}").colours
+    colours = agent.colours
     unreadable: list[str] = []
     for file in track(files, "Labelling", transient=True):
         try:
