@@ -115,6 +115,7 @@ class Segmentation(Agent):
         size = int(settings.image_size)
         protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(size)
         images = masked(source, f"--data.name {settings.name}")
+        images.propose_classes()
         if protocol.needs_background and not has_background(images.classes):
             raise ValueError(
                 f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "

@@ -55,6 +55,14 @@ class MaskedSource(ImageSource):
     def classes(self) -> tuple[str, ...]:
         """Names by label; `background` first where there is one. A class attribute will do."""
 
+    def propose_classes(self) -> None:
+        """Writes a list of classes where the data set needs one and there is none.
+
+        Raises:
+            FileNotFoundError: one has been written, to be edited.
+            ValueError: what the masks hold cannot be classes.
+        """
+
     @property
     def meanings(self) -> Meanings | None:
         """What the pixels of mask files stand for; None: values are labels, and 255 void."""

@@ -40,10 +40,20 @@ class MaskFolder(ListedClasses):
 
     @cached_property
     def class_list(self) -> ClassList:
-        """See `ListedClasses.class_list`; where there is none, one is written, to be edited."""
+        """See `ListedClasses.class_list`."""
+        file = self.root / CLASS_LIST
+        if not file.exists():
+            raise FileNotFoundError(
+                f"There is no {CLASS_LIST} in {self.root}, with the names of the classes. --task "
+                "segmentation writes one to be edited."
+            )
+        return read_class_list(file)
+
+    def propose_classes(self) -> None:
+        """See `MaskedSource.propose_classes`."""
         file = self.root / CLASS_LIST
         if file.exists():
-            return read_class_list(file)
+            return
         found = survey([mask for _, mask in self.pairs("train")])
         written = proposal(found)
         start = (

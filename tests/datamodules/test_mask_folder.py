@@ -12,7 +12,7 @@ from datamodules.masks import read_labels
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.transforms.segmentation import Standard
 from main import main
-from tests.conftest import summary
+from tests.conftest import files_at_most, summary
 from tests.datamodules.own_masks import (
     COLOURS,
     HEX,
@@ -103,7 +103,7 @@ def test_without_a_list_one_is_written_that_works(
 ):
     root = folder(tmp_path, encode, classes=classes)
     with pytest.raises(FileNotFoundError, match=r"4 masks hold .*written to .*classes\.yaml"):
-        _ = MaskFolder(str(root)).classes
+        MaskFolder(str(root)).propose_classes()
     written = yaml.safe_load((root / "classes.yaml").read_text())
     assert names is ... or written["names"] == names
     assert set(written.get("colours", ())) == set(colours or ())
@@ -117,6 +117,20 @@ def checked(root, split="train") -> Census:
     )
 
 
+def test_only_who_needs_classes_writes_a_list(tmp_path):
+    root = folder(tmp_path, grey)
+    with pytest.raises(FileNotFoundError, match="--task segmentation writes one"):
+        _ = MaskFolder(str(root)).classes
+    assert MaskFolder(str(root)).files("train")
+    assert not (root / "classes.yaml").exists()
+
+
+def test_a_list_that_cannot_be_written_is_shown(tmp_path):
+    root = folder(tmp_path, grey)
+    with files_at_most(10), pytest.raises(FileNotFoundError, match=r"It would be:\n# What"):
+        MaskFolder(str(root)).propose_classes()
+
+
 def test_the_written_list_knows_void(tmp_path):
     def with_border(labels):
         labels[3] = 255
@@ -124,7 +138,7 @@ def test_the_written_list_knows_void(tmp_path):
 
     root = folder(tmp_path, with_border)
     with pytest.raises(FileNotFoundError):
-        _ = MaskFolder(str(root)).classes
+        MaskFolder(str(root)).propose_classes()
     assert yaml.safe_load((root / "classes.yaml").read_text())["ignore"] == 255
     assert checked(root).pixels[-1] == 4 * 24
 
@@ -180,7 +194,7 @@ def test_jpeg_is_no_format_of_masks(tmp_path):
         checked(root)
     (root / "classes.yaml").unlink()
     with pytest.raises(ValueError, match="JPEG changes the colours of masks"):
-        _ = MaskFolder(str(root)).classes
+        MaskFolder(str(root)).propose_classes()
     assert not (root / "classes.yaml").exists()
 
 
@@ -188,7 +202,7 @@ def test_pictures_are_no_masks(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
     root = folder(tmp_path, lambda _: Image.fromarray(noise))
     with pytest.raises(ValueError, match="more values or colours than classes can be"):
-        _ = MaskFolder(str(root)).classes
+        MaskFolder(str(root)).propose_classes()
 
 
 @pytest.mark.parametrize("inside", ["train", ""])
