@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from agents.backbone import build_backbone
 from agents.base import Agent
 from agents.sources import probe_source
 from callbacks.guard import Guard
+from callbacks.inspection import Classifies
 from config import names
 from config.hparams import Hparams
 from config.rules import get_leaf, settings_of, unmet
@@ -113,9 +115,10 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
         checkpoint: its content.
 
     Raises:
-        ValueError: another architecture; names the first difference. What is empty here is filled
-            by the checkpoint, whatever its length.
+        ValueError: another architecture, or other classes; names the first difference. What is
+            empty here is filled by the checkpoint, whatever its length.
     """
+    _check_classes(agent, file, checkpoint)
     saved = {key: value.shape for key, value in checkpoint["state_dict"].items()}
     own = {key: value.shape for key, value in agent.state_dict().items()}
     for key in sorted(saved.keys() | own.keys()):
@@ -126,4 +129,16 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
             raise ValueError(
                 f"{file} is of another architecture: {key} is {there} there and {here} with "
                 "these settings. Resume without changing --backbone or projector sizes."
+            )
+
+
+def _check_classes(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:
+    known = checkpoint.get("classes")
+    if known is None or not isinstance(agent, Classifies):
+        return
+    for label, (there, here) in enumerate(zip_longest(known, agent.classes, fillvalue="absent")):
+        if there != here:
+            raise ValueError(
+                f"{file} is of other classes: label {label} is {there} there and {here} in the "
+                "data set now. Restore its list of classes, or train anew."
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
+from agents.class_weights import class_weights
 from agents.feature_cache import keep_features, keeps_features
 from agents.fusion import build_fusion
 from agents.optimizers import configure
@@ -30,14 +31,14 @@ from models.heads.base import Head
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
-from models.losses.segmentation import SegmentationLoss
+from models.losses.segmentation import Loss, SegmentationLoss, WeightedCrossEntropy
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.imports import load
-from utils.palette import has_background
+from utils.palette import has_background, palette
 
 
 class Segmentation(Agent):
@@ -52,6 +53,7 @@ class Segmentation(Agent):
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
+        colours: of labels in pictures, `(256, 3)`; the data set's own where it has some.
         inference: how test images are seen.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
@@ -64,9 +66,10 @@ class Segmentation(Agent):
         self.settings = hparams
         self.network = network
         self.classes = tuple(classes)
+        self.colours = palette(classes)
         settings = hparams.segmentation
-        losses = [load(names.LOSSES[name]) for name in settings.loss]
-        self.loss = SegmentationLoss(losses, settings.loss_weights or [1.0] * len(losses))
+        self.loss = self._summed([load(names.LOSSES[name]) for name in settings.loss])
+        self.training_loss = self.loss
         self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}
         self.trains = self.memory is None
@@ -79,17 +82,25 @@ class Segmentation(Agent):
         )
         self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
 
+    def _summed(self, losses: Sequence[Loss]) -> SegmentationLoss:
+        return SegmentationLoss(
+            losses, self.settings.segmentation.loss_weights or [1.0] * len(losses)
+        )
+
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
         """See `Agent.build`."""
-        classes = masked(source, f"--data.name {hparams.data.name}").classes
+        images = masked(source, f"--data.name {hparams.data.name}")
+        classes = images.classes
         settings = hparams.segmentation
         fusion, channels = build_fusion(hparams, backbone, len(classes))
         make_head = load(names.HEADS[settings.head])
         told = settings_of(hparams, "segmentation.head")
         head: Head = make_head(channels, backbone.map_strides, len(classes), **told)
         network = Segmenter(backbone, head, fusion)
-        return cls(network, classes, hparams)
+        agent = cls(network, classes, hparams)
+        agent.colours = images.colours
+        return agent
 
     def load_weights(self, hparams: Hparams) -> None:
         """See `Agent.load_weights`: those of the head."""
@@ -104,6 +115,7 @@ class Segmentation(Agent):
         size = int(settings.image_size)
         protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(size)
         images = masked(source, f"--data.name {settings.name}")
+        images.propose_classes()
         if protocol.needs_background and not has_background(images.classes):
             raise ValueError(
                 f"--segmentation.protocol {hparams.segmentation.protocol} counts void as "
@@ -127,13 +139,19 @@ class Segmentation(Agent):
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:
-        """See `Agent.prepare`: keeps the features of a frozen backbone, where views are fixed."""
+        """See `Agent.prepare`: weighs classes, and keeps features that never change."""
+        images = cast(SegmentationDataModule, data)
+        weights = class_weights(hparams.segmentation, self.classes, images)
+        if weights is not None:
+            weighted = {"cross_entropy": WeightedCrossEntropy(weights)}
+            self.training_loss = self._summed(
+                [weighted.get(n) or load(names.LOSSES[n]) for n in hparams.segmentation.loss]
+            )
         if not keeps_features(self.network, hparams):
             return
         if checkpoint is not None:
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
-        images = cast(SegmentationDataModule, data)
         keep_features(self.network, images, hparams, self.classes, whole, device)
 
     @property
@@ -160,6 +178,10 @@ class Segmentation(Agent):
         """Loads the network."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the names of the classes: their order may change in a file of the user's."""
+        checkpoint["classes"] = list(self.classes)
+
     def setup(self, stage: str) -> None:
         """Compiles the training pass of what is fitted: a tuner's copies have their own."""
         if stage == "fit" and self.settings.trainer.compile:
@@ -171,7 +193,9 @@ class Segmentation(Agent):
         stride = self.settings.segmentation.loss_stride
         features = network.fusion.controlled_batch(network.encode(images, batch.stored))
         logits = network.decode(features, (images.shape[-2], images.shape[-1]), stride)
-        loss = self.loss(logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride])
+        loss = self.training_loss(
+            logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
+        )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         if self.settings.segmentation.attention_loss:

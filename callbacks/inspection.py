@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -89,6 +91,18 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
     if not isinstance(module, Classifies):
         raise TypeError(f"{type(module).__name__} has no classes.")
     return module.classes
+
+
+@runtime_checkable
+class Paints(Protocol):
+    """An agent whose labels have colours in pictures, `(256, 3)`."""
+
+    colours: NDArray[np.uint8]
+
+
+def class_colours(module: nn.Module) -> NDArray[np.uint8] | None:
+    """Returns the colours of an agent's labels, `(256, 3)`; None where it has none."""
+    return module.colours if isinstance(module, Paints) else None
 
 
 def confusion_of(module: nn.Module, split: str) -> Tensor | None:

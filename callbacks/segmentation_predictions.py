@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_names, due
+from callbacks.inspection import class_colours, class_names, due
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, outputs_of
 from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize
@@ -137,7 +137,10 @@ class SegmentationPredictions(Callback):
                 for part, value in each._asdict().items()
             }
             log_figure(
-                trainer, kind, draw(kept, names, title), {"names": np.array(names), **arrays}
+                trainer,
+                kind,
+                draw(kept, names, title, class_colours(pl_module)),
+                {"names": np.array(names), **arrays},
             )
             captions = [f"row {row}: {each.in_words()}" for row, each in enumerate(kept, start=1)]
             overlay = (*_for_overlay(kept), dict(enumerate(names)), captions)
@@ -157,11 +160,23 @@ def _for_overlay(
     }
 
 
-def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
-    """Draws one row an image; the legend names the classes that occur in the figure."""
+def draw(
+    judged: list[Judged],
+    names: tuple[str, ...],
+    title: str,
+    own: NDArray[np.uint8] | None = None,
+) -> Figure:
+    """Draws one row an image; the legend names the classes that occur in the figure.
+
+    Args:
+        judged: the images.
+        names: by label.
+        title: of the figure.
+        own: colours by label, `(256, 3)`; None: those of `palette`.
+    """
     figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
     present: set[int] = set()
-    colours = palette(names)
+    colours = palette(names) if own is None else own
     for row, each in zip(axes, judged, strict=True):
         image, labels, prediction = each
         truth, guess = labels.numpy(), prediction.numpy()
@@ -181,15 +196,18 @@ def draw(judged: list[Judged], names: tuple[str, ...], title: str) -> Figure:
         Patch(color=hex_colour(_WRONG), label="wrong"),
         Patch(facecolor="white", edgecolor="grey", label="right"),
     ]
-    name_colours(figure, names, present, wrong_or_right)
+    name_colours(figure, names, present, colours, wrong_or_right)
     return figure
 
 
 def name_colours(
-    figure: Figure, names: tuple[str, ...], present: set[int], more: Sequence[Patch] = ()
+    figure: Figure,
+    names: tuple[str, ...],
+    present: set[int],
+    colours: NDArray[np.uint8],
+    more: Sequence[Patch] = (),
 ) -> None:
     """Adds a legend of the labels that occur in a figure, void and what else it shows."""
-    colours = palette(names)
     handles = [Patch(color=hex_colour(colours[k]), label=names[k]) for k in sorted(present)]
     handles.append(Patch(color=hex_colour(colours[VOID]), label="void: not judged"))
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=6, fontsize=7)

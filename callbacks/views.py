@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import Classifies, due
+from callbacks.inspection import Classifies, class_colours, due
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import palette
@@ -41,18 +43,25 @@ class Views(Callback):
         if kept:
             title = f"Augmented views of training images, epoch {trainer.current_epoch + 1}"
             names = pl_module.classes if isinstance(pl_module, Classifies) else None
-            log_figure(trainer, "views/train", draw(kept, title, names))
+            drawn = draw(kept, title, names, class_colours(pl_module))
+            log_figure(trainer, "views/train", drawn)
 
 
-def draw(views: Mapping[str, Tensor], title: str, names: tuple[str, ...] | None = None) -> Figure:
+def draw(
+    views: Mapping[str, Tensor],
+    title: str,
+    names: tuple[str, ...] | None = None,
+    own: NDArray[np.uint8] | None = None,
+) -> Figure:
     """Draws named views, one row a view, one column an image.
 
     Args:
         views: images `(n, 3, H, W)` or labels `(n, H, W)`, uint8.
         title: of the figure.
         names: of the labels.
+        own: colours of the labels, `(256, 3)`; None: those of `palette`.
     """
-    colours = palette(names or ("",))
+    colours = palette(names or ("",)) if own is None else own
     figure, axes = figures.grid(len(views), len(next(iter(views.values()))), title=title)
     for row, images in zip(axes, views.values(), strict=True):
         for axis, image in zip(row, images, strict=True):

@@ -16,8 +16,8 @@ import yaml
 
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf
-from config.strict_yaml import StrictLoader
 from utils.files import write_atomically
+from utils.strict_yaml import load_yaml
 
 
 class ConfigError(ValueError):
@@ -186,15 +186,9 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
         ConfigError: it is not valid; begins with `source` and the line.
     """
     try:
-        return yaml.load(text, StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{line}: {error.problem}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is no text: {' '.join(str(error).split())}.") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source} is nested too deeply.") from error
+        return load_yaml(text, source)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def write_yaml(settings: Mapping[str, Any], file: Path) -> None:

@@ -97,15 +97,16 @@ class DataHparams:
     """The images."""
 
     name: Annotated[str, OneOf(names.DATASETS), MAKES_EPOCHS] = "shapes"
-    """shapes (generated, no download) | voc | coco_stuff | cifar10 (the folder of the official
-    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff;
-    classes: shapes, cifar10, and image_folder with one folder a class."""
+    """shapes (generated, no download) | voc | coco_stuff | mask_folder (your own images and masks:
+    images/{train,val}, masks/{train,val}, classes.yaml) | cifar10 (the folder of the official
+    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff,
+    mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
-    or anything between."""
+    or anything between; other data in VOC's layout has its classes.yaml beside JPEGImages."""
     split: Annotated[
         Literal["train", "trainaug", "all_minus_val", "all"],
-        Needs("data.name", "voc", "image_folder"),
+        Needs("data.name", "voc", "mask_folder", "image_folder"),
         Unless("task", "linear_probe"),
         MAKES_EPOCHS,
     ] = "train"
@@ -117,12 +118,13 @@ class DataHparams:
     val_fraction: Annotated[
         float,
         Between(0.0, 0.5),
-        Needs("data.name", "image_folder") | Needs("task", "segmentation", "linear_probe"),
+        Needs("data.name", "mask_folder", "image_folder")
+        | Needs("task", "segmentation", "linear_probe"),
         MAKES_EPOCHS,
     ] = 0.1
-    """Share of the training images held out for validation: image_folder without a val/ folder,
-    segmentation and linear_probe, where the data set's own val split is the test set and chooses
-    nothing."""
+    """Share of the training images held out for validation: image_folder and mask_folder without a
+    val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
+    and chooses nothing (mask_folder with test/ and val/: val chooses)."""
     image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
@@ -449,6 +451,17 @@ class SegmentationHparams:
     """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
     loss_weights: Annotated[list[float], Between(0.0), LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
+    class_weights: Annotated[
+        Literal["none", "inverse_frequency", "listed"], Needs("segmentation.loss", "cross_entropy")
+    ] = "none"
+    """How much a pixel of a class counts in the cross-entropy of training: none (all alike, so that
+    rare classes may be missed) | inverse_frequency (all classes alike, by their shares of the
+    training masks; finds rare classes, at the price of some false alarms) | listed. The losses of
+    held-out and test images are unweighted."""
+    listed_class_weights: Annotated[
+        list[float], Between(0.0), Needs("segmentation.class_weights", "listed")
+    ] = field(default_factory=list)
+    """One for each class, in their order."""
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
     same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""

@@ -46,6 +46,7 @@ DATASETS: dict[str, str] = {
     "shapes": "datamodules.shapes:Shapes",
     "voc": "datamodules.voc:VOC",
     "coco_stuff": "datamodules.coco_stuff:COCOStuff",
+    "mask_folder": "datamodules.mask_folder:MaskFolder",
     "cifar10": "datamodules.cifar10:CIFAR10",
     "image_folder": "datamodules.image_folder:ImageFolder",
 }

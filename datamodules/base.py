@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +16,10 @@ from torchvision.transforms import InterpolationMode
 
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
-from datamodules.masks import read_pair
+from datamodules.masks import FilePair, read_pair
+from datamodules.meanings import Meanings
 from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
+from utils.palette import palette
 
 
 class ImageSource(ABC):
@@ -47,23 +48,50 @@ class ImageSource(ABC):
 
 
 class MaskedSource(ImageSource):
-    """A data set whose images have masks of labels, 255 void.
+    """A data set whose images have masks of labels, 255 void."""
 
-    Attributes:
-        classes: names by label; `background` first where there is one.
-        published_jaccard: how well the attention of published networks finds its objects, by
-            network: the best head's Jaccard index, see `models.measures.attention_quality`.
-        meanings: label of each value a mask file may hold, `(256,)`; values that may not be there
-            have one beyond the classes. None: values are labels.
-    """
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names by label; `background` first where there is one. A class attribute will do."""
 
-    classes: ClassVar[tuple[str, ...]]
-    published_jaccard: ClassVar[Mapping[str, float]] = {}
-    meanings: ClassVar[NDArray[np.uint8] | None] = None
+    def propose_classes(self) -> None:
+        """Writes a list of classes where the data set needs one and there is none.
+
+        Raises:
+            FileNotFoundError: one has been written, to be edited.
+            ValueError: what the masks hold cannot be classes.
+        """
+
+    @property
+    def meanings(self) -> Meanings | None:
+        """What the pixels of mask files stand for; None: values are labels, and 255 void."""
+        return None
+
+    @property
+    def colours(self) -> NDArray[np.uint8]:
+        """A colour for every label, void included, `(256, 3)`."""
+        return palette(self.classes)
+
+    @property
+    def published_jaccard(self) -> Mapping[str, float]:
+        """How well the attention of published networks finds its objects, by network.
+
+        The best head's Jaccard index, see `models.measures.attention_quality`.
+        """
+        return {}
+
+    def advice(self, masks: Sequence[Path]) -> str:
+        """Says what could be done when some of these masks cannot be used; nothing by default."""
+        return ""
 
     @abstractmethod
-    def pairs(self, split: str) -> list[tuple[Path, Path]]:
+    def pairs(self, split: str) -> list[FilePair]:
         """Returns images and their masks of a split; otherwise as `files`."""
+
+    def held_out(self) -> list[FilePair] | None:
+        """Returns what choices are made on; None: a share of the training images."""
+        return None
 
 
 class LabelledSource(ImageSource):
@@ -122,9 +150,20 @@ class ImageDataModule(LightningDataModule, ABC):
             cache: folder to keep what was found out; it may be deleted.
 
         Raises:
-            ValueError: a batch is larger than the data set; masks that cannot be used.
+            ValueError: a batch is larger than the data set; see `check_masks`.
         """
         self.loading.check(len(self.train_files))
+        self.check_masks(cache)
+
+    def check_masks(self, cache: Path) -> None:
+        """Checks the masks of the listed images, where the task needs them.
+
+        Args:
+            cache: see `check`.
+
+        Raises:
+            ValueError: masks that cannot be used.
+        """
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps of the data: how many images an epoch is made of."""
@@ -184,6 +223,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if not isinstance(self.source, MaskedSource):
             return
         pairs = self.source.pairs("train" if split == "train" else "val")
+        if split == "train":
+            pairs = [*pairs, *(self.source.held_out() or ())]
         watched = set(self.val_files) & {image for image, _ in pairs}
         if split == "train" and watched:
             pairs = [pair for pair in pairs if pair[0] in watched]

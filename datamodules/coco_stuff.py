@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from datamodules.base import MaskedSource
 from datamodules.listing import image_files
+from datamodules.meanings import IndexMeanings
 from datamodules.reading import ImageItem
 from utils.palette import VOID
 
@@ -47,9 +46,7 @@ class COCOStuff(MaskedSource):
     """
 
     classes = tuple(_CATEGORIES[value] for value in _VALUES)
-    meanings = np.full(256, VOID - 1, np.uint8)
-    meanings[_VALUES] = np.arange(len(_VALUES))
-    meanings[VOID] = VOID
+    meanings = IndexMeanings({value: label for label, value in enumerate(_VALUES)} | {VOID: VOID})
 
     def files(self, split: str) -> Sequence[ImageItem]:
         """See `ImageSource.files`; `train` and `val`."""

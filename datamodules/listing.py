@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -112,9 +112,40 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
+    """Groups files by their path inside a folder, without the suffix."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+    return found
+
+
 def held_out(name: str, fraction: float) -> bool:
     """Whether an image of this name belongs to the share that is not trained on.
 
     A hash decides, so that adding images never moves one between the splits.
     """
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4]) < fraction * 2**32
+    return _place(name) < fraction
+
+
+def set_apart(
+    files: Sequence[Path], folder: Path, fraction: float
+) -> tuple[list[Path], list[Path]]:
+    """Splits files by a hash of their paths inside a folder: most, and a share to judge by.
+
+    It is another hash than `held_out` has of their names alone, so that a share of either part can
+    be held out; and the share is at least one.
+
+    Raises:
+        ValueError: there is one file only.
+    """
+    if len(files) < 2:
+        raise ValueError(f"{folder} holds {len(files)} image, expected at least two.")
+    places = {file: _place(f"test/{file.relative_to(folder).as_posix()}") for file in files}
+    first = min(places, key=places.__getitem__)
+    apart = {file for file, place in places.items() if place < fraction or file == first}
+    return [file for file in files if file not in apart], [f for f in files if f in apart]
+
+
+def _place(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4]) / 2**32

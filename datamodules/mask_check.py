@@ -23,7 +23,7 @@ from datamodules.reading import UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
-from utils.text import printable
+from utils.text import percent, printable
 
 # Of more masks than this so many are looked at, evenly spaced.
 MAX_MASKS = 5000
@@ -64,7 +64,7 @@ def check_masks(
         threads: that read files at a time.
 
     Raises:
-        ValueError: some cannot be used; names the first.
+        ValueError: some cannot be used, and names the first; or all but one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
     known = cache / f"masks-{_digest(source, chosen, every_image)}.json"
@@ -75,11 +75,12 @@ def check_masks(
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(known, json.dumps(asdict(census)))
     _say(census, source.classes, f"{len(chosen):,} of {len(pairs):,} {what}")
+    _check_classes(source, census, chosen, what)
     return census
 
 
 def _digest(source: MaskedSource, pairs: Sequence[FilePair], every_image: bool) -> str:
-    meanings = None if source.meanings is None else source.meanings.tolist()
+    meanings = None if source.meanings is None else source.meanings.facts
     files = file_facts([file for pair in pairs for file in pair if file.exists()])
     facts = [_FORMAT, source.classes, meanings, every_image, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
@@ -126,11 +127,35 @@ def _take(
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the other masks
     if problems:
+        advice = source.advice([mask for _, mask in pairs])
         raise ValueError(
             f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
-            f"{' | '.join(problems[:3])}"
+            f"{' | '.join(problems[:3])} {advice}".rstrip()
         )
     return Census((*pixels[: len(source.classes)].tolist(), int(pixels[VOID])), fits)
+
+
+def _check_classes(
+    source: MaskedSource, census: Census, pairs: Sequence[FilePair], what: str
+) -> None:
+    """Refuses masks in which all but one class is void: any network is perfect on them.
+
+    Raises:
+        ValueError: they are such.
+    """
+    *labelled, void = census.pixels
+    occurring = [name for name, pixels in zip(source.classes, labelled, strict=True) if pixels]
+    if len(occurring) > 1:
+        return
+    problem = f"The masks of the {what} hold nothing but {occurring[0]}" if occurring else ""
+    if occurring and not void:
+        console.warning("warning: %s: nothing to tell apart, so any score is perfect.", problem)
+        return
+    share = percent(void, sum(census.pixels))
+    beside = f" and pixels that count for nothing ({share})"
+    advice = source.advice([mask for _, mask in pairs])
+    said = f"{problem}{beside}" if occurring else f"The masks of the {what} are void all over"
+    raise ValueError(f"{said}. {advice}".rstrip())
 
 
 @rank_zero_only
@@ -138,14 +163,14 @@ def _say(census: Census, classes: tuple[str, ...], which: str) -> None:
     *labelled, void = census.pixels
     total = max(1, sum(labelled))
     by_size = sorted(zip(labelled, classes, strict=True), reverse=True)
-    shares = [f"{name} {100 * number / total:.2g} %" for number, name in by_size if number]
+    shares = [f"{name} {percent(number, total)}" for number, name in by_size if number]
     absent = [name for number, name in by_size if not number]
     rest = f" … {shares[-1]} ({len(shares)} classes)" if len(shares) > _NAMED else ""
-    lacking = f"; {len(absent)} classes have none, as {absent[-1]}" if absent else ""
-    share = 100 * void / max(1, total + void)
+    has = "class has" if len(absent) == 1 else "classes have"
+    lacking = f"; {len(absent)} {has} none, as {absent[-1]}" if absent else ""
     console.info(
-        "masks: %s: %s%s%s; void %.2g %% of all pixels.",
-        *(which, ", ".join(shares[:_NAMED]), rest, lacking, share),
+        "masks: %s: %s%s%s; void %s of all pixels.",
+        *(which, ", ".join(shares[:_NAMED]), rest, lacking, percent(void, total + void)),
     )
     for fit in (Fit.STORED, Fit.EITHER):
         if found := census.fits[fit.name]:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.masks import FilePair, read_pair
+from datamodules.meanings import Meanings
 from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
 from utils.palette import VOID
@@ -94,7 +93,7 @@ class MaskedImages(Dataset[LabelledSample]):
         pairs: Sequence[FilePair],
         prepare: Prepare,
         num_classes: int,
-        meanings: NDArray[np.uint8] | None,
+        meanings: Meanings | None,
         seed: int,
         skip_unreadable: bool,
     ) -> None:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from datamodules.meanings import ForeignPixelsError, IndexMeanings, Meanings
 from datamodules.reading import (
     UnreadableImageError,
     read_picture,
@@ -19,42 +19,31 @@ from datamodules.reading import (
     swaps_sides,
     turned,
 )
-from utils.palette import VOID
+from utils.text import printable
 
 FilePair = tuple[Path, Path]  # image, mask
 
 
-def read_labels(file: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None) -> Tensor:
+def read_labels(file: Path, num_classes: int, meanings: Meanings | None = None) -> Tensor:
     """Reads a mask as `(H, W)` uint8.
 
     Args:
-        file: palette or grey PNG.
+        file: the mask.
         num_classes: labels are 0 … num_classes - 1, and 255 void.
         meanings: see `MaskedSource.meanings`.
 
     Raises:
-        ValueError: not readable, not a palette or grey image, or labels that are no classes.
+        ValueError: not readable, or it holds what is no class.
     """
     try:
-        values = read_values(file)
+        mask = read_values(file)
     except UnreadableImageError as error:
         raise ValueError(f"The mask {error} cannot be read.") from error
-    if values.mode not in ("P", "L"):
-        raise ValueError(
-            f"{file} is a mask in mode {values.mode}: expected labels as a palette or grey PNG, "
-            "not colours."
-        )
-    labels = np.array(values)
-    found = np.unique(labels)
-    meant = found if meanings is None else meanings[found]
-    foreign = found[(meant >= num_classes) & (meant != VOID)]
-    if len(foreign):
-        expected = f"0 to {num_classes - 1}" if meanings is None else "those of the data set"
-        raise ValueError(
-            f"{file} has labels {foreign[:5].tolist()}: expected {expected}, or {VOID} for void. "
-            "These are the masks of another data set."
-        )
-    return torch.from_numpy(labels if meanings is None else meanings[labels])
+    try:
+        found = (meanings or IndexMeanings.of_labels(num_classes)).labels(mask)
+    except ForeignPixelsError as error:
+        raise ValueError(f"{printable(file)} {error}") from error
+    return torch.from_numpy(found)
 
 
 class Fit(Enum):
@@ -76,9 +65,7 @@ class Pair(NamedTuple):
     fit: Fit
 
 
-def read_pair(
-    image: Path, mask: Path, num_classes: int, meanings: NDArray[np.uint8] | None = None
-) -> Pair:
+def read_pair(image: Path, mask: Path, num_classes: int, meanings: Meanings | None = None) -> Pair:
     """Reads an image with its mask; see `read_labels`.
 
     Raises:

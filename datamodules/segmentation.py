@@ -13,7 +13,7 @@ from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
-from datamodules.mask_check import check_masks
+from datamodules.mask_check import Census, check_masks
 from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
@@ -57,6 +57,7 @@ class SegmentationDataModule(ImageDataModule):
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None
         self.keeps_test = False
+        self.censuses: dict[str, Census] = {}  # as are pairs
         self._pairs: dict[str, list[FilePair]] = {}  # by what to call the images
 
     def list_images(self, stage: str) -> None:
@@ -70,11 +71,10 @@ class SegmentationDataModule(ImageDataModule):
                 self.test_set, test, {"view": self.image_size}, "test images"
             )
 
-    def check(self, cache: Path) -> None:
-        """See `ImageDataModule.check`; says what the masks hold."""
-        super().check(cache)
+    def check_masks(self, cache: Path) -> None:
+        """See `ImageDataModule.check_masks`; says what the masks hold."""
         for what, pairs in self._pairs.items():
-            check_masks(
+            self.censuses[what] = check_masks(
                 self.source,
                 pairs,
                 what,
@@ -83,12 +83,22 @@ class SegmentationDataModule(ImageDataModule):
                 threads=max(1, self.loading.num_workers),
             )
 
+    @property
+    def class_pixels(self) -> tuple[int, ...]:
+        """How many pixels of the training images each class has, as `check_masks` found."""
+        return self.censuses["training images"].pixels[: self.num_classes]
+
     def _setup_training(self) -> None:
-        parts: tuple[list[FilePair], list[FilePair]] = ([], [])
         pairs = self._pairs["training images"] = self.pairs(self.source.split)
-        for pair in pairs:
-            parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
-        train, val = parts
+        apart = self.source.held_out()
+        if apart is None:
+            parts: tuple[list[FilePair], list[FilePair]] = ([], [])
+            for pair in pairs:
+                parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
+            train, val = parts
+        else:
+            train, val = pairs, apart
+            self._pairs["held-out images"] = apart
         self.train_files = [image for image, _ in train]
         self.val_files = [image for image, _ in val]
         self.train_set = self._training(train)
@@ -127,6 +137,7 @@ class SegmentationDataModule(ImageDataModule):
             return images
         facts |= {
             "protocol": type(self.protocol).__name__,
+            "meanings": None if self.meanings is None else self.meanings.facts,
             "files": file_facts([file for pair in pairs for file in pair]),
         }
         return self.cache.of(images, facts, name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from torchvision.datasets import VOCSegmentation
 
-from datamodules.base import MaskedSource
-from datamodules.listing import image_files, read_list
+from datamodules.class_list import ClassList, read_class_list
+from datamodules.listed_classes import ListedClasses
+from datamodules.listing import by_stem, image_files, is_image, read_list
+from datamodules.meanings import CLASS_LIST
 
 CLASSES = (
     "background",
@@ -34,6 +36,8 @@ CLASSES = (
     "train",
     "tv monitor",
 )
+# ViT-S/16, last block, all 1,449 validation images at 480 px (Caron et al. 2021, fig. 4).
+_PUBLISHED_JACCARD = {"DINO": 0.459, "supervised": 0.273, "random weights": 0.220}
 # The extra masks of Hariharan et al. 2011 (SBD), as every toolbox distributes them.
 AUGMENTED = "trainaug"
 
@@ -55,12 +59,12 @@ def find_voc(root: Path) -> Path:
 
 
 def voc_files(folder: Path, split: str) -> list[Path]:
-    """Lists the JPEGs of a split.
+    """Lists the images of a split, JPEGs or others.
 
     Args:
         folder: the one that holds JPEGImages and ImageSets.
         split: `train`, `val`: the segmentation lists; `trainaug`: that list with the extra masks;
-            `all`: every JPEG; `all_minus_val`.
+            `all`: every image; `all_minus_val`.
 
     Raises:
         FileNotFoundError: a list, or a listed image, is missing.
@@ -73,7 +77,7 @@ def voc_files(folder: Path, split: str) -> list[Path]:
         return [file for file in voc_files(folder, "all") if file not in val]
     listing = _listing(folder, split)
     names = _listed(listing)
-    files = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
+    files = _named(folder / "JPEGImages", names, ".jpg")
     require(files, listing, "images")
     if split != "val" and (shared := sorted(set(names) & set(_listed(_listing(folder, "val"))))):
         raise ValueError(
@@ -99,7 +103,19 @@ def _listed(listing: Path) -> list[str]:
 def _name(line: str) -> str:
     # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
     word = line.split()[0]
-    return Path(word).stem if "/" in word else word
+    return Path(word).stem if "/" in word or is_image(Path(word)) else word
+
+
+def _named(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
+    """Returns the file of each name; where one lacks the usual suffix, that of an image."""
+    usual = [folder / f"{name}{suffix}" for name in names]
+    if all(file.exists() for file in usual):
+        return usual
+    others = by_stem(filter(is_image, folder.iterdir()), folder)
+    return [
+        file if file.exists() else others.get(name, [file])[0]
+        for file, name in zip(usual, names, strict=True)
+    ]
 
 
 def require(files: list[Path], listing: Path, what: str) -> None:
@@ -131,21 +147,16 @@ def voc_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
         raise FileNotFoundError(
             f"{folder} has no {masks.name}: segmentation needs the full VOC 2012 archive, {extra}."
         )
-    files = [masks / f"{image.stem}.png" for image in images]
+    files = _named(masks, [image.stem for image in images], ".png")
     require(files, _listing(folder, split), "masks")
     return list(zip(images, files, strict=True))
 
 
-class VOC(MaskedSource):
-    """VOC 2012: the segmentation lists (1,464 / 1,449 images), trainaug (10,582), or all 17,125."""
+class VOC(ListedClasses):
+    """VOC 2012: the segmentation lists (1,464 / 1,449 images), trainaug (10,582), or all 17,125.
 
-    classes = CLASSES
-    # ViT-S/16, last block, all 1,449 validation images at 480 px (Caron et al. 2021, fig. 4).
-    published_jaccard: ClassVar[Mapping[str, float]] = {
-        "DINO": 0.459,
-        "supervised": 0.273,
-        "random weights": 0.220,
-    }
+    Other data in its layout has a list of its classes, `classes.yaml`, beside JPEGImages.
+    """
 
     def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
         super().__init__(root, split)
@@ -159,6 +170,20 @@ class VOC(MaskedSource):
             find_voc(self.root)
         except FileNotFoundError:
             VOCSegmentation(str(self.root), year="2012", image_set="train", download=True)
+
+    @cached_property
+    def class_list(self) -> ClassList:
+        """See `ListedClasses.class_list`; VOC's where there is none, or no data (yet)."""
+        try:
+            file = find_voc(self.root) / CLASS_LIST
+        except FileNotFoundError:
+            return ClassList.of_names(CLASSES)
+        return read_class_list(file) if file.exists() else ClassList.of_names(CLASSES)
+
+    @property
+    def published_jaccard(self) -> Mapping[str, float]:
+        """See `MaskedSource.published_jaccard`."""
+        return _PUBLISHED_JACCARD if self.classes == CLASSES else {}
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`; also `trainaug`, `all_minus_val` and `all`."""

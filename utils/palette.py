@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 VOID = 255  # pixels that count for nothing
+BACKGROUND = "background"  # the name of what is no object
 VOID_GREY = (190, 190, 190)
 # Of padded images: ImageNet's mean, close to 0 once a backbone has normalised it.
 MEAN_COLOUR = (124, 116, 104)
@@ -27,7 +28,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 def has_background(classes: Sequence[str]) -> bool:
     """Returns whether label 0 of a data set is what belongs to no class."""
-    return bool(classes) and classes[0] == "background"
+    return bool(classes) and classes[0] == BACKGROUND
 
 
 def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
@@ -40,6 +41,14 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
         colours = np.roll(colours, -1, axis=0)
     colours[VOID] = VOID_GREY
     return colours
+
+
+def with_colours(colours: NDArray[np.uint8], own: Sequence[int]) -> NDArray[np.uint8]:
+    """Returns a copy in which the first labels have colours of their own, given as 0xrrggbb."""
+    changed = colours.copy()
+    for label, code in enumerate(own):
+        changed[label] = code >> 16, code >> 8 & 255, code & 255
+    return changed
 
 
 def label_image(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:

@@ -26,6 +26,12 @@ def format_result(value: Any, missing: str = "–") -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def percent(part: float, whole: float) -> str:
+    """Spells a share with two digits: `0.032 %`, `4.7 %`, `100 %`."""
+    share = 100 * part / whole
+    return f"{share:.0f} %" if share >= 99.5 else f"{share:.2g} %"
+
+
 def printable(name: str | os.PathLike[str]) -> str:
     r"""Spells a file name that need not be UTF-8, which is what Linux allows: `caf\xe9.jpg`."""
     return os.fsencode(name).decode(errors="backslashreplace")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -20,9 +22,16 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
 
     On the test set, by the protocol of the settings, where the task has a test; else on the
     validation set.
+
+    Raises:
+        ValueError: masks that cannot be used; and see `trained_agent`.
     """
     agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
     data = build_data(hparams, source)
+    tests = is_overridden("test_step", agent)
+    data.prepare_data()
+    data.setup("test" if tests else "validate")
+    data.check_masks(Path(hparams.run.dir) / ".cache")
     callbacks = build_callbacks(hparams, Guard(best_device(hparams.trainer.accelerator)))
     trainer = pl.Trainer(
         accelerator=hparams.trainer.accelerator,
@@ -34,7 +43,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         default_root_dir=folder.path,
         callbacks=[c for c in callbacks if isinstance(c, AttentionQuality | EffectiveRank)],
     )
-    if is_overridden("test_step", agent):
+    if tests:
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
         facts = agent.facts
         how = [facts[name] for name in ("protocol", "inference") if name in facts]

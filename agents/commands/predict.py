@@ -18,7 +18,7 @@ from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
 from utils.device import best_device
 from utils.files import replacing
-from utils.palette import label_image, overlay, palette
+from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
 from utils.text import printable
 
@@ -43,7 +43,7 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     out = folder.path / "predictions" / images.resolve().stem
     protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
-    colours = palette(agent.classes)
+    colours = agent.colours
     unreadable: list[str] = []
     for file in track(files, "Labelling", transient=True):
         try:

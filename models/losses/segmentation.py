@@ -26,6 +26,39 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != VOID).sum().clamp(min=1)
 
 
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy in which a pixel counts as much as its class: `sum(w_y l) / sum(w_y)`.
+
+    Args:
+        weights: of the classes, `(C,)`.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `cross_entropy`."""
+        weights = self.weights.to(logits)
+        total = F.cross_entropy(logits, labels, weights, ignore_index=VOID, reduction="sum")
+        counted = weights[labels[labels != VOID]].sum()
+        return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
+
+
+def inverse_frequency(pixels: Sequence[int]) -> Tensor:
+    """Returns weights `(C,)` with which all classes count alike, on average 1 a pixel.
+
+    Args:
+        pixels: of each class; one that does not occur weighs as much as the rarest that does.
+    """
+    counts = torch.tensor(pixels, dtype=torch.float32)
+    there = counts > 0
+    weights = counts.sum() / (there.sum() * counts)
+    return torch.where(there, weights, weights[there].max())
+
+
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - Dice coefficient over the whole batch, averaged over the classes that occur in it."""
     return _of_present_classes(smp.losses.DiceLoss("multiclass"), logits, labels)
@@ -68,6 +101,8 @@ class SegmentationLoss(nn.Module):
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         super().__init__()
         self.terms = list(zip(losses, weights, strict=True))
+        # Those with tensors follow to the device.
+        self.parts = nn.ModuleList(loss for loss in losses if isinstance(loss, nn.Module))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Returns the loss of logits `(B, C, H, W)` and labels `(B, H, W)`, 255 void."""

@@ -54,6 +54,19 @@ def test_errors_are_red_and_void_is_grey():
     figures.close(figure)
 
 
+def test_labels_have_the_colours_of_their_data_set():
+    own = palette(NAMES)
+    own[:3] = [[9, 9, 9], [0, 255, 0], [0, 0, 255]]
+    figure = draw([judged()], NAMES, "title", own)
+    assert np.asarray(figure.axes[1].images[0].get_array())[0].tolist() == own[[0, 0, 1]].tolist()
+    legend = figure.legends[0].get_patches()[1]
+    assert legend.get_facecolor()[:3] == (0, 1, 0)
+    figures.close(figure)
+    figure = draw_views({"labels": judged().prediction[None]}, "title", NAMES, own)
+    assert np.asarray(figure.axes[0].images[0].get_array())[0].tolist() == own[[0, 2, 1]].tolist()
+    figures.close(figure)
+
+
 def test_bars_are_iou_and_absent_classes_are_left_out():
     confusion = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
     figure = draw_bars(confusion, NAMES, "here")

@@ -150,7 +150,7 @@ def test_help_names_choices_and_defaults():
     page, other = parse(["--help"]), parse(["--help", "--task", "segmentation"])
     assert isinstance(page, str)
     assert isinstance(other, str)
-    assert "{shapes,voc,coco_stuff,cifar10,image_folder}" in page
+    assert "{shapes,voc,coco_stuff,mask_folder,cifar10,image_folder}" in page
     assert "--segmentation.head" not in page
     assert "--barlow_twins.lambd" not in other
     assert "--callbacks.cross_correlation.enabled" not in other

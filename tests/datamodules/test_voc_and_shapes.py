@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from datamodules.loading import Loading
+from datamodules.masks import read_labels
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import CLASSES, Shapes, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from datamodules.voc import VOC, find_voc, voc_files
+from datamodules.voc import VOC, find_voc, voc_files, voc_pairs
 from utils.palette import VOID, voc_palette
 
 
@@ -143,3 +144,34 @@ def test_broken_voc_folders_are_explained(tmp_path):
     (folder / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.txt is missing"):
         voc_files(folder, "val")
+
+
+def test_other_suffixes_and_any_editor_s_lists_are_understood(tmp_path):
+    folder = generate(tmp_path, 4, 2)
+    images, masks = folder / "JPEGImages", folder / "SegmentationClass"
+    expected = [file.stem for file in voc_files(folder, "train")]
+    for name, suffix in zip(expected, (".JPG", ".jpeg", ".png", ".jpg"), strict=True):
+        (images / f"{name}.jpg").rename(images / f"{name}{suffix}")
+    (masks / f"{expected[1]}.png").rename(masks / f"{expected[1]}.PNG")
+    listing = folder / "ImageSets" / "Segmentation" / "train.txt"
+    listing.write_bytes("\r\n".join([f"{expected[0]}.JPG", *expected[1:]]).encode("utf-8-sig"))
+    pairs = voc_pairs(folder, "train")
+    assert [(image.stem, mask.stem) for image, mask in pairs] == [(n, n) for n in expected]
+    assert [image.suffix for image, _ in pairs] == [".JPG", ".jpeg", ".png", ".jpg"]
+
+
+def test_other_data_in_its_layout_has_its_own_classes(tmp_path):
+    folder = generate(tmp_path, 4, 2)
+    assert voc(tmp_path, "train").classes[1] == "aeroplane"
+    assert voc(tmp_path, "train").published_jaccard
+    names = [name.upper() for name in CLASSES[1:]]
+    (folder / "classes.yaml").write_text(f"names: {['background', *names]}")
+    source = voc(tmp_path, "train")
+    assert source.classes == ("background", *names)
+    assert not source.published_jaccard
+    mask = source.pairs("train")[0][1]
+    read_labels(mask, len(CLASSES), source.meanings)
+    (folder / "classes.yaml").write_text("names: [background, disc]")
+    source = voc(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"values that classes\.yaml does not name"):
+        read_labels(mask, 2, source.meanings)

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from config.names import LOSSES
-from models.losses.segmentation import SegmentationLoss, cross_entropy, dice, focal, jaccard
+from models.losses.segmentation import (
+    SegmentationLoss,
+    WeightedCrossEntropy,
+    cross_entropy,
+    dice,
+    focal,
+    inverse_frequency,
+    jaccard,
+)
 from utils.imports import load
 
 VOID = 255
@@ -100,3 +108,25 @@ def test_half_precision_logits_are_summed_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         value = SegmentationLoss([cross_entropy], [1.0])(logits.bfloat16(), labels)
     assert value.dtype == torch.float32
+
+
+def test_weighted_cross_entropy_is_a_mean_with_the_weight_of_each_pixels_class():
+    logits, labels = case()
+    weights = torch.tensor([0.5, 1.0, 3.0, 0.0])
+    pixels = logits.movedim(1, -1)[labels != VOID]
+    classes = labels[labels != VOID]
+    each = -pixels.log_softmax(-1)[torch.arange(len(classes)), classes]
+    expected = (weights[classes] * each).sum() / weights[classes].sum()
+    loss = SegmentationLoss([WeightedCrossEntropy(weights), dice], [1.0, 0.5])
+    torch.testing.assert_close(loss(logits, labels), expected + 0.5 * dice(logits, labels))
+    alike = WeightedCrossEntropy(torch.full((4,), 7.0))
+    torch.testing.assert_close(alike(logits, labels), cross_entropy(logits, labels))
+    void = torch.full_like(labels, VOID)
+    assert WeightedCrossEntropy(weights)(logits, void) == 0
+
+
+def test_weighted_by_inverse_frequency_all_classes_count_alike():
+    weights = inverse_frequency([600, 300, 0, 100])
+    counted = weights * torch.tensor([600, 300, 0, 100])
+    torch.testing.assert_close(counted, torch.tensor([1000 / 3, 1000 / 3, 0, 1000 / 3]))
+    assert weights[2] == weights[3] == weights.max()

@@ -131,7 +131,7 @@ def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
             present |= set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", *(f[0] for f in found)), strict=True):
         axis.set_title(label, fontsize=8)
-    name_colours(figure, names, present)
+    name_colours(figure, names, present, colours)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""YAML as settings need it: plain values only, every key once, nothing inside itself."""
+"""YAML as people's files need it: plain values only, every key once, nothing inside itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in _TAGS}
 _MOST_LEVELS = 20
 _MOST_VALUES = 1_000_000  # aliases of aliases grow exponentially
+
+
+def load_yaml(text: str | bytes, source: str) -> Any:
+    """Returns what a YAML text means.
+
+    Raises:
+        ValueError: it is not valid; begins with `source` and the line.
+    """
+    try:
+        return yaml.load(text, StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{source}{line}: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no text: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{source} is nested too deeply.") from error
 
 
 class StrictLoader(yaml.SafeLoader):

@@ -1,0 +1,222 @@
+"""`classes.yaml`: the names of classes and what stands for them in mask files.
+
+- `names: [background, crop, weed]`: labels 0, 1, 2; or, by the value in the masks,
+  `names: {0: background, 7: crop, 9: weed}`.
+- `colours: ["#000000", "#00ff00", red]`: one for each name, for masks in colours and for pictures;
+  also `[0, 255, 0]`, or a mapping by name.
+- `ignore: [9, "#ffffff"]`: values, colours or names that count for nothing; 255 always does, unless
+  it has a name.
+- `background: soil`: the name of what is no object, if it is not called background.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import ImageColor
+
+from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
+from utils.palette import BACKGROUND, VOID
+from utils.strict_yaml import load_yaml
+
+_KEYS = ("names", "colours", "ignore", "background")
+_MOST = VOID  # labels 0 … 254
+_HEX = 'a colour such as "#ff0000" (in quotation marks), red or [255, 0, 0]'
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes and what stands for them.
+
+    Attributes:
+        names: by label; a background is first, and called so.
+        written: all names as they are written, by value in the masks.
+        meanings: of the pixels of masks.
+        colours: of each class, as 0xrrggbb; empty where the list has none.
+    """
+
+    names: tuple[str, ...]
+    written: Mapping[int, str]
+    meanings: Meanings
+    colours: tuple[int, ...] = ()
+
+    @classmethod
+    def of_names(cls, names: tuple[str, ...]) -> ClassList:
+        """Returns classes whose values in masks are their labels, and 255 void."""
+        return cls(names, dict(enumerate(names)), IndexMeanings.of_labels(len(names)))
+
+
+def read_class_list(file: Path) -> ClassList:
+    """Reads a list of classes; see the module.
+
+    Raises:
+        ValueError: it cannot be understood; names the file and the entry.
+    """
+    try:
+        return _class_list(load_yaml(file.read_bytes(), CLASS_LIST))
+    except ValueError as error:
+        raise ValueError(f"{file.parent}/{error}") from error
+
+
+def _class_list(content: Any) -> ClassList:
+    if not isinstance(content, dict) or "names" not in content:
+        raise ValueError(f"{CLASS_LIST}: expected `names:` and a list of them.")
+    for key in content:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, 1, 0.5)
+            hint = f" Did you mean {near[0]}?" if near else f" Expected {', '.join(_KEYS)}."
+            raise ValueError(f"{CLASS_LIST}: there is no entry {key}.{hint}")
+    values = _names(content["names"])
+    names = list(values.values())
+    colours = _colours(content.get("colours"), names)
+    ignored = _ignored(content.get("ignore"), names, values, colours)
+    kept = [name for name in names if name not in ignored.names]
+    if len(kept) < 2:
+        raise ValueError(
+            f"{CLASS_LIST}: {len(kept)} of {len(names)} names count, expected at least two."
+        )
+    background = _background(content.get("background"), kept)
+    if background is not None:
+        kept = [background, *(name for name in kept if name != background)]
+    label = {name: kept.index(name) if name in kept else VOID for name in names}
+    by_value = {value: label[name] for value, name in values.items()}
+    by_colour = {colour: label[name] for name, colour in colours.items()}
+    shown = tuple(colours[name] for name in kept) if colours else ()
+    if background is not None:
+        kept[0] = BACKGROUND
+    return ClassList(
+        tuple(kept),
+        values,
+        DeclaredMeanings(
+            dict.fromkeys(ignored.values, VOID) | by_value,
+            dict.fromkeys(ignored.colours, VOID) | by_colour if by_colour else {},
+        ),
+        shown,
+    )
+
+
+def _names(given: Any) -> dict[int, str]:
+    """Returns names by value."""
+    if isinstance(given, dict):
+        for value in given:
+            if not _is_number(value) or not 0 <= value < 2**31:
+                raise ValueError(
+                    f"{CLASS_LIST}: names has {value!r} where the value of a class in the masks "
+                    "is expected, a whole number."
+                )
+        pairs = dict(given)
+    elif isinstance(given, list):
+        pairs = dict(enumerate(given))
+    else:
+        raise ValueError(f"{CLASS_LIST}: names is {given!r}, expected a list.")
+    names = {value: _name(name) for value, name in pairs.items()}
+    seen: dict[str, int] = {}
+    for value, name in names.items():
+        if name in seen:
+            raise ValueError(f"{CLASS_LIST}: {name} is the name of two classes.")
+        seen[name] = value
+    if len(names) > _MOST:
+        raise ValueError(f"{CLASS_LIST}: {len(names)} classes, expected at most {_MOST}.")
+    return names
+
+
+def _name(given: Any) -> str:
+    if isinstance(given, bool | None):
+        raise ValueError(
+            f"{CLASS_LIST}: a name is {str(given).lower().replace('none', 'empty')}: YAML has "
+            'yes, no, true and null as words of its own; write it in quotation marks, "no".'
+        )
+    if not isinstance(given, str | int | float) or not (name := str(given).strip()):
+        raise ValueError(f"{CLASS_LIST}: {given!r} is no name.")
+    if not name.isprintable():
+        raise ValueError(f"{CLASS_LIST}: {name!r} has characters that cannot be shown.")
+    return name
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
+    """Returns colours by name; none where none are given."""
+    if given is None:
+        return {}
+    if isinstance(given, dict):
+        pairs = {_name(name): colour for name, colour in given.items()}
+        for name in pairs:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{CLASS_LIST}: colours has {name}, which is no name.{hint}")
+        if missing := [name for name in names if name not in pairs]:
+            raise ValueError(f"{CLASS_LIST}: {missing[0]} has no colour.")
+    elif isinstance(given, list) and len(given) == len(names):
+        pairs = dict(zip(names, given, strict=True))
+    else:
+        number = len(given) if isinstance(given, list) else "no list of"
+        raise ValueError(f"{CLASS_LIST}: {number} colours, expected {len(names)}, one a name.")
+    found = {name: _colour(pairs[name], f"the colour of {name}") for name in names}
+    users: dict[int, str] = {}
+    for name, colour in found.items():
+        if colour in users:
+            raise ValueError(
+                f"{CLASS_LIST}: {users[colour]} and {name} have the same colour, {as_hex(colour)}."
+            )
+        users[colour] = name
+    return found
+
+
+def _colour(given: Any, what: str) -> int:
+    channels: Sequence[Any] = given if isinstance(given, list) else ()
+    if isinstance(given, str):
+        try:
+            channels = ImageColor.getrgb(given)[:3]
+        except ValueError:
+            channels = ()
+    if len(channels) != 3 or not all(_is_number(c) and 0 <= c <= 255 for c in channels):
+        raise ValueError(f"{CLASS_LIST}: {what} is {given!r}, expected {_HEX}.")
+    red, green, blue = channels
+    return int(red) << 16 | int(green) << 8 | int(blue)
+
+
+@dataclass(frozen=True)
+class _Ignored:
+    names: set[str]
+    values: set[int]
+    colours: set[int]
+
+
+def _ignored(
+    given: Any, names: Sequence[str], values: Mapping[int, str], colours: Mapping[str, int]
+) -> _Ignored:
+    found = _Ignored(set(), {VOID}, set())
+    for entry in given if isinstance(given, list) else [] if given is None else [given]:
+        if _is_number(entry):
+            if entry in values:
+                found.names.add(values[entry])
+            found.values.add(entry)
+        elif entry in names:
+            found.names.add(entry)
+        else:
+            colour = _colour(entry, "an entry of ignore (no name, no value)")
+            found.names.update(name for name in names if colours.get(name) == colour)
+            found.colours.add(colour)
+    return found
+
+
+def _background(given: Any, names: Sequence[str]) -> str | None:
+    if given is None:
+        return BACKGROUND if BACKGROUND in names else None
+    if given not in names:
+        near = difflib.get_close_matches(str(given), names, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{CLASS_LIST}: background is {given}, which is no name.{hint}")
+    if given != BACKGROUND and BACKGROUND in names:
+        raise ValueError(
+            f"{CLASS_LIST}: background is {given}, and another class is called {BACKGROUND}."
+        )
+    return str(given)

@@ -1,0 +1,169 @@
+"""Images and masks of your own, in folders, with a list of their classes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from datamodules.class_list import ClassList, read_class_list
+from datamodules.listed_classes import ListedClasses
+from datamodules.listing import by_stem, image_files, set_apart
+from datamodules.mask_survey import proposal, survey
+from datamodules.masks import FilePair
+from datamodules.meanings import CLASS_LIST
+from utils.console import console
+from utils.files import write_atomically
+from utils.text import printable
+
+_LAYOUT = "images/train, images/val, masks/train, masks/val"
+
+
+class MaskFolder(ListedClasses):
+    """`root/images/{train,val}` and `root/masks/{train,val}`, at any depth; `root/classes.yaml`.
+
+    An image and its mask have the same name but for the suffix. What is judged in the end is
+    `val`, or `test` where that has masks; then `val` is what choices are made on. Without `val`,
+    also without `train`, a share of the images is set apart by a hash of their names.
+
+    Args:
+        root: the folder.
+        split: what is trained on.
+        val_fraction: share of the images that is set apart where there is no `val` folder.
+    """
+
+    def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
+        super().__init__(root, split)
+        self.val_fraction = val_fraction
+        self._masks: dict[str, dict[Path, Path]] = {}  # of images, by the folder they lie in
+
+    @cached_property
+    def class_list(self) -> ClassList:
+        """See `ListedClasses.class_list`."""
+        file = self.root / CLASS_LIST
+        if not file.exists():
+            raise FileNotFoundError(
+                f"There is no {CLASS_LIST} in {self.root}, with the names of the classes. --task "
+                "segmentation writes one to be edited."
+            )
+        return read_class_list(file)
+
+    def propose_classes(self) -> None:
+        """See `MaskedSource.propose_classes`."""
+        file = self.root / CLASS_LIST
+        if file.exists():
+            return
+        found = survey([mask for _, mask in self.pairs("train")])
+        written = proposal(found)
+        start = (
+            f"There is no {CLASS_LIST} in {self.root}. {found.masks} masks hold {found.shares()}. "
+        )
+        try:
+            write_atomically(file, written)
+        except OSError as error:
+            raise FileNotFoundError(f"{start}{error} It would be:\n{written}") from error
+        raise FileNotFoundError(
+            f"{start}They are written to {file}: put the names of your classes there, and start "
+            "again."
+        )
+
+    def files(self, split: str) -> list[Path]:
+        """See `ImageSource.files`; also `all` and `all_minus_val`, without what is judged."""
+        if split == "all":
+            return image_files(self._folder("images"))
+        if split == "all_minus_val":
+            parts = [part.files for name, part in self._parts.items() if name != "test"]
+            return sorted(chain.from_iterable(parts))
+        return self._part(split).files
+
+    def pairs(self, split: str) -> list[FilePair]:
+        """See `MaskedSource.pairs`; images and masks of equal names."""
+        return self._paired(self._part(split))
+
+    def held_out(self) -> list[FilePair] | None:
+        """See `MaskedSource.held_out`: `val` where there is a `test` with masks."""
+        return self._paired(self._parts["val"]) if "val" in self._parts else None
+
+    def _part(self, split: str) -> _Part:
+        if split not in ("train", "val"):
+            raise ValueError(f"--data.split {split}: a folder of masks has no such split.")
+        return self._parts["test" if split == "val" else split]
+
+    @cached_property
+    def _parts(self) -> dict[str, _Part]:
+        """Images to train on, to judge by (`test`) and, where both are there, to choose by."""
+        images, masks = self._folder("images"), self._folder("masks")
+        there = [name for name in ("train", "val", "test") if (images / name).is_dir()]
+        if not there:
+            return self._divided(".")
+        if "train" not in there:
+            raise FileNotFoundError(
+                f"There is {images}/{there[0]}, but no {images / 'train'}: expected {_LAYOUT}."
+            )
+        if not (masks / "test").is_dir():
+            there = [name for name in there if name != "test"]
+        parts = {name: _Part(name, image_files(images / name)) for name in there}
+        if there == ["train"]:
+            return self._divided("train")
+        return parts if "test" in parts else {"train": parts["train"], "test": parts["val"]}
+
+    def _divided(self, inside: str) -> dict[str, _Part]:
+        folder = self.root / "images" / inside
+        train, test = set_apart(image_files(folder), folder, self.val_fraction)
+        console.info(
+            "%s has no val/: of %d images %d are set apart by a hash of their names, to judge by.",
+            *(printable(self.root / "images"), len(train) + len(test), len(test)),
+        )
+        return {"train": _Part(inside, train), "test": _Part(inside, test)}
+
+    def _folder(self, kind: str) -> Path:
+        folder = self.root / kind
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"There is no folder {folder}. --data.name mask_folder expects {_LAYOUT} in "
+                "--data.root, an image and its mask of equal names."
+            )
+        return folder
+
+    def _paired(self, part: _Part) -> list[FilePair]:
+        if part.inside not in self._masks:
+            folders = (self._folder(kind) / part.inside for kind in ("images", "masks"))
+            self._masks[part.inside] = match_masks(*folders)
+        masks = self._masks[part.inside]
+        return [(image, masks[image]) for image in part.files]
+
+
+class _Part(NamedTuple):
+    """Images of a folder inside `images`, all or some of them."""
+
+    inside: str
+    files: list[Path]
+
+
+def match_masks(images: Path, masks: Path) -> dict[Path, Path]:
+    """Finds the mask of each image of a folder: of the same name but for the suffix.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it.
+        ValueError: images without a mask, masks without an image, or several of one name.
+    """
+    known = tuple(by_stem(image_files(folder), folder) for folder in (images, masks))
+    for found, what in zip(known, ("images", "masks"), strict=True):
+        if double := next((files for files in found.values() if len(files) > 1), None):
+            raise ValueError(
+                f"There are {len(double)} {what} of one name, {double[0]} and {double[1].name}: "
+                "which one counts? Remove the other."
+            )
+    for (ours, folder), (others, other), what, lacking in (
+        ((known[0], images), (known[1], masks), "images", "mask"),
+        ((known[1], masks), (known[0], images), "masks", "image"),
+    ):
+        if lonely := sorted(ours.keys() - others.keys()):
+            (first,), (example,) = ours[lonely[0]], others[min(others)]
+            raise ValueError(
+                f"{len(lonely)} of {len(ours)} {what} in {folder} have no {lacking} of the same "
+                f"name in {other}, first: {printable(first.relative_to(folder))}. What is there "
+                f"is called as {printable(example.relative_to(other))}."
+            )
+    return {image: known[1][stem][0] for stem, (image,) in known[0].items()}

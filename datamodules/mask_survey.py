@@ -1,0 +1,190 @@
+"""What masks hold, whatever it stands for: to write a list of classes, and to give advice."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from rich.progress import track
+
+from datamodules.class_list import ClassList
+from datamodules.listing import evenly
+from datamodules.meanings import CLASS_LIST, Codes, as_hex, colours_of, in_words, values_of
+from datamodules.reading import UnreadableImageError, read_values
+from utils.palette import BACKGROUND, VOID
+from utils.text import percent
+
+_MOST_MASKS = 1000
+_MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
+_NAMED = 8
+_LOSSY = (".jpg", ".jpeg")
+
+
+@dataclass
+class Survey:
+    """Pixels of masks by what they hold.
+
+    Attributes:
+        masks: how many were looked at.
+        values: pixels by grey level or palette index, of masks that have them.
+        colours: pixels by colour, 0xrrggbb, of masks of 8 bits.
+        palettes: indices of each colour in masks with a palette.
+        coloured: masks that have nothing but colours.
+        rich: the first mask that holds more than classes can be.
+    """
+
+    masks: int = 0
+    values: Counter[int] = field(default_factory=Counter)
+    colours: Counter[int] = field(default_factory=Counter)
+    palettes: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    coloured: int = 0
+    rich: Path | None = None
+
+    @property
+    def by_colour(self) -> bool:
+        """Whether colours tell classes: there is nothing else, or palettes differ in order."""
+        return self.coloured > 0 or any(len(found) > 1 for found in self.palettes.values())
+
+    @property
+    def found(self) -> Mapping[int, int]:
+        """Pixels by what tells classes."""
+        return self.colours if self.by_colour else self.values
+
+    def shares(self) -> str:
+        """Says what was found, the most frequent first."""
+        total = max(1, sum(self.found.values()))
+        spelt = as_hex if self.by_colour else str
+        common = sorted(self.found.items(), key=lambda item: (-item[1], item[0]))
+        words = [f"{spelt(code)} ({percent(pixels, total)})" for code, pixels in common]
+        return ", ".join(words[:_NAMED]) + (f" … ({len(words)})" if len(words) > _NAMED else "")
+
+
+def survey(masks: Sequence[Path]) -> Survey:
+    """Looks at masks, evenly spaced where there are many; what cannot be read is left out."""
+    chosen, found = evenly(masks, _MOST_MASKS), Survey()
+    with ThreadPoolExecutor() as pool:
+        seen = track(pool.map(_look, chosen), "Looking at masks", len(chosen), transient=True)
+        for file, codes in zip(chosen, seen, strict=True):
+            if codes is not None:
+                _add(found, file, *codes)
+    return found
+
+
+_Counts = dict[int, int]
+
+
+def _look(file: Path) -> tuple[_Counts | None, _Counts | None, dict[int, int]] | None:
+    """Returns pixels by value, by colour, and the index of each colour of a palette."""
+    try:
+        mask = read_values(file)
+        values = values_of(mask)
+    except (UnreadableImageError, ValueError):
+        return None
+    colours = colours_of(mask)
+    order = {}
+    if mask.mode == "P" and values is not None and colours is not None:
+        found, first = np.unique(values, return_index=True)
+        order = dict(zip(colours.ravel()[first].tolist(), found.tolist(), strict=True))
+        if len(order) < len(found):  # colours that are the same tell nothing
+            order = {}
+    return _counted(values), _counted(colours), order
+
+
+def _counted(codes: Codes | None) -> _Counts | None:
+    if codes is None:
+        return None
+    found, pixels = np.unique(codes, return_counts=True)
+    return dict(zip(found.tolist(), pixels.tolist(), strict=True))
+
+
+def _add(
+    found: Survey,
+    file: Path,
+    values: _Counts | None,
+    colours: _Counts | None,
+    order: Mapping[int, int],
+) -> None:
+    most = _MOST_OF_JPEG if file.suffix.lower() in _LOSSY else _MOST_CODES
+    if max(len(values or ()), len(colours or ())) > most:
+        found.rich = found.rich or file
+        return
+    found.masks += 1
+    found.coloured += values is None
+    found.values.update(values or {})
+    found.colours.update(colours or {})
+    for colour, index in order.items():
+        found.palettes[colour].add(index)
+
+
+def proposal(found: Survey) -> str:
+    """Returns a list of classes for what was found, with names to be replaced.
+
+    Raises:
+        ValueError: it cannot be classes.
+    """
+    codes = sorted(found.found)
+    void = [] if found.by_colour or len(codes) < 3 or VOID not in codes else [VOID]
+    codes = [code for code in codes if code not in void]
+    if found.rich or not 2 <= len(codes) <= VOID:
+        raise ValueError(_no_classes(found, len(codes)))
+    total = sum(found.found.values())
+    lines = ["# What the masks hold. Put the names of your classes here and start again.", "names:"]
+    regular = found.by_colour or codes == list(range(len(codes)))
+    for number, code in enumerate(codes):
+        name = BACKGROUND if code == 0 else f"class {number if regular else code}"
+        key = "- " if regular else f"{code}: "
+        lines.append(f"  {key}{name}  # {percent(found.found[code], total)} of the pixels")
+    if found.by_colour:
+        lines += ["colours:", *(f'  - "{as_hex(code)}"' for code in codes)]
+    if void:
+        lines.append(f"ignore: {VOID}  # {percent(found.found[VOID], total)} of the pixels")
+    lines += ['# ignore: [VALUE, "#COLOUR", NAME]  what counts for nothing'] * (not void)
+    lines += [f"# background: NAME  what is no object, if it is not called {BACKGROUND}"]
+    return "\n".join(lines) + "\n"
+
+
+def _no_classes(found: Survey, number: int) -> str:
+    if found.rich:
+        why = "It is no mask" if found.rich.suffix.lower() not in _LOSSY else _RESAVED
+        return f"{found.rich} holds more values or colours than classes can be. {why}."
+    return f"The masks hold {number} classes ({found.shares()}), expected 2 to {VOID}."
+
+
+_RESAVED = "JPEG changes the colours of masks: they have to be PNGs from the beginning"
+
+
+def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
+    """Says in words how masks and a list of classes could be made to fit."""
+    if any(mask.suffix.lower() in _LOSSY for mask in masks):
+        return f"{_RESAVED}."
+    if found.rich:
+        return f"{_no_classes(found, 0)}"
+    if found.by_colour:
+        return f"All masks hold: {found.shares()}. Each needs a name with its colour, or `ignore`."
+    codes = [code for code in sorted(found.values) if code != VOID]
+    names = list(classes.written.values())
+    whole = [*codes, VOID] if VOID in found.values else codes
+    said = f"All masks hold: {found.shares()}."
+    for values in (codes, whole):
+        if len(values) == len(names) and values != list(range(len(names))):
+            return f"{said} If these are the classes, write in {CLASS_LIST}: {_flow(values, names)}"
+    if codes[:1] == [0] and len(codes) == len(names) + 1:
+        return (
+            f"{said} If 0 is no class, write in {CLASS_LIST}: {_flow(codes[1:], names)} and "
+            f"`ignore: 0`; if it is, its name is missing."
+        )
+    return (
+        f"{said} {len(names)} names stand for {in_words(sorted(classes.written))}: name "
+        "every value (`names: {VALUE: NAME, …}`), or list it in `ignore`."
+    )
+
+
+def _flow(values: Sequence[int], names: Sequence[str]) -> str:
+    mapping = dict(zip(values, names, strict=True))
+    flow = yaml.safe_dump(mapping, default_flow_style=True, sort_keys=False, width=10**6)
+    return f"`names: {flow.strip()}`"

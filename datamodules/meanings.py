@@ -1,0 +1,193 @@
+"""What the pixels of mask files stand for: grey levels, palette indices or colours to labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from utils.palette import VOID, hex_colour
+from utils.text import percent
+
+Codes = NDArray[np.int64]  # (H, W): grey levels or palette indices, or colours as 0xrrggbb
+
+CLASS_LIST = "classes.yaml"
+_INDEXED = ("P", "L")
+_WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
+_NAMED = 5  # values that a message names
+
+
+class ForeignPixelsError(ValueError):
+    """A mask holds what stands for nothing: the message continues the name of its file."""
+
+
+class Meanings(ABC):
+    """How masks become labels 0 … C - 1, and 255 for void."""
+
+    @abstractmethod
+    def labels(self, mask: Image.Image) -> NDArray[np.uint8]:
+        """Returns the labels of a decoded mask, `(H, W)`.
+
+        Raises:
+            ForeignPixelsError: it holds what stands for nothing.
+        """
+
+    @property
+    @abstractmethod
+    def facts(self) -> Any:
+        """What labels follow from, as JSON has it: caches of labels depend on it."""
+
+
+@dataclass(frozen=True)
+class IndexMeanings(Meanings):
+    """Palette indices or grey levels of 8 bits.
+
+    Attributes:
+        table: label of each that may occur.
+        expected: names them in messages.
+    """
+
+    table: Mapping[int, int]
+    expected: str = "those of the data set"
+
+    @classmethod
+    def of_labels(cls, num_classes: int) -> IndexMeanings:
+        """Indices are labels, and 255 is void."""
+        table = {label: label for label in (*range(num_classes), VOID)}
+        return cls(table, f"0 to {num_classes - 1}")
+
+    def labels(self, mask: Image.Image) -> NDArray[np.uint8]:
+        """See `Meanings.labels`."""
+        if mask.mode not in _INDEXED:
+            raise ForeignPixelsError(
+                f"is a mask in mode {mask.mode}: expected labels as a palette or grey PNG, not "
+                "colours."
+            )
+        labels, foreign = look_up(np.array(mask, np.int64), self.table)
+        if len(foreign):
+            raise ForeignPixelsError(
+                f"has labels {np.unique(foreign)[:_NAMED].tolist()}: expected {self.expected}, or "
+                f"{VOID} for void. These are the masks of another data set."
+            )
+        return labels
+
+    @property
+    def facts(self) -> Any:
+        """See `Meanings.facts`."""
+        return sorted(self.table.items())
+
+
+@dataclass(frozen=True)
+class DeclaredMeanings(Meanings):
+    """Whatever a list of classes says of masks of any kind.
+
+    A mask is read by its colours where all of them are declared, else by its values.
+
+    Attributes:
+        values: label of each grey level or palette index.
+        colours: label of each colour, as 0xrrggbb.
+    """
+
+    values: Mapping[int, int]
+    colours: Mapping[int, int] = field(default_factory=dict)
+
+    def labels(self, mask: Image.Image) -> NDArray[np.uint8]:
+        """See `Meanings.labels`."""
+        colours = colours_of(mask) if self.colours else None
+        values, problem = values_of(mask), ""
+        if colours is not None:
+            labels, foreign = look_up(colours, self.colours)
+            if not len(foreign):
+                return labels
+            if values is None or len(foreign) < colours.size:
+                problem = self._foreign_colours(foreign, colours.size)
+        if values is not None:
+            labels, foreign = look_up(values, self.values)
+            if not len(foreign):
+                return labels
+            problem = problem or self._foreign_values(foreign, values.size)
+        raise ForeignPixelsError(
+            problem
+            or f"is a mask in colours (mode {mask.mode}), and {CLASS_LIST} gives none: "
+            "add `colours`, one for each name."
+        )
+
+    def _foreign_colours(self, foreign: Codes, pixels: int) -> str:
+        found, share = np.unique(foreign), percent(len(foreign), pixels)
+        number = "1 colour" if len(found) == 1 else f"{len(found)} colours"
+        return (
+            f"has {number} that {CLASS_LIST} does not have ({share} of its pixels): "
+            f"{', '.join(map(as_hex, found[:_NAMED].tolist()))}."
+        )
+
+    def _foreign_values(self, foreign: Codes, pixels: int) -> str:
+        found, share = np.unique(foreign), percent(len(foreign), pixels)
+        return (
+            f"has values that {CLASS_LIST} does not name ({share} of its pixels): "
+            f"{in_words(found.tolist())}."
+        )
+
+    @property
+    def facts(self) -> Any:
+        """See `Meanings.facts`."""
+        return [sorted(self.values.items()), sorted(self.colours.items())]
+
+
+def look_up(codes: Codes, table: Mapping[int, int]) -> tuple[NDArray[np.uint8], Codes]:
+    """Returns the label of each pixel, `(H, W)`, and the codes of pixels that have none, `(n,)`."""
+    known = np.array(sorted(table), np.int64)
+    places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    labels = np.array([table[code] for code in known.tolist()], np.uint8)
+    return labels[places], codes[known[places] != codes]
+
+
+def values_of(mask: Image.Image) -> Codes | None:
+    """Returns grey levels or palette indices, 0 and 1 of a mask of 1 bit; None of one in colours.
+
+    A mask in RGB is grey where its three channels are the same.
+
+    Raises:
+        ForeignPixelsError: its numbers are not whole.
+    """
+    if mask.mode in ("PA", "LA"):
+        return np.asarray(mask)[..., 0].astype(np.int64)
+    pixels = np.asarray(mask)
+    if pixels.ndim == 2:
+        if mask.mode == "F" and (pixels != np.floor(pixels)).any():
+            raise ForeignPixelsError("has numbers with fractions, which are no labels.")
+        return pixels.astype(np.int64)
+    grey = mask.mode in ("RGB", "RGBA") and (pixels[..., :3] == pixels[..., :1]).all()
+    return pixels[..., 0].astype(np.int64) if grey else None
+
+
+def colours_of(mask: Image.Image) -> Codes | None:
+    """Returns colours as 0xrrggbb; None of grey levels of more than 8 bits."""
+    if mask.mode.startswith(_WITHOUT_COLOURS):
+        return None
+    pixels = np.asarray(mask.convert("RGB"), np.int64)
+    return pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+
+
+def as_hex(code: int) -> str:
+    """Returns a colour, given as 0xrrggbb, as `#rrggbb`."""
+    return hex_colour((code >> 16, code >> 8 & 255, code & 255))
+
+
+def in_words(values: Iterable[int]) -> str:
+    """Returns sorted values, runs of more than two as `3 to 9`, the first few of many."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1][1:] = [value]
+        else:
+            runs.append([value])
+    words = [
+        ", ".join(map(str, run)) if run[-1] - run[0] < 2 else f"{run[0]} to {run[-1]}"
+        for run in runs
+    ]
+    return ", ".join(words[:_NAMED]) + (" …" if len(words) > _NAMED else "")
