@@ -168,10 +168,7 @@ def build(
     if drop_path:
         options["drop_path_rate"] = drop_path
     try:
-        first = sketch_of(model, **options)
-        options, side, fixed = _sized(first, options, image_size)
-        sketch = sketch_of(model, **options)
-        outline = outline_of(sketch, side)
+        options, side, fixed, outline = _looked_at(model, options, image_size)
     except Exception as error:  # whatever a network of timm trips over, at any of its settings
         said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         told = f" and {_words(options)}" if options else ""
@@ -200,6 +197,27 @@ def _check_name(model: str) -> None:
             f"--backbone.name timm/{model}: there are no weights {tag} of it. Its tags: "
             f"{', '.join(tags) or 'none'}."
         )
+
+
+def _looked_at(
+    model: str, options: Mapping[str, Any], image_size: int
+) -> tuple[dict[str, Any], int, bool, Outline]:
+    """Finds out how a network is built for images of a size (see `_sized`), and what it then gives.
+
+    Raises:
+        Exception: anything that timm or torch raise.
+    """
+
+    def look(device: str) -> tuple[dict[str, Any], int, bool, Outline]:
+        first = sketch_of(model, device, **options)
+        sized, side, fixed = _sized(first, options, image_size)
+        outline = outline_of(sketch_of(model, device, **sized), side)
+        return sized, side, fixed, outline
+
+    try:
+        return look("meta")
+    except Exception:  # what older versions, and a few models, cannot do without numbers
+        return look("cpu")
 
 
 def _sized(

@@ -1,6 +1,7 @@
 """What a network of timm gives, found out by running a sketch of it.
 
-A sketch lies on torch's meta device: it has neither numbers nor memory, only shapes.
+A sketch lies on torch's meta device: it has neither numbers nor memory, only shapes. Where timm or
+torch need numbers it is the network itself on a CPU.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Outline:
     attends: bool
 
 
-def sketch_of(model: str, **options: Any) -> Any:
-    """Returns timm's network of this name as a sketch, without classifier, in eval mode."""
-    with torch.device("meta"):
+def sketch_of(model: str, device: str, **options: Any) -> Any:
+    """Returns timm's network of this name on a device, without classifier, in eval mode."""
+    with torch.device(device):
         return timm.create_model(model, num_classes=0, **options).eval()
 
 
@@ -56,7 +57,8 @@ def outline_of(sketch: Any, side: int) -> Outline:
     """
     if not hasattr(sketch, "forward_intermediates"):
         raise ValueError("it gives no intermediate features (forward_intermediates)")
-    images = torch.zeros(1, 3, side, side, device="meta")
+    device = next(sketch.parameters()).device
+    images = torch.zeros(1, 3, side, side, device=device)
     normed = True
     try:
         last, maps = sketch.forward_intermediates(images, norm=True)
