@@ -17,7 +17,9 @@ from utils.imports import load
 def new_backbone(hparams: Hparams) -> Backbone:
     """Builds the chosen architecture with random weights."""
     settings = hparams.backbone
-    backbone: Backbone = load(names.BACKBONES[settings.name])(
+    row, member = names.split(settings.name)
+    backbone: Backbone = load(names.BACKBONES[row])(
+        *member,
         image_size=int(hparams.data.image_size),
         layers=settings.layers,
         **settings_of(hparams, "backbone.name"),

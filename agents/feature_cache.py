@@ -43,10 +43,12 @@ def keep_features(
     choice = hparams.data.feature_cache
     root = Path(hparams.run.dir) / ".cache" if choice == "auto" else Path(choice)
     backbone, twin = network.backbone, network.fusion.twin
+    # Of the same weights other sizes, such as the number of heads, make another network.
+    built = backbone.plain or type(backbone).__name__
     facts = {
         "weights": weights_digest(backbone.state_dict()),
         "twin": weights_digest(twin.state_dict()) if twin else None,
-        "backbone": [type(backbone).__name__, hparams.backbone.layers, network.multiple],
+        "backbone": [built, hparams.backbone.layers, network.multiple],
         "attention": repr(network.fusion.request),
         "classes": tuple(classes),
     }

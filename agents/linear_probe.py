@@ -112,7 +112,7 @@ class LinearProbe(Agent):
     def _describe(self, features: Features) -> Tensor:
         if self.settings.probe.features == "pooled":
             return features.pooled
-        if not features.prefix[0].shape[1]:
+        if not self.backbone.has_cls:
             raise ValueError("--probe.features cls: this backbone has no CLS token. Use pooled.")
         return torch.cat([prefix[:, 0] for prefix in features.prefix], dim=1)
 

@@ -93,6 +93,13 @@ class Segmentation(Agent):
         images = masked(source, f"--data.name {hparams.data.name}")
         classes = images.classes
         settings = hparams.segmentation
+        side = load(names.PROTOCOLS[settings.protocol]).side
+        if backbone.fixed_side not in (None, side):
+            raise ValueError(
+                f"--backbone.name {hparams.backbone.name} takes images of {backbone.fixed_side} x "
+                f"{backbone.fixed_side} px only, and --segmentation.protocol {settings.protocol} "
+                "shows whole images of many sizes. Choose a backbone that takes any size."
+            )
         fusion, channels = build_fusion(hparams, backbone, len(classes))
         make_head = load(names.HEADS[settings.head])
         told = settings_of(hparams, "segmentation.head")

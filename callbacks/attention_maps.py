@@ -61,11 +61,8 @@ class AttentionMaps(Callback):
         backbone = backbone_of(pl_module)
         if isinstance(backbone, AttentionBackbone):
             AttentionRequest(self.blocks).resolve(backbone.depth)
-            if (self.image_size or 0) % backbone.patch_multiple:
-                raise ValueError(
-                    f"--callbacks.attention_maps.image_size {self.image_size} is not a multiple of "
-                    f"the patch size {backbone.patch_multiple}."
-                )
+            if self.image_size is not None:
+                backbone.check_side(self.image_size, "callbacks.attention_maps.image_size")
         else:
             self.say(f"attention_maps: {type(backbone).__name__} has no attention; nothing drawn.")
 
@@ -83,7 +80,7 @@ class AttentionMaps(Callback):
         if not isinstance(backbone, AttentionBackbone) or not due(trainer, self.every_n_epochs):
             return
         data = data_of(trainer)
-        size = self.image_size or 2 * data.image_size
+        size = self.image_size or backbone.side_near(2 * data.image_size)
         images = data.examples(split, self.num_images, size)
         request = AttentionRequest(self.blocks, self.queries_for(backbone))
         with inspecting(pl_module):

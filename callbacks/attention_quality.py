@@ -72,6 +72,9 @@ class AttentionQuality(Readout):
         if not isinstance(backbone, AttentionBackbone):
             self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
             return {}
+        if backbone.fixed_side:
+            self.say("attention_quality: this network takes no whole images, only squares.")
+            return {}
         data = data_of(trainer)
         source = data.source
         if not (isinstance(source, MaskedSource) and has_background(source.classes)):

@@ -58,7 +58,7 @@ class DenseKNN(Readout):
         if not isinstance(data.source, MaskedSource):
             self.say("dense_knn: these images have no masks.")
             return {}
-        size = data.image_size // backbone.patch_multiple * backbone.patch_multiple
+        size = backbone.side_near(data.image_size)
         if self._squares is None:
             self._squares = masked_squares(data.source, self.num_images, _HELD_OUT, size)
         known, queries = self._squares

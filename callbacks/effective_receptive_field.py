@@ -57,7 +57,7 @@ class EffectiveReceptiveField(Callback):
         if stage != "fit":
             return
         backbone = backbone_of(pl_module)
-        size = 2 * max(backbone.patch_multiple, *backbone.map_strides)
+        size = backbone.side_near(2 * max(backbone.patch_multiple, *backbone.map_strides))
         with inspecting(pl_module):
             known = list(
                 backbone.layer_maps(torch.zeros(1, 3, size, size, device=pl_module.device))

@@ -123,8 +123,7 @@ def held_out_examples(
     """
     data = data_of(trainer)
     split = "val" if len(data.val_files) else "train"
-    side = enlarged * data.image_size // backbone.patch_multiple * backbone.patch_multiple
-    return data.examples(split, count, side), split
+    return data.examples(split, count, backbone.side_near(enlarged * data.image_size)), split
 
 
 def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Tensor:

@@ -53,6 +53,7 @@ LEARNT_HEAD = Unless("segmentation.head", "knn")
 HEAD_LEARNS = Unless("task", "segmentation") | LEARNT_HEAD
 BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
 IS_VIT = Needs("backbone.name", *names.VITS)
+IS_TIMM = Needs("backbone.name", names.TIMM)
 IS_VICREG = Needs("barlow_twins.loss", "vicreg")
 HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
 VALIDATES = Unless("trainer.limit_val_batches", 0)
@@ -162,11 +163,14 @@ class DataHparams:
 class BackboneHparams:
     """The network that is kept. null: the architecture's own value."""
 
-    name: Annotated[str, OneOf(("auto", *names.BACKBONES))] = "auto"
+    name: Annotated[str, OneOf(("auto", *names.BACKBONES, *names.BACKBONE_ALIASES))] = "auto"
     """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 3, width 96: 0.4 M
-    parameters). auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
-    patch_size: Annotated[Count | None, IS_VIT] = None
-    """Pixels per patch side. null: 16. 8 sees finer but costs four times the tokens."""
+    parameters). timm/NAME or timm/NAME.TAG: any model of timm, such as timm/convnext_nano or
+    timm/vit_base_patch16_224.mae; dinov2_small, dinov3_small, convnext_tiny, … are short for some.
+    auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
+    patch_size: Annotated[Count | None, IS_VIT | IS_TIMM] = None
+    """Pixels per patch side. null: 16 (timm/*: the model's own). 8 sees finer but costs four times
+    the tokens."""
     depth: Annotated[Count | None, IS_VIT] = None
     """Number of blocks. null: 12."""
     embed_dim: Annotated[Count | None, IS_VIT] = None
@@ -181,7 +185,7 @@ class BackboneHparams:
         float,
         Between(0.0, 0.9),
         PASSES_IMAGES,
-        Needs("backbone.name", *names.TIMM_VITS, *names.SWINS),
+        Needs("backbone.name", *names.TIMM_VITS, *names.SWINS, names.TIMM),
         BACKBONE_LEARNS,
     ] = 0.0
     """Stochastic depth rate of the last block, growing linearly over depth."""
@@ -200,16 +204,20 @@ class BackboneHparams:
     """imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px | cifar_maxpool (the same
     and a max-pool: a quarter of the work). auto: cifar_maxpool up to 64 px without weights, at
     output_stride 32; else imagenet."""
-    output_stride: Annotated[Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS)] = 32
-    """8 or 16: denser maps, by dilation (resnet50) or without the last halving (botnet50: 16)."""
+    output_stride: Annotated[
+        Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS, names.TIMM)
+    ] = 32
+    """8 or 16: denser maps, by dilation (resnet50, timm/* where timm can) or without the last
+    halving (botnet50: 16)."""
     pool: Annotated[Literal["cls", "mean"], IS_VIT] = "cls"
     """What represents the image. With mean the last block's CLS attention is never trained."""
     layers: str = "last"
-    """Which blocks (ViT) or stages (ResNet) give feature maps: last, last4, or e.g. 2,5,8,11."""
+    """Which blocks (ViT) or stages (others) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: Annotated[str, OF_THE_START] = "none"
-    """none | pretrained (supervised ImageNet) | dino | barlow_twins | coco (that of DeepLabV3,
-    resnet50) | a file | run:NAME, which also brings its architecture. A file's network is found
-    under any prefix and expressed exactly, or refused; num_heads no file tells."""
+    """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
+    barlow_twins | coco (that of DeepLabV3, resnet50) | a file | run:NAME, which also brings its
+    architecture. A file's network is found under any prefix and expressed exactly, or refused;
+    num_heads no file tells."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0

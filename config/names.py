@@ -8,6 +8,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+
+def split(name: str) -> tuple[str, tuple[str, ...]]:
+    """Finds the row of a table for a name: `family/*` stands for every `family/member`.
+
+    Returns:
+        The row, and the member, which what the row names is told first.
+    """
+    family, slash, member = name.partition("/")
+    return (f"{family}/*", (member,)) if slash else (name, ())
+
+
 PRETRAINING = ("barlow_twins", "dino", "dino_twins", "lejepa")
 TASKS: dict[str, str] = {
     "barlow_twins": "agents.barlow_twins:BarlowTwins",
@@ -39,7 +50,20 @@ SWINS: dict[str, str] = {
     "swin_small": "models.backbones.swin:swin_small",
     "swin_base": "models.backbones.swin:swin_base",
 }
-BACKBONES: dict[str, str] = {**RESNETS, **VITS, **SWINS}
+TIMM = "timm/*"  # any other of timm's networks: see `split`
+BACKBONES: dict[str, str] = {
+    **RESNETS,
+    **VITS,
+    **SWINS,
+    TIMM: "models.backbones.timm_any:build",
+}
+BACKBONE_ALIASES = {
+    "convnext_tiny": "timm/convnext_tiny",
+    "dinov2_small": "timm/vit_small_patch14_dinov2",
+    "dinov2_base": "timm/vit_base_patch14_dinov2",
+    "dinov3_small": "timm/vit_small_patch16_dinov3",
+    "dinov3_base": "timm/vit_base_patch16_dinov3",
+}
 WITHOUT_ATTENTION = ("resnet18", "resnet50")
 
 DATASETS: dict[str, str] = {

@@ -24,7 +24,7 @@ from utils.text import format_result
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
 _IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 48, "cifar10": 32}, 224
 _FEWEST_PATCHES = 8  # a side, in which a ViT sees an image
-_DEMO_PATCH, _VIT_PATCH, _SWIN_MULTIPLE = 8, 16, 32  # px, a side
+_DEMO_PATCH, _VIT_PATCH, _SWIN_MULTIPLE, _TIMM_MULTIPLE = 8, 16, 32, 32  # px, a side
 _SMALL_IMAGE = 64  # px, up to which a ResNet of its own has the stem for small images
 _SHARP_IMAGE = 32  # px, up to which nothing is blurred
 
@@ -54,6 +54,7 @@ def choose_names(hparams: Hparams) -> Hparams:
     backbone, segmentation = hparams.backbone, hparams.segmentation
     if backbone.name == "auto":
         backbone.name = _BACKBONES.get(hparams.data.name, _BACKBONE_FOR_PHOTOGRAPHS)
+    backbone.name = names.BACKBONE_ALIASES.get(backbone.name, backbone.name)
     segmentation.fusion = [names.FUSION_ALIASES.get(name, name) for name in segmentation.fusion]
     return hparams
 
@@ -102,8 +103,13 @@ def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
 
 
 def patch_multiple(hparams: Hparams) -> int:
-    """Returns what the sides of images have to be multiples of for the chosen backbone, in px."""
+    """Returns what the sides of images have to be multiples of for the chosen backbone, in px.
+
+    Of timm's networks what suits most: which one it is only timm knows.
+    """
     name = hparams.backbone.name
+    if names.split(name)[0] == names.TIMM:
+        return hparams.backbone.patch_size or _TIMM_MULTIPLE
     if name in names.VITS:
         return hparams.backbone.patch_size or (_DEMO_PATCH if name == "vit_demo" else _VIT_PATCH)
     return _SWIN_MULTIPLE if name in names.SWINS else 1

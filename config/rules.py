@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from config.names import split
 from config.types import Switch
 
 
@@ -25,7 +26,7 @@ from config.types import Switch
 class Needs:
     """The setting at `path` has one of `values`; without values: it is not off.
 
-    Off are false, null, 0 and empty lists.
+    Off are false, null, 0 and empty lists. A value `family/*` stands for every `family/member`.
     """
 
     path: str
@@ -46,7 +47,8 @@ class Needs:
         # Without types, true would be 1.
         wanted = {(type(each), each) for each in self.values}
         found = value if isinstance(value, list) else [value]
-        return any((type(each), each) in wanted for each in found)
+        rows = (split(each)[0] if isinstance(each, str) else each for each in found)
+        return any((type(each), each) in wanted for each in rows)
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
         """Whether it holds, given the values of settings; null for those without effect."""

@@ -7,10 +7,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
+from config.names import split
+
 
 @dataclass(frozen=True)
 class OneOf:
-    """The value is one of these names."""
+    """The value is one of these names, of which `family/*` stands for every `family/member`."""
 
     names: Collection[str]
 
@@ -20,7 +22,7 @@ class OneOf:
 
     def problem(self, value: object) -> str | None:
         """Says what is wrong with `value`, or None."""
-        if value in self.names:
+        if isinstance(value, str) and split(value)[0] in self.names:
             return None
         near = difflib.get_close_matches(str(value), self.names, 1)
         hint = f". Did you mean {near[0]}?" if near else ""

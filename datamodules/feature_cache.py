@@ -29,7 +29,7 @@ from utils.files import owner, remove_abandoned
 
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
-_FORMAT = 2  # since images are read as they are displayed
+_FORMAT = 3  # since attention says whether there is a CLS token
 _OFF = "--data.feature_cache off computes features anew in every epoch instead."
 
 

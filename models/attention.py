@@ -15,6 +15,7 @@ from models.precision import at_least_float32
 
 Queries = Literal["cls", "mean", "all"]
 Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class AttentionFactors:
         grid: `(h, w)` of the patches.
         num_prefix: P, the tokens before the patches.
         num_position: the last of the d dimensions that carry relative positions, not content.
+        has_cls: whether the first prefix token stands for the image; else all are registers.
     """
 
     block: int
@@ -84,9 +86,16 @@ class AttentionFactors:
     grid: tuple[int, int]
     num_prefix: int
     num_position: int = 0
+    has_cls: bool = False
 
     def rows(self, queries: Queries) -> Attention:
-        """Returns the attention of the asked queries; see `attention_rows`."""
+        """Returns the attention of the asked queries; see `attention_rows`.
+
+        Raises:
+            ValueError: `cls` is asked of a network without CLS token.
+        """
+        if queries == "cls" and not self.has_cls:
+            raise ValueError("This backbone has no CLS token; ask for queries 'mean' or 'all'.")
         weights = attention_rows(self.q, self.k, self.num_prefix, queries)
         return Attention(self.block, weights, self.grid, self.num_prefix)
 
@@ -123,8 +132,8 @@ def pass_with_attention(
     run: Callable[[], Result],
     modules: Sequence[nn.Module],
     request: AttentionRequest,
-    answer: Callable[..., Attention | AttentionFactors],
-) -> tuple[Result, tuple[Attention | AttentionFactors, ...]]:
+    answer: Callable[..., Answer],
+) -> tuple[Result, tuple[Answer, ...]]:
     """Runs a forward pass and computes the requested attention from the inputs of its modules.
 
     Forward pre-hooks sit on the requested modules for the length of the pass, an error included.
@@ -145,7 +154,7 @@ def pass_with_attention(
     Raises:
         ValueError: a block outside the network.
     """
-    answers: dict[int, Attention | AttentionFactors] = {}
+    answers: dict[int, Answer] = {}
 
     def hook(block: int) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -186,16 +195,11 @@ def attention_rows(q: Tensor, k: Tensor, num_prefix: int, queries: Queries) -> T
         q: `(B, heads, N, d)`, times the scale of the logits.
         k: `(B, heads, N, d)`.
         num_prefix: tokens before the patches.
-        queries: which rows, see `AttentionRequest`.
+        queries: which rows, see `AttentionRequest`; `cls` is the first one.
 
     Returns:
         `(B, heads, Q, N)`.
-
-    Raises:
-        ValueError: `cls` is asked of a network without a prefix token.
     """
-    if queries == "cls" and num_prefix == 0:
-        raise ValueError("This backbone has no CLS token; ask for queries 'mean' or 'all'.")
     if queries == "cls":
         q = q[:, :, :1]
     elif queries == "mean":

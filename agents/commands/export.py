@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from safetensors.torch import save
+from torch import Tensor
 
 from models.backbones.base import Backbone
 from utils.files import write_atomically
@@ -41,13 +42,18 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     lines = recipe(backbone, folder)
     about = {"run": folder.name, "load": "\n".join(lines)}
     write_atomically(folder.exported, save(state, about))
+    mean, std = (_numbers(each) for each in (backbone.mean, backbone.std))
     size = folder.exported.stat().st_size / 1e6
     return [
         f"{folder.exported}: {len(state)} tensors, {size:.0f} MB.",
         f"Use it here:      --backbone.weights run:{folder.name}",
-        "Use it elsewhere, on images with ImageNet's mean and deviation taken out:",
+        f"Use it elsewhere, on images in 0 … 1, {mean} taken out and divided by {std}:",
         *(f"    {line}" for line in lines),
     ]
+
+
+def _numbers(values: Tensor) -> str:
+    return " ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
 def recipe(backbone: Backbone, folder: RunFolder) -> list[str]:

@@ -23,9 +23,11 @@ class Protocol(ABC):
 
     Attributes:
         needs_background: whether label 0 has to be background.
+        side: of the squares that all images become, in pixels; None: they keep their aspect.
     """
 
     needs_background = False
+    side: int | None = None
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `image` and `labels` of an image and its mask."""
@@ -71,18 +73,18 @@ class Seed224(Protocol):
     """
 
     needs_background = True
-    size = (224, 224)
+    side = 224
 
     def __init__(self, image_size: int) -> None:
         """Ignores `image_size`: 224 is part of the recipe."""
 
     def image(self, image: Image.Image) -> Tensor:
         """See `Protocol.image`."""
-        return F.pil_to_tensor(F.resize(image, list(self.size)))
+        return F.pil_to_tensor(F.resize(image, [self.side, self.side]))
 
     def labels(self, labels: Tensor) -> Tensor:
         """Nearest label of each of 224 x 224 points; 255 becomes 0."""
-        resized = F.resize(labels[None], list(self.size), InterpolationMode.NEAREST_EXACT)[0]
+        resized = F.resize(labels[None], [self.side, self.side], InterpolationMode.NEAREST_EXACT)[0]
         return self.training_labels(resized)
 
     def training_labels(self, labels: Tensor) -> Tensor:

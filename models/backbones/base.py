@@ -49,6 +49,8 @@ class Backbone(nn.Module, ABC):
         net: the wrapped network; its state dict has the architecture's public key names.
         embed_dim: D, width of `Features.pooled`.
         patch_multiple: image sides must be multiples of this many pixels.
+        has_cls: whether a token of its own stands for the image, the first of `Features.prefix`.
+        fixed_side: the one side of square images that it takes, in pixels; None: any.
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
@@ -60,6 +62,8 @@ class Backbone(nn.Module, ABC):
     memory_format: torch.memory_format = torch.contiguous_format
     replaced: tuple[str, ...] = ()
     plain: str | None = None
+    fixed_side: int | None = None
+    has_cls: bool = False
 
     net: nn.Module
     mean: Tensor
@@ -158,16 +162,33 @@ class Backbone(nn.Module, ABC):
         """Checks the side of images that are going to come, in pixels.
 
         Raises:
-            ValueError: it is no multiple of `patch_multiple`; names the setting.
+            ValueError: it is no multiple of `patch_multiple`, or not `fixed_side`; names the
+                setting.
         """
-        if side % self.patch_multiple:
+        if self.fixed_side not in (None, side):
             raise ValueError(
-                f"--{setting} {side} is not a multiple of the patch size {self.patch_multiple}."
+                f"--{setting} {side}: as it was built this network takes images of "
+                f"{self.fixed_side} x {self.fixed_side} px only."
+            )
+        if side % self.patch_multiple:
+            near = max(1, round(side / self.patch_multiple)) * self.patch_multiple
+            raise ValueError(
+                f"--{setting} {side} is not a multiple of the patch size {self.patch_multiple}: "
+                f"use {near}."
             )
 
+    def side_near(self, side: int) -> int:
+        """Returns the side of images that it takes at or next below one, in pixels."""
+        return self.fixed_side or max(1, side // self.patch_multiple) * self.patch_multiple
+
     def normalise(self, images: Tensor) -> Tensor:
-        """Checks the size and returns images with ImageNet mean and deviation taken out."""
+        """Checks the size and returns images with mean and deviation taken out."""
         height, width = images.shape[-2:]
+        if self.fixed_side is not None and (height, width) != (self.fixed_side, self.fixed_side):
+            raise ValueError(
+                f"Images of {height} x {width} px: as it was built this network takes "
+                f"{self.fixed_side} x {self.fixed_side} px only."
+            )
         if height % self.patch_multiple or width % self.patch_multiple:
             raise ValueError(
                 f"Images of {height} x {width} px: both sides must be multiples of "
@@ -219,26 +240,31 @@ class GlobalAttentionBackbone(AttentionBackbone):
             grid: `(h, w)`.
             answers: to an attention request.
         """
-        patches, prefix = last
         return Features(
-            pooled=prefix[:, 0] if self.pool == "cls" else patches.mean(1),
+            pooled=self.pooled(last),
             maps=tuple(as_map(patches, grid) for patches, _ in layers),
             prefix=tuple(prefix for _, prefix in layers),
             strides=self.map_strides,
             **answered(answers),
         )
 
+    def pooled(self, last: Tokens) -> Tensor:
+        """Returns one vector per image, `(B, D)`, from the tokens after the final norm."""
+        patches, prefix = last
+        return prefix[:, 0] if self.pool == "cls" else patches.mean(1)
+
     def answer(
         self,
         block: int,
         q: Tensor,
         k: Tensor,
-        scale: float,
         grid: tuple[int, int],
         request: AttentionRequest,
+        num_position: int = 0,
     ) -> Attention | AttentionFactors:
-        """Answers a request from queries and keys `(B, heads, P + h*w, d)` of a block."""
-        factors = AttentionFactors(block, q * scale, k, grid, self.num_prefix)
+        """Answers a request from what `AttentionFactors` has of a block."""
+        prefix = self.num_prefix
+        factors = AttentionFactors(block, q, k, grid, prefix, num_position, self.has_cls)
         return factors if request.queries == "factors" else factors.rows(request.queries)
 
 

@@ -44,9 +44,14 @@ _PARTS = {
 }
 
 
+def is_derived(key: str) -> bool:
+    """Whether this tensor only counts, follows from the sizes, or stands for hidden patches."""
+    return bool(_NO_EFFECT.search(key))
+
+
 def has_no_effect(key: str) -> bool:
-    """Whether the features are the same without this tensor."""
-    return bool(_NO_EFFECT.search(key) or _AFTER.fullmatch(key.partition(".")[0]))
+    """Whether the features of a file's network are the same without this tensor."""
+    return is_derived(key) or bool(_AFTER.fullmatch(key.partition(".")[0]))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def pack(features: Features) -> list[dict[str, Tensor]]:
     for factors in features.factors or ():
         named |= {f"q{factors.block}": factors.q, f"k{factors.block}": factors.k}
         layout[f"factors{factors.block}"] = torch.tensor(
-            [*factors.grid, factors.num_prefix, factors.num_position]
+            [*factors.grid, factors.num_prefix, factors.num_position, factors.has_cls]
         )
     for rows in features.attention or ():
         named[f"rows{rows.block}"] = rows.weights
@@ -57,9 +57,9 @@ def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
     for name in first:
         if name.startswith("factors"):
             block = int(name.removeprefix("factors"))
-            height, width, prefix, position = first[name].tolist()
-            q, k = batched(f"q{block}"), batched(f"k{block}")
-            answers.append(AttentionFactors(block, q, k, (height, width), prefix, position))
+            height, width, prefix, position, cls = first[name].tolist()
+            q, k, grid = batched(f"q{block}"), batched(f"k{block}"), (height, width)
+            answers.append(AttentionFactors(block, q, k, grid, prefix, position, bool(cls)))
         elif name.startswith("attention"):
             block = int(name.removeprefix("attention"))
             height, width, prefix = first[name].tolist()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from math import isqrt
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resize_rel_pos_bias_table
@@ -15,9 +15,9 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
-from models.backbones.base import Features, StateDict, answered
-from models.backbones.timm_base import TimmBackbone
-from models.precision import at_least_float32
+from models.backbones.base import Features, answered
+from models.backbones.timm_base import TimmBackbone, pretrained
+from models.scores import scores_of
 
 _STAGES = 4
 
@@ -104,7 +104,8 @@ class Swin(TimmBackbone):
         ids = _token_ids(layout, grid, tokens.device)  # (windows, area)
         if request.num_images is not None:
             tokens = tokens[: request.num_images * len(ids)]
-        rows = _window_rows(attn, tokens, mask).unflatten(0, (-1, len(ids))).movedim(2, 1)
+        rows = scores_of(attn, tokens, mask).rows()  # (B * windows, heads, area, area)
+        rows = rows.unflatten(0, (-1, len(ids))).movedim(2, 1)
         return Attention(block, _on_grid(rows, ids, grid, request.queries), grid, 0)
 
     def stages(self) -> list[nn.Module]:
@@ -162,28 +163,6 @@ def _on_grid(rows: Tensor, ids: Tensor, grid: tuple[int, int], queries: str) -> 
     return whole[:, :, :count, :count]
 
 
-def _window_rows(attn: Any, windows: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns softmax(q kᵀ scale + relative position bias + shift mask).
-
-    Args:
-        attn: timm's `WindowAttention`.
-        windows: its normalised input, `(B * windows, area, C)`.
-        mask: `(windows, area, area)`, None where nothing is shifted.
-
-    Returns:
-        `(B * windows, heads, area, area)` in float32 or better.
-    """
-    qkv = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k = qkv[0], qkv[1]  # (B * windows, heads, area, d)
-    with torch.autocast(windows.device.type, enabled=False):
-        q, k = at_least_float32(q, k)
-        logits = q @ k.transpose(-2, -1) * attn.scale + attn._get_rel_pos_bias()
-        if mask is not None:
-            logits = logits.unflatten(0, (-1, len(mask))) + mask[None, :, None].to(logits.dtype)
-            logits = logits.flatten(0, 1)
-        return logits.softmax(-1)
-
-
 def _padded(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     # (B, h, w, C) to the size of whole windows.
     height, width = block.window_size
@@ -221,11 +200,7 @@ def build(
         f"window_size={window_size}, strict_img_size=False)"
     )
 
-    def pretrained() -> StateDict:
-        full = f"{name}_patch4_window7_224"
-        return timm.create_model(full, pretrained=True, num_classes=0).state_dict()
-
-    backbone.sources["pretrained"] = pretrained
+    backbone.sources["pretrained"] = partial(pretrained, f"{name}_patch4_window7_224")
     return backbone
 
 

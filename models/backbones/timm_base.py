@@ -6,10 +6,11 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest, pass_with_attention
-from models.backbones.base import AttentionBackbone, parse_layers
+from models.backbones.base import AttentionBackbone, StateDict, parse_layers
 
 
 class TimmBackbone(AttentionBackbone):
@@ -86,3 +87,34 @@ class TimmBackbone(AttentionBackbone):
         answer = partial(self.block_attention, size, request)
         modules: list[nn.Module] = self.attention_modules()
         return pass_with_attention(run, modules, request, answer)
+
+
+def layer_names(net: Any) -> list[str]:
+    """Returns the names of a network's layers in it: of a ViT its blocks."""
+    return [str(info["module"]) for info in net.feature_info]
+
+
+def attention_modules(net: Any) -> list[Any]:
+    """Returns the attention module of every block of a ViT-like network."""
+    blocks = [net.get_submodule(name) for name in layer_names(net)]
+    return [getattr(block, "attn", block) for block in blocks]  # some attend by themselves
+
+
+def pretrained(model: str, **options: Any) -> StateDict:
+    """Fetches weights that timm publishes, fitted to a network built with `options`.
+
+    Raises:
+        ValueError: they cannot be fetched; the message names the page to get them from by hand.
+    """
+    try:
+        net = timm.create_model(model, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # of the disk, the connection, the hub's client or the file
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        about = timm.get_pretrained_cfg(model)
+        page = f"https://huggingface.co/{about.hf_hub_id if about else 'timm'}"
+        raise ValueError(
+            f"Could not fetch the weights of timm/{model} ({said}). Fetch model.safetensors by "
+            f"hand from {page} and pass its path: --backbone.weights FILE."
+        ) from error
+    state: StateDict = net.state_dict()
+    return state

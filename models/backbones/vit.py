@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import timm
 from timm.layers import HybridEmbed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, Tokens, as_map
 from models.backbones.positions import fitted_positions
-from models.backbones.timm_base import TimmBackbone
+from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
+from models.scores import scores_of
 from utils.checkpoints import download
 
 _DINO = "https://dl.fbaipublicfiles.com/dino/"
@@ -33,15 +33,16 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
     net: VisionTransformer
 
     def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
-        self.patch_size = int(net.patch_embed.feat_ratio())  # of a patch, or of its convolutions
+        info: Any = net.feature_info
+        self.patch_size = int(info[-1]["reduction"])  # of a patch, or of its convolutions
         super().__init__(net, layers, self.patch_size)
         self.num_prefix = net.num_prefix_tokens
+        self.has_cls = any(name.endswith("cls_token") for name, _ in net.named_parameters())
         self.pool = pool
 
     def attention_modules(self) -> list[Any]:
         """See `TimmBackbone.attention_modules`."""
-        blocks: Any = self.net.blocks
-        return [block.attn for block in blocks]
+        return attention_modules(self.net)
 
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
@@ -58,7 +59,8 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         """See `Backbone.layer_maps`."""
         tokens, _ = self._tokens(images, norm=False)
         grid = self._grid(*images.shape[-2:])
-        return {f"blocks.{index}": as_map(each, grid) for index, (each, _) in enumerate(tokens)}
+        names = layer_names(self.net)
+        return {name: as_map(each, grid) for name, (each, _) in zip(names, tokens, strict=True)}
 
     def _tokens(
         self, images: Tensor, attention: AttentionRequest | None = None, **options: Any
@@ -68,11 +70,10 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
             images,
             attention,
             output_fmt="NLC",
-            return_prefix_tokens=True,
+            return_prefix_tokens=self.num_prefix > 0,
             intermediates_only=True,
             **options,
         )
-        # A network without prefix tokens gives its patches alone.
         return [x if self.num_prefix else (x, x[:, :0]) for x in tokens], answers
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
@@ -87,12 +88,10 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         tokens: Tensor,
         **inputs: Any,
     ) -> Attention | AttentionFactors:
-        """See `TimmBackbone.block_attention`; no masks are passed."""
-        qkv = attn.qkv(tokens[: request.num_images])
-        # (B, N, 3 * heads * d) to (B, heads, N, d) each
-        q, k, _ = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-        return self.answer(block, q, k, attn.scale, self._grid(*size), request)
+        """See `TimmBackbone.block_attention`."""
+        scores = scores_of(attn, tokens[: request.num_images], **inputs)
+        q, k, num_position = scores.extended()
+        return self.answer(block, q, k, self._grid(*size), request, num_position)
 
     def stages(self) -> list[nn.Module]:
         """The blocks; the final norm belongs to the last one."""
@@ -193,10 +192,7 @@ def _build(
         return backbone  # nobody has weights for it
     backbone.plain = f'timm.create_model("{name}_patch16_224", patch_size={patch_size}, {sizes})'
 
-    def pretrained() -> StateDict:
-        return timm.create_model(f"{name}_patch16_224", pretrained=True, num_classes=0).state_dict()
-
-    backbone.sources["pretrained"] = pretrained
+    backbone.sources["pretrained"] = partial(pretrained, f"{name}_patch16_224")
     if (name, patch_size) in _DINO_FILES:
         backbone.sources["dino"] = partial(download, _DINO + _DINO_FILES[name, patch_size])
     return backbone

@@ -19,6 +19,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
 
     net: Net
     num_prefix = 1
+    has_cls = True
 
     def __init__(self, net: Net, grid: int, pool: str = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_size[0])
@@ -81,7 +82,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
     ) -> Attention | AttentionFactors:
         q, k, _ = attend.to_qkv(attend.norm(tokens[: request.num_images])).chunk(3, -1)
         q, k = (part.unflatten(-1, (attend.heads, -1)).transpose(1, 2) for part in (q, k))
-        return self.answer(index, q, k, attend.scale, grid, request)
+        return self.answer(index, q * attend.scale, k, grid, request)
 
     def stages(self) -> list[nn.Module]:
         """The blocks; the final norm belongs to the last one."""

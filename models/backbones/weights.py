@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
-from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, has_no_effect
+from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
 from utils.checkpoints import Network, find_network, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
@@ -125,7 +125,7 @@ def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -
     }
     state, folded = backbone.fold(at_least_float32)
     unexpected = [key for key in state if key not in own]
-    missing = [key for key in own if key not in state and not has_no_effect(key)]
+    missing = [key for key in own if key not in state and not is_derived(key)]
     left = Leftovers(source, _beyond(backbone, unexpected), _beyond(backbone, missing))
     left.refuse(own, state)
     fitted = _fitted(backbone, own, state, source)

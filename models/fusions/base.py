@@ -59,7 +59,7 @@ def attention_maps(features: Features) -> list[Tensor]:
     The attention patches receive where there is no CLS token.
     """
     given = features.attention or [
-        each.rows("cls" if each.num_prefix else "mean") for each in features.factors or ()
+        each.rows("cls" if each.has_cls else "mean") for each in features.factors or ()
     ]
     return [each.patch_maps()[:, :, 0] for each in given]
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from agents.commands.export import export
-from config.names import BACKBONES
+from config.names import BACKBONES, TIMM, split
 from main import main
 from utils.imports import load
 from utils.run_folder import RunFolder
@@ -20,10 +20,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", [*BACKBONES])
+NAMES = [*(name for name in BACKBONES if name != TIMM), "timm/test_vit3", "timm/test_convnext"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_printed_lines_load_it(name, tmp_path):
     torch.manual_seed(0)
-    backbone = load(BACKBONES[name])(image_size=64, **SMALL.get(name, {})).eval()
+    row, member = split(name)
+    backbone = load(BACKBONES[row])(*member, image_size=64, **SMALL.get(name, {})).eval()
     # Running statistics that are not those of a new network.
     for buffer_name, buffer in backbone.net.named_buffers():
         if buffer_name.endswith("running_mean"):

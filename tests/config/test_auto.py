@@ -20,18 +20,24 @@ def chosen(task: str, backbone: str, patch: int | None = None, **more: dict) -> 
     return check(update(Hparams(), settings, "x"))
 
 
-@pytest.mark.parametrize("backbone", names.BACKBONES)
+BACKBONES = [*(name for name in names.BACKBONES if name != names.TIMM), "timm/test_vit"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_sides_are_multiples_of_what_the_network_needs(backbone):
     hparams = resolve(chosen("dino", backbone))
     with torch.device("meta"):
         network = build_backbone(hparams, loaded=False)
-    assert patch_multiple(hparams) == network.patch_multiple
+    if backbone in names.BACKBONES:
+        assert patch_multiple(hparams) == network.patch_multiple
+    else:  # what suits most of timm's
+        assert patch_multiple(hparams) % network.patch_multiple == 0
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> Hparams:
     task = draw(st.sampled_from([*names.TASKS]))
-    backbone = draw(st.sampled_from([*names.BACKBONES]))
+    backbone = draw(st.sampled_from(BACKBONES))
     patch = draw(st.sampled_from([None, 4, 8, 10, 14, 16, 32]))
     hparams = chosen(
         task,

@@ -1,0 +1,281 @@
+"""Any network of timm that gives its intermediate features, by its name there.
+
+What it is follows from the network, not from its name: a sketch of it, without memory or numbers
+(torch's meta device), runs once and shows its maps, its pooled features and whether it attends
+globally. A ViT-like network becomes a `TimmViT`, a Swin a `Swin`, any other a `TimmMaps`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from models.attention import AttentionRequest
+from models.backbones.base import Backbone, Features, Tokens, parse_layers
+from models.backbones.swin import Swin
+from models.backbones.timm_base import layer_names, pretrained
+from models.backbones.timm_outline import Outline, outline_of, sketch_of
+from models.backbones.vit import ViT
+
+
+class TimmViT(ViT):
+    """A ViT-like network as timm builds it, pooled as timm pools it.
+
+    Of CLS, of the mean with a norm behind it, or by attention: what its weights were trained with.
+    """
+
+    def __init__(self, net: Any, layers: str = "last") -> None:
+        super().__init__(net, "mean", layers)
+        if self.has_cls and net.global_pool == "token":
+            self.pool = "cls"
+
+    def pooled(self, last: Tokens) -> Tensor:
+        """See `GlobalAttentionBackbone.pooled`."""
+        patches, prefix = last
+        vector: Tensor = self.net.forward_head(torch.cat([prefix, patches], 1), pre_logits=True)
+        return vector
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks; what comes after them belongs to the last one."""
+        return stages_of(self.net, layer_names(self.net))
+
+
+class TimmMaps(Backbone):
+    """A network of timm whose layers give maps; its attention, if it has any, is not shown.
+
+    Args:
+        net: without classifier.
+        outline: of the network.
+        layers: which of its layers are maps, see `parse_layers`.
+    """
+
+    net: Any
+
+    def __init__(self, net: Any, outline: Outline, layers: str = "last") -> None:
+        self.layers = parse_layers(layers, len(outline.channels))
+        super().__init__(
+            outline.width,
+            tuple(outline.channels[layer] for layer in self.layers),
+            tuple(outline.strides[layer] for layer in self.layers),
+        )
+        self.net = net
+        self.normed = outline.normed
+
+    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
+        """See `Backbone.forward`."""
+        if attention is not None:
+            raise ValueError(
+                f"The attention of timm's {type(self.net).__name__} is not shown: it is not one "
+                "between all patches, or there is none. Use a ViT or a Swin."
+            )
+        last, maps = self.net.forward_intermediates(
+            self.normalise(images), indices=list(self.layers), norm=self.normed
+        )
+        return Features(
+            pooled=self.net.forward_head(last, pre_logits=True),
+            maps=tuple(maps),
+            prefix=tuple(each.new_zeros(len(each), 0, each.shape[1]) for each in maps),
+            strides=self.map_strides,
+        )
+
+    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.layer_maps`; its layers are those of timm's `feature_info`."""
+        maps = self.net.forward_intermediates(self.normalise(images), intermediates_only=True)
+        names = layer_names(self.net)
+        if len(set(names)) < len(names):
+            names = [str(index) for index in range(len(names))]
+        return dict(zip(names, maps, strict=True))
+
+    def stages(self) -> list[nn.Module]:
+        """What leads from one layer of `feature_info` to the next; none where timm names none."""
+        return stages_of(self.net, layer_names(self.net))
+
+
+def stages_of(net: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
+    """Cuts a network behind each of its layers.
+
+    Args:
+        net: registers its modules in the order in which they run.
+        layers: names of modules in it, shallow to deep.
+
+    Returns:
+        Every layer with what leads to it from the one before; what comes behind the last layer
+        belongs to that. Empty where the layers are no modules of it.
+    """
+    stages: list[list[nn.Module]] = []
+    found, between = [], []
+    for name, part in _parts(net, "", layers):
+        between.append(part)
+        if name in layers:
+            found.append(name)
+            stages.append(between if stages else [part])
+            between = []
+    if found != list(layers):
+        return []
+    stages[-1] += between
+    return [nn.ModuleList(stage) for stage in stages]
+
+
+def _parts(net: nn.Module, prefix: str, layers: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the largest modules that have no layer inside."""
+    for name, child in net.named_children():
+        path = prefix + name
+        if any(layer.startswith(path + ".") for layer in layers):
+            yield from _parts(child, path + ".", layers)
+        else:
+            yield path, child
+
+
+def build(
+    model: str,
+    *,
+    image_size: int,
+    layers: str = "last",
+    patch_size: int | None = None,
+    drop_path: float = 0.0,
+    output_stride: int = 32,
+    **more: Any,
+) -> Backbone:
+    """Builds a network of timm.
+
+    Args:
+        model: its name there, with or without the tag of its weights: `convnext_tiny.fb_in1k`.
+        image_size: side of the images that it is made for, in pixels.
+        layers: see `parse_layers`.
+        patch_size: in pixels; None: the model's own.
+        drop_path: stochastic depth rate of the last block.
+        output_stride: of a convolutional network, by dilation; 32: the model's own.
+        more: what else `timm.create_model` takes.
+
+    Raises:
+        ValueError: there is no such model, it has no such setting, or it gives no intermediate
+            features at this size; names the nearest models, or says what timm says.
+    """
+    _check_name(model)
+    options = dict(more)
+    if patch_size is not None:
+        options["patch_size"] = patch_size
+    if output_stride != 32:
+        options["output_stride"] = output_stride
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    try:
+        options, side, fixed, outline = _looked_at(model, options, image_size)
+    except Exception as error:  # whatever a network of timm trips over, at any of its settings
+        said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        told = f" and {_words(options)}" if options else ""
+        raise ValueError(
+            f"--backbone.name timm/{model} cannot be used with images of {image_size} px{told}: "
+            f"{said}."
+        ) from error
+    net = timm.create_model(model, num_classes=0, **options)
+    backbone = _wrapped(net, outline, layers)
+    backbone.fixed_side = side if fixed else None
+    _describe(backbone, model, options)
+    return backbone
+
+
+def _check_name(model: str) -> None:
+    name, _, tag = model.partition(".")
+    if not timm.is_model(name):
+        near = [f"timm/{each}" for each in get_close_matches(name, timm.list_models(), 3)]
+        raise ValueError(
+            f"--backbone.name timm/{model}: timm {timm.__version__} has no such model. "
+            + (f"Did you mean {', '.join(near)}?" if near else "See timm.list_models().")
+        )
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise ValueError(
+            f"--backbone.name timm/{model}: there are no weights {tag} of it. Its tags: "
+            f"{', '.join(tags) or 'none'}."
+        )
+
+
+def _looked_at(
+    model: str, options: Mapping[str, Any], image_size: int
+) -> tuple[dict[str, Any], int, bool, Outline]:
+    """Finds out how a network is built for images of a size (see `_sized`), and what it then gives.
+
+    Raises:
+        Exception: anything that timm or torch raise.
+    """
+
+    def look(device: str) -> tuple[dict[str, Any], int, bool, Outline]:
+        first = sketch_of(model, device, **options)
+        sized, side, fixed = _sized(first, options, image_size)
+        outline = outline_of(sketch_of(model, device, **sized), side)
+        return sized, side, fixed, outline
+
+    try:
+        return look("meta")
+    except Exception:  # what older versions, and a few models, cannot do without numbers
+        return look("cpu")
+
+
+def _sized(
+    sketch: Any, options: Mapping[str, Any], image_size: int
+) -> tuple[dict[str, Any], int, bool]:
+    """Says how a network is built for images of a size: options, side in pixels, whether fixed.
+
+    Raises:
+        TypeError: it does not take one of the options.
+    """
+    known = _parameters(type(sketch))
+    sized = dict(options)
+    if "drop_path_rate" in known:
+        sized.setdefault("drop_path_rate", 0.0)  # some models of timm have a rate of their own
+    flexible = {"dynamic_img_size": True, "strict_img_size": False}
+    chosen = [name for name in flexible if name in known][:1]
+    sized |= {name: flexible[name] for name in chosen}
+    side = image_size
+    if chosen:  # whole patches: images of other sizes interpolate the positions
+        multiple = int(sketch.feature_info[-1]["reduction"])
+        side = -(-image_size // multiple) * multiple
+    if "img_size" in known:
+        sized["img_size"] = side
+    return sized, side, bool(sketch.pretrained_cfg["fixed_input_size"] and not chosen)
+
+
+def _parameters(kind: type) -> set[str]:
+    """Returns what a class can be told, its bases included where it passes on what is left."""
+    found: set[str] = set()
+    for each in kind.__mro__:
+        own = inspect.signature(each).parameters.values()
+        found |= {parameter.name for parameter in own}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+            break
+    return found
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def _wrapped(net: Any, outline: Outline, layers: str) -> Backbone:
+    if outline.attends:
+        return TimmViT(net, layers)
+    if isinstance(net, SwinTransformer):
+        return Swin(net, layers)
+    return TimmMaps(net, outline, layers)
+
+
+def _describe(backbone: Backbone, model: str, options: Mapping[str, Any]) -> None:
+    """Notes how timm builds the network, how its images are normalised and where weights are."""
+    net: Any = backbone.net
+    about = net.pretrained_cfg
+    for buffer, values in ((backbone.mean, about["mean"]), (backbone.std, about["std"])):
+        buffer.copy_(torch.tensor(values).view(3, 1, 1))
+    classifier = about.get("classifier") or ()
+    backbone.replaced = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    lasting = {name: value for name, value in options.items() if name != "drop_path_rate"}
+    backbone.plain = f'timm.create_model("{model}", {_words({"num_classes": 0, **lasting})})'
+    if about.get("hf_hub_id") or about.get("url"):
+        backbone.sources["pretrained"] = partial(pretrained, model, **lasting)

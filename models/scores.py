@@ -1,0 +1,137 @@
+"""Queries, keys and bias of any attention module: what it hands to torch's fused attention.
+
+Norms, rotary positions, shared keys and relative positions are then as the module has computed
+them, whatever library it is from, and nothing of it is written a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from models.precision import at_least_float32
+
+_FUSED = F.scaled_dot_product_attention
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Attention before the softmax: softmax(q kᵀ + bias).
+
+    Attributes:
+        q: `(B, heads, N, d)`, times the scale of the logits.
+        k: `(B, heads, N, d)`.
+        bias: of relative positions and masks, broadcasts to `(B, heads, N, N)`; None: there is
+            none.
+    """
+
+    q: Tensor
+    k: Tensor
+    bias: Tensor | None
+
+    def rows(self) -> Tensor:
+        """Returns softmax(q kᵀ + bias), `(B, heads, N, N)`, in float32 or better."""
+        with torch.autocast(self.q.device.type, enabled=False):
+            q, k = at_least_float32(self.q, self.k)
+            logits = q @ k.transpose(-2, -1)
+            return (logits if self.bias is None else logits + self.bias).softmax(-1)
+
+    def extended(self) -> tuple[Tensor, Tensor, int]:
+        """Returns queries and keys whose product has the bias in it, `(B, heads, N, d + n)`, and n.
+
+        Every key is given a dimension of its own, in which a query has its bias.
+        """
+        if self.bias is None:
+            return self.q, self.k, 0
+        batch, heads, count, _ = self.k.shape
+        own = torch.eye(count, dtype=self.k.dtype, device=self.k.device)
+        bias = self.bias.expand(batch, heads, -1, -1)
+        return torch.cat([self.q, bias], -1), torch.cat([self.k, own.expand_as(bias)], -1), count
+
+
+class _Reached(Exception):
+    """The module has handed over what was wanted of it."""
+
+
+class _Watch(TorchFunctionMode):
+    """Keeps what fused attention is called with.
+
+    Args:
+        stop: raise `_Reached` instead of computing it.
+    """
+
+    def __init__(self, stop: bool) -> None:
+        super().__init__()
+        self.stop = stop
+        self.calls: list[Scores] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is _FUSED:
+            self.calls.append(_scores(*args, **(kwargs or {})))
+            if self.stop:
+                raise _Reached
+        return func(*args, **(kwargs or {}))
+
+
+def _scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **more: Any,
+) -> Scores:
+    """Reads a call of `scaled_dot_product_attention`."""
+    if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
+        raise ValueError("Attention in which some tokens are hidden from others is not shown.")
+    return Scores(query * (query.shape[-1] ** -0.5 if scale is None else scale), key, attn_mask)
+
+
+def scores_of(module: nn.Module, *inputs: Any, **named: Any) -> Scores:
+    """Runs an attention module up to its attention.
+
+    Args:
+        module: computes attention by `scaled_dot_product_attention`, once; or does so while its
+            attribute `fused_attn` is true, as timm's modules.
+        inputs: the module's own.
+        named: the same.
+
+    Raises:
+        ValueError: it does not, or hides tokens from others.
+    """
+    with _fused(module), _Watch(stop=True) as watch, suppress(_Reached):
+        module.forward(*inputs, **named)
+    if not watch.calls:
+        raise ValueError(f"{type(module).__name__} has no softmax(q kᵀ) that could be shown.")
+    return watch.calls[0]
+
+
+def all_scores_of(module: nn.Module, *inputs: Any, **named: Any) -> list[Scores]:
+    """Runs a module to its end and returns every attention in it; see `scores_of`."""
+    with _fused(module), _Watch(stop=False) as watch:
+        module.forward(*inputs, **named)
+    return watch.calls
+
+
+@contextmanager
+def _fused(module: Any) -> Iterator[None]:
+    before = getattr(module, "fused_attn", None)
+    if before is None:
+        yield
+        return
+    module.fused_attn = True
+    try:
+        yield
+    finally:
+        module.fused_attn = before
