@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
+from utils.console import console
 from utils.rng import CPU, rng_preserved
 
 
@@ -161,8 +162,9 @@ class SayOnce:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
+    @rank_zero_only
     def __call__(self, text: str) -> None:
         """Prints `text` unless it was printed before."""
         if text not in self._said:
             self._said.add(text)
-            rank_zero_info(text)
+            console.info("%s", text)

@@ -311,11 +311,11 @@ def test_an_online_probe_of_one_kind(train, tmp_path):
         assert f"val/{absent}_accuracy" not in summary(folder)
 
 
-def test_without_labels_it_says_what_to_do(train, shapes_root, caplog):
+def test_without_labels_it_says_what_to_do(train, shapes_root, capsys):
     code, folder = train("run", **ONLINE, data__name="voc", data__root=shapes_root)
     assert code == 0
     assert "val/knn_accuracy" not in summary(folder)
-    assert caplog.text.count("set --probe.data.name") == 1
+    assert capsys.readouterr().err.count("set --probe.data.name") == 1
 
 
 def test_embeddings_are_drawn_with_and_without_classes(train, tmp_path):

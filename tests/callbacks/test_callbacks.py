@@ -156,15 +156,16 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
     assert picture.shape[0] > 300
 
 
-def test_a_network_without_attention_is_told_once(train, caplog):
+def test_a_network_without_attention_is_told_once(train, capsys):
     code, folder = train(
-        "resnet",
-        backbone__name="resnet18",
+        backbone__name="timm/test_resnet",
+        backbone__patch_size=...,
         callbacks__attention_maps__enabled="true",
         trainer__max_epochs=1,
     )
     assert code == 0
     assert not (folder / "figures" / "attention_maps").exists()
+    assert capsys.readouterr().err.count("has no attention; nothing drawn") == 1
 
 
 def test_attention_of_impossible_blocks_or_sizes_stops_before_training(train, capsys):
@@ -176,7 +177,7 @@ def test_attention_of_impossible_blocks_or_sizes_stops_before_training(train, ca
         assert not (folder / "metrics.csv").read_text().count("\n") > 1
 
 
-def test_cls_attention_of_a_mean_pooled_network_is_commented(caplog):
+def test_cls_attention_of_a_mean_pooled_network_is_commented():
     from models.backbones.vit import vit_tiny
 
     backbone = vit_tiny(image_size=16, patch_size=8, depth=1, pool="mean")

@@ -76,7 +76,7 @@ def test_halves_are_of_equal_size_and_no_larger_pieces(chunks):
             assert (len(view) > 1) == (len(chunks) > 1 and half > 3)
 
 
-def test_a_batch_of_two_is_said_to_have_no_halves_once(train, caplog):
+def test_a_batch_of_two_is_said_to_have_no_halves_once(train):
     code, folder = train(data__batch_size=2, trainer__max_epochs=1, **ON)
     assert code == 0
     assert "train/gradient_cosine" not in summary(folder)

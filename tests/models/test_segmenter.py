@@ -173,5 +173,5 @@ def test_the_state_dict_has_the_parts_by_name():
 def test_it_can_be_exported():
     network, given = segmenter(), images(24, 30)
     with torch.no_grad():
-        program = torch.export.export(network, (given,))
+        program = torch.export.export(network, (given,), strict=False)
         torch.testing.assert_close(program.module()(given), network(given))

@@ -78,6 +78,7 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(train, unused_gpu, monkeypatch, t
     # What Lightning and torch's optimizers ask for whatever the device is.
     stream = SimpleNamespace(is_capturing=lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda *_: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: None)
     code, folder = train(task, task=task, trainer__max_epochs=1, data__num_workers=1)
