@@ -185,7 +185,7 @@ class Trainer:
             "max_epochs": int(options.max_epochs) if options.max_steps is None else -1,
             "max_steps": -1 if options.max_steps is None else options.max_steps,
             "precision": options.precision,
-            "accelerator": options.accelerator,
+            "accelerator": self.device.type,
             "devices": options.devices,
             "num_nodes": options.num_nodes,
             "strategy": options.strategy,

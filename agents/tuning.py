@@ -17,7 +17,14 @@ from agents.base import Agent
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from utils.chunks import chunk_sizes
-from utils.memory import available_mb, free_mb, peak_mb, reset_peak, resident_mb
+from utils.memory import (
+    available_mb,
+    free_mb,
+    is_out_of_memory,
+    peak_mb,
+    reset_peak,
+    resident_mb,
+)
 from utils.rng import rng_preserved
 
 # Of the memory that is free a chunk may take so much. The rest is for everything else: the host's
@@ -55,15 +62,6 @@ def largest_working(largest: int, fits: Callable[[int], bool], start: int = 8) -
     while best < (value := min(2 * best, largest)) < limit and fits(value):
         best = value
     return best
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is exhausted, on the GPU or the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate", "_status_alloc_failed")  # the last of cuBLAS, cuDNN
-    return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 
 def tune_chunk_size(

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from utils.figures import close_all
+from utils.memory import is_out_of_memory
 from utils.rng import CPU, rng_preserved
 from utils.stopwatch import Stopwatch
 
@@ -89,11 +90,13 @@ class Guard:
             raise
         except Exception as error:  # whatever it is, hours of training are worth more
             self._note(name, error)
-        # Not before the error is forgotten: its traceback holds the tensors of the attempt.
+            starved = is_out_of_memory(error)
         close_all()
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if starved:
+            # Not before the error is forgotten: its traceback holds the tensors of the attempt.
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return None
 
     def _note(self, name: str, error: Exception) -> None:

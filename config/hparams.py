@@ -571,8 +571,9 @@ class TrainerHparams:
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
     """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true. Beside half
     precision, float32 matrices are multiplied in TF32 on cards that have it."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: the GPU if there is one. An NVIDIA card torch cannot use is an error, not a CPU run."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """auto: the NVIDIA GPU if there is one. A card torch cannot use is an error, not a CPU run.
+    mps: Apple's GPU, never tried on one."""
     devices: Annotated[Count, MAKES_PROCESSES] = 1
     """GPUs of this machine (CPU: processes). They share data.batch_size; gradients are those of one
     GPU with the whole batch, but for BatchNorm in the backbone."""

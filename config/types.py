@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
@@ -79,6 +80,8 @@ class FolderName:
             return f"{value} means something else; choose another name"
         if value.startswith((".", "-", "run:")) or any(sign in value for sign in "/\\"):
             return "expected a folder's name without slashes, not beginning with . or - or run:"
+        if os.name == "nt" and (value.endswith((" ", ".")) or any(s in value for s in '<>:"|?*')):
+            return 'expected a name that Windows takes: without < > : " | ? *, not ending in a dot'
         if len(value.encode()) > _LONGEST_NAME:
             return f"expected at most {_LONGEST_NAME} bytes"
         return None

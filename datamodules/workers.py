@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_KILLED = -9  # by SIGKILL, which Windows has no name for
+
 
 class WorkerKilledError(ChildProcessError):
     """A process that loads images is no more.
@@ -24,7 +26,7 @@ class WorkerKilledError(ChildProcessError):
     def __init__(self, code: int, workers: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         self.advice = f"--data.num_workers {workers // 2}"
-        memory = ", most often because memory ran out" if code == -signal.SIGKILL else ""
+        memory = ", most often because memory ran out" if code == _KILLED else ""
         super().__init__(
             f"One of {workers} processes that load images {how}{memory}. "
             f"Fewer of them need less memory: {self.advice}."

@@ -20,6 +20,10 @@ def check_accelerator(accelerator: str) -> None:
     """
     if accelerator == "cpu":
         return
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("--trainer.accelerator mps: torch finds no GPU of Apple. Use auto.")
+        return
     if torch.cuda.is_available():
         _check_architecture()
         return
@@ -69,7 +73,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true."""
     if precision != "auto":
         return precision
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    if best_device(accelerator).type != "cuda":
         return "32-true"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
@@ -93,12 +97,18 @@ def use_tensor_cores(precision: str, device: torch.device) -> bool:
 
 def device_name(accelerator: str) -> str:
     """Names what the run trains on."""
-    if accelerator != "cpu" and torch.cuda.is_available():
+    device = best_device(accelerator)
+    if device.type == "cuda":
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def best_device(accelerator: str) -> torch.device:
-    """Returns the GPU where it is allowed and there is one, else the CPU."""
+    """Returns the NVIDIA GPU if allowed and there, else the CPU; Apple's only if asked for.
+
+    Its `type` is what Lightning is told, whose own `auto` takes Apple's unasked.
+    """
+    if accelerator == "mps":
+        return torch.device("mps")
     usable = accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if usable else "cpu")

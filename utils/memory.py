@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -26,13 +25,29 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident on the host."""
+    """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident on the host.
+
+    0 where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists():
         return _kilobytes(_STATUS, "VmHWM") / 1024
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted, on the GPU or the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "can't allocate", "_status_alloc_failed")  # the last of cuBLAS, cuDNN
+    return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 
 def free_mb(device: torch.device) -> float:

@@ -32,9 +32,10 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     data.prepare_data()
     data.setup("test" if tests else "validate")
     data.check_masks(Path(hparams.run.dir) / ".cache")
-    callbacks = build_callbacks(hparams, Guard(best_device(hparams.trainer.accelerator)))
+    device = best_device(hparams.trainer.accelerator)
+    callbacks = build_callbacks(hparams, Guard(device))
     trainer = pl.Trainer(
-        accelerator=hparams.trainer.accelerator,
+        accelerator=device.type,
         devices=1,
         limit_val_batches=hparams.trainer.limit_val_batches,
         limit_test_batches=hparams.trainer.limit_test_batches,

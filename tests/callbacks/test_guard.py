@@ -62,8 +62,7 @@ def test_every_callback_is_in_one_of_the_runs():
     assert {name for task in TASKS for name in of_task(task)} == set(names.CALLBACKS)
 
 
-# The second takes most of a minute.
-@pytest.mark.parametrize("task", [TASKS[0], pytest.param(TASKS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", TASKS)
 def test_whatever_readout_fails_the_run_is_the_same_and_counts_it(train, monkeypatch, task, capsys):
     settings = {"backbone__drop_path": 0.3, "trainer__max_epochs": 1, **all_on(task)}
     off = {name: value for name, value in settings.items() if "callbacks__" not in name}

@@ -200,7 +200,10 @@ class _Runner:
 
     def _stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            if os.name == "posix":
+                self.process.send_signal(signal.SIGINT)
+            else:
+                self.process.terminate()  # Windows passes no Ctrl-C on
             self.process.wait()
 
 

@@ -1,0 +1,104 @@
+"""What Windows and macOS have otherwise than Linux, simulated here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.types import FolderName
+from main import main
+from tests.conftest import options, summary, tiny
+from utils import device, memory
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
+POSIX_ONLY = ("fcntl", "grp", "posix_ipc", "pty", "pwd", "resource", "termios")
+
+_IMPORTS_ALL = """
+import importlib, signal, sys
+
+for name in {missing}:
+    sys.modules[name] = None
+for name in ("SIGKILL", "SIGALRM", "sigwaitinfo", "pthread_sigmask"):
+    delattr(signal, name)
+for name in {modules}:
+    importlib.import_module(name)
+from utils.memory import peak_mb
+import torch, utils.memory, pathlib
+utils.memory._STATUS = pathlib.Path("nowhere")
+assert peak_mb(torch.device("cpu")) == 0
+from datamodules.workers import WorkerKilledError, leave_stopping_to_the_main_process
+leave_stopping_to_the_main_process(0)
+assert "ended with code 3" in str(WorkerKilledError(3, 2))
+"""
+
+
+def modules() -> list[str]:
+    return ["main"] + [
+        found.name
+        for package in PACKAGES
+        for found in pkgutil.walk_packages([str(ROOT / package)], f"{package}.")
+    ]
+
+
+def test_every_module_is_imported_where_there_is_no_posix():
+    assert len(modules()) > 100
+    script = _IMPORTS_ALL.format(missing=POSIX_ONLY, modules=modules())
+    code = f"import torch, pytorch_lightning, wandb, multiprocessing.util\n{script}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("segmentation", "linear_probe")]
+
+
+@pytest.mark.parametrize("task", ["barlow_twins", *SLOW])
+def test_processes_that_load_images_can_be_spawned(tmp_path, shapes_root, monkeypatch, task):
+    """As on Windows and macOS, where they begin with nothing but what is sent to them."""
+    method = multiprocessing.get_start_method()
+    settings = {"task": task, "run.dir": tmp_path, "data.root": shapes_root}
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        for workers in (0, 1):
+            more = {"run.name": f"{workers}", "data.num_workers": workers, "trainer.max_epochs": 1}
+            assert main(options(tiny(settings | more))) == 0
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    alone, spawned = (summary(tmp_path / name) for name in ("0", "1"))
+    assert alone["train/loss"] == spawned["train/loss"]
+
+
+@pytest.mark.parametrize("name", ["a:b", "what?", "x.", "x ", 'say "x"', "a|b", "<script>"])
+def test_names_that_windows_does_not_take_are_refused_there(monkeypatch, name):
+    assert FolderName().problem(name) is None
+    monkeypatch.setattr(os, "name", "nt")
+    assert "Windows" in str(FolderName().problem(name))
+    assert FolderName().problem("run 7, seed-1") is None
+
+
+def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "nvidia_cards", list)
+    for there in (True, False):
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
+        device.check_accelerator("auto")
+        assert device.best_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="finds no GPU of Apple"):
+        device.check_accelerator("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device.check_accelerator("mps")
+    assert device.best_device("mps") == torch.device("mps")
+    assert device.device_name("mps") == "Apple GPU"
+    assert device.resolve_precision("auto", "mps") == "32-true"
+
+
+def test_a_system_that_does_not_tell_its_memory(monkeypatch):
+    monkeypatch.setattr(memory, "_MEMINFO", Path("nowhere"))
+    assert memory.available_mb() == float("inf")
