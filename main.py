@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         if isinstance(command, str):
-            print(command)
+            _print(command)
             return 0
         _set_up_allocator()
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
@@ -44,6 +44,15 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _print(text: str) -> None:
+    """Prints what may be more than its reader wants (`… | head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would complain when it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _set_up_allocator() -> None:

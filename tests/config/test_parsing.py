@@ -169,6 +169,17 @@ def test_every_setting_has_advice_and_help_shows_it():
         assert "".join(advice(leaf).split()) in shown, leaf.path
 
 
+def test_help_may_be_cut_short():
+    command = [sys.executable, "main.py", "--help"]
+    asked = subprocess.Popen(
+        command, cwd=CONFIG_DIR.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert asked.stdout is not None and asked.stderr is not None
+    asked.stdout.close()  # as `| head` does, only sooner
+    assert asked.stderr.read() == b""
+    assert asked.wait() == 0
+
+
 @pytest.mark.parametrize("task", names.TASKS)
 def test_help_begins_with_what_matters(task):
     page = parse(["--help", "--task", task])
