@@ -174,7 +174,8 @@ def test_help_may_be_cut_short():
     asked = subprocess.Popen(
         command, cwd=CONFIG_DIR.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert asked.stdout is not None and asked.stderr is not None
+    assert asked.stdout is not None
+    assert asked.stderr is not None
     asked.stdout.close()  # as `| head` does, only sooner
     assert asked.stderr.read() == b""
     assert asked.wait() == 0
