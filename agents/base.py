@@ -40,6 +40,7 @@ class Agent(LightningModule, ABC):
         facts: what a table of results must say beside them.
         lr: peak learning rate, which the tuner may set.
         backbone: the network that is kept and looked at.
+        settings: resolved.
     """
 
     monitor: ClassVar[tuple[str, str] | None] = None
@@ -48,6 +49,7 @@ class Agent(LightningModule, ABC):
     facts: Mapping[str, str] = {}
     lr: float
     backbone: Backbone
+    settings: Hparams
 
     @property
     def trained_backbone(self) -> Backbone:
@@ -109,6 +111,14 @@ class Agent(LightningModule, ABC):
             device: that will train.
             checkpoint: of a run that is continued, whose weights the agent gets only later.
         """
+
+    def setup(self, stage: str) -> None:
+        """Compiles what is fitted: a tuner fits copies, which have their own pass."""
+        if stage == "fit" and self.settings.trainer.compile:
+            self.compile_training_pass()
+
+    def compile_training_pass(self) -> None:
+        """Compiles how images pass the backbone in training; nothing, unless a task says how."""
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves micro-batches on the host, from where they are moved one at a time."""

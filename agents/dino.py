@@ -120,13 +120,9 @@ class DINO(Agent):
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.student.backbone, images)
 
-    def setup(self, stage: str) -> None:
-        """Compiles the training pass of what is fitted: a tuner fits copies, which have their own.
-
-        Once for each of the two sizes of crops, and not for any size.
-        """
-        if stage == "fit" and self.settings.trainer.compile:
-            self._training_pass = torch.compile(self._pool, dynamic=False)
+    def compile_training_pass(self) -> None:
+        """See `Agent`. Once for each of the two sizes of crops, and not for any size."""
+        self._training_pass = torch.compile(self._pool, dynamic=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of one batch; callbacks see the teacher's features of the first view."""

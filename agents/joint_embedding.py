@@ -95,10 +95,9 @@ class JointEmbedding(Agent):
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.backbone, images)
 
-    def setup(self, stage: str) -> None:
-        """Compiles the training pass of what is fitted: a tuner's copies have their own."""
-        if stage == "fit" and self.settings.trainer.compile:
-            self._pooled = torch.compile(self._pool, dynamic=False)
+    def compile_training_pass(self) -> None:
+        """See `Agent`."""
+        self._pooled = torch.compile(self._pool, dynamic=False)
 
     def features(self, chunks: Sequence[Tensor]) -> Tensor:
         """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.

@@ -189,10 +189,9 @@ class Segmentation(Agent):
         """Keeps the names of the classes: their order may change in a file of the user's."""
         checkpoint["classes"] = list(self.classes)
 
-    def setup(self, stage: str) -> None:
-        """Compiles the training pass of what is fitted: a tuner's copies have their own."""
-        if stage == "fit" and self.settings.trainer.compile:
-            self.network.compile_training_pass()
+    def compile_training_pass(self) -> None:
+        """See `Agent`."""
+        self.network.compile_training_pass()
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""
