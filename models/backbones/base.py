@@ -15,8 +15,8 @@ from models.attention import Attention, AttentionFactors, AttentionRequest, reso
 StateDict = Mapping[str, Tensor]
 Tokens = tuple[Tensor, Tensor]  # patches (B, h*w, C) and prefix (B, P, C), timm's order
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Backbone(nn.Module, ABC):
         self.sources: dict[str, Callable[[], StateDict]] = {}
         self._trainable: tuple[nn.Module, ...] | None = None
         # Not persistent: the public layouts of the weights do not have them.
-        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     @abstractmethod
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:

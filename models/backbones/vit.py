@@ -6,13 +6,23 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import timm
+import torch
 from timm.layers import HybridEmbed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
-from models.backbones.base import Features, GlobalAttentionBackbone, StateDict, Tokens, as_map
+from models.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Features,
+    GlobalAttentionBackbone,
+    StateDict,
+    Tokens,
+    as_map,
+)
 from models.backbones.positions import fitted_positions
 from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
 from models.scores import scores_of
@@ -192,10 +202,38 @@ def _build(
         return backbone  # nobody has weights for it
     backbone.plain = f'timm.create_model("{name}_patch16_224", patch_size={patch_size}, {sizes})'
 
-    backbone.sources["pretrained"] = partial(pretrained, f"{name}_patch16_224")
+    backbone.sources["pretrained"] = partial(_published, f"{name}_patch16_224")
     if (name, patch_size) in _DINO_FILES:
         backbone.sources["dino"] = partial(download, _DINO + _DINO_FILES[name, patch_size])
     return backbone
+
+
+def _published(model: str) -> StateDict:
+    """Fetches a ViT's weights from timm, for images normalised as ours are."""
+    about: Any = timm.get_pretrained_cfg(model)
+    return for_our_images(pretrained(model), about.mean, about.std)
+
+
+def for_our_images(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...]) -> StateDict:
+    """Folds another normalisation of images into the patch embedding of a ViT, exactly.
+
+    Args:
+        state: of a network that was trained on (pixels - mean) / std.
+        mean: of each channel, of pixels between 0 and 1.
+        std: of each channel.
+
+    Returns:
+        The same network on images with ImageNet's mean and deviation taken out.
+    """
+    theirs, deviation = torch.tensor(mean), torch.tensor(std)
+    scale = torch.tensor(IMAGENET_STD) / deviation
+    shift = (torch.tensor(IMAGENET_MEAN) - theirs) / deviation
+    weight, bias = (state[f"patch_embed.proj.{name}"] for name in ("weight", "bias"))
+    return {
+        **state,
+        "patch_embed.proj.weight": weight * scale.view(1, 3, 1, 1),
+        "patch_embed.proj.bias": bias + weight.sum((2, 3)) @ shift,
+    }
 
 
 def _with_stem(stem: Mapping[str, Any], sizes: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from models.backbones.base import Backbone
@@ -210,3 +211,19 @@ def test_registers_are_positions_and_tokens_of_their_own():
     assert (report.coverage, report.resized) == (1, ())
     with pytest.raises(ValueError, match="It lacks: register tokens"):
         load_state(vit(2, registers=2), vit(1).net.state_dict(), "file")
+
+
+def test_pretrained_vits_see_images_as_they_were_trained_to(monkeypatch):
+    """timm's own are trained on images with 0.5 taken out, not ImageNet's mean."""
+    from models.backbones import vit
+
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    assert net.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    monkeypatch.setattr(vit, "pretrained", lambda model: net.state_dict())
+    backbone = vit.vit_tiny(image_size=224, pool="cls").eval()
+    assert load_weights(backbone, "pretrained").coverage == 1
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = net.eval()((images - 0.5) / 0.5)
+        found = backbone(images).pooled
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
