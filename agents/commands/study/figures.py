@@ -144,7 +144,7 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
         axis.set_title(label)
         side = field.shape[0]
         pixels = radius(torch.from_numpy(field))
-        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.0f} px", fontsize=7)
+        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.1f} px", fontsize=7)
     figure.colorbar(
         ScalarMappable(norm, "magma"), ax=axes, shrink=0.75, label="|gradient| / maximum"
     )
