@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from callbacks.learning_curves import is_curve
 from config.convert import read_yaml
@@ -100,16 +101,15 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     colours = {label: figures.HEADS[i % len(figures.HEADS)] for i, label in enumerate(runs)}
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
+    handles: dict[str, Line2D] = {}
     for axis, name in zip(axes.flat[: len(drawn)], drawn, strict=True):
         for label, points in curves[name].items():
-            axis.plot(*zip(*points, strict=True), color=colours[label], label=label, linewidth=1.2)
+            (handles[label],) = axis.plot(
+                *zip(*points, strict=True), color=colours[label], linewidth=1.2
+            )
         axis.set(title=name, xlabel="step")
-    handles = {
-        label: line
-        for axis in axes.flat
-        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    names = [figures.name(label) for label in handles]
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 
