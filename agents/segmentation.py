@@ -39,6 +39,7 @@ from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.imports import load
 from utils.palette import has_background, palette
+from utils.text import best_and_worst
 
 
 class Segmentation(Agent):
@@ -319,8 +320,7 @@ class Segmentation(Agent):
             f"Test mIoU {summary['test/miou']:.3f} ({self.settings.segmentation.protocol}), mean "
             f"of {len(by_class)} classes over {pixels / 1e6:.1f} M pixels; pixel accuracy "
             f"{summary['test/accuracy']:.3f}.",
-            "Best:  " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:4]),
-            "Worst: " + ", ".join(f"{name} {value:.2f}" for value, name in by_class[:-5:-1]),
+            *best_and_worst([(name, value) for value, name in by_class]),
         ]
         if self.memory is not None:
             held_out = summary.get("val/miou")

@@ -116,16 +116,20 @@ def before_and_now(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any])
     return Chart("Readouts", ("number", "before the first step", "now"), rows)
 
 
-def words_of(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]) -> list[str]:
-    """Says what callbacks have found, in sentences.
+def in_words(
+    agent: Agent, callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]
+) -> list[str]:
+    """Says what came out, in sentences.
 
     Args:
+        agent: of the run.
         callbacks: of the run.
         metrics: last values by name.
     """
     readouts = [each for each in callbacks if isinstance(each, Readout)]
     agreements = [each for each in callbacks if isinstance(each, GradientAgreement)]
-    return [*learnt(readouts, metrics), *(line for each in agreements for line in each.in_words())]
+    found = [*agent.in_words(metrics), *learnt(readouts, metrics)]
+    return [*found, *(line for each in agreements for line in each.in_words())]
 
 
 def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]:

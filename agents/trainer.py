@@ -254,11 +254,13 @@ class Trainer:
             }
             table = summary.before_and_now(callbacks, result)
             guard.attempt("readouts", partial(log_chart, trainer, "readouts", table))
+            if self.leads:
+                in_words = partial(summary.in_words, agent, callbacks, result)
+                result["in_words"] = guard.attempt("closing words", in_words) or []
             logged = set(fitting.metrics)
             hints, recorded = close(folder, result, loggers, reports, guard, logged)
         if self.leads:
-            words = [*agent.in_words(result), *summary.words_of(callbacks, result)]
-            words += guard.in_words()
+            words = [*result["in_words"], *guard.in_words()]
             summary.show(folder, self.hparams, words, result, hints, self._next(folder, data, end))
         return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
 

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,8 +24,8 @@ from utils.logging import log_figure
 class AttentionMaps(Callback):
     """Draws the attention of chosen blocks on fixed images of the training and validation set.
 
-    Per image: the raw map of every head, its mask (the fewest patches that hold `mass` of the
-    attention) and all masks in one picture, each head in its own colour, the same in all figures.
+    Per image: the raw map of every head, in it its mask (the fewest patches that hold `mass` of the
+    attention), and all masks in one picture, each head in its own colour, the same in all figures.
 
     Args:
         every_n_epochs: when to draw.
@@ -110,37 +112,49 @@ _WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch 
 
 
 def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
-    """Draws images `(B, 3, H, W)` uint8 and their maps `(B, heads, h, w)`."""
+    """Draws images `(B, 3, H, W)` uint8 and their maps `(B, heads, h, w)`, a row an image.
+
+    Every map has the colours of its own range, and the outline of its mask.
+    """
     num_images, heads = maps.shape[:2]
-    size = images.shape[-2:]
-    masks = F.interpolate(mass_mask(maps, mass).float(), size=size).bool().numpy()
-    smooth = F.interpolate(maps, size=size).numpy()
+    size = (images.shape[-2], images.shape[-1])
+    patches = mass_mask(maps, mass)
+    masks = F.interpolate(patches.float(), size=size).bool().numpy()
     relative = maps.flatten(-2).amax(-1) * maps[0, 0].numel() / maps.flatten(-2).sum(-1)
-    figure, axes = figures.grid(2 * num_images, heads + 1, title=title)
-    for row in range(num_images):
-        top, bottom = axes[2 * row], axes[2 * row + 1]
-        picture = images[row].permute(1, 2, 0).numpy()
-        figures.show_image(top[0], picture)
-        figures.show_image(bottom[0], paint_masks(picture, masks[row]))
-        for head in range(heads):
-            figures.show_image(
-                top[head + 1],
-                smooth[row, head],
-                cmap="viridis",
-                vmin=0,
-                vmax=smooth[row, head].max(),
-            )
-            top[head + 1].set_xlabel(f"peak {relative[row, head]:.1f} x uniform", fontsize=7)
-            figures.show_image(
-                bottom[head + 1], paint_masks(picture, masks[row, head : head + 1], head)
-            )
-    figures.label_rows(axes, ["image, raw maps", f"{mass:.0%} masks"] * num_images)
-    axes[0, 0].set_title("image / all heads")
+    figure, axes = figures.grid(num_images, heads + 2, cell=(1.4, 1.5), title=title)
+    for row, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        figures.show_image(axes[row, 0], picture)
+        figures.show_image(axes[row, 1], paint_masks(picture, masks[row]))
+        for head, axis in enumerate(axes[row, 2:]):
+            figures.show_image(axis, maps[row, head].numpy(), cmap="viridis")
+            _outline(axis, patches[row, head].numpy())
+            axis.set_xlabel(f"peak {relative[row, head]:.1f} x uniform", fontsize=7)
+    axes[0, 0].set_title("image")
+    axes[0, 1].set_title("masks of all heads")
     for head in range(heads):
-        axes[0, head + 1].set_title(f"head {head + 1}", color=_colour(head), weight="bold")
-    bar = ScalarMappable(cmap="viridis")
-    figure.colorbar(bar, ax=axes, shrink=0.5, label="attention / the head's own maximum")
+        axes[0, head + 2].set_title(f"head {head + 1}", color=_colour(head), weight="bold")
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes, shrink=0.5, ticks=[0, 1])
+    bar.ax.set_yticklabels(["least", "most"])
+    bar.set_label("attention, of each map by itself")
+    figure.supxlabel(
+        f"white outline: the mask, the fewest patches with {mass:.0%} of a head's attention; in "
+        "the second column all masks, each in its head's colour",
+        fontsize=7,
+    )
     return figure
+
+
+def _outline(axis: Axes, mask: NDArray[np.bool_]) -> None:
+    """Draws the edges between patches `(h, w)` inside and outside a mask."""
+    inside = np.pad(mask, 1)
+    lines = [
+        [(column - 0.5, row - 0.5), (column + 0.5, row - 0.5)]
+        for row, column in np.argwhere(inside[:-1, 1:-1] != inside[1:, 1:-1])
+    ] + [
+        [(column - 0.5, row - 0.5), (column - 0.5, row + 0.5)]
+        for row, column in np.argwhere(inside[1:-1, :-1] != inside[1:-1, 1:])
+    ]
+    axis.add_collection(LineCollection(lines, colors="white", linewidths=0.8), autolim=False)
 
 
 def _colour(head: int) -> tuple[float, float, float]:

@@ -24,6 +24,16 @@ from utils.logging import log_figure
 from utils.palette import has_background
 
 _SOURCE = "Caron et al. 2021, fig. 4"
+_LEAST_TOP = 0.3  # of the bars' axis
+_WORDS = (
+    "Jaccard: overlap (intersection over union) of a head's mask with an object. Mass lift: log2 "
+    "of the attention on objects over their share of the area; 1 is twice their share.\n"
+    "Displaced maps: the same maps, shifted around the image, which say what chance scores; "
+    "chance-corrected: (J - chance) / (1 - chance).\n"
+    "Information: share of the entropy of a patch's class that the masks of all heads together "
+    "tell, less what displaced masks seem to tell. Average precision: attention as a score of "
+    "object patches."
+)
 _FULL_SIZE, _SMALL = 480, 128  # the recipe's, and training images for which it makes no sense
 
 
@@ -152,11 +162,15 @@ def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, f
         (axes[1, 1], "jaccard_corrected", "chance-corrected Jaccard of the best head"),
         (axes[1, 2], "information", "information of all heads together"),
     ):
-        axis.bar([b + 1 for b in blocks], [getattr(qualities[b], name) for b in blocks])
+        found = [getattr(qualities[b], name) for b in blocks]
+        axis.bar([b + 1 for b in blocks], found)
         axis.axhline(0, color="black", linewidth=1)
         axis.set(title=label, xlabel="block", xticks=[b + 1 for b in blocks])
-        axis.margins(y=0.15)
+        # So wide that noise around chance looks like noise.
+        finite = [value for value in found if np.isfinite(value)]
+        axis.set_ylim(min(-0.1, *finite, 0), 1.1 * max(_LEAST_TOP, *finite, 0))
     axes[1, 2].set_ylabel("share of the class entropy")
+    figure.supxlabel(_WORDS, fontsize=7)
     return figure
 
 

@@ -13,6 +13,7 @@ from utils.logging import Chart
 from utils.palette import palette
 
 _MOST_ROWS = 60  # bars below each other
+_UNSTRUCK = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # lines end before a number
 
 
 class ClassIoU(ConfusionFigure):
@@ -53,11 +54,21 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
         axis.barh(rows, width, color=colours[rows], edgecolor="grey", linewidth=0.5)
         for row in rows:
             text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
-            axis.text(iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7)
-        axis.axvline(mean, linestyle="--", color="black", linewidth=1, label=f"mean {mean:.3f}")
-        axis.set(yticks=rows, xlim=(0, 1), xlabel="intersection over union")
-        axis.set_yticklabels([names[row] for row in rows])
+            axis.text(
+                iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7, bbox=_UNSTRUCK
+            )
+        axis.axvline(
+            mean, linestyle="--", color="black", linewidth=1, zorder=1.5, label=f"mean {mean:.3f}"
+        )
+        axis.set(
+            yticks=rows,
+            xlim=(0, 1.08),
+            xticks=np.linspace(0, 1, 6),
+            xlabel="intersection over union",
+        )
+        axis.set_yticklabels([figures.name(names[row]) for row in rows])
         axis.set_ylim(rows[0] + longest - 0.4, rows[0] - 0.6)
         axis.grid(axis="y", visible=False)
-        axis.legend(loc="lower right", fontsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", fontsize=7)
     return figure

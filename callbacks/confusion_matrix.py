@@ -52,21 +52,22 @@ def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
     counts = confusion.double().numpy()
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
-    side = 0.34 * len(names) + 1.6
+    labels = [figures.name(name) for name in names]
+    side = 0.34 * len(names) + 1.0 + 0.07 * max(map(len, labels), default=0)
     figure, axes = figures.grid(1, 1, cell=(side + 1.2, side), title=shown)
     text = np.where(shares >= 0.005, np.char.mod("%.0f", 100 * shares), "")
     sns.heatmap(
-        shares,
+        100 * shares,
         mask=np.broadcast_to(totals == 0, shares.shape),
         annot=text,
         fmt="",
         annot_kws={"fontsize": 6},
         vmin=0,
-        vmax=1,
+        vmax=100,
         cmap="Blues",
-        xticklabels=names,
-        yticklabels=names,
-        cbar_kws={"label": "share of the true class (cells: %)", "shrink": 0.7},
+        xticklabels=labels,
+        yticklabels=labels,
+        cbar_kws={"label": "% of the true class", "shrink": 0.7},
         linewidths=0.3,
         linecolor="#dddddd",
         square=True,

@@ -165,40 +165,73 @@ def centre(maps: Tensor) -> Tensor:
     return maps[:, :, rows, columns].mean((2, 3)).sum(1)
 
 
+def centroid(field: Tensor) -> tuple[float, float]:
+    """Returns the mean row and column of a field `(H, W)`, weighted by it; in pixels from 0.
+
+    What a unit of a strided network looks at need not lie around the middle of the image: with the
+    usual padding its units stand at multiples of the stride.
+    """
+    weights = field.double()
+    total = weights.sum()
+    if total <= 0:
+        return (field.shape[0] - 1) / 2, (field.shape[1] - 1) / 2
+    row, column = (
+        float((weights.sum(1 - axis) * torch.arange(side)).sum() / total)
+        for axis, side in enumerate(field.shape)
+    )
+    return row, column
+
+
+def square_centre(field: Tensor) -> tuple[float, float]:
+    """Returns the centroid to the half pixel, where squares are made of whole pixels."""
+    row, column = centroid(field)
+    return round(2 * row) / 2, round(2 * column) / 2
+
+
 def _half_sides(field: Tensor) -> Tensor:
-    # Half the side of the smallest centred square that holds each pixel's centre.
-    y, x = (torch.arange(side) - (side - 1) / 2 for side in field.shape)
+    # Half the side of the smallest square around the centroid that holds each pixel's centre.
+    y, x = (
+        torch.arange(side, dtype=torch.float64) - middle
+        for side, middle in zip(field.shape, square_centre(field), strict=True)
+    )
     return torch.maximum(y.abs()[:, None], x.abs()[None])
 
 
-def square_side(field: Tensor, share: float) -> int:
-    """Returns the side in pixels of the smallest centred square with at least `share` of a field.
-
-    Args:
-        field: `(H, W)`, not negative.
-        share: in 0 … 1.
-    """
+def _enough(field: Tensor, share: float) -> float:
+    # Half the side, from centre to centre, of the smallest square with that share.
     distance, order = _half_sides(field).flatten().sort()
     mass = field.flatten().double()[order].cumsum(0)
     # Rounding must not ask for more than there is.
-    enough = int((mass >= share * mass[-1] * (1 - 1e-12)).nonzero()[0])
-    return round(2 * float(distance[enough])) + 1
+    return float(distance[int((mass >= share * mass[-1] * (1 - 1e-12)).nonzero()[0])])
+
+
+def square_side(field: Tensor, share: float) -> int:
+    """Returns the side in pixels of the smallest square with at least `share` of a field.
+
+    Args:
+        field: `(H, W)`, not negative; the square lies around its centroid.
+        share: in 0 … 1.
+    """
+    return round(2 * _enough(field, share)) + 1
 
 
 def area_ratio(field: Tensor, share: float) -> float:
-    """Returns the area of that square over the image's (compare RepLKNet, Ding et al. 2022).
+    """Returns the part of the image inside that square (compare RepLKNet, Ding et al. 2022).
 
     Measured on the field itself: RepLKNet's own number depends on the scale of the gradient.
     """
-    side = square_side(field, share)
-    return min(side, field.shape[0]) * min(side, field.shape[1]) / field.numel()
+    inside = _half_sides(field) <= _enough(field, share)
+    return float(inside.double().mean())
 
 
 def radius(field: Tensor) -> float:
-    """Returns the root mean square distance from the centre in pixels, weighted by the field."""
-    y, x = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in field.shape)
+    """Returns the root mean square distance from the centroid in pixels, weighted by the field."""
+    y, x = (
+        torch.arange(side, dtype=torch.float64) - middle
+        for side, middle in zip(field.shape, centroid(field), strict=True)
+    )
     squared = y[:, None] ** 2 + x[None] ** 2
-    return float(((field * squared).sum() / field.sum().clamp(min=1e-30)).sqrt())
+    return float(((field * squared).sum() / field.double().sum().clamp(min=1e-30)).sqrt())
 
 
 def numbers(fields: Mapping[str, Tensor]) -> dict[str, float]:
@@ -219,10 +252,10 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
         relative = (field / field.max().clamp(min=1e-30)).numpy()
         figures.show_image(axis, relative, cmap="magma", norm=norm)
         side = square_side(field, 0.5)
-        height, width = field.shape
-        corner = ((width - side - 1) / 2, (height - side - 1) / 2)
+        row, column = square_centre(field)
+        corner = (column - side / 2, row - side / 2)
         axis.add_patch(Rectangle(corner, side, side, fill=False, color="#27bceb", linewidth=1))
-        axis.set_title(f"{name}\nradius {radius(field):.0f} px")
+        axis.set_title(f"{name}\nradius {radius(field):.1f} px")
         areas = [f"{share:.0%} in {area_ratio(field, share):.1%}" for share in AREAS]
         lines = ["field in area of the image:", ", ".join(areas[:2]), ", ".join(areas[2:])]
         axis.set_xlabel("\n".join(lines), fontsize=7)
@@ -234,5 +267,9 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
         ticks=[0, 0.05, 0.25, 0.5, 1],
     )
     # Not figure.text, for which the layout leaves no room.
-    figure.supxlabel("blue: smallest centred square with 50 % of the field", fontsize=7)
+    figure.supxlabel(
+        "blue: smallest square around the field's centroid with 50 % of it; radius: root mean "
+        "square distance from the centroid",
+        fontsize=7,
+    )
     return figure

@@ -94,7 +94,7 @@ def _scatter(
     colours = sns.color_palette("husl" if len(classes) > 10 else "tab10", len(classes))
     for label, (name, colour) in enumerate(zip(classes, colours, strict=True)):
         x, y = points[(labels == label).numpy()].T
-        axis.scatter(x, y, s=9, color=[colour], label=name)
+        axis.scatter(x, y, s=9, color=[colour], label=figures.name(name))
 
 
 def principal_components(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ _RANGES = dict.fromkeys(
         "knn_accuracy",
         "miou",
         "dense_knn_miou",
+        "f1",
+        "precision",
+        "recall",
         "diagonal_mean",
         "off_diagonal_rms",
         "mean_cosine",
@@ -93,7 +96,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     flat = {name: value for name, value in constants if value is not None}
     if len(flat) == len(panels):
         flat = {}
-    shown = sorted((name for name in panels if name not in flat), key=lambda n: _rank(n, panels[n]))
+    shown = sorted((name for name in panels if name not in flat), key=lambda n: rank(n, panels[n]))
     title = "Learning curves"
     if flat:
         words = (f"{_words(name)} {value:.4g}" for name, value in sorted(flat.items()))
@@ -106,17 +109,16 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
         axis.set_visible(False)
     for axis, name in zip(axes.flat[: len(shown)], shown, strict=True):
         for split, points in panels[name].items():
-            marker = "o" if len(points) <= _MOST_MARKED else ""
             style: dict[str, Any] = {"color": "C1", "linestyle": "--"} if split == "val" else {}
             axis.plot(
                 *zip(*points, strict=True),
                 **{"color": "C0", "linewidth": 1.2, "markersize": 3} | style,
-                marker=marker,
+                marker=marker(points),
                 label=split,
             )
         if name == "loss":
             _references(axis, references)
-        _scale(axis, _RANGES.get(name))
+        scale(axis, name)
         axis.set(title=_words(name), xlabel="step")
         axis.legend(fontsize=7)
     return figure
@@ -126,11 +128,16 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _rank(name: str, panel: Panel) -> tuple[int, int, str]:
+def marker(points: Sequence[Any]) -> str:
+    """Returns how matplotlib marks the points of a curve, which a long one does without."""
+    return "o" if len(points) <= _MOST_MARKED else ""
+
+
+def rank(name: str, splits: Iterable[str]) -> tuple[int, int, str]:
     """Sorts panels: the loss, what is measured on held-out images alone, the rest, diagnostics."""
     if name in _DIAGNOSTICS:
         return 3, _DIAGNOSTICS.index(name), name
-    return (0 if name == "loss" else 1 if list(panel) == ["val"] else 2), 0, name
+    return (0 if name == "loss" else 1 if list(splits) == ["val"] else 2), 0, name
 
 
 def _constant(name: str, panel: Panel) -> float | None:
@@ -150,9 +157,11 @@ def _references(axis: Axes, references: Mapping[str, Panel]) -> None:
         axis.set_yscale("log")
 
 
-def _scale(axis: Axes, fixed: tuple[float, float] | None) -> None:
+def scale(axis: Axes, name: str) -> None:
+    """Sets the range of a panel that is drawn: that of its kind, or one that magnifies no noise."""
     if axis.get_yscale() != "linear":
         return
+    fixed = _RANGES.get(name)
     low, high = axis.get_ylim()
     if fixed:  # wider only where a value lies outside
         values = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]

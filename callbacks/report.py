@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +14,49 @@ import yaml
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from callbacks.dense_knn import DenseKNN
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.learning_curves import is_curve
+from callbacks.online_probe import OnlineProbe
 from utils.figures import close
 from utils.files import name_damaged, write_atomically
 from utils.logging import RunFolderLogger, read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_uri, render
 from utils.run_folder import RunFolder
+from utils.text import format_result
 
 SECONDS_BETWEEN = 60
 MAX_STEPS = 12
+MOST_NUMBERS = 6
 _STEP = "step-"
+# Numbers that a page opens with, what a run is for first.
+_NUMBERS = {
+    "test/miou": "mIoU, test images",
+    "test/accuracy": "pixel accuracy, test images",
+    "test/linear_accuracy": "linear accuracy, test images",
+    "test/knn_accuracy": "k-NN accuracy, test images",
+    "val/miou": "mIoU, held-out images",
+    **{
+        name: f"{words}, held-out images"
+        for readout in (OnlineProbe, DenseKNN)
+        for name, words in readout.headlines.items()
+    },
+    "val/loss": "loss, held-out images",
+    "train/loss": "loss, training images",
+    "steps": "steps",
+    "images_per_second": "images per second",
+}
+# Pictures that a page opens with; the others follow in the order of the alphabet.
+_FIRST_PICTURES = (
+    "segmentation_predictions",
+    "cross_correlation",
+    "attention_maps",
+    "attention_quality",
+    "feature_maps",
+    "embeddings",
+)
+_SHOWN_ABOVE = ("in_words", "alarms", "reason", "readout_failures")
 
 
 class Report(Callback):
@@ -58,27 +91,25 @@ class Report(Callback):
         """
         summary = self.folder.read_summary() if result is None else result
         environment, settings = self.folder.read_environment(), self._settings()
-        curves = _curves(read_metrics(self.folder.path / "metrics.csv"))
+        rows = read_metrics(self.folder.path / "metrics.csv")
+        curves = _curves(rows)
         files = self._pictures()
         known, self._encoded = self._encoded, {}  # forgets pictures that are on the page no more
 
         def draw(width: int | None) -> str:
+            galleries = {kind: self._gallery(shown, width, known) for kind, shown in files.items()}
             return render(
                 "run.html",
                 title=self.folder.name,
                 picture_width=width,
                 headline=_headline(summary, environment, settings),
-                results=_results(summary),
-                classes=_classes(summary),
+                words=_words(summary),
+                numbers=_numbers(_last_values(rows) | dict(summary)),
+                command=shlex.join(environment.get("command", [])),
+                galleries={kind: pictures for kind, pictures in galleries.items() if pictures},
                 curves=data_uri(curves, width) if curves else None,
-                galleries={
-                    kind: [
-                        {"step": _step(file), "uri": uri}
-                        for file in evenly(shown)
-                        if (uri := self._encode(file, width, known))
-                    ]
-                    for kind, shown in files.items()
-                },
+                classes=_classes(summary),
+                results=_results(summary),
                 settings=flat(settings),
                 environment=flat(environment),
             )
@@ -92,7 +123,19 @@ class Report(Callback):
             kind = file.parent.relative_to(self.folder.figures).as_posix()
             kinds.setdefault(kind, []).append(file)
         kinds.pop("learning_curves", None)  # drawn anew for the page
-        return dict(sorted(kinds.items()))
+        return dict(sorted(kinds.items(), key=lambda item: _rank(item[0])))
+
+    def _gallery(
+        self,
+        files: list[Path],
+        width: int | None,
+        known: Mapping[tuple[Path, float, int | None], str],
+    ) -> list[dict[str, Any]]:
+        return [
+            {"step": _step(file), "uri": uri}
+            for file in evenly(files)
+            if (uri := self._encode(file, width, known))
+        ]
 
     def _settings(self) -> dict[str, Any]:
         try:
@@ -146,29 +189,66 @@ def _step(file: Path) -> int:
     return int(file.stem.removeprefix(_STEP))
 
 
+def _rank(kind: str) -> tuple[int, str]:
+    """Sorts kinds of pictures: those that show most first."""
+    part = kind.partition("/")[0]
+    known = part in _FIRST_PICTURES
+    return (_FIRST_PICTURES.index(part) if known else len(_FIRST_PICTURES)), kind
+
+
 def _headline(
     summary: Mapping[str, Any], environment: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[str]:
     state, values = summary.get("status", "running"), flat(settings)
     task, backbone, data = (values.get(key) for key in ("task", "backbone.name", "data.name"))
     parts = [f"{task}: {backbone} on {data}" if task else ""]
-    parts += [str(state), str(environment.get("started", ""))[:16], environment.get("device", "")]
-    if summary.get("transductive"):
-        parts.append("TRANSDUCTIVE: training saw evaluation images")
-    if summary.get("reason"):
-        parts.append(str(summary["reason"]))
-    parts += summary.get("alarms", [])
-    failures = summary.get("readout_failures", {})
-    parts += [f"{name} failed {count}x" for name, count in failures.items()]
+    started = str(environment.get("started", ""))[:16].replace("T", " ")
+    parts += [str(state), started, environment.get("device", "")]
+    if "wall_seconds" in summary:
+        parts.append(f"{summary['wall_seconds'] / 60:.1f} minutes")
     return [part for part in parts if part]
 
 
+def _words(summary: Mapping[str, Any]) -> list[str]:
+    """Returns what a run came to in sentences, and what speaks against it."""
+    lines = [str(summary["reason"])] if summary.get("reason") else []
+    lines += [*summary.get("in_words", []), *summary.get("alarms", [])]
+    if summary.get("transductive"):
+        lines.append("TRANSDUCTIVE: training saw evaluation images.")
+    failures = summary.get("readout_failures", {})
+    return [*lines, *(f"{name} failed {count}x." for name, count in failures.items())]
+
+
+def _last_values(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Returns what is known of a run that is not over: the last value of each scalar."""
+    last: dict[str, Any] = {"steps": max(rows) + 1} if rows else {}
+    for _, row in sorted(rows.items()):
+        last |= row
+    return last
+
+
+def _numbers(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the few numbers that matter, beside what they were before training."""
+    found = [(name, value) for name in _NUMBERS if _is_number(value := values.get(name))]
+    return [
+        {
+            "name": _NUMBERS[name],
+            "value": format_result(value),
+            "before": format_result(values.get(f"before/{name}"), missing=""),
+        }
+        for name, value in found[:MOST_NUMBERS]
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _results(summary: Mapping[str, Any]) -> dict[str, Any]:
-    shown_elsewhere = ("alarms", "reason", "readout_failures")
     return {
         name: value
         for name, value in summary.items()
-        if "/iou/" not in name and name not in shown_elsewhere
+        if "/iou/" not in name and name not in _SHOWN_ABOVE
     }
 
 

@@ -19,9 +19,9 @@ from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks
-from utils.palette import VOID, VOID_GREY, hex_colour, palette
+from utils.palette import VOID, VOID_GREY, hex_colour, palette, unlike
 
-_WRONG, _RIGHT = (212, 18, 0), (255, 255, 255)
+_RIGHT = (255, 255, 255)
 
 
 class Judged(NamedTuple):
@@ -177,13 +177,14 @@ def draw(
     figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
     present: set[int] = set()
     colours = palette(names) if own is None else own
+    wrong_colour = unlike(np.vstack([colours[: len(names)], [_RIGHT, VOID_GREY]]))
     for row, each in zip(axes, judged, strict=True):
         image, labels, prediction = each
         truth, guess = labels.numpy(), prediction.numpy()
         valid = truth != VOID
         wrong = valid & (truth != guess)
         error = np.full((*truth.shape, 3), _RIGHT, np.uint8)
-        error[wrong], error[~valid] = _WRONG, VOID_GREY
+        error[wrong], error[~valid] = wrong_colour, VOID_GREY
         pictures = (image.permute(1, 2, 0).numpy(), colours[truth], colours[guess], error)
         for axis, picture in zip(row, pictures, strict=True):
             figures.show_image(axis, picture, aspect="auto" if picture is pictures[0] else None)
@@ -193,7 +194,7 @@ def draw(
     for axis, label in zip(axes[0], ("image", "truth", "prediction", "error"), strict=True):
         axis.set_title(label)
     wrong_or_right = [
-        Patch(color=hex_colour(_WRONG), label="wrong"),
+        Patch(color=hex_colour(wrong_colour), label="wrong"),
         Patch(facecolor="white", edgecolor="grey", label="right"),
     ]
     name_colours(figure, names, present, colours, wrong_or_right)
@@ -208,6 +209,8 @@ def name_colours(
     more: Sequence[Patch] = (),
 ) -> None:
     """Adds a legend of the labels that occur in a figure, void and what else it shows."""
-    handles = [Patch(color=hex_colour(colours[k]), label=names[k]) for k in sorted(present)]
+    handles = [
+        Patch(color=hex_colour(colours[k]), label=figures.name(names[k])) for k in sorted(present)
+    ]
     handles.append(Patch(color=hex_colour(colours[VOID]), label="void: not judged"))
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=6, fontsize=7)

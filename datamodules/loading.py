@@ -73,11 +73,18 @@ class Batch:
         return len(self.indices)
 
     def previews(self, count: int) -> dict[str, Tensor]:
-        """Returns the views of the first images, `(n, 3, H, W)` uint8 each."""
-        return {
-            f"view {number + 1}, {chunks[0].shape[-1]} px": torch.cat(chunks)[:count]
-            for number, chunks in enumerate(self.views)
-        }
+        """Returns the views of the first images, `(n, 3, H, W)` uint8 each, by name.
+
+        Of views of two sizes (multi-crop) the large ones are global, the small ones local.
+        """
+        sides = [chunks[0].shape[-1] for chunks in self.views]
+        several = len(set(sides)) > 1
+        found: dict[str, Tensor] = {}
+        for number, (side, chunks) in enumerate(zip(sides, self.views, strict=True)):
+            kind = "global " if side == max(sides) else "local "
+            name = f"{kind * several}view {number + 1}\n{side} px"
+            found[name] = torch.cat(chunks)[:count]
+        return found
 
 
 class ImageFiles(Dataset[Sample]):

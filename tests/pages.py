@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -61,6 +62,18 @@ class Page(HTMLParser):
     def addresses(self) -> list[str]:
         """Everything a browser would load or lead to."""
         return [value for name in _LOADING for value in self.attributes.get(name, [])]
+
+
+def check_fits_narrow_screens(source: str) -> None:
+    """Checks that nothing on a page is wider than a telephone, unless it scrolls by itself."""
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in source
+    style = source.partition("<style>")[2].partition("</style>")[0]
+    assert re.search(r"\bimg \{[^}]*max-width: 100%", style)
+    assert re.search(r"\.wide \{[^}]*overflow-x: auto", style)
+    assert "nowrap" not in style
+    for least, number, unit in re.findall(r"(?<!max-)\b(min-)?width: ([\d.]+)(px|rem)\b", style):
+        assert float(number) * {"px": 1, "rem": 16}[unit] <= 260, (least, number, unit)
+    assert "columns: 2" not in style or re.search(r"max-width: 800px\) \{[^}]*columns: 1", style)
 
 
 def pixels(uri: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,21 @@ matplotlib.rcParams.update(
         "figure.dpi": 120,
     }
 )
+# Names of classes and files may hold letters that no font here has; a box stands for each.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+
+
+def plain(text: str) -> str:
+    """Returns text that a figure shows letter by letter: dollars would begin mathematics."""
+    return text.replace("$", r"\$")
+
+
+def name(text: str, most: int = 32) -> str:
+    """Returns a name for a figure: plain, and no longer than leaves room for what is drawn."""
+    if len(text) > most:
+        text = f"{text[: most - 1 - most // 3]}…{text[-(most // 3) :]}"
+    # A legend leaves out what begins with an underscore; here it begins with a space of no width.
+    return plain(f"\u200b{text}" if text.startswith("_") else text)
 
 
 def save(figure: Figure, file: Path, **settings: Any) -> None:
@@ -59,7 +75,7 @@ def grid(
     """
     size = (max(4.0, columns * cell[0]), rows * cell[1] + 0.6)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure, axes
 
 

@@ -13,6 +13,9 @@ BACKGROUND = "background"  # the name of what is no object
 VOID_GREY = (190, 190, 190)
 # Of padded images: ImageNet's mean, close to 0 once a backbone has normalised it.
 MEAN_COLOUR = (124, 116, 104)
+# Magenta, no colour of VOC's, before others.
+_APART = 150  # sum of the differences of three channels by which colours are told apart
+_LOUD = ((255, 0, 255), (255, 96, 0), (0, 255, 255), (200, 255, 0), (212, 18, 0))
 
 
 def voc_palette() -> NDArray[np.uint8]:
@@ -49,6 +52,16 @@ def with_colours(colours: NDArray[np.uint8], own: Sequence[int]) -> NDArray[np.u
     for label, code in enumerate(own):
         changed[label] = code >> 16, code >> 8 & 255, code & 255
     return changed
+
+
+def unlike(colours: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Returns a loud colour that none of `colours` `(n, 3)` can be taken for.
+
+    Magenta where that is possible; where all are near one, the one that is least near.
+    """
+    others = colours.reshape(-1, 3).astype(int)
+    distance = {loud: int(np.abs(others - loud).sum(1).min(initial=3 * 255)) for loud in _LOUD}
+    return next((loud for loud in _LOUD if distance[loud] >= _APART), max(_LOUD, key=distance.get))  # type: ignore[arg-type]
 
 
 def label_image(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:

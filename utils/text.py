@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -35,3 +36,19 @@ def percent(part: float, whole: float) -> str:
 def printable(name: str | os.PathLike[str]) -> str:
     r"""Spells a file name that need not be UTF-8, which is what Linux allows: `caf\xe9.jpg`."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def best_and_worst(by_class: Sequence[tuple[str, float]], most: int = 4) -> list[str]:
+    """Says how well classes do: the best and the worst few, or each where there are no more.
+
+    Args:
+        by_class: names and IoU, the best first.
+        most: how many are named on either side.
+    """
+
+    def listed(some: Sequence[tuple[str, float]]) -> str:
+        return ", ".join(f"{name} {value:.2f}" for name, value in some)
+
+    if len(by_class) <= 2 * most:
+        return [f"By class: {listed(by_class)}"] if by_class else []
+    return [f"Best:  {listed(by_class[:most])}", f"Worst: {listed(by_class[: -most - 1 : -1])}"]

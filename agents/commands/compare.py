@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from callbacks.learning_curves import is_curve
+from callbacks.learning_curves import is_curve, marker, rank, scale
 from config.convert import read_yaml
 from utils import figures
 from utils.files import write_atomically
@@ -89,8 +90,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
                 if is_curve(name):
                     curves.setdefault(name, {}).setdefault(label, []).append((step, value))
     drawn = [name for name, lines in curves.items() if max(map(len, lines.values())) > 1]
-    # First what says most, then what most runs have in common.
-    drawn.sort(key=lambda name: (name not in _FIRST, -len(curves[name]), name))
+    drawn.sort(key=lambda name: _rank(name, len(curves[name])))
     drawn = drawn[:_MOST_PANELS]
     if not drawn:
         return None
@@ -100,17 +100,29 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     colours = {label: figures.HEADS[i % len(figures.HEADS)] for i, label in enumerate(runs)}
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
+    handles: dict[str, Line2D] = {}
     for axis, name in zip(axes.flat[: len(drawn)], drawn, strict=True):
         for label, points in curves[name].items():
-            axis.plot(*zip(*points, strict=True), color=colours[label], label=label, linewidth=1.2)
+            (handles[label],) = axis.plot(
+                *zip(*points, strict=True),
+                color=colours[label],
+                linewidth=1.2,
+                marker=marker(points),
+                markersize=3,
+            )
+        scale(axis, name.partition("/")[2])
         axis.set(title=name, xlabel="step")
-    handles = {
-        label: line
-        for axis in axes.flat
-        for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=7)
+    shown = [label for label in runs if label in handles]
+    lines, names = [handles[label] for label in shown], list(map(figures.name, shown))
+    figure.legend(lines, names, loc="outside lower center", ncols=4, fontsize=7)
     return figure
+
+
+def _rank(name: str, runs: int) -> tuple[int, int, int, str]:
+    """Sorts panels as those of one run; of a kind first what most runs have in common."""
+    split, _, panel = name.partition("/")
+    first = _FIRST.index(name) if name in _FIRST else len(_FIRST)
+    return rank(panel, [split])[0], first, -runs, name
 
 
 def _keys(dicts: Sequence[Mapping[str, Any]]) -> list[str]:

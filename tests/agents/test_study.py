@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from agents.commands.study.figures import study_figure
 from agents.commands.study.output import write_output
 from agents.commands.study.plan import load_study
 from agents.commands.study.table import study_table
+from config.parsing import parse
 from main import main
 from tests.conftest import summary, tiny
-from tests.pages import NASTY, Page, check_needs_no_network
+from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.run_folder import RunFolder, write_environment
 
@@ -183,9 +185,12 @@ def test_names_are_text_and_a_page_says_that_it_was_shrunk(study_file, tmp_path,
     write_output(study)
     source = (study.folder / "report.html").read_text()
     page = Page(source)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
+    check_fits_narrow_screens(source)
     assert {NASTY, *(f"{what} {NASTY}" for what in ("note", "metric", "device"))} < set(page.cells)
     assert f"--data.root {NASTY}" in page.text
+    assert shlex.join(["python", "main.py", *study.words]) in page.text
+    assert parse(study.words).overrides == words
     assert page.text.count(NASTY) >= 8
     check_needs_no_network(source)
     (picture,) = page.pictures.values()
@@ -484,3 +489,24 @@ def test_learning_is_drawn_over_images_seen(study_file, tmp_path):
     assert set(lines) == {"one (2 seeds)", "two (2 seeds)"}
     np.testing.assert_allclose(lines["one (2 seeds)"], [(0, 0.0), (80, 0.25), (160, 0.45)])
     np.testing.assert_allclose(lines["two (2 seeds)"], [(0, 0.2), (80, 0.45)])
+
+
+def test_names_are_text_in_latex_and_figures(study_file, tmp_path):
+    odd = "\\input{x} $a_b$ ~^ 😀 " + "y" * 200
+    file = study_file(
+        [{"name": "a", "label": odd, "settings": BT}, {"name": "b", "label": "_b", "settings": BT}],
+        figures=[{"picture": "matrices", "title": odd}],
+    )
+    study = load_study(str(file), None, ["--logger.mode", "disabled"], str(tmp_path / "runs"))
+    for run in study.runs:
+        folder = RunFolder(study.folder / run.name)
+        matrices = folder.figures / "cross_correlation" / "train"
+        matrices.mkdir(parents=True)
+        np.savez(matrices / "newest.npz", matrix=np.eye(4, dtype=np.float16), samples=8)
+        folder.write_summary({"status": "finished", "val/loss": 1.0})
+        (folder.path / "metrics.csv").write_text("step,val/loss\n0,2.0\n1,1.5\n")
+    write_output(study)
+    escaped = r"\textbackslash{}input\{x\} \$a\_b\$ \textasciitilde{}\textasciicircum{} 😀 yy"
+    assert escaped in (study.folder / "table.tex").read_text()
+    pictures = Page((study.folder / "report.html").read_text()).pictures
+    assert set(pictures) == {odd, "Learning curves, first seed of every row"}

@@ -1,6 +1,7 @@
 """Attention is measured in runs: on training images while training, on test images at the test."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,19 @@ def test_the_picture_shows_every_head_and_what_others_reached():
     legend = [text.get_text() for each in legends for text in each.get_texts()]
     assert "DINO: 0.459" in legend
     assert quality().jaccard_corrected == pytest.approx(0.125)
+    figures.close(figure)
+
+
+def test_the_foot_explains_the_measures_and_noise_looks_like_noise():
+    noise = replace(quality(0.241), jaccard_chance=0.24, information=-0.003)
+    figure = draw({0: noise, 1: noise}, "title", {})
+    foot = figure.get_supxlabel()
+    assert all(words in foot for words in ("Mass lift", "Displaced", "Information"))
+    for axis in (figure.axes[4], figure.axes[5]):
+        assert axis.get_title().startswith(("chance-corrected", "information"))
+        low, high = axis.get_ylim()
+        assert low <= -0.1
+        assert high >= 0.3
     figures.close(figure)
 
 

@@ -82,6 +82,26 @@ def test_figures_of_any_number_of_images(count):
     assert draw_curves({0: {"train/loss": 1.0}, 1: {"train/loss": 0.5, "val/loss": 0.7}}).axes
 
 
+def test_a_row_an_image_holds_maps_in_their_own_range_and_outlines_of_masks():
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    maps = torch.full((4, 3, 4, 4), 0.05)
+    maps[:, 0, 1, 2] = 9.0  # the mask is this patch alone
+    figure = draw(images, maps, 0.6, "t")
+    figure.set_layout_engine("none")
+    assert figure.get_size_inches()[1] * figure.dpi < 800  # a screen
+    rows = np.array(figure.axes[: 4 * 5]).reshape(4, 5)
+    for row in rows:
+        shown = row[2].images[0]
+        assert shown.get_clim() == pytest.approx((0.05, 9.0))
+        assert np.asarray(shown.get_array()).shape == (4, 4)
+        (edges,) = row[2].collections
+        corners = {tuple(corner) for edge in edges.get_segments() for corner in edge.tolist()}
+        assert len(edges.get_segments()) == 4
+        assert corners == {(1.5, 0.5), (2.5, 0.5), (1.5, 1.5), (2.5, 1.5)}
+        assert row[2].get_xlabel() == "peak 14.8 x uniform"
+    figures.close(figure)
+
+
 class Fixed:
     """Stands in for a trainer at some epoch."""
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from callbacks.effective_receptive_field import (
     area_ratio,
     centre,
+    centroid,
     draw,
     evenly_spaced,
     numbers,
@@ -187,6 +188,38 @@ def test_sizes_of_known_fields():
         "erf/a/radius_px",
         *(f"erf/a/area_{p}%" for p in (20, 30, 50, 99)),
     }
+
+
+def test_a_field_off_the_middle_is_measured_around_its_own_centroid():
+    # A bump of known width, moved about: neither radius nor square may follow the distance.
+    grid = torch.arange(64.0)
+    for row, column in ((31.5, 31.5), (24, 24), (16, 40)):
+        bump = torch.exp(-((grid[:, None] - row) ** 2 + (grid[None] - column) ** 2) / (2 * 3.0**2))
+        assert centroid(bump) == pytest.approx((row, column), abs=1e-2)
+        assert radius(bump) == pytest.approx(3 * 2**0.5, rel=1e-2)
+        # Half of a Gaussian lies within 1.05 deviations on either side (0.5^0.5 on each axis): 6.3
+        # pixels, or the next whole number that the middle, on a pixel or an edge, allows.
+        assert square_side(bump, 0.5) == (8 if row == 31.5 else 7)
+    corner = torch.zeros(10, 10)
+    corner[:3, :3] = 1
+    assert (square_side(corner, 1.0), area_ratio(corner, 1.0)) == (3, 0.09)
+    assert centroid(torch.zeros(4, 6)) == (1.5, 2.5)
+
+
+@pytest.mark.parametrize(("size", "middle"), [(49, 24), (56, 24)])
+def test_the_field_of_a_strided_convolution_has_the_radius_of_its_kernel(size, middle):
+    # 7 units at 0, 8, … 48 of each axis: the central one looks at 24, whatever the image's middle.
+    layer = nn.Conv2d(3, 1, 3, stride=8, padding=1)
+    nn.init.ones_(layer.weight)
+    field = receptive_fields(lambda x: {"y": layer(x)}, ["y"], images(1, size))["y"]
+    assert centroid(field) == pytest.approx((middle, middle))
+    assert radius(field) == pytest.approx((4 / 3) ** 0.5)
+    assert square_side(field, 1.0) == 3
+    assert area_ratio(field, 1.0) == pytest.approx(9 / size**2)
+    figure = draw({"y": field}, "title")
+    (square,) = figure.axes[0].patches
+    assert square.get_center().tolist() == [middle, middle]  # type: ignore[attr-defined]
+    figures.close(figure)
 
 
 def test_layers_are_spread_to_the_last():

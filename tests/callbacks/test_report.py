@@ -1,10 +1,15 @@
 """The page holds everything, needs nothing, and its sliders work in a browser."""
 
+import html
+import itertools
 import json
+import math
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from PIL import Image
 
 from callbacks.report import Report, evenly
 from config.convert import write_yaml
-from tests.pages import NASTY, Page, check_needs_no_network
+from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.run_folder import RunFolder, write_environment
 
@@ -29,8 +34,18 @@ def folder(tmp_path: Path) -> RunFolder:
     run.path.mkdir()
     write_yaml(settings, run.hparams)
     run.write_summary(
-        {"status": "finished", "test/miou": 0.25, "test/iou/cat": 0.5, "test/iou/dog": 0.125}
+        {
+            "status": "finished",
+            "test/miou": 0.25,
+            "test/iou/cat": 0.5,
+            "test/iou/dog": 0.125,
+            "val/dense_knn_miou": 0.375,
+            "before/val/dense_knn_miou": 0.0625,
+            "in_words": ["It has learnt cats."],
+            "alarms": ["The rate is high (step 3)"],
+        }
     )
+    write_environment(run, {"command": ["python", "main.py", "--run.name", "brisk brook"]})
     (run.path / "metrics.csv").write_text("step,train/loss,val/loss\n0,2.0,\n1,1.5,1.7\n")
     rng = np.random.default_rng(0)
     for kind, steps in (("feature_maps", range(0, 300, 10)), ("views/train", [5])):
@@ -44,7 +59,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_the_page_holds_everything_and_needs_nothing(folder):
     Report(folder).write()
     page = (folder.path / "report.html").read_text()
-    assert page.count("<figure") == 2
+    assert page.count("<figure") == 2 + 1  # the curves
     assert page.count('data-step="') == 12 + 1
     assert 'data-step="0"' in page
     assert 'data-step="290"' in page
@@ -70,14 +85,68 @@ def test_pictures_keep_their_pixels(folder):
     np.testing.assert_array_equal(shown["masks, step 5"], np.asarray(Image.open(see_through)))
 
 
+def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folder):
+    Report(folder).write()
+    source = (folder.path / "report.html").read_text()
+    order = (
+        "It has learnt cats.",
+        "The rate is high",
+        "<b>0.25</b><span>mIoU, test images",
+        "<b>0.375</b><span>dense k-NN mIoU, held-out images<br>before training 0.0625",
+        "python main.py --run.name &#39;brisk brook&#39;",
+        'id="feature_maps"',
+        'id="views/train"',
+        "learning curves",
+        "IoU by class, test",
+        "<summary>All numbers",
+        "test/miou",
+        "<summary>Settings",
+        "backbone.layers",
+        "<summary>Environment",
+    )
+    places = [source.find(words) for words in order]
+    assert -1 not in places
+    assert places == sorted(places)
+    check_fits_narrow_screens(source)
+    assert "prefers-color-scheme: dark" in source
+
+
+def test_at_most_six_numbers_and_no_raw_key_before_the_pictures(folder):
+    many = dict.fromkeys(
+        ("test/accuracy", "val/miou", "val/knn_accuracy", "val/linear_accuracy", "val/loss"), 0.5
+    )
+    folder.write_summary(folder.read_summary() | many | {"train/loss": math.nan, "steps": 7})
+    Report(folder).write()
+    above = (folder.path / "report.html").read_text().partition("<body>")[2].partition("<img")[0]
+    assert above.count("<li>") == 6
+    assert not re.search(r"(test|val|train)/", above)
+
+
+def test_a_run_that_goes_on_shows_its_last_numbers(folder):
+    (folder.path / "summary.json").unlink()
+    Report(folder).write()
+    source = (folder.path / "report.html").read_text()
+    assert "running" in source
+    for number in ("1.7</b><span>loss, held-out", "1.5</b><span>loss, train", "2</b><span>steps"):
+        assert number in source
+
+
+def test_pictures_that_cannot_be_read_are_left_out(folder, capsys):
+    (damaged,) = (folder.figures / "views" / "train").iterdir()
+    damaged.write_bytes(b"no picture")
+    Report(folder).write()
+    assert 'id="views/train"' not in (folder.path / "report.html").read_text()
+
+
 def test_names_are_text(tmp_path):
     run = RunFolder(tmp_path / NASTY.replace("/", "|"))
     run.path.mkdir()
     settings = {"task": NASTY, "data": {"name": NASTY, NASTY: NASTY}, "backbone": {"name": NASTY}}
     write_yaml(settings, run.hparams)
     summary = {"status": "finished", "reason": NASTY, "alarms": [f"alarm {NASTY}"], NASTY: 0.25}
+    summary["in_words"] = [f"words {NASTY}"]
     run.write_summary(summary | {f"test/iou/{NASTY}": 0.5})
-    write_environment(run, {"device": NASTY})
+    write_environment(run, {"device": NASTY, "command": ["python", f"command {NASTY}"]})
     file = run.figures / run.name / "step-0000000.png"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(file)
@@ -89,7 +158,9 @@ def test_names_are_text(tmp_path):
     assert page.cells.count(NASTY) == 7
     assert f"data.{NASTY}" in page.cells
     assert f"{NASTY}: {NASTY} on {NASTY} · finished" in page.text
-    assert f"alarm {NASTY}" in page.text
+    for what in ("alarm", "words"):
+        assert f"{what} {NASTY}" in page.text
+    assert shlex.quote(f"command {NASTY}") in page.text
     assert page.text.count(run.name) == 3  # title, heading, picture
     assert list(page.pictures) == [f"{run.name}, step 0"]
     check_needs_no_network(source)
@@ -143,7 +214,10 @@ def test_every_task_leaves_a_report(train):
         page = (run / "report.html").read_text()
         assert "finished" in page
         assert "views · train" in page
-        assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["status"] == "finished"
+        assert summary["in_words"]
+        assert all(words in Page(page).text for words in summary["in_words"])
 
 
 _PROBE = """<script>
@@ -165,30 +239,66 @@ _PROBE = """<script>
     slider.value = 11; slider.dispatchEvent(new Event("input")); seen.push(state("feature_maps"));
     document.getElementById("views/train").dispatchEvent(new Event("mouseenter"));
     key("ArrowLeft"); seen.push(state("feature_maps"));
-    document.body.innerHTML = "<pre>SEEN" + JSON.stringify(seen) + "SEEN</pre>";
+    key("ArrowRight");
+    const large = document.querySelector("dialog");
+    const closed = large.open;
+    document.querySelector("#feature_maps button").click();
+    const wide = large.querySelector("img");
+    const sources = [wide.src];
+    key("ArrowLeft"); sources.push(wide.src);
+    large.click();
+    const figure = document.getElementById("feature_maps");
+    const expected = [11, 10].map(i => figure.querySelectorAll("img")[i].src);
+    const enlarged = [closed, sources[0] === expected[0], sources[1] === expected[1], large.open];
+    document.body.innerHTML = "<pre>SEEN" + JSON.stringify([seen, enlarged]) + "SEEN</pre>";
   });
 </script>"""
+# The page in a frame as wide as a screen, which a window cannot be.
+_FRAME = """<body style="margin: 0"><iframe style="border: 0; width: {width}px; height: 2000px"
+srcdoc="{page}"></iframe><script>
+  document.querySelector("iframe").addEventListener("load", event => {{
+    const page = event.target.contentDocument, root = page.documentElement;
+    const first = page.querySelector("img").getBoundingClientRect().top;
+    page.querySelectorAll("details").forEach(each => {{ each.open = true; }});
+    const edges = names => [...page.querySelectorAll(names)].map(element => {{
+      const {{ left, right, top, bottom }} = element.getBoundingClientRect();
+      return [left, top, right, bottom];
+    }});
+    const seen = {{
+      first, hidden: root.scrollWidth - root.clientWidth, cells: edges("td"),
+      boxes: edges("td, pre, li, h1, h3, p, figure, figcaption, input"),
+    }};
+    page.querySelectorAll("details").forEach(each => {{ each.open = false; }});
+    const answer = document.createElement("pre");
+    answer.hidden = true;
+    answer.textContent = "SEEN" + JSON.stringify(seen) + "SEEN";
+    document.body.append(answer);
+  }});
+</script></body>"""
 
 
-@pytest.mark.slow
-def test_sliders_and_arrow_keys_work_in_chromium(folder):
+def chromium(page: Path, *options: str) -> str:
+    """Returns what a page has become in a browser."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip("needs Chromium (Debian: apt install chromium)")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000")
+    command = [browser, *flags, *options, f"file://{page}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+def seen_by_chromium(page: Path) -> Any:
+    """Returns what a script in a page has noted."""
+    return json.loads(html.unescape(chromium(page, "--dump-dom").split("SEEN")[-2]))
+
+
+@pytest.mark.slow
+def test_sliders_keys_and_enlarged_pictures_work_in_chromium(folder):
     Report(folder).write()
     page = folder.path / "report.html"
     page.write_text(page.read_text().replace("</body>", _PROBE + "</body>"))
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--dump-dom",
-        f"file://{page}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    seen = json.loads(done.stdout.split("SEEN")[1])
+    seen, enlarged = seen_by_chromium(page)
     steps = [
         int(file.stem[5:]) for file in evenly(sorted((folder.figures / "feature_maps").iterdir()))
     ]
@@ -197,3 +307,34 @@ def test_sliders_and_arrow_keys_work_in_chromium(folder):
         (1, step, step) for step in expected
     ]
     assert all(width == 90 for *_, width in seen)
+    assert enlarged == [False, True, True, False]
+
+
+def overlap(first: list[float], second: list[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) share more than an edge."""
+    return all(min(first[b], second[b]) - max(first[a], second[a]) > 1 for a, b in ((0, 2), (1, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "long" * 50, "ünd 😀 <script>'\"" + "&" * 150])
+@pytest.mark.parametrize(("width", "first"), [(1280, 900), (400, 1500)])
+def test_nothing_overlaps_in_chromium(folder, tmp_path, width, first, name):
+    summary = folder.read_summary() | {f"test/iou/{name}": 0.5, f"val/{name}": 0.25}
+    folder.write_summary(summary | {"in_words": ["It has learnt to tell cats from dogs. "] * 8})
+    settings = {"task": "segmentation", "data": {"name": "voc", "root": name}}
+    write_yaml(settings | {"backbone": {"name": name}}, folder.hparams)
+    Image.new("RGB", (2400, 900)).save(folder.figures / "views" / "train" / "step-0000009.png")
+    Report(folder).write()
+    source = (folder.path / "report.html").read_text()
+    frame = tmp_path / "frame.html"
+    frame.write_text(_FRAME.format(width=width, page=html.escape(source)))
+    seen = seen_by_chromium(frame)
+    assert seen["hidden"] == 0
+    assert seen["first"] < first
+    for boxes in (seen["boxes"], seen["cells"]):
+        assert all(0 <= left < right <= width for left, _, right, _ in boxes)
+    assert len(seen["cells"]) > 20
+    assert not any(overlap(*pair) for pair in itertools.combinations(seen["cells"], 2))
+    picture = tmp_path / "seen.png"
+    chromium(frame, f"--screenshot={picture}", f"--window-size={max(width, 500)},2000")
+    assert np.asarray(Image.open(picture)).std() > 5

@@ -40,10 +40,10 @@ def judged() -> Judged:
     return Judged(torch.zeros(3, 4, 6, dtype=torch.uint8), labels, prediction)
 
 
-def test_errors_are_red_and_void_is_grey():
+def test_errors_are_magenta_and_void_is_grey():
     figure = draw([judged(), judged()], NAMES, "title")
     error = np.asarray(figure.axes[3].images[0].get_array())
-    assert error[0, 1].tolist() == [212, 18, 0]
+    assert error[0, 1].tolist() == [255, 0, 255]
     assert error[1, 1].tolist() == [190, 190, 190]
     assert error[0, 0].tolist() == [255, 255, 255]
     assert figure.axes[3].get_xlabel() == "80% of the pixels right"
@@ -67,6 +67,44 @@ def test_labels_have_the_colours_of_their_data_set():
     figures.close(figure)
 
 
+def test_errors_have_no_colour_of_a_class():
+    own = palette(NAMES)
+    own[:3] = [[250, 0, 250], [255, 90, 0], [0, 0, 0]]
+    figure = draw([judged()], NAMES, "title", own)
+    wrong = np.asarray(figure.axes[3].images[0].get_array())[0, 1].astype(int)
+    shown = np.vstack([own[:3], own[VOID], [255, 255, 255]]).astype(int)
+    assert np.abs(shown - wrong).sum(1).min() > 200
+    legend = {text.get_text(): patch for text, patch in _legend(figure)}
+    assert legend["wrong"].get_facecolor()[:3] == pytest.approx(wrong / 255)
+    figures.close(figure)
+
+
+def _legend(figure):
+    legend = figure.legends[0]
+    return zip(legend.get_texts(), legend.get_patches(), strict=True)
+
+
+ODD = ("$a_b$ 50 $", "_cat", "x" * 200, "😀 <b>", "")
+
+
+@pytest.mark.parametrize("draw_some", [draw_bars, draw_confusion])
+def test_names_of_any_kind_are_text_in_bars_and_confusion(draw_some):
+    figure = draw_some(torch.eye(5, dtype=torch.int64), ODD, "$here$")
+    figures.pixels(figure)
+    assert r"\$here\$" in figure._suptitle.get_text()  # type: ignore[attr-defined]
+    width = figure.axes[0].get_position().width
+    figures.close(figure)
+    assert width > 0.3  # names leave room for what is drawn
+
+
+def test_names_of_any_kind_are_in_the_legend():
+    labels = torch.arange(5, dtype=torch.uint8)[None]
+    figure = draw([Judged(torch.zeros(3, 2, 5, dtype=torch.uint8), labels, labels)], ODD, "title")
+    figures.pixels(figure)
+    assert len(figure.legends[0].get_texts()) == 5 + 3
+    figures.close(figure)
+
+
 def test_bars_are_iou_and_absent_classes_are_left_out():
     confusion = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
     figure = draw_bars(confusion, NAMES, "here")
@@ -75,13 +113,19 @@ def test_bars_are_iou_and_absent_classes_are_left_out():
     assert any("left out" in text.get_text() for text in figure.axes[0].texts)
     colour = np.array(figure.axes[0].patches[1].get_facecolor()[:3])
     assert colour == pytest.approx(np.array([128, 0, 0]) / 255)
+    # The line of the mean ends before a number.
+    (line,) = figure.axes[0].get_lines()
+    numbers = figure.axes[0].texts
+    assert all(text.get_bbox_patch() and text.zorder > line.zorder for text in numbers)
     figures.close(figure)
 
 
 def test_confusion_is_shared_out_by_row():
     figure = draw_confusion(torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]]), NAMES, "here")
     shown = figure.axes[0].collections[0].get_array().reshape(3, 3)  # type: ignore[union-attr]
-    assert shown[0].tolist() == pytest.approx([0.75, 0.25, 0])
+    assert shown[0].tolist() == pytest.approx([75, 25, 0])
+    assert figure.axes[0].collections[0].get_clim() == (0, 100)
+    assert figure.axes[1].get_ylabel().startswith("%")
     assert np.ma.getmaskarray(shown)[2].all()
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(NAMES)
     figures.close(figure)

@@ -178,3 +178,20 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(tmp_path):
     with pytest.raises(ValueError, match=r"^4 images in a row cannot be read") as caught:
         next(iter(loader))
     assert "Traceback" not in str(caught.value)
+
+
+def test_views_of_two_sizes_are_global_and_local():
+    sides = (32, 32, 16, 16)
+    views = tuple([torch.full((2, 3, side, side), side, dtype=torch.uint8)] * 2 for side in sides)
+    shown = Batch(views, torch.arange(4), ()).previews(3)
+    assert list(shown) == [
+        "global view 1\n32 px",
+        "global view 2\n32 px",
+        "local view 3\n16 px",
+        "local view 4\n16 px",
+    ]
+    assert [len(images) for images in shown.values()] == [3] * 4
+    assert list(Batch(views[:2], torch.arange(4), ()).previews(3)) == [
+        "view 1\n32 px",
+        "view 2\n32 px",
+    ]

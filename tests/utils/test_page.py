@@ -46,13 +46,16 @@ def test_the_first_page_that_is_small_enough_is_taken(monkeypatch):
     assert fit(lambda width: "x" * (width or 5000) * 10) == "x" * 2000
 
 
+PLAIN = {"title": "a", "picture_width": None, "numbers": [], "command": ""}
+
+
 def test_a_value_that_is_not_given_is_an_error():
     with pytest.raises(UndefinedError, match="title"):
-        render("base.html", picture_width=None)
+        render("base.html", **{name: PLAIN[name] for name in PLAIN if name != "title"})
 
 
 def test_a_note_says_that_pictures_were_resampled():
-    assert "resampled" not in render("base.html", title="a", picture_width=None)
+    assert "resampled" not in render("base.html", **PLAIN)
     assert "wider than 800 pixels were resampled" in render(
-        "base.html", title="a", picture_width=800
+        "base.html", **PLAIN | {"picture_width": 800}
     )

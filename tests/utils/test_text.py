@@ -1,6 +1,6 @@
 import pytest
 
-from utils.text import format_result, format_value
+from utils.text import best_and_worst, format_result, format_value
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,15 @@ def test_results_have_four_digits_and_a_dash_where_there_is_none(value, text):
 def test_what_stands_for_a_missing_result_can_be_chosen():
     assert format_result(None, missing="") == ""
     assert format_result(0, missing="") == "0"
+
+
+def test_no_class_is_among_the_best_and_the_worst():
+    classes = [(letter, 0.9 - number / 10) for number, letter in enumerate("abcdefghi")]
+    assert best_and_worst(classes[:2]) == ["By class: a 0.90, b 0.80"]
+    (line,) = best_and_worst(classes[:8])
+    assert line.count(",") == 7
+    assert best_and_worst(classes) == [
+        "Best:  a 0.90, b 0.80, c 0.70, d 0.60",
+        "Worst: i 0.10, h 0.20, g 0.30, f 0.40",
+    ]
+    assert best_and_worst([]) == []

@@ -79,7 +79,7 @@ def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
         matrix = arrays["matrix"].astype(np.float32)
         off = matrix[~np.eye(len(matrix), dtype=bool)]
         image = figures.show_image(axis, matrix, cmap=figures.CORRELATION, vmin=-1, vmax=1)
-        axis.set_title(label)
+        axis.set_title(figures.name(label))
         axis.set_xlabel(
             f"D = {len(matrix)}, N = {int(arrays['samples'])}\n"
             f"diagonal {matrix.diagonal().mean():.2f}, off-diagonal RMS "
@@ -104,7 +104,7 @@ def _attention(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
     axes[0, 0].set_title("image")
     for axis, (label, arrays) in zip(axes[0, 1:], found, strict=True):
         height, width = arrays["maps"].shape[-2:]
-        axis.set_title(f"{label}\n{height} x {width} patches", fontsize=8)
+        axis.set_title(f"{figures.name(label)}\n{height} x {width} patches", fontsize=8)
     mass = float(found[0][1]["mass"])
     figure.supxlabel(f"{mass:.0%} of the attention of every head, a colour each", fontsize=8)
     return figure
@@ -130,7 +130,7 @@ def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
             axis.set_xlabel(f"{right:.0%} right", fontsize=7)
             present |= set(np.unique(guess).tolist())
     for axis, label in zip(axes[0], ("image", "truth", *(f[0] for f in found)), strict=True):
-        axis.set_title(label, fontsize=8)
+        axis.set_title(figures.name(label), fontsize=8)
     name_colours(figure, names, present, colours)
     return figure
 
@@ -141,10 +141,10 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
     for axis, (label, arrays) in zip(axes[0], found, strict=True):
         layer, field = list(arrays.items())[-1]
         figures.show_image(axis, field / max(field.max(), 1e-30), cmap="magma", norm=norm)
-        axis.set_title(label)
+        axis.set_title(figures.name(label))
         side = field.shape[0]
         pixels = radius(torch.from_numpy(field))
-        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.0f} px", fontsize=7)
+        axis.set_xlabel(f"{layer}, {side} px\nradius {pixels:.1f} px", fontsize=7)
     figure.colorbar(
         ScalarMappable(norm, "magma"), ax=axes, shrink=0.75, label="|gradient| / maximum"
     )

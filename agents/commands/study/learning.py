@@ -73,6 +73,6 @@ def _line(axis: Axes, label: str, colour: str, seeds: Sequence[Mapping[int, floa
     if not seen:
         return
     values = np.array([[seed[images] for images in seen] for seed in seeds])
-    name = f"{label} ({len(seeds)} seeds)" if len(seeds) > 1 else label
+    name = figures.name(label) + (f" ({len(seeds)} seeds)" if len(seeds) > 1 else "")
     axis.plot(seen, values.mean(0), color=colour, marker="o", markersize=3, label=name)
     axis.fill_between(seen, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)

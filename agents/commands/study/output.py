@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,9 @@ def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
             "study.html",
             title=study.title,
             picture_width=width,
-            heading=table.heading(),
+            words=table.heading(),
+            numbers=_numbers(study, runs),
+            command=shlex.join(["python", "main.py", *study.words]),
             head=head,
             lines=lines,
             pictures={title: picture_uri(file, width) for title, file in pictures.items()},
@@ -87,6 +91,19 @@ def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
         )
 
     return fit(draw)
+
+
+def _numbers(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns what the page opens with: how much of the study there is, and what it took."""
+    finished = sum(run["state"] == "finished" for run in runs)
+    hours = sum(run["seconds"] or 0 for run in runs) / 3600
+    found = {
+        "runs finished": f"{finished} of {len(runs)}",
+        "rows": str(sum(row.shown for row in study.rows)),
+        "seeds of each": str(study.seeds),
+        "hours of computing": f"{hours:.1f}",
+    }
+    return [{"name": name, "value": value, "before": ""} for name, value in found.items()]
 
 
 def _run_facts(study: Study, run: Run) -> dict[str, Any]:

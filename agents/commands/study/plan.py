@@ -112,6 +112,7 @@ class Study:
         runs: in the order to run them.
         folder: where all of it goes.
         overrides: settings given for all rows on the command line, dotted.
+        asked: its name or file, as it was asked for.
     """
 
     name: str
@@ -125,6 +126,15 @@ class Study:
     runs: tuple[Run, ...]
     folder: Path
     overrides: Mapping[str, Sequence[str]]
+    asked: str
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line after `main.py`."""
+        words = ["--study", self.asked, "--seeds", str(self.seeds)]
+        if (runs_dir := str(self.folder.parent)) != Hparams().run.dir:
+            words += ["--run.dir", runs_dir]
+        return [*words, *as_command_line(self.overrides)]
 
     def of(self, row: Row) -> list[Run]:
         """Returns the runs of a row."""
@@ -180,6 +190,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
         runs=runs,
         folder=folder,
         overrides=given,
+        asked=name,
     )
 
 

@@ -18,7 +18,13 @@ from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
 from utils.text import format_result
 
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "–": "--"}
+_LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
 # Facts of a run that say how its numbers came about, in the order of the heading.
 _FACTS = ("protocol", "inference")
 
