@@ -77,7 +77,7 @@ class Command:
     notes: list[str] = field(default_factory=list)  # what became of settings, in sentences
     evaluate: str | None = None
     predict: str | None = None
-    images: str | None = None
+    images: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=list)
     export: str | None = None
     format: ExportFormat | None = None
@@ -158,7 +158,13 @@ def _parser(task: str) -> _Parser:
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
     add("--evaluate", metavar="RUN", help="judge the best checkpoint of a run again")
     add("--predict", metavar="RUN", help="label images with a segmentation run")
-    add("--images", metavar="FOLDER", help="with --predict: a folder of images, or one image")
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="with --predict: folders of images, files, or patterns such as 'photos/*.jpg'",
+    )
     add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
     add("--export", metavar="RUN", help="write the run's network for use elsewhere")
     add(

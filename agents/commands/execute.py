@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agents.commands.compare import write_comparison
 from agents.commands.evaluate import evaluate
 from agents.commands.export import check_finished, export_program, export_with_card
@@ -36,7 +34,7 @@ def execute(command: Command) -> int:
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
         agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
-        return predict(agent, hparams, folder, Path(command.images))
+        return predict(agent, hparams, folder, command.images)
     quiet_libraries()
     for sentence in command.notes:
         console.info("%s", sentence)

@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from models.exported import Exported
+from utils.imports import is_installed
 
 PortableFormat = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4
@@ -49,18 +49,11 @@ def check_installed(form: str) -> None:
     Raises:
         ValueError: it is not; says how to get it.
     """
-    if missing := [name for name in _NEEDED.get(form, ()) if not _is_installed(name)]:
+    if missing := [name for name in _NEEDED.get(form, ()) if not is_installed(name)]:
         raise ValueError(
             f"--format {form} needs {', '.join(missing)}: "
             f".venv/bin/pip install {' '.join(_NEEDED[form])}"
         )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ValueError:  # what Python says of one that cannot be imported
-        return False
 
 
 def make_portable(
