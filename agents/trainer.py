@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from agents import summary
+import agents.summary as summary
 from agents.backbone import lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
@@ -72,9 +72,9 @@ class Trainer:
     """
 
     def __init__(self, hparams: Hparams, experiment: str | None = None) -> None:
+        self.given = check(hparams)  # a notebook's have not been
         check_accelerator(hparams.trainer.accelerator)
         self.experiment = experiment
-        self.given = check(hparams)  # a notebook's have not been
         self.hparams = resolve(self.given)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 
@@ -56,8 +56,10 @@ ARCHITECTURE = (
 )
 _USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …] [--fast]
        python main.py --study NAME | --compare RUN RUN … | --run.resume RUN
-       python main.py --evaluate RUN | --predict RUN --images FOLDER | --export RUN
+       python main.py --evaluate RUN | --predict RUN --images FOLDER
+       python main.py --export RUN [--format safetensors|onnx|pt2]
        python main.py --help [--task TASK] | --version"""
+ExportFormat = Literal["safetensors", "onnx", "pt2"]
 _NULLS = ("null", "None")
 _ACTIONS = ("--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
@@ -75,9 +77,10 @@ class Command:
     notes: list[str] = field(default_factory=list)  # what became of settings, in sentences
     evaluate: str | None = None
     predict: str | None = None
-    images: str | None = None
+    images: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=list)
     export: str | None = None
+    format: ExportFormat | None = None
     debug: bool = False
 
 
@@ -155,9 +158,21 @@ def _parser(task: str) -> _Parser:
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
     add("--evaluate", metavar="RUN", help="judge the best checkpoint of a run again")
     add("--predict", metavar="RUN", help="label images with a segmentation run")
-    add("--images", metavar="FOLDER", help="with --predict: a folder of images, or one image")
+    add(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="with --predict: folders of images, files, or patterns such as 'photos/*.jpg'",
+    )
     add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
-    add("--export", metavar="RUN", help="write the run's backbone in its public layout")
+    add("--export", metavar="RUN", help="write the run's network for use elsewhere")
+    add(
+        "--format",
+        choices=get_args(ExportFormat),
+        help="with --export: safetensors (default: the backbone's tensors) | onnx | pt2 (a "
+        "program: the backbone, or the whole of a segmentation)",
+    )
     add("--fast", action="store_true", help="one batch of everything: does it work?")
     add("--debug", action="store_true", help="full traceback on errors")
     return parser
@@ -325,6 +340,8 @@ def _replace_option(argv: list[str], option: str, value: str) -> list[str]:
 def _check_actions(command: Command) -> None:
     if bool(command.predict) != bool(command.images):
         raise ConfigError("--predict RUN and --images FOLDER go together.")
+    if command.format and not command.export:
+        raise ConfigError("--format goes with --export RUN.")
     if (command.seeds is not None or command.print_commands) and not command.study:
         raise ConfigError("--seeds and --print-commands go with --study.")
     if command.seeds is not None and command.seeds < 1:

@@ -26,6 +26,8 @@ def check(hparams: Hparams) -> Hparams:
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
     """
+    if not isinstance(hparams, Hparams):  # a notebook's may be anything
+        raise ConfigError(f"Settings are a Hparams of config.hparams, got {shown(hparams)}.")
     check_values(hparams)
     hparams = choose_names(hparams)
     for leaf in leaves(hparams):

@@ -75,9 +75,13 @@ class Segmenter(nn.Module):
             size: `(H, W)` of the images before they were padded.
             stride: image pixels per logit.
         """
-        padded = [-(-side // self.multiple) * self.multiple // stride for side in size]
-        logits = resize(self.fusion(self.head, features), (padded[0], padded[1]))
+        logits = self.padded_logits(features, size, stride)
         return logits[..., : size[0] // stride, : size[1] // stride]
+
+    def padded_logits(self, features: Features, size: Size, stride: int = 1) -> Tensor:
+        """Does the same, but leaves the padding: `(B, C, H', W')`."""
+        padded = [_padded(side, self.multiple) // stride for side in size]
+        return resize(self.fusion(self.head, features), (padded[0], padded[1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(B, C, H, W)` of images `(B, 3, H, W)` uint8 of any size."""
@@ -137,13 +141,19 @@ def labels_of(logits: Tensor) -> Tensor:
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pads images `(B, 3, H, W)` uint8 at the right and bottom with the mean colour."""
-    height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
-    if images.shape[-2:] == (height, width):
+    height, width = images.shape[-2:]
+    # An exported network cannot ask: it would do for all sizes what it did for the first.
+    if not torch.compiler.is_exporting() and not (height % multiple or width % multiple):
         return images
-    colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device)
-    padded = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
-    padded[:, :, : images.shape[-2], : images.shape[-1]] = images
-    return padded
+    colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    right = colour.expand(images.shape[0], 3, height, multiple)
+    images = torch.cat([images, right], 3)[..., : _padded(width, multiple)]
+    below = colour.expand(images.shape[0], 3, multiple, images.shape[3])
+    return torch.cat([images, below], 2)[:, :, : _padded(height, multiple)]
+
+
+def _padded(side: int, multiple: int) -> int:
+    return (side + multiple - 1) // multiple * multiple
 
 
 def _size(images: Tensor) -> Size:

@@ -8,16 +8,19 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from torch import nn
 
+from agents import Trainer
 from agents.commands.study.plan import load_study
 from config import names
-from config.convert import leaves
+from config.convert import ConfigError, leaves, set_leaf
 from config.hparams import Hparams
 from config.parsing import parse
-from tests.conftest import summary
+from tests.conftest import summary, tiny
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,6 +121,54 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert "arithmatex" not in methods
     for page in tmp_path.glob("*.html"):
         assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text()), page
+
+
+def test_the_lines_of_python_train_load_and_segment(tmp_path, shapes_root, monkeypatch):
+    (code,) = fenced(ROOT / "docs" / "getting_started.md", "python")
+    assert len(code.split("\n\n")[1].splitlines()) + 1 == 5
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 34)).save("photo.jpg")
+    first, _, rest = code.partition("Trainer(")
+    space: dict[str, Any] = {}
+    exec(first, space)
+    small = tiny({"task": "segmentation", "data.root": str(shapes_root), "trainer.max_epochs": 1})
+    for path, value in small.items():
+        set_leaf(space["hparams"], path, False if value == "false" else value)
+    exec("Trainer(" + rest, space)
+    assert summary(tmp_path / "runs" / "first")["status"] == "finished"
+    assert space["labels"].shape == (34, 50)
+    load_run, segment = space["load_run"], space["segment"]
+    with pytest.raises(ConfigError, match="There is no run frist"):
+        load_run("frist")
+    with pytest.raises(OSError, match="nowhere"):
+        segment(load_run("runs/first"), "nowhere.jpg")
+    with pytest.raises(ValueError, match="labels nothing"):
+        segment(nn.Identity(), "photo.jpg")
+
+
+def wrong_settings() -> list[object]:
+    """What a notebook may give instead of settings, every group and every name among it."""
+    found: list[object] = [None, {"task": "dino"}, "dino", Hparams]
+    for leaf in leaves(Hparams()):
+        hparams = Hparams()
+        set_leaf(hparams, leaf.path, object())
+        found.append(hparams)
+    for name, group in vars(Hparams()).items():
+        for wrong in ({}, None, "x"):
+            hparams = Hparams()
+            setattr(hparams, name, wrong)
+            found.append(hparams)
+        if name != "task":
+            setattr(hparams, name, group)
+            group.no_such_setting = 1
+            found.append(hparams)
+    return found
+
+
+def test_wrong_settings_of_a_notebook_are_config_errors():
+    for wrong in wrong_settings():
+        with pytest.raises(ConfigError):
+            Trainer(wrong)
 
 
 def test_the_notebook_runs(tmp_path, shapes_root, monkeypatch):

@@ -1,8 +1,9 @@
-"""Imports what a table names."""
+"""Imports what a table names, and looks whether optional packages are there."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 
@@ -19,3 +20,11 @@ def load(target: str) -> Any:
         raise ValueError(
             f"config/names.py names {target}, which cannot be found: {error}."
         ) from error
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package that may be missing can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is known not to be importable
+        return False

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from utils.text import format_value
@@ -20,7 +20,7 @@ _MAX_WEBP_SIDE = 16_383
 
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
+    autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -29,7 +29,7 @@ _ENVIRONMENT.filters["format_value"] = format_value
 
 
 def render(template: str, **values: Any) -> str:
-    """Fills a template of `utils/templates/`; every value is escaped.
+    """Fills a template of `utils/templates/`; in HTML every value is escaped.
 
     Raises:
         jinja2.UndefinedError: the template asks for a value that is not given.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agents.commands.compare import write_comparison
 from agents.commands.evaluate import evaluate
-from agents.commands.export import check_finished, export
+from agents.commands.export import check_finished, export_program, export_with_card
+from agents.commands.portable import check_installed
 from agents.commands.predict import predict
 from agents.commands.study.plan import load_study
 from agents.commands.study.runner import print_commands, run_study
@@ -29,18 +28,31 @@ def execute(command: Command) -> int:
         print(write_comparison(folders, runs_dir))
         return 0
     if command.export:
-        folder = RunFolder(find_run(command.export, runs_dir))
-        check_finished(folder)
-        agent, _, _ = trained_agent(folder, hparams, folder.last)
-        print("\n".join(export(agent, folder)))
-        return 0
+        return _export(command, RunFolder(find_run(command.export, runs_dir)))
     if command.evaluate:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
         agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
-        return predict(agent, hparams, folder, Path(command.images))
+        return predict(agent, hparams, folder, command.images)
     quiet_libraries()
     for sentence in command.notes:
         console.info("%s", sentence)
     return Trainer(hparams, command.experiment).run()
+
+
+def _export(command: Command, folder: RunFolder) -> int:
+    check_finished(folder)
+    form = command.format or "safetensors"
+    check_installed(form)
+    # The whole of a segmentation is what was tested; a backbone alone is what training left.
+    whole = command.hparams.task == "segmentation" and form != "safetensors"
+    agent, hparams, _ = trained_agent(
+        folder, command.hparams, folder.chosen if whole else folder.last
+    )
+    if form == "safetensors":
+        lines = export_with_card(agent, hparams, folder)
+    else:
+        lines = export_program(agent, hparams, folder, form)
+    print("\n".join(lines))
+    return 0

@@ -1,4 +1,8 @@
-"""A run's backbone for the world outside: safetensors with the key names of its public layout."""
+"""A run's network for the world outside.
+
+`safetensors`: its backbone, with the key names of its public layout. `onnx` and `pt2`: its
+backbone, or the whole of a segmentation, as a program of its own. A model card lies beside each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,13 @@ import pytorch_lightning as pl
 from safetensors.torch import save
 from torch import Tensor
 
+from agents.base import Agent
+from agents.commands.model_card import write_card
+from agents.commands.portable import PortableFormat, make_portable
+from agents.segmentation import Segmentation, protocol_of_test
+from config.hparams import Hparams
 from models.backbones.base import Backbone
+from models.exported import Exported, ExportedBackbone, ExportedSegmenter
 from utils.files import write_atomically
 from utils.run_folder import RunFolder
 
@@ -39,7 +49,7 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     """
     backbone: Any = agent.backbone
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.net.state_dict().items()}
-    lines = recipe(backbone, folder)
+    lines = recipe(backbone, str(folder.exported))
     about = {"run": folder.name, "load": "\n".join(lines)}
     write_atomically(folder.exported, save(state, about))
     mean, std = (_numbers(each) for each in (backbone.mean, backbone.std))
@@ -56,9 +66,9 @@ def _numbers(values: Tensor) -> str:
     return " ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
-def recipe(backbone: Backbone, folder: RunFolder) -> list[str]:
-    """Returns the lines of Python that load the file."""
-    load = f'load_file("{folder.exported}")'
+def recipe(backbone: Backbone, file: str) -> list[str]:
+    """Returns the lines of Python that load a file of safetensors."""
+    load = f'load_file("{file}")'
     if backbone.plain is None:
         name = type(backbone).__name__
         return [
@@ -72,3 +82,89 @@ def recipe(backbone: Backbone, folder: RunFolder) -> list[str]:
         f"model = {backbone.plain}",
         f"model.load_state_dict({load})",
     ]
+
+
+def export_with_card(agent: Agent, hparams: Hparams, folder: RunFolder) -> list[str]:
+    """Does what `export` does, and writes the model card."""
+    lines = export(agent, folder)
+    backbone = agent.backbone
+    card = write_card(
+        folder.exported,
+        folder,
+        hparams,
+        form="safetensors",
+        part="backbone",
+        millions=_millions(backbone),
+        chosen="of the last step",
+        recipe="\n".join(recipe(backbone, folder.exported.name)),
+        mean=_numbers(backbone.mean),
+        std=_numbers(backbone.std),
+        classes=(),
+    )
+    return [*lines, f"What it is and scores: {card}"]
+
+
+def export_program(
+    agent: Agent, hparams: Hparams, folder: RunFolder, form: PortableFormat
+) -> list[str]:
+    """Writes the backbone, or the segmenter of a segmentation, as a program with its model card.
+
+    Args:
+        agent: of the run, with the weights to be kept.
+        hparams: its settings.
+        folder: the run's.
+        form: of the file.
+
+    Returns:
+        What to print: the file, what it takes and gives, and the card.
+
+    Raises:
+        ValueError: the network cannot be written in this format.
+    """
+    network, side, square = _program_of(agent, hparams)
+    about = {"run": folder.name, "classes": network.classes}
+    made = make_portable(network, form, side, about)
+    file = folder.path / "exported" / form / f"{network.name}.{form}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, made.content)
+    best = isinstance(network, ExportedSegmenter) and folder.best.exists()
+    card = write_card(
+        file,
+        folder,
+        hparams,
+        form=form,
+        part=network.name,
+        millions=_millions(network),
+        chosen="that validated best" if best else "of the last step",
+        square=square or made.side is not None,
+        side=made.side or side,
+        only_side=made.side,
+        multiple=network.multiple,
+        outputs=network.outputs,
+        difference=f"{made.difference:.1g}",
+        classes=network.classes,
+    )
+    takes = f"{made.side} x {made.side} px only" if made.side else "any size"
+    if not made.side and network.multiple > 1:
+        takes += f", sides multiples of {network.multiple}"
+    gives = ", ".join(f"{name} {shape}" for name, shape in network.outputs.items())
+    return [
+        f"{file}: the {network.name}, {len(made.content) / 1e6:.1f} MB.",
+        f"Takes any number of images (B, 3, H, W) uint8 of {takes}; gives {gives}.",
+        f"Differs from the network by at most {made.difference:.1g} on random images.",
+        f"What it is and scores, and how it is loaded: {card}",
+    ]
+
+
+def _program_of(agent: Agent, hparams: Hparams) -> tuple[Exported, int, bool]:
+    """Returns what is written, the side of its images, and whether these are squares."""
+    if not isinstance(agent, Segmentation):
+        side = agent.backbone.side_near(int(hparams.data.image_size))
+        return ExportedBackbone(agent.backbone), side, True
+    square = protocol_of_test(hparams).side
+    network = ExportedSegmenter(agent.network, agent.classes)
+    return network, square or int(hparams.data.image_size), square is not None
+
+
+def _millions(network: Any) -> str:
+    return f"{sum(each.numel() for each in network.parameters()) / 1e6:.1f}"

@@ -1,36 +1,58 @@
-"""Labels images of any size with a trained segmentation."""
+"""Labels images and videos of any size with a trained segmentation."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from agents.commands.pictures import find_pictures
 from agents.segmentation import Segmentation, protocol_of_test
 from config.hparams import Hparams
-from datamodules.listing import IMAGE_SUFFIXES, files_below, is_image
-from datamodules.reading import UnreadableImageError, read_picture
+from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
 from utils.device import best_device
-from utils.files import replacing
+from utils.files import replacing, write_atomically
 from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
 from utils.text import printable
 
 
-def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Path) -> int:
-    """Writes a palette PNG and an overlay for every image, below `predictions/` of the run.
+class Labelled(NamedTuple):
+    """An image that has been labelled.
+
+    Attributes:
+        labels: `(height, width)` uint8.
+        confidence: the probability of each of them, `(height, width)` float32.
+    """
+
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+
+def predict(
+    agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Sequence[str]
+) -> int:
+    """Labels images and the frames of videos, below `predictions/` of the run.
+
+    For each a palette PNG, an overlay and its confidence, in the folders the images lie in; and
+    class_shares.csv, the share of every class in every image.
 
     Args:
         agent: a segmentation, in eval mode.
         hparams: its settings; the protocol says how an image is resized.
         folder: the run.
-        images: a folder, searched at any depth, or one image.
+        images: see `find_pictures`.
 
     Raises:
         ValueError: the run is no segmentation, or there is no image to be read.
@@ -38,65 +60,64 @@ def predict(agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, imag
     """
     if not isinstance(agent, Segmentation):
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
-    files, others = find_images(images)
-    root = images if images.is_dir() else images.parent
-    out = folder.path / "predictions" / images.resolve().stem
+    found = find_pictures(images)
+    out = folder.path / "predictions" / found.name
     protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
-    colours = agent.colours
     unreadable: list[str] = []
-    for file in track(files, "Labelling", transient=True):
-        try:
-            image, size, _ = read_picture(file)
-        except UnreadableImageError as error:
-            unreadable.append(str(error))
-            continue
-        labels = label(agent, protocol, image)
-        # The whole name: a.jpg and a.png may lie side by side.
-        relative = file.relative_to(root)
-        painted = overlay(image, labels, colours)
-        _save(  # of the picture's own size, also where it was reduced to be read
-            label_image(labels, colours).resize(size, Image.Resampling.NEAREST),
-            out / "labels" / relative.with_name(f"{relative.name}.png"),
-        )
-        _save(painted, out / "overlays" / relative.with_name(f"{relative.name}.jpg"))
-    done = len(files) - len(unreadable)
-    if not done:
-        raise ValueError(f"None of {len(files)} files could be read, first: {unreadable[0]}.")
+    rows = []
+    pictures = found.pictures(unreadable)
+    for name, picture in track(pictures, "Labelling", total=found.expected(), transient=True):
+        labelled = label(agent, protocol, picture.image)
+        _write(labelled, picture, out, name, agent.colours)
+        counts = np.bincount(labelled.labels.ravel(), minlength=len(agent.classes))
+        rows.append((printable(name), *(f"{n / labelled.labels.size:.6f}" for n in counts)))
+    if not rows:
+        raise ValueError(f"None of {len(found.files)} files could be read, first: {unreadable[0]}.")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("image", *agent.classes), *rows])
+    write_atomically(out / "class_shares.csv", table.getvalue())
     place = printable(out)
-    print(f"{done} images labelled: {place}/labels (palette PNGs), {place}/overlays.")
-    for skipped, what in ((unreadable, "unreadable"), (list(map(printable, others)), "no images")):
+    print(
+        f"{len(rows)} images labelled: {place}/labels (palette PNGs), {place}/overlays, "
+        f"{place}/confidence (white: sure), {place}/class_shares.csv."
+    )
+    others = list(map(printable, found.others))
+    for skipped, what in ((unreadable, "unreadable"), (others, "no images")):
         if skipped:
             print(f"{len(skipped)} files skipped ({what}): {', '.join(skipped[:3])}")
     return 0
 
 
-def find_images(place: Path) -> tuple[list[Path], list[Path]]:
-    """Lists the images at a place, and the files that are none; hidden ones count as neither.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: files are there, but no image.
-    """
-    if not place.exists():
-        raise FileNotFoundError(f"--images {place}: there is no such file or folder.")
-    found = [place] if place.is_file() else sorted(files_below(place))
-    images = list(filter(is_image, found))
-    if not images:
-        raise ValueError(
-            f"--images {place}: none of {len(found)} files is an image "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
-    return images, [file for file in found if not is_image(file)]
-
-
 @torch.no_grad()
-def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> np.ndarray:
-    """Returns the labels of an image, `(height, width)` uint8."""
+def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> Labelled:
+    """Labels an image at its own size.
+
+    Args:
+        agent: in eval mode.
+        protocol: says how the image is resized.
+        image: in RGB.
+    """
     seen = protocol.image(image).to(agent.device)
     size = (image.height, image.width)
     (logits,) = agent.network.logits_at([seen], [size], inference=agent.inference)
-    return labels_of(logits).cpu().numpy()
+    # What a memory gives are shares already.
+    shares = logits.softmax(0) if agent.memory is None else logits
+    return Labelled(labels_of(logits).cpu().numpy(), shares.amax(0).clamp(0, 1).cpu().numpy())
+
+
+def _write(
+    labelled: Labelled, picture: Picture, out: Path, name: Path, colours: NDArray[np.uint8]
+) -> None:
+    # The whole name: a.jpg and a.png may lie side by side.
+    image, name = picture.image, name.with_name(f"{name.name}.png")
+    labels = label_image(labelled.labels, colours)
+    sure = Image.fromarray(np.rint(255 * labelled.confidence).astype(np.uint8))
+    # Of the picture's own size, also where it was reduced to be read.
+    _save(labels.resize(picture.size, Image.Resampling.NEAREST), out / "labels" / name)
+    _save(sure.resize(picture.size, Image.Resampling.BILINEAR), out / "confidence" / name)
+    painted = overlay(image, labelled.labels, colours)
+    _save(painted, out / "overlays" / name.with_suffix(".jpg"))
 
 
 def _save(image: Image.Image, file: Path) -> None:

@@ -54,7 +54,7 @@ class ResNet(Backbone):
         return Features(
             pooled=self.net.avgpool(x).flatten(1),
             maps=maps,
-            prefix=tuple(each.new_zeros(len(x), 0, each.shape[1]) for each in maps),
+            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
             strides=self.map_strides,
         )
 

@@ -57,7 +57,7 @@ class Swin(TimmBackbone):
         return Features(
             pooled=last.mean((1, 2)),
             maps=tuple(maps),
-            prefix=tuple(each.new_zeros(len(each), 0, each.shape[1]) for each in maps),
+            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
             strides=self.map_strides,
             **answered(answers),
         )

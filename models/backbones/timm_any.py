@@ -82,7 +82,7 @@ class TimmMaps(Backbone):
         return Features(
             pooled=self.net.forward_head(last, pre_logits=True),
             maps=tuple(maps),
-            prefix=tuple(each.new_zeros(len(each), 0, each.shape[1]) for each in maps),
+            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
             strides=self.map_strides,
         )
 

@@ -63,7 +63,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
         net = self.net
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         patches = net.to_patch_embedding(self.normalise(images))  # (B, h*w, C)
-        cls = net.cls_token.expand(len(patches), 1, -1)
+        cls = net.cls_token.expand(patches.shape[0], 1, -1)
         positions = resample_abs_pos_embed(
             net.pos_embedding[None], grid, self.native_grid, self.num_prefix
         )

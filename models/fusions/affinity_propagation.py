@@ -91,7 +91,7 @@ class AffinityPropagation(Fusion):
         """P, in float32 or better; see `Fusion.edges`."""
         given, grid = features.factors or (), _grid(features)
         with torch.autocast(given[0].q.device.type, enabled=False):
-            batch = len(given[0].q)
+            batch = given[0].q.shape[0]
             entries = batch * sum(self.heads) * (grid[0] * grid[1]) ** 2
             mixed: Tensor = (
                 checkpoint(self._mixed, given, use_reentrant=False)
@@ -136,13 +136,14 @@ class AffinityPropagation(Fusion):
 
 
 def _grid(features: Features) -> tuple[int, int]:
-    grids = {factors.grid for factors in features.factors or ()}
-    if len(grids) > 1:
+    first, *others = (factors.grid for factors in features.factors or ())
+    if any(grid != first for grid in others):
+        grids = sorted({first, *others})
         raise ValueError(
             "--segmentation.attention_blocks: fusion2 mixes blocks of one resolution, these have "
-            f"{' and '.join(f'{h} x {w}' for h, w in sorted(grids))} patches."
+            f"{' and '.join(f'{h} x {w}' for h, w in grids)} patches."
         )
-    return grids.pop()
+    return first
 
 
 def _key_similarity(keys: Tensor) -> Tensor:

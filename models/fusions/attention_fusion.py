@@ -65,7 +65,10 @@ class AttentionFusion(nn.Module):
 
     def controlled_batch(self, features: Features) -> Features:
         """The same for a batch of images of one size."""
-        [(_, found)] = self.controlled([(list(range(len(features.pooled))), features)])
+        # How many images there are is asked for where it matters only: an exported network takes
+        # any number.
+        positions = list(range(len(features.pooled))) if self.control == "shuffled" else []
+        [(_, found)] = self.controlled([(positions, features)])
         return found
 
     def forward(self, head: Head, features: Features) -> Tensor:

@@ -110,7 +110,7 @@ class PatchMemory(nn.Module):
     def label_maps(self, maps: Tensor) -> Tensor:
         """Returns the shares `(B, C, h, w)` float32 of feature maps `(B, D, h, w)`."""
         found: Tensor = self(maps.movedim(1, -1).flatten(0, 2))
-        return found.view(len(maps), *maps.shape[2:], -1).movedim(-1, 1)
+        return found.view(maps.shape[0], *maps.shape[2:], -1).movedim(-1, 1)
 
 
 def labelled_patches(maps: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

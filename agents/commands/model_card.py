@@ -1,0 +1,86 @@
+"""README.md beside an exported network: what it is, what it scores, and how it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from config.convert import ConfigError
+from config.hparams import Hparams
+from config.lookup import find_run, read_settings
+from utils.files import write_atomically
+from utils.nested import flat
+from utils.page import render
+from utils.run_folder import RunFolder
+from utils.text import format_result
+
+# Where published weights come from, and under what they are given away.
+_LICENCES = {
+    "pretrained": "those that timm or torchvision publish: see the model's page there",
+    "dino": "DINO's: Apache 2.0 (github.com/facebookresearch/dino)",
+    "barlow_twins": "Barlow Twins': see the LICENSE of github.com/facebookresearch/barlowtwins",
+    "coco": "torchvision's: BSD 3-Clause (github.com/pytorch/vision)",
+}
+_SCORES = ("test/", "evaluate/", "val/")
+
+
+def write_card(file: Path, folder: RunFolder, hparams: Hparams, **about: Any) -> Path:
+    """Writes README.md beside an exported file.
+
+    Args:
+        file: what was exported.
+        folder: the run's, for the numbers it has come to.
+        hparams: its settings.
+        about: what `utils/templates/model_card.md` says of the network, by name.
+
+    Returns:
+        The card.
+    """
+    summary = folder.read_summary()
+    protocol = [f"{key} {summary[key]}" for key in ("protocol", "inference") if key in summary]
+    commit = folder.read_environment().get("git_commit")
+    data = hparams.data
+    text = render(
+        "model_card.md",
+        name=folder.name,
+        file=file.name,
+        backbone=hparams.backbone.name,
+        task=hparams.task,
+        data=data.name,
+        split=data.split,
+        image_size=data.image_size,
+        batch_size=data.batch_size,
+        seed=hparams.run.seed,
+        steps=summary.get("steps", 0),
+        transductive=bool(summary.get("transductive")),
+        protocol=", ".join(protocol) or "measured while training",
+        numbers={
+            key: format_result(value)
+            for key, value in summary.items()
+            if key.startswith(_SCORES) and isinstance(value, float)
+        },
+        licence=licence(hparams),
+        commit=f", at commit {commit}" if commit else "",
+        **about,
+    )
+    card = file.with_name("README.md")
+    write_atomically(card, text)
+    return card
+
+
+def licence(hparams: Hparams) -> str:
+    """Says whose weights a run began with, through all runs that it goes back to."""
+    weights, told = hparams.backbone.weights, "They began"
+    seen: set[str] = set()
+    while weights.startswith("run:") and weights not in seen:
+        seen.add(weights)
+        told += f" with those of the run {weights.removeprefix('run:')}, which began"
+        try:
+            settings = read_settings(find_run(weights, hparams.run.dir))
+        except ConfigError:
+            return f"{told} with weights that nobody knows here: its folder is gone."
+        weights = str(flat(settings).get("backbone.weights", "none"))
+    if weights == "none":
+        return f"{told} at random: they are yours."
+    of_file = f"those of the file {Path(weights).name}, whose licence holds"
+    return f"{told} with {_LICENCES.get(weights, of_file)}."

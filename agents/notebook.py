@@ -1,0 +1,63 @@
+"""What a notebook needs beside `Trainer`: a run that has been trained, and what it says of images.
+
+Whatever is wrong with settings, runs or images is a ValueError or an OSError of one sentence, as on
+the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agents.base import Agent
+from agents.commands.predict import label
+from agents.commands.trained import trained_agent
+from agents.segmentation import Segmentation, protocol_of_test
+from config.hparams import Hparams
+from config.lookup import find_run
+from config.parsing import Command, parse
+from datamodules.reading import read_rgb
+from utils.device import best_device
+from utils.run_folder import RunFolder
+
+
+def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Agent:
+    """Returns a run's agent with the weights that validated best, in eval mode, where it runs best.
+
+    Args:
+        run: its name, or its folder.
+        runs_dir: the folder of all runs.
+
+    Raises:
+        ValueError: there is no such run; it, or what it was trained on, is damaged.
+        FileNotFoundError: it has no checkpoint, or its data set has gone.
+    """
+    command = parse(["--evaluate", os.fspath(run), "--run.dir", runs_dir])
+    assert isinstance(command, Command)
+    folder = RunFolder(find_run(os.fspath(run), runs_dir))
+    agent, hparams, _ = trained_agent(folder, command.hparams, folder.chosen)
+    return agent.to(best_device(hparams.trainer.accelerator))
+
+
+def segment(agent: Agent, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
+    """Labels every pixel of an image.
+
+    Args:
+        agent: of a segmentation; names of the labels are its `classes`.
+        image: itself or its file, of any size.
+
+    Returns:
+        `(H, W)` uint8.
+
+    Raises:
+        ValueError: the agent is of another task.
+        OSError: the image cannot be read.
+    """
+    if not isinstance(agent, Segmentation):
+        raise ValueError(f"{type(agent).__name__} labels nothing: only a segmentation does.")
+    picture = image if isinstance(image, Image.Image) else read_rgb(Path(image))
+    return label(agent, protocol_of_test(agent.settings), picture.convert("RGB")).labels

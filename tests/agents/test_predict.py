@@ -1,0 +1,141 @@
+"""What `--predict` takes, and what it leaves: labels, overlays, confidence, shares of classes."""
+
+import csv
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from agents.commands.pictures import find_pictures
+from agents.commands.predict import label
+from agents.commands.trained import trained_agent
+from agents.segmentation import protocol_of_test
+from config.parsing import parse
+from main import main
+from utils.run_folder import RunFolder
+
+
+class Clip:
+    """Stands for OpenCV's reader: three frames of one colour, blue, green and red in this order."""
+
+    def __init__(self, name):
+        self.left = 0 if "broken" in name else 3
+
+    def get(self, _):
+        return self.left
+
+    def read(self):
+        self.left -= 1
+        frame = np.zeros((30, 40, 3), np.uint8)
+        frame[..., 0] = 10 * (self.left + 1)  # blue comes first
+        return self.left >= 0, frame
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def opencv(monkeypatch):
+    module = SimpleNamespace(VideoCapture=Clip, CAP_PROP_FRAME_COUNT=7, __spec__="there")
+    monkeypatch.setitem(sys.modules, "cv2", module)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for name in ("a.jpg", "deep/a.png", "deep/er/b.png"):
+        Image.effect_noise((50, 34), 80).convert("RGB").save(folder / name)
+    for name in ("clip.mp4", "broken.mp4", "notes.txt"):
+        (folder / name).write_text("x")
+    return folder
+
+
+def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    runs = ["--run.dir", str(folder.parent)]
+    assert main(["--predict", "run", "--images", str(photos), *runs]) == 0
+    said = capsys.readouterr().out
+    assert "6 images labelled" in said
+    assert "1 files skipped (unreadable)" in said
+    assert "broken.mp4 (no video that OpenCV can read)" in said
+    out = folder / "predictions" / "photos"
+    names = [
+        "a.jpg",
+        "deep/a.png",
+        "deep/er/b.png",
+        *(f"clip.mp4/frame-{i:06d}" for i in (1, 2, 3)),
+    ]
+    with (out / "class_shares.csv").open() as stream:
+        rows = {row.pop("image"): row for row in csv.DictReader(stream)}
+    assert sorted(rows) == sorted(names)
+    hparams = parse(["--evaluate", "run", *runs]).hparams
+    agent, hparams, _ = trained_agent(RunFolder(folder), hparams, RunFolder(folder).chosen)
+    for name in names:
+        labels = np.array(Image.open(out / "labels" / f"{name}.png"))
+        confidence = np.array(Image.open(out / "confidence" / f"{name}.png"))
+        assert (out / "overlays" / f"{name}.jpg").exists()
+        assert confidence.shape == labels.shape
+        shares = [float(share) for share in rows[name].values()]
+        assert list(rows[name]) == list(agent.classes)
+        found = np.bincount(labels.ravel(), minlength=len(shares)) / labels.size
+        np.testing.assert_allclose(shares, found, atol=1e-6)
+    image = Image.open(photos / "deep" / "a.png").convert("RGB")
+    seen = protocol_of_test(hparams).image(image)
+    with torch.no_grad():
+        (logits,) = agent.network.logits_at([seen], [(34, 50)])
+    labelled = label(agent, protocol_of_test(hparams), image)
+    expected = logits.double().softmax(0).max(0).values
+    np.testing.assert_allclose(labelled.confidence, expected.numpy(), atol=1e-6)
+    written = np.array(Image.open(out / "confidence" / "deep" / "a.png.png"))
+    np.testing.assert_allclose(written / 255, expected.numpy(), atol=0.003)
+
+
+def test_frames_are_in_rgb(photos, opencv):
+    found = find_pictures([str(photos / "clip.mp4")])
+    pixels = [picture.image.getpixel((0, 0)) for _, picture in found.pictures([])]
+    assert found.expected() == 3
+    assert pixels == [(0, 0, 30), (0, 0, 20), (0, 0, 10)]
+
+
+@pytest.mark.parametrize(
+    ("places", "files"),
+    [
+        (["."], ["a.jpg", "deep/a.png", "deep/er/b.png"]),
+        (["a.jpg"], ["a.jpg"]),
+        (["deep"], ["a.png", "er/b.png"]),
+        (["*/*.png"], ["deep/a.png"]),
+        (["**/*.png"], ["deep/a.png", "deep/er/b.png"]),
+        (["deep/*"], ["a.png", "er/b.png"]),
+        (["a.jpg", "deep/a.png", "deep"], ["a.jpg", "deep/a.png", "deep/er/b.png"]),
+    ],
+)
+def test_folders_files_and_patterns(photos, monkeypatch, places, files):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.chdir(photos)
+    found = find_pictures(places)
+    assert [name.as_posix() for name, _ in found.pictures([])] == files
+    assert found.expected() == len(files)
+
+
+def test_a_name_with_brackets_is_a_name(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo [1].png")
+    (name, _), *others = find_pictures([str(tmp_path / "photo [1].png")]).pictures([])
+    assert (name.name, others) == ("photo [1].png", [])
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "message"),
+    [
+        ("nothing", FileNotFoundError, "no such file or folder"),
+        ("*.tiff", FileNotFoundError, "nothing matches"),
+        ("clip.mp4", ValueError, "videos need pip install opencv-python-headless"),
+    ],
+)
+def test_what_is_not_there_is_said(photos, monkeypatch, place, kind, message):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(kind, match=message):
+        find_pictures([str(photos / place)])
