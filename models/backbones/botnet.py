@@ -98,7 +98,8 @@ class RelativeAttention2d(nn.Module):
 
 def _relative(table: Tensor, side: int) -> Tensor:
     """Returns the embeddings of all pairs of `side` positions, `(side, side, d)`."""
-    if len(table) != 2 * side - 1:
+    # On the native grid it changes nothing; an exported network cannot ask which one it has.
+    if torch.compiler.is_exporting() or len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=True)[
             0
         ].T

@@ -69,4 +69,4 @@ def log_maps(maps: Tensor) -> Tensor:
 
     Raw attention over N patches varies by less than BatchNorm's epsilon.
     """
-    return torch.log(maps * maps.shape[-2:].numel() + 1e-6)
+    return torch.log(maps * (maps.shape[-2] * maps.shape[-1]) + 1e-6)
