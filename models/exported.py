@@ -21,6 +21,7 @@ class Exported(nn.Module, ABC):
         name: of the part.
         multiple: image sides must be multiples of this many pixels.
         fixed_side: the one side of square images that it takes, in pixels; None: any.
+        traces_any_size: see `Backbone`.
         outputs: each tensor's name and shape.
         classes: names by label, where labels come out.
     """
@@ -32,6 +33,7 @@ class Exported(nn.Module, ABC):
         super().__init__()
         self.multiple = multiple
         self.fixed_side = backbone.fixed_side
+        self.traces_any_size = backbone.traces_any_size and backbone.fixed_side is None
         self.outputs = outputs
 
     @abstractmethod

@@ -77,7 +77,7 @@ def make_portable(
     attempts: list[tuple[Shape, list[Shape], int | None]] = [
         (fixed, [(1, 3, near, near), (3, 3, near, near)], network.fixed_side or near)
     ]
-    if network.fixed_side is None:
+    if network.traces_any_size:
         attempts.insert(0, (*_any_sizes(side, network), None))
     reasons = []
     for traced, checked, only_side in attempts:

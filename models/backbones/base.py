@@ -51,6 +51,7 @@ class Backbone(nn.Module, ABC):
         patch_multiple: image sides must be multiples of this many pixels.
         has_cls: whether a token of its own stands for the image, the first of `Features.prefix`.
         fixed_side: the one side of square images that it takes, in pixels; None: any.
+        traces_any_size: whether torch.export can follow it for images of any size in one program.
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
@@ -63,6 +64,7 @@ class Backbone(nn.Module, ABC):
     replaced: tuple[str, ...] = ()
     plain: str | None = None
     fixed_side: int | None = None
+    traces_any_size: bool = True
     has_cls: bool = False
 
     net: nn.Module

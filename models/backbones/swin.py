@@ -33,6 +33,9 @@ class Swin(TimmBackbone):
     num_prefix = 0
     pool = "mean"
 
+    # Windows that are padded, shifted and cut: torch.export does not come to an end with that.
+    traces_any_size = False
+
     def __init__(self, net: Any, layers: str = "last") -> None:
         super().__init__(net, layers, patch_multiple=int(net.feature_info[-1]["reduction"]))
 
