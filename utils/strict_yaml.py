@@ -9,6 +9,7 @@ from yaml.constructor import ConstructorError
 
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in _TAGS}
+_LONGEST_PROBLEM = 300  # characters
 _MOST_LEVELS = 20
 _MOST_VALUES = 1_000_000  # aliases of aliases grow exponentially
 
@@ -24,7 +25,10 @@ def load_yaml(text: str | bytes, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{source}{line}: {error.problem}.") from error
+        problem = str(error.problem)  # which may quote all there is
+        if len(problem) > _LONGEST_PROBLEM:
+            problem = problem[:_LONGEST_PROBLEM] + "…"
+        raise ValueError(f"{source}{line}: {problem}.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is no text: {' '.join(str(error).split())}.") from error
     except RecursionError as error:

@@ -95,6 +95,12 @@ def test_a_damaged_experiment(examples, tmp_path):
     fuzz(examples, one, text=damaged())
 
 
+def test_what_a_sentence_quotes_is_cut(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(f"task: !!set{'9' * 5000} dino")
+    taken_or_refused(["--experiment", str(file)])
+
+
 @few_or_many(60)
 def test_bytes_that_are_no_text(examples, tmp_path):
     file = tmp_path / "x.yaml"
