@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
 from config.names import split
+from utils.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class OneOf:
         """Says what is wrong with `value`, or None."""
         if isinstance(value, str) and split(value)[0] in self.names:
             return None
-        near = difflib.get_close_matches(str(value), self.names, 1)
-        hint = f". Did you mean {near[0]}?" if near else ""
+        near = did_you_mean(str(value), self.names)
+        hint = f".{near}" if near else ""
         return f"expected one of {', '.join(self.names)}{hint}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
@@ -15,6 +14,7 @@ from config.resolve import choose_names
 from config.rules import as_typed, get_leaf, metadata, no_effect, unmet
 from config.types import Auto, Kept, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
+from utils.text import did_you_mean
 
 
 def check(hparams: Hparams) -> Hparams:
@@ -122,8 +122,8 @@ def _described(allowed: tuple[Any, ...], constraints: list[Any]) -> str:
 def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
     literals = (get_args(kind) for kind in allowed if get_origin(kind) is Literal)
     known = [option for options in literals for option in options if isinstance(option, str)]
-    near = get_close_matches(value, known, 1) if isinstance(value, str) else []
-    return f". Did you mean {near[0]}?" if near else f", got {type(value).__name__}"
+    near = did_you_mean(value, known) if isinstance(value, str) else ""
+    return f".{near}" if near else f", got {type(value).__name__}"
 
 
 def _check_combinations(hparams: Hparams) -> None:

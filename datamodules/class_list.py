@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import ImageColor
 from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
 from utils.strict_yaml import load_yaml
+from utils.text import did_you_mean
 
 _KEYS = ("names", "colours", "ignore", "background")
 _MOST = VOID  # labels 0 … 254
@@ -67,8 +67,7 @@ def _class_list(content: Any) -> ClassList:
         raise ValueError(f"{CLASS_LIST}: expected `names:` and a list of them.")
     for key in content:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, 1, 0.5)
-            hint = f" Did you mean {near[0]}?" if near else f" Expected {', '.join(_KEYS)}."
+            hint = did_you_mean(str(key), _KEYS, 0.5) or f" Expected {', '.join(_KEYS)}."
             raise ValueError(f"{CLASS_LIST}: there is no entry {key}.{hint}")
     values = _names(content["names"])
     names = list(values.values())
@@ -149,8 +148,7 @@ def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
         pairs = {_name(name): colour for name, colour in given.items()}
         for name in pairs:
             if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                hint = f" Did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(name, names)
                 raise ValueError(f"{CLASS_LIST}: colours has {name}, which is no name.{hint}")
         if missing := [name for name in names if name not in pairs]:
             raise ValueError(f"{CLASS_LIST}: {missing[0]} has no colour.")
@@ -212,8 +210,7 @@ def _background(given: Any, names: Sequence[str]) -> str | None:
     if given is None:
         return BACKGROUND if BACKGROUND in names else None
     if given not in names:
-        near = difflib.get_close_matches(str(given), names, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(str(given), names)
         raise ValueError(f"{CLASS_LIST}: background is {given}, which is no name.{hint}")
     if given != BACKGROUND and BACKGROUND in names:
         raise ValueError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -31,6 +32,18 @@ def percent(part: float, whole: float) -> str:
     """Spells a share with two digits: `0.032 %`, `4.7 %`, `100 %`."""
     share = 100 * part / whole
     return f"{share:.0f} %" if share >= 99.5 else f"{share:.2g} %"
+
+
+def did_you_mean(word: str, known: Collection[str], alike: float = 0.6) -> str:
+    """Returns ` Did you mean …?` with the nearest known word, or an empty string.
+
+    Args:
+        word: that is not known.
+        known: words that are.
+        alike: how much so the nearest has to be, 0 to 1 (`difflib`).
+    """
+    near = difflib.get_close_matches(word, known, 1, alike)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def printable(name: str | os.PathLike[str]) -> str:
