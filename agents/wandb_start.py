@@ -52,8 +52,31 @@ def start(
         wandb.Settings(project=settings.project)
     except wandb.errors.UsageError as error:
         raise ValueError(f"--logger.project: {_one_line(error)}") from error
+    common = _described(wandb, settings, folder, job_type, tags, group)
+    if mode != "offline":
+        reason = _why_offline(wandb)
+        if reason is None:
+            try:
+                return wandb.init(mode="online", **common)
+            except wandb.errors.Error as error:
+                reason = f"not reachable ({_one_line(error)})"
+        if settings.mode == "online":
+            raise ValueError(f"--logger.mode online: wandb: {reason}. Use auto or offline.")
+        console.info("wandb: %s; logging offline.", reason)
+    return wandb.init(mode="offline", **common)
+
+
+def _described(
+    wandb: Any,
+    settings: LoggerHparams,
+    folder: RunFolder,
+    job_type: str,
+    tags: Sequence[str],
+    group: str | None,
+) -> dict[str, Any]:
+    """Returns what wandb is told of a run, whether it goes online or not; see `start`."""
     given = os.environ.get("WANDB_TAGS", "").split(",")
-    common: dict[str, Any] = {
+    return {
         "project": settings.project,
         "entity": settings.entity,
         "name": shortened(folder.name, _LONGEST_NAME),
@@ -71,17 +94,6 @@ def start(
             disable_git=True,
         ),
     }
-    if mode != "offline":
-        reason = _why_offline(wandb)
-        if reason is None:
-            try:
-                return wandb.init(mode="online", **common)
-            except wandb.errors.Error as error:
-                reason = f"not reachable ({_one_line(error)})"
-        if settings.mode == "online":
-            raise ValueError(f"--logger.mode online: wandb: {reason}. Use auto or offline.")
-        console.info("wandb: %s; logging offline.", reason)
-    return wandb.init(mode="offline", **common)
 
 
 def log_table(
