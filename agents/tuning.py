@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from utils.chunks import chunk_sizes
 from utils.memory import (
     available_mb,
     free_mb,
+    free_unused,
     is_out_of_memory,
     peak_mb,
     reset_peak,
@@ -102,9 +102,7 @@ def tune_chunk_size(
                 raise
             return False
         finally:
-            gc.collect()
-            if not on_cpu:
-                torch.cuda.empty_cache()
+            free_unused(device)
         last = (chunk, used)
         return used < CPU_SHARE * (available_mb() + used) if on_cpu else used <= GPU_SHARE * free
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from utils.figures import close_all
-from utils.memory import is_out_of_memory
+from utils.memory import free_unused, is_out_of_memory
 from utils.rng import CPU, rng_preserved
 from utils.stopwatch import Stopwatch
 
@@ -94,9 +93,7 @@ class Guard:
         close_all()
         if starved:
             # Not before the error is forgotten: its traceback holds the tensors of the attempt.
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_unused(self.device)
         return None
 
     def _note(self, name: str, error: Exception) -> None:

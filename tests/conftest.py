@@ -22,6 +22,7 @@ from config.rules import no_effect
 from datamodules.shapes import generate
 from main import main
 
+PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 TINY = {
     "run.seed": 1,
     "data.image_size": 32,

@@ -19,11 +19,10 @@ import yaml
 from agents.base import Agent
 from config import names
 from config.parsing import parse
-from tests.conftest import options, summary, tiny
+from tests.conftest import PACKAGES, options, summary, tiny
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
-PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 
 
 def examples() -> Iterator[tuple[str, str]]:

@@ -20,11 +20,10 @@ from config import names
 from config.convert import ConfigError, leaves, set_leaf
 from config.hparams import Hparams
 from config.parsing import parse
-from tests.conftest import summary, tiny
+from tests.conftest import PACKAGES, summary, tiny
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 # What only an example, or a run that there was, can fill in.
 OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "my_")
 

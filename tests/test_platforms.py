@@ -14,11 +14,10 @@ import torch
 
 from config.types import FolderName
 from main import main
-from tests.conftest import options, summary, tiny
+from tests.conftest import PACKAGES, options, summary, tiny
 from utils import device, memory
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 POSIX_ONLY = ("fcntl", "grp", "posix_ipc", "pty", "pwd", "resource", "termios")
 
 _IMPORTS_ALL = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 from pathlib import Path
@@ -48,6 +49,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     words = ("out of memory", "can't allocate", "_status_alloc_failed")  # the last of cuBLAS, cuDNN
     return isinstance(error, RuntimeError) and any(each in text for each in words)
+
+
+def free_unused(device: torch.device) -> None:
+    """Frees what nobody holds any more: reference cycles, and what torch keeps of a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def free_mb(device: torch.device) -> float:
