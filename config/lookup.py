@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
         ConfigError: there is none; the message lists those there are.
     """
     for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
-        if _is_file(candidate):
+        if _asked(Path.is_file, candidate):
             return candidate
     known = known_experiments(folder)
     what = "study" if folder == "studies" else "experiment"
@@ -32,9 +32,10 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
     raise ConfigError(f"There is no {what} {shown(name)}.{near} A YAML file works too.")
 
 
-def _is_file(path: Path) -> bool:
+def _asked(is_kind: Callable[[Path], bool], path: Path) -> bool:
+    """Asks whether a path is a file, or a folder, of what need not be a path."""
     try:
-        return path.is_file()
+        return is_kind(path)
     except (OSError, ValueError):  # no path at all: too long, or with a null byte
         return False
 
@@ -78,9 +79,10 @@ def find_run(run: str, runs_dir: str) -> Path:
     name = run.removeprefix("run:")
     places = (Path(runs_dir) / name, Path(name))
     for candidate in places:
-        if _is_file(candidate / "hparams.yaml") or _is_file(_last(candidate)):
+        files = (candidate / "hparams.yaml", _last(candidate))
+        if any(_asked(Path.is_file, file) for file in files):
             return candidate
-    if any((candidate / "checkpoints").is_dir() for candidate in places):
+    if any(_asked(Path.is_dir, candidate / "checkpoints") for candidate in places):
         raise ConfigError(
             f"{name} was stopped before it had written its settings: start it again with "
             f"--run.name {name} and the options it had."

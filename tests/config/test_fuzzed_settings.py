@@ -101,6 +101,13 @@ def test_what_a_sentence_quotes_is_cut(tmp_path):
     taken_or_refused(["--experiment", str(file)])
 
 
+@pytest.mark.parametrize("name", ["[" * 2000, "x\0y"])
+def test_a_run_of_a_name_that_is_no_path(tmp_path, name):
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump({"backbone": {"weights": f"run:{name}"}}))
+    taken_or_refused(["--experiment", str(file)])
+
+
 @few_or_many(60)
 def test_bytes_that_are_no_text(examples, tmp_path):
     file = tmp_path / "x.yaml"
