@@ -158,7 +158,7 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
                 visit(value, path + ".")
             else:
                 raise ConfigError(
-                    f"{source}: there is no setting {path}.{suggestion(path, list(known))}"
+                    f"{source}: there is no setting {shown(path)}.{suggestion(path, list(known))}"
                 )
 
     visit(settings, "")

@@ -176,12 +176,15 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
     chosen = tuple(map(str, entry.get("rows") or known))
     for name in chosen:
         if name not in known:
+            near = suggestion(name, known)
             raise ConfigError(
-                f"{file}: a figure shows row {name}, which is not there.{suggestion(name, known)}"
+                f"{file}: a figure shows row {shown(name)}, which is not there.{near}"
             )
     picture = str(entry.get("picture"))
     if picture not in FIGURES:
-        raise ConfigError(f"{file}: picture {picture}: expected one of {', '.join(FIGURES)}.")
+        raise ConfigError(
+            f"{file}: picture {shown(picture)}: expected one of {', '.join(FIGURES)}."
+        )
     return Figure(picture, str(entry.get("title", picture)), chosen)
 
 
