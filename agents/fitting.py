@@ -16,6 +16,7 @@ from callbacks.non_finite_loss import NonFiniteLossError
 from datamodules.base import ImageDataModule
 from datamodules.loading import BatchLoader
 from datamodules.workers import WorkerKilledError
+from utils.checkpoint_io import best_or_last
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 
@@ -94,7 +95,7 @@ class Fitting:
     def _test(self) -> None:
         trains = self.agent.trains
         if is_overridden("test_step", self.agent):
-            chosen = self.folder.chosen if trains else self.checkpoint
+            chosen = best_or_last(self.folder) if trains else self.checkpoint
             with self.stopwatch.timing("test"):
                 self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
         if not trains:  # what it was measured with, for --evaluate and --predict

@@ -21,6 +21,7 @@ from config.hparams import Hparams
 from config.lookup import find_run
 from config.parsing import Command, parse
 from datamodules.reading import read_rgb
+from utils.checkpoint_io import best_or_last
 from utils.device import best_device
 from utils.run_folder import RunFolder
 
@@ -39,7 +40,7 @@ def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> 
     command = parse(["--evaluate", os.fspath(run), "--run.dir", runs_dir])
     assert isinstance(command, Command)
     folder = RunFolder(find_run(os.fspath(run), runs_dir))
-    agent, hparams, _ = trained_agent(folder, command.hparams, folder.chosen)
+    agent, hparams, _ = trained_agent(folder, command.hparams, best_or_last(folder))
     return agent.to(best_device(hparams.trainer.accelerator))
 
 

@@ -72,6 +72,7 @@ class RunCheckpoints(CheckpointIO):
         for state in checkpoint.get("callbacks", {}).values():
             if "best_model_path" in state:
                 state.update(_moved(state, file.parent))
+                state.update(_without_damaged_best(state))
         self._proven.add(file)
         return checkpoint
 
@@ -89,8 +90,37 @@ def resumable(folder: RunFolder) -> Path | None:
     Raises:
         ValueError: none of them can be read; names them.
     """
+    found, damage = _first_readable(folder.last, folder.previous)
+    if damage and found is None:
+        raise ValueError(
+            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)}"
+        )
+    for reason in damage:
+        console.warning("%s Going on from the one before it, %s.", reason, found)
+    return found
+
+
+def best_or_last(folder: RunFolder) -> Path:
+    """Returns the checkpoint that validated best, the last where none did or it is damaged.
+
+    Returns:
+        `last.ckpt`, which may not exist, when there is neither.
+
+    Raises:
+        ValueError: none of them can be read; names them.
+    """
+    found, damage = _first_readable(folder.best, folder.last)
+    if damage and found is None:
+        raise ValueError(" ".join(damage))
+    for reason in damage:
+        console.warning("%s The last checkpoint, %s, is used instead.", reason, found)
+    return found or folder.last
+
+
+def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
+    """Returns the first file that can be read, and what is the matter with those before it."""
     damage: list[str] = []
-    for file in (folder.last, folder.previous):
+    for file in files:
         if not file.exists():
             continue
         try:
@@ -98,14 +128,8 @@ def resumable(folder: RunFolder) -> Path | None:
         except ValueError as error:
             damage.append(str(error))
             continue
-        for reason in damage:
-            console.warning("%s Going on from the one before it, %s.", reason, file)
-        return file
-    if damage:
-        raise ValueError(
-            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)}"
-        )
-    return None
+        return file, damage
+    return None, damage
 
 
 def _keep(last: Path, previous: Path) -> None:
@@ -119,6 +143,19 @@ def _keep(last: Path, previous: Path) -> None:
     except OSError:
         with suppress(OSError):
             last.replace(previous)
+
+
+def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
+    # Else its score would keep it in its place, and the run would be judged by a damaged file.
+    best = Path(state["best_model_path"])
+    if not best.is_file():
+        return {}
+    try:
+        check_readable(best)
+    except ValueError as error:
+        console.warning("%s The best of the validations from here on takes its place.", error)
+        return {"best_model_path": "", "best_model_score": None, "best_k_models": {}}
+    return {}
 
 
 def _moved(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:

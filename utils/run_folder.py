@@ -68,11 +68,6 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     @property
-    def chosen(self) -> Path:
-        """The best checkpoint, the last where none was chosen; it may not exist."""
-        return self.best if self.best.exists() else self.last
-
-    @property
     def backbone(self) -> Path:
         """The trained backbone in its architecture's public layout."""
         return self.checkpoints / "backbone.pth"

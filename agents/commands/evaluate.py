@@ -13,6 +13,7 @@ from callbacks.attention_quality import AttentionQuality
 from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
 from config.hparams import Hparams
+from utils.checkpoint_io import best_or_last
 from utils.device import best_device
 from utils.run_folder import RunFolder
 
@@ -26,7 +27,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     Raises:
         ValueError: masks that cannot be used; and see `trained_agent`.
     """
-    agent, hparams, source = trained_agent(folder, hparams, folder.chosen)
+    agent, hparams, source = trained_agent(folder, hparams, best_or_last(folder))
     data = build_data(hparams, source)
     tests = is_overridden("test_step", agent)
     data.prepare_data()

@@ -13,6 +13,7 @@ from agents.commands.trained import trained_agent
 from agents.trainer import Trainer
 from config.lookup import find_run
 from config.parsing import Command
+from utils.checkpoint_io import best_or_last
 from utils.console import console, quiet_libraries
 from utils.run_folder import RunFolder
 
@@ -33,7 +34,7 @@ def execute(command: Command) -> int:
         return evaluate(RunFolder(find_run(command.evaluate, runs_dir)), hparams)
     if command.predict and command.images:
         folder = RunFolder(find_run(command.predict, runs_dir))
-        agent, hparams, _ = trained_agent(folder, hparams, folder.chosen)
+        agent, hparams, _ = trained_agent(folder, hparams, best_or_last(folder))
         return predict(agent, hparams, folder, command.images)
     quiet_libraries()
     for sentence in command.notes:
@@ -47,12 +48,11 @@ def _export(command: Command, folder: RunFolder) -> int:
     check_installed(form)
     # The whole of a segmentation is what was tested; a backbone alone is what training left.
     whole = command.hparams.task == "segmentation" and form != "safetensors"
-    agent, hparams, _ = trained_agent(
-        folder, command.hparams, folder.chosen if whole else folder.last
-    )
+    checkpoint = best_or_last(folder) if whole else folder.last
+    agent, hparams, _ = trained_agent(folder, command.hparams, checkpoint)
     if form == "safetensors":
         lines = export_with_card(agent, hparams, folder)
     else:
-        lines = export_program(agent, hparams, folder, form)
+        lines = export_program(agent, hparams, folder, form, checkpoint)
     print("\n".join(lines))
     return 0

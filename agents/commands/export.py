@@ -6,6 +6,7 @@ backbone, or the whole of a segmentation, as a program of its own. A model card 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -105,7 +106,7 @@ def export_with_card(agent: Agent, hparams: Hparams, folder: RunFolder) -> list[
 
 
 def export_program(
-    agent: Agent, hparams: Hparams, folder: RunFolder, form: PortableFormat
+    agent: Agent, hparams: Hparams, folder: RunFolder, form: PortableFormat, checkpoint: Path
 ) -> list[str]:
     """Writes the backbone, or the segmenter of a segmentation, as a program with its model card.
 
@@ -114,6 +115,7 @@ def export_program(
         hparams: its settings.
         folder: the run's.
         form: of the file.
+        checkpoint: that the weights are from.
 
     Returns:
         What to print: the file, what it takes and gives, and the card.
@@ -127,7 +129,6 @@ def export_program(
     file = folder.path / "exported" / form / f"{network.name}.{form}"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, made.content)
-    best = isinstance(network, ExportedSegmenter) and folder.best.exists()
     card = write_card(
         file,
         folder,
@@ -135,7 +136,7 @@ def export_program(
         form=form,
         part=network.name,
         millions=_millions(network),
-        chosen="that validated best" if best else "of the last step",
+        chosen="that validated best" if checkpoint == folder.best else "of the last step",
         square=square or made.side is not None,
         side=made.side or side,
         only_side=made.side,

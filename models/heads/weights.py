@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.heads.base import Head
+from utils.checkpoint_io import best_or_last
 from utils.checkpoints import find_network, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
@@ -36,7 +37,7 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
         state = head.sources[weights]()
     else:
         run = named_run(weights, runs_dir)
-        file = run.chosen if run else Path(weights)
+        file = best_or_last(run) if run else Path(weights)
         state = tensors_in(read_checkpoint(file), str(file))
     _load(head, state, weights)
     return f"head weights from {weights}: {len(head.state_dict())} tensors matched (100%)"

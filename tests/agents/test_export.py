@@ -23,6 +23,7 @@ from models.fusions.attention_fusion import AttentionFusion, attention_heads, at
 from models.heads.linear import Linear
 from models.segmenter import Segmenter
 from tests.conftest import summary
+from utils.checkpoint_io import best_or_last
 from utils.imports import load
 from utils.run_folder import RunFolder
 
@@ -140,7 +141,7 @@ def test_a_segmenter_is_a_program_of_its_own(train, monkeypatch, capsys, form):
 def trained(folder):
     hparams = parse(["--evaluate", folder.name, "--run.dir", str(folder.parent)]).hparams
     run = RunFolder(folder)
-    return trained_agent(run, hparams, run.chosen)
+    return trained_agent(run, hparams, best_or_last(run))
 
 
 @pytest.mark.slow

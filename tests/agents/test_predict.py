@@ -15,6 +15,7 @@ from agents.commands.trained import trained_agent
 from agents.segmentation import protocol_of_test
 from config.parsing import parse
 from main import main
+from utils.checkpoint_io import best_or_last
 from utils.run_folder import RunFolder
 
 
@@ -73,7 +74,7 @@ def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys)
         rows = {row.pop("image"): row for row in csv.DictReader(stream)}
     assert sorted(rows) == sorted(names)
     hparams = parse(["--evaluate", "run", *runs]).hparams
-    agent, hparams, _ = trained_agent(RunFolder(folder), hparams, RunFolder(folder).chosen)
+    agent, hparams, _ = trained_agent(RunFolder(folder), hparams, best_or_last(RunFolder(folder)))
     for name in names:
         labels = np.array(Image.open(out / "labels" / f"{name}.png"))
         confidence = np.array(Image.open(out / "confidence" / f"{name}.png"))

@@ -16,6 +16,7 @@ from config.lookup import check_complete
 from main import main
 from tests.conftest import assert_same, files_at_most, summary, weights
 from utils.checkpoint_io import RunCheckpoints
+from utils.checkpoints import read_run_checkpoint
 from utils.files import write_atomically
 from utils.logging import read_metrics
 
@@ -106,6 +107,29 @@ def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(train, ca
     assert resume(folder, "--trainer.max_epochs", "4") == 2
     assert "no checkpoint to go on from" in capsys.readouterr().err
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
+def test_a_damaged_best_checkpoint_is_named_and_the_last_one_used(train, capsys, how):
+    _, folder = train("probe", task="linear_probe", trainer__max_epochs=2)
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    damage(best, how)
+    capsys.readouterr()
+    assert main(["--evaluate", "probe", "--run.dir", str(folder.parent)]) == 0
+    assert "probe/checkpoints/best.ckpt" in (said := capsys.readouterr().err)
+    assert "last.ckpt, is used instead" in said
+    found = summary(folder)
+    assert found["evaluate/linear_accuracy"] == found["test/linear_accuracy_last"]
+    assert resume(folder, "--trainer.max_epochs", "3") == 0
+    assert "best.ckpt" in (said := capsys.readouterr().err)
+    assert "The best of the validations from here on" in said
+    assert "is used instead" not in said
+    assert read_run_checkpoint(best)["epoch"] == 2
+    damage(best, how)
+    damage(last, how)
+    assert main(["--evaluate", "probe", "--run.dir", str(folder.parent)]) == 2
+    said = capsys.readouterr().err
+    assert all(f"probe/checkpoints/{name}.ckpt" in said for name in ("best", "last"))
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(train, capsys):
