@@ -7,13 +7,12 @@ import math
 import torch
 
 from agents.base import Agent
+from agents.preflight import ImageCost
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from models.memory.footprint import bytes_per_image
 from utils.console import console
 from utils.memory import free_mb
-from utils.rng import rng_preserved
 
 # Of the free memory; the rest is for what grows with the batch besides the backbone's activations.
 _SHARE = 0.75
@@ -21,15 +20,20 @@ _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW
 
 
 def resolve_chunk_size(
-    agent: Agent, data: ImageDataModule, hparams: Hparams, device: torch.device
+    agent: Agent,
+    data: ImageDataModule,
+    hparams: Hparams,
+    device: torch.device,
+    cost: ImageCost,
 ) -> int | None:
     """Returns the chunk size of a run, where it is `auto` the largest that fits.
 
     Args:
-        agent: whose backbone is measured.
+        agent: whose backbone was measured.
         data: whose views it sees.
         hparams: resolved otherwise.
         device: that will train.
+        cost: of one image.
 
     Returns:
         None for the whole batch at once.
@@ -39,17 +43,13 @@ def resolve_chunk_size(
         return None if trainer.chunk_size is None else int(trainer.chunk_size)
     if not isinstance(data, ViewsDataModule) or trainer.compile or trainer.tune_batch_size:
         return None
-    mixed = trainer.precision in ("16-mixed", "bf16-mixed")
-    sides = agent.passes(data.views.sizes)
-    with rng_preserved(device):
-        sizes = {side: bytes_per_image(agent.backbone, side, mixed) for side in set(sides)}
     batch = int(hparams.data.batch_size) // (trainer.devices * trainer.num_nodes)
     parameters = sum(parameter.numel() for parameter in agent.parameters())
     free = _SHARE * free_mb(device) * 2**20 - parameters * _BYTES_PER_PARAMETER
-    whole = batch * sum(sizes[side] for side in sides)
+    whole = batch * sum(cost.activations)
     if whole <= free:
         return None
-    chunk = 2 ** int(math.log2(max(2.0, free / max(sizes.values()))))
+    chunk = 2 ** int(math.log2(max(2.0, free / max(cost.activations))))
     # A single chunk would be a pass like any other, whose activations are kept.
     chunk = max(2, min(chunk, batch // 2))
     console.info(

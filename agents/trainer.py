@@ -21,6 +21,8 @@ from agents.chunks import resolve_chunk_size
 from agents.fitting import End, Fitting
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
+from agents.preflight import ImageCost, image_cost
+from agents.preflight import in_words as needs
 from agents.resuming import check_continues
 from agents.saving import (
     begin,
@@ -36,7 +38,7 @@ from callbacks.guard import Guard
 from callbacks.interruption import Interruption
 from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss
-from callbacks.progress import PartsTable, ProgressBar
+from callbacks.progress import Pace, PartsTable, ProgressBar
 from callbacks.random_state import RandomState
 from callbacks.report import Report
 from callbacks.step_numbers import StepNumbers
@@ -99,9 +101,12 @@ class Trainer:
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
         lay_out(agent, self.device)
-        self.hparams.trainer.chunk_size = resolve_chunk_size(agent, data, self.hparams, self.device)
+        cost = image_cost(agent, data, self.hparams)
+        self.hparams.trainer.chunk_size = resolve_chunk_size(
+            agent, data, self.hparams, self.device, cost
+        )
         data.loading = build_loading(self.hparams)
-        self._announce(len(data.train_files))
+        self._announce(agent, len(data.train_files), cost)
         if self.checkpoint is not None:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
@@ -130,15 +135,18 @@ class Trainer:
         data.check(Path(self.hparams.run.dir) / ".cache")
         return data
 
-    def _announce(self, images: int) -> None:
-        """Says what was chosen, and how long the run will be."""
+    def _announce(self, agent: Agent, images: int, cost: ImageCost) -> None:
+        """Says what was chosen, how long the run will be, and what it needs."""
         if not self.leads:
             return
         if words := choices(self.given, self.hparams):
             console.info("%s", words)
-        line, warnings = length(self.hparams, images)
-        console.info("%s", line)
-        for warning in warnings:
+        said = [length(self.hparams, images)]
+        if agent.trains:
+            said.append(needs(cost, agent, self.hparams))
+        for line, _ in said:
+            console.info("%s", line)
+        for warning in (each for _, warnings in said for each in warnings):
             console.warning("warning: %s", warning)
 
     def _check_stopping(self, data: ImageDataModule) -> None:
@@ -228,6 +236,7 @@ class Trainer:
                 *reports,
                 *self._choosing(agent, data, folder),
                 PartsTable(agent.parts),
+                Pace(observed.throughput),
                 ProgressBar(goals),
             ],
             plugins=[RunCheckpoints(folder, partial(flush, loggers))],

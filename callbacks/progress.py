@@ -18,6 +18,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from callbacks.throughput import Throughput
+from utils.console import console
+
+_STEPS_OF_PACE, _WORTH_SAYING = 10, 50
+
 
 class Words(ProgressColumn):
     """A column of words.
@@ -98,6 +103,42 @@ class ProgressBar(RichProgressBar):
         for name in self.watched if self.is_enabled else ():
             if name in trainer.callback_metrics:
                 self._latest[name] = float(trainer.callback_metrics[name])
+
+
+class Pace(Callback):
+    """Says once how long an epoch and the run will take, for those who read a log without a bar.
+
+    Args:
+        throughput: which times the steps.
+    """
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+        self._first_step = 0
+        self._said = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that goes on has steps behind it."""
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
+    ) -> None:
+        """Says it after the tenth step, unless the run is as good as over."""
+        done = trainer.global_step - self._first_step
+        rest = int(trainer.estimated_stepping_batches) - trainer.global_step
+        if self._said or done < _STEPS_OF_PACE:
+            return
+        self._said = True
+        if rest < _WORTH_SAYING or not trainer.is_global_zero:
+            return
+        step = self.throughput.seconds / done
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        epoch, run = (timedelta(seconds=round(step * n)) for n in (per_epoch, done + rest))
+        console.info(
+            "%.2g s a step: %s an epoch, %s all steps; validations and readouts come on top.",
+            *(step, epoch, run),
+        )
 
 
 def epochs_of(trainer: Trainer) -> int:

@@ -65,3 +65,12 @@ def best_and_worst(by_class: Sequence[tuple[str, float]], most: int = 4) -> list
     if len(by_class) <= 2 * most:
         return [f"By class: {listed(by_class)}"] if by_class else []
     return [f"Best:  {listed(by_class[:most])}", f"Worst: {listed(by_class[: -most - 1 : -1])}"]
+
+
+def in_units(number: float) -> str:
+    """Spells a large number with two digits and the prefix of its unit: `1.2 G`, `340 M`, `7 k`."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            value = number / factor
+            return f"{value:.0f} {prefix}" if value >= 9.95 else f"{value:.2g} {prefix}"
+    return f"{number:.0f} "

@@ -1,4 +1,4 @@
-"""How much memory a training pass keeps for its backward pass, without running it in full."""
+"""What a pass costs: memory kept for the backward pass, and arithmetic, without training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbones.base import Backbone
 
@@ -32,6 +33,22 @@ def bytes_per_image(backbone: Backbone, side: int, mixed: bool) -> float:
     return (_saved(network, _MORE, side, mixed) - _saved(network, _FEW, side, mixed)) / (
         _MORE - _FEW
     )
+
+
+def forward_flops(backbone: Backbone, side: int) -> int:
+    """Counts the operations of a pass of one image, a multiplication and an addition as two.
+
+    Those of matrices and convolutions, which are nearly all, on the CPU.
+
+    Args:
+        backbone: stays as it is.
+        side: of the image in pixels.
+    """
+    network = copy.deepcopy(backbone).cpu().eval()
+    image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    return int(counter.get_total_flops())
 
 
 def _saved(network: nn.Module, count: int, side: int, mixed: bool) -> int:

@@ -1,5 +1,7 @@
 """`chunk_size auto`, and what a run says of itself before it starts."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -7,8 +9,9 @@ from config.hparams import Hparams
 from config.resolve import length, resolve, resolve_for_data
 from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
-from models.memory.footprint import bytes_per_image
+from models.memory.footprint import bytes_per_image, forward_flops
 from tests.conftest import assert_same, summary, weights
+from utils.text import in_units
 
 BACKBONE = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24)
 PER_IMAGE = bytes_per_image(BACKBONE, 32, mixed=False)
@@ -48,6 +51,27 @@ def test_measuring_leaves_the_random_state_alone(train):
     _, measured = train("measured", backbone__drop_path=0.3)
     _, given = train("given", backbone__drop_path=0.3, trainer__chunk_size="null")
     assert_same(weights(measured), weights(given))
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_run_says_what_a_step_takes(train, capsys, chunk):
+    given = {"trainer__chunk_size": chunk or "null", "trainer__max_steps": 1}
+    train("run", backbone__name="vit_tiny", **given)
+    # Eight images in two views; forth, back, and forth again where a chunk was forgotten.
+    operations = 8 * 2 * forward_flops(BACKBONE, 32) * (4 if chunk else 3)
+    kept = PER_IMAGE * (chunk or 16)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a step: {in_units(operations)}FLOP in the backbone" in said
+    assert f"keeps {in_units(kept)}B of activations" in said
+    assert "will be full" not in said
+
+
+def test_a_disk_without_room_for_checkpoints_is_said_before_training(train, monkeypatch, capsys):
+    full = SimpleNamespace(free=3 * 12 * 1000)  # bytes, for checkpoints of a thousand weights
+    monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
+    code, _ = train("run", trainer__max_steps=1)
+    assert code == 0
+    assert "will be full before the run ends" in " ".join(capsys.readouterr().err.split())
 
 
 def settings(**changed):

@@ -2,13 +2,16 @@
 
 import re
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from torch import nn
 
-from callbacks.progress import ProgressBar, parts_table
+from callbacks.progress import Pace, ProgressBar, parts_table
+from callbacks.throughput import Throughput
 from tests.conftest import summary
+from utils.console import console
 
 ON = {"callbacks__dense_knn__enabled": "true", "callbacks__dense_knn__every_n_epochs": 1}
 
@@ -42,6 +45,29 @@ def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
     assert train("run", **length)[0] == 0
     last = epochs[-1]
     assert [position for position, _, _ in states] == [f"Epoch {n}/{last}" for n in epochs]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("steps", "says"), [(60, True), (59, False)])
+def test_a_long_run_says_once_how_long_it_takes(monkeypatch, accumulate, steps, says):
+    said: list[str] = []
+    monkeypatch.setattr(console, "info", lambda line, *values: said.append(line % values))
+    throughput = Throughput()
+    trainer = SimpleNamespace(
+        global_step=100,  # resumed
+        estimated_stepping_batches=100 + steps,
+        num_training_batches=30 * accumulate,
+        accumulate_grad_batches=accumulate,
+        is_global_zero=True,
+    )
+    pace = Pace(throughput)
+    pace.on_train_start(trainer, nn.Identity())
+    for batch in range(1, steps * accumulate + 1):
+        trainer.global_step = 100 + batch // accumulate
+        throughput.seconds += 60 / accumulate
+        pace.on_train_batch_end(trainer, nn.Identity())
+    line = "60 s a step: 0:30:00 an epoch, 1:00:00 all steps"
+    assert [each.partition(";")[0] for each in said] == [line] * says
 
 
 def test_the_numbers_that_matter_are_those_measured_last(train, states):

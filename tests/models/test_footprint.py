@@ -6,8 +6,8 @@ from torch import nn
 
 from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18
-from models.backbones.vit import vit_demo
-from models.memory.footprint import bytes_per_image
+from models.backbones.vit import vit_demo, vit_tiny
+from models.memory.footprint import bytes_per_image, forward_flops
 
 
 class Squares(Backbone):
@@ -79,3 +79,20 @@ def test_a_teacher_stands_for_its_student():
     found = bytes_per_image(backbone, 32, mixed=False)
     backbone.requires_grad_(False)
     assert bytes_per_image(backbone, 32, mixed=False) == found
+
+
+def test_operations_are_those_of_the_matrices():
+    # Patches of 16 px, CLS; a multiplication and an addition each.
+    width, tokens, blocks = 192, 4 + 1, 12
+    linear = (3 + 1 + 4 + 4) * width**2  # query, key, value; projection; both layers of the MLP
+    block = 2 * tokens * linear + 2 * 2 * tokens**2 * width
+    embedding = 2 * 4 * (3 * 16**2) * width
+    assert forward_flops(vit_tiny(image_size=32), 32) == blocks * block + embedding
+
+
+def test_counting_operations_changes_nothing():
+    network = resnet18(image_size=32).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert forward_flops(network, 64) == 4 * forward_flops(network, 32)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.text import best_and_worst, format_result, format_value
+from utils.text import best_and_worst, format_result, format_value, in_units
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,21 @@ def test_no_class_is_among_the_best_and_the_worst():
         "Worst: i 0.10, h 0.20, g 0.30, f 0.40",
     ]
     assert best_and_worst([]) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 "),
+        (999, "999 "),
+        (1234, "1.2 k"),
+        (9_940, "9.9 k"),
+        (9_960, "10 k"),
+        (45_678_901, "46 M"),
+        (999e6, "999 M"),
+        (2.5e9, "2.5 G"),
+        (3.3e15, "3300 T"),
+    ],
+)
+def test_large_numbers_have_two_digits_and_a_prefix(number, text):
+    assert in_units(number) == text

@@ -1,0 +1,87 @@
+"""What a run takes, told before it starts: arithmetic and memory of a step, room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.base import Agent
+from config.hparams import Hparams
+from datamodules.base import ImageDataModule
+from datamodules.self_supervised import ViewsDataModule
+from models.memory.footprint import bytes_per_image, forward_flops
+from utils.rng import CPU, rng_preserved
+from utils.text import in_units
+
+# In passes forth: one back costs two.
+_FROZEN, _TRAINED, _RECOMPUTED = 1, 3, 4
+_CHECKPOINTS = 3  # best, last, previous
+# Bytes of a weight that is trained with AdamW, which remembers most: itself and two moments.
+_TRAINED_BYTES, _FROZEN_BYTES = 12, 4
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What the backbone takes for one image of the data set.
+
+    Attributes:
+        flops: of a pass of all its views.
+        activations: bytes kept for the gradient, of each view.
+    """
+
+    flops: float
+    activations: tuple[float, ...]
+
+
+def image_cost(agent: Agent, data: ImageDataModule, hparams: Hparams) -> ImageCost:
+    """Measures on the CPU what the backbone takes for one image.
+
+    Args:
+        agent: as it will train.
+        data: whose images it sees.
+        hparams: resolved but for the chunk size.
+    """
+    sides: tuple[int, ...] = (data.image_size,)
+    if isinstance(data, ViewsDataModule):
+        sides = agent.passes(data.views.sizes)
+    mixed = hparams.trainer.precision in ("16-mixed", "bf16-mixed")
+    backbone = agent.trained_backbone
+    with rng_preserved(CPU):
+        flops = {side: forward_flops(backbone, side) for side in set(sides)}
+        kept = {side: bytes_per_image(backbone, side, mixed) for side in set(sides)}
+    return ImageCost(sum(flops[side] for side in sides), tuple(kept[side] for side in sides))
+
+
+def in_words(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
+    """Says what a run needs in one line, and what there is too little of.
+
+    Args:
+        cost: of one image.
+        agent: that trains.
+        hparams: resolved.
+    """
+    trainer, batch = hparams.trainer, int(hparams.data.batch_size)
+    chunk = trainer.chunk_size if isinstance(trainer.chunk_size, int) else None
+    passes = _FROZEN if agent.trained_backbone.frozen else _RECOMPUTED if chunk else _TRAINED
+    share = batch // (trainer.devices * trainer.num_nodes)
+    kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
+    sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
+    bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
+    needed, free = _CHECKPOINTS * bytes_, _free_bytes(Path(hparams.run.dir))
+    keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
+    line = (
+        f"a step: {in_units(passes * batch * cost.flops)}FLOP in the backbone{keeps}; "
+        f"checkpoints: up to {in_units(needed)}B of {in_units(free)}B that are free."
+    )
+    if needed < free:
+        return line, []
+    return line, [
+        f"The disk of {hparams.run.dir} will be full before the run ends: free some of it, or "
+        "write elsewhere with --run.dir."
+    ]
+
+
+def _free_bytes(folder: Path) -> int:
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
