@@ -1,0 +1,169 @@
+"""One training step after another on random images, without a loader: how fast, and in how much."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytorch_lightning as pl
+import torch
+
+from agents.backbone import lay_out
+from agents.build import build_agent
+from agents.sources import build_source
+from config.hparams import Hparams
+from config.parsing import Command, parse
+from config.resolve import resolve, resolve_for_data
+from datamodules.loading import Batch
+from models.memory.footprint import forward_flops
+from utils.chunks import chunk_sizes
+from utils.device import use_tensor_cores
+from utils.memory import peak_mb, reset_peak
+
+_WARM = 2  # steps before the clock
+_IMAGES = 100_000  # of the data set that a run's settings follow from
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step takes.
+
+    Attributes:
+        images_per_second: of the data set; each is seen in all its views.
+        flops_per_second: of the passes that the method asks for, recomputed ones not counted.
+        peak_mb: of memory, MiB.
+        waits: how often the host waits for a GPU in one step; None on the CPU.
+    """
+
+    images_per_second: float
+    flops_per_second: float
+    peak_mb: float
+    waits: int | None
+
+
+def settings_of(*words: str) -> Hparams:
+    """Returns the settings of a command line, as for a large data set."""
+    command = parse(["--data.name", "image_folder", "--data.root", ".", *words])
+    assert isinstance(command, Command)
+    return resolve_for_data(resolve(command.hparams), _IMAGES, torch.cuda.is_available())
+
+
+def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
+    """Trains a few steps with Lightning, as a run does, and times all but the first two.
+
+    Args:
+        hparams: of a pretraining, resolved.
+        device: that trains.
+        steps: that are timed.
+    """
+    precision, batch = hparams.trainer.precision, int(hparams.data.batch_size)
+    chunk = hparams.trainer.chunk_size
+    use_tensor_cores(precision, device)
+    torch.manual_seed(0)
+    source = build_source(hparams)
+    agent = build_agent(hparams, source)
+    lay_out(agent, device)
+    sides = views_of(hparams)
+    flops = 3 * sum(forward_flops(agent.trained_backbone, side) for side in sides)
+    images = batch_of(
+        sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
+    )
+    clock = Clock(device, steps)
+    trainer = pl.Trainer(
+        accelerator=device.type,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        max_steps=_WARM + steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[clock],
+    )
+    reset_peak(device)
+    trainer.fit(agent, train_dataloaders=Again(images, _WARM + steps))
+    a_second = steps * batch / clock.seconds
+    return StepCost(a_second, a_second * flops, peak_mb(device), clock.waits)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A loader that gives the same batch so many times."""
+
+    batch: Batch
+    times: int
+
+    def __len__(self) -> int:
+        """Batches."""
+        return self.times
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Gives them."""
+        return repeat(self.batch, self.times)
+
+
+class Clock(pl.Callback):
+    """Times all steps but the first ones, and counts the waits of the host in one of those."""
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device = device
+        self.steps = steps
+        self.seconds = 0.0
+        self.waits: int | None = None
+        self._watch: Any = None
+        self._seen: Any = ()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Starts what is due."""
+        if trainer.global_step == _WARM - 1 and self.device.type == "cuda":
+            self._watch = warnings.catch_warnings(record=True)
+            self._seen = self._watch.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        if trainer.global_step == _WARM:
+            synchronise(self.device)
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Ends it."""
+        if self._watch is not None:
+            torch.cuda.set_sync_debug_mode("default")
+            self._watch.__exit__(None, None, None)
+            self._watch = None
+            self.waits = sum("synchroniz" in str(each.message) for each in self._seen)
+        if trainer.global_step == _WARM + self.steps:
+            synchronise(self.device)
+            self.seconds = time.perf_counter() - self._started
+
+
+def views_of(hparams: Hparams) -> tuple[int, ...]:
+    """Returns the sides of the views of an image in pixels."""
+    side, dino = int(hparams.data.image_size), hparams.dino
+    local = dino.local_crops_number if hparams.task in ("dino", "dino_twins") else 0
+    return (side, side, *[int(dino.local_crop_size)] * local) if local else (side, side)
+
+
+def batch_of(sides: tuple[int, ...], size: int, chunk: int | None, pinned: bool) -> Batch:
+    """Returns random images `(n, 3, S, S)` of every side, in chunks on the host."""
+    views = []
+    for side in sides:
+        parts = [
+            torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
+            for n in chunk_sizes(size, chunk)
+        ]
+        views.append([part.pin_memory() if pinned else part for part in parts])
+    return Batch(tuple(views), torch.arange(size), ())
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
