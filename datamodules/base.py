@@ -18,7 +18,7 @@ from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
-from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
+from datamodules.reading import ImageItem, UnreadableImageError, opened
 from utils.palette import palette
 
 
@@ -265,7 +265,8 @@ def read_square(file: ImageItem, size: int) -> Tensor | None:
         None when the file cannot be read; the loaders name such files.
     """
     try:
-        image = read_rgb(file)
+        with opened(file) as found:
+            image = found.decode(size / min(found.size)).image
     except UnreadableImageError:
         return None
     image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size])

@@ -8,20 +8,21 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.reading import ImageItem, UnreadableImageError, read_rgb
+from datamodules.reading import ImageItem, UnreadableImageError, opened
 from datamodules.seeding import Draw, MicroBatchSampler, seeded
+from datamodules.transforms.augmentations import View
 from datamodules.workers import Workers, leave_stopping_to_the_main_process
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 
 
 class Views(Protocol):
-    """From an image as stored, in RGB, to its views `(3, H, W)` uint8.
+    """The views of an image.
 
     Attributes:
         sizes: side of each view in pixels.
@@ -29,8 +30,8 @@ class Views(Protocol):
 
     sizes: tuple[int, ...]
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        """Draws the views from torch's generator."""
+    def draw(self, size: tuple[int, int]) -> Sequence[View]:
+        """Draws the views of an image of this width and height, from torch's generator."""
         ...
 
 
@@ -92,7 +93,7 @@ class ImageFiles(Dataset[Sample]):
 
     Args:
         files: image files.
-        views: from the image as stored, in RGB, to its views.
+        views: what is seen of an image.
         seed: makes the views a function of (seed, epoch, index).
     """
 
@@ -116,12 +117,16 @@ class ImageFiles(Dataset[Sample]):
         for offset in range(min(_MAX_SKIPS, len(self.files))):
             position = (index + offset) % len(self.files)
             try:
-                image = read_rgb(self.files[position])
+                with opened(self.files[position]) as file:
+                    with seeded(self.seed, epoch, index):
+                        drawn = self.views.draw(file.size)
+                    picture = file.decode(max(view.scale for view in drawn))
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 continue
-            with seeded(self.seed, epoch, index):
-                return Sample(self.views(image), position, tuple(unreadable))
+            pixels = np.array(picture.image)
+            views = tuple(view.cut(pixels, picture.size) for view in drawn)
+            return Sample(views, position, tuple(unreadable))
         raise ValueError(
             f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}. "
             "Is the data set complete, and --data.root right?"

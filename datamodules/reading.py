@@ -6,8 +6,9 @@ Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 2
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import floor, log2
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from utils.text import printable
 
 # Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
 MAX_PIXELS = 2**25
+# Resized from twice the size a picture is as good as from its whole size (`Image.thumbnail`).
+_GAP = 2.0
 # Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -72,6 +76,68 @@ class Picture(NamedTuple):
     orientation: int
 
 
+class Opened:
+    """An image whose header has been read, and whose pixels have not.
+
+    Args:
+        name: file, to be named in errors.
+        image: as Pillow opens it.
+
+    Attributes:
+        size: width and height as displayed, in pixels.
+    """
+
+    def __init__(self, name: Path, image: Image.Image) -> None:
+        self._name = name
+        self._image = image
+        self._orientation = _orientation(image)
+        # A TIFF has the size that it will have once Pillow has turned it.
+        swapped = swaps_sides(self._orientation) and not isinstance(image, TiffImageFile)
+        self.size = image.size[::-1] if swapped else image.size
+
+    def decode(self, scale: float = 1.0) -> Picture:
+        """Decodes the pixels.
+
+        Args:
+            scale: what the picture is going to be resized to, over its size. A JPEG comes reduced
+                by 2, 4 or 8 where it stays twice as large as that: decoding it takes less time.
+
+        Raises:
+            UnreadableImageError: that fails; it is far too large; no file says what its white is.
+        """
+        with _naming(self._name):
+            stored, factor = self._image.size, _reduction(self._image)
+            if isinstance(self._image, JpegImageFile):
+                enough = 2 ** floor(log2(1 / (_GAP * scale)))
+                factor = max(factor, min(enough, 8))
+            if factor > 1:  # nothing happens to what is no JPEG
+                self._image.draft(None, (max(1, stored[0] // factor), max(1, stored[1] // factor)))
+            self._image.load()
+            image = _in_rgb(self._image)
+            if factor > 1 and image.size == stored:
+                image = image.reduce(factor)
+            remaining = _orientation(self._image)  # Pillow turns TIFFs while loading them
+            return Picture(
+                image if remaining == 1 else turned(image, remaining), self.size, self._orientation
+            )
+
+
+@contextmanager
+def opened(item: ImageItem) -> Iterator[Opened]:
+    """Opens an image: its size is known before it is decoded.
+
+    Raises:
+        UnreadableImageError: that fails.
+    """
+    if isinstance(item, StoredImage):
+        yield Opened(Path(item.name), Image.fromarray(item.pixels))
+        return
+    with ExitStack() as stack:
+        with _naming(item):  # but not what is done to the opened image
+            found = Opened(item, stack.enter_context(_image_of(item)))
+        yield found
+
+
 def read_rgb(item: ImageItem) -> Image.Image:
     """Decodes an image as it is displayed, in RGB.
 
@@ -85,27 +151,10 @@ def read_picture(item: ImageItem) -> Picture:
     """Decodes an image, and says what of it is not to be seen.
 
     Raises:
-        UnreadableImageError: that fails; it is far too large; no file says what its white is.
+        UnreadableImageError: see `Opened.decode`.
     """
-    if isinstance(item, StoredImage):
-        image = Image.fromarray(item.pixels)
-        return Picture(image, image.size, 1)
-    with _opened(item) as opened:
-        width, height = stored = opened.size
-        factor = _reduction(opened)
-        orientation = _orientation(opened)
-        if factor > 1:  # JPEGs only; nothing happens to others
-            opened.draft(None, (max(1, width // factor), max(1, height // factor)))
-        opened.load()
-        image = _in_rgb(opened)
-        if factor > 1 and image.size == stored:
-            image = image.reduce(factor)
-        remaining = _orientation(opened)  # Pillow turns TIFFs while loading them
-        return Picture(
-            turned(image, remaining),
-            (height, width) if swaps_sides(remaining) else stored,
-            orientation,
-        )
+    with opened(item) as found:
+        return found.decode()
 
 
 def read_values(file: Path) -> Image.Image:
@@ -114,19 +163,17 @@ def read_values(file: Path) -> Image.Image:
     Raises:
         UnreadableImageError: that fails.
     """
-    with _opened(file) as opened:
-        _reduction(opened)  # never reduced, but not larger either
-        opened.load()
-        return turned(opened, _orientation(opened))
+    with _naming(file), _image_of(file) as image:
+        _reduction(image)  # never reduced, but not larger either
+        image.load()
+        return turned(image, _orientation(image))
 
 
 def shorter_side(item: ImageItem) -> int | None:
     """Returns the shorter side of an image in pixels, None when it cannot be read."""
-    if isinstance(item, StoredImage):
-        return min(item.pixels.shape[:2])
     try:
-        with _opened(item) as opened:  # the header is enough
-            return min(opened.size)
+        with opened(item) as found:
+            return min(found.size)
     except UnreadableImageError:
         return None
 
@@ -143,11 +190,16 @@ def swaps_sides(orientation: int) -> bool:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _image_of(file: Path) -> Iterator[Image.Image]:
+    # From a stream: what Pillow maps into memory (grey TIFFs) it turns wrongly, as of 13.0.
+    with file.open("rb") as stream, Image.open(stream) as image:
+        yield image
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
     try:
-        # From a stream: what Pillow maps into memory (grey TIFFs) it turns wrongly, as of 13.0.
-        with file.open("rb") as stream, Image.open(stream) as image:
-            yield image
+        yield
     except UnidentifiedImageError as error:
         raise UnreadableImageError(file, "not a picture in a known format") from error
     except Exception as error:
@@ -156,7 +208,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
 
 def _reduction(image: Image.Image) -> int:
-    """Returns 1, 2 or 4: what the sides are divided by."""
+    """Returns 1, 2 or 4: what the sides have to be divided by."""
     pixels, factor = image.width * image.height, 1
     while pixels > MAX_PIXELS * factor**2:
         factor *= 2
@@ -186,4 +238,4 @@ def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         grey = np.rint(np.asarray(image) / np.float32(257)).astype(np.uint8)
         image = Image.fromarray(grey)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

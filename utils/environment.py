@@ -14,7 +14,8 @@ from utils.run_folder import RunFolder, write_environment
 
 _PACKAGES = (
     "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib "
-    "seaborn vit-pytorch segmentation-models-pytorch numpy pillow"
+    "seaborn vit-pytorch segmentation-models-pytorch numpy pillow "
+    "opencv-python-headless"
 )
 
 

@@ -1,1 +1,1 @@
-"""Augmentations. They run on PIL images and draw from the torch generator only."""
+"""Augmentations. They work on arrays of 8 bits and draw from the torch generator only."""

@@ -1,56 +1,138 @@
-"""What the views of Barlow Twins and DINO are made of."""
+"""What the views of Barlow Twins, DINO and LeJEPA are made of.
+
+A view is drawn first and cut later: a photograph need not be decoded larger than its views need.
+"""
 
 from __future__ import annotations
 
-from PIL import Image, ImageFilter
-from torch import rand
-from torchvision.transforms import InterpolationMode, v2
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from datamodules.transforms import operators
+from datamodules.transforms.operators import Pixels
+
+Change = Callable[[Pixels], Pixels]
 
 
-class PILGaussianBlur:
-    """Gaussian blur of random radius with probability p, by Pillow.
+@dataclass(frozen=True)
+class View:
+    """A view that has been drawn.
 
-    torchvision convolves with a full k x k kernel and takes 70 times as long on a CPU; Pillow's
-    is also what the official code uses.
-
-    Args:
-        p: probability.
-        sigma: range of the radius in pixels.
+    Attributes:
+        box: left, top, width and height in pixels of the whole image.
+        side: in pixels.
+        mirrored: left to right.
+        changes: of colours and sharpness, in their order.
     """
 
-    def __init__(self, p: float, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
-        self.p = p
-        self.sigma = sigma
+    box: tuple[int, int, int, int]
+    side: int
+    mirrored: bool
+    changes: tuple[Change, ...]
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Blurs, or not."""
-        chance, position = rand(2).tolist()
-        if chance >= self.p:
-            return image
-        low, high = self.sigma
-        return image.filter(ImageFilter.GaussianBlur(low + position * (high - low)))
+    @property
+    def scale(self) -> float:
+        """Its pixels over those of the image; by side, the larger one."""
+        return self.side / min(self.box[2:])
+
+    def cut(self, pixels: Pixels, size: tuple[int, int]) -> Tensor:
+        """Makes it, `(3, side, side)` uint8.
+
+        Args:
+            pixels: of the image, `(H, W, 3)`, which may have been decoded smaller than it is.
+            size: width and height of the whole image.
+        """
+        left, top, width, height = self.box
+        columns = _part(left, width, pixels.shape[1] / size[0])
+        rows = _part(top, height, pixels.shape[0] / size[1])
+        seen = operators.resized(pixels[rows, columns], self.side, self.side, "bicubic")
+        for change in self.changes:
+            seen = change(seen)
+        return operators.channels_first(seen, self.mirrored)
 
 
-def random_view(size: int, scale: tuple[float, float], blur: float, solarize: float) -> v2.Compose:
-    """A random crop in random colours, `(3, size, size)` uint8.
+class RandomView:
+    """Draws a random crop in random colours.
 
-    Both papers jitter colours alike (BYOL's recipe) and differ in the other numbers.
+    Both papers jitter colours alike (BYOL's recipe) and differ in the other numbers. The draws are
+    those of torchvision's transforms, one after the other.
 
     Args:
-        size: side in pixels; smaller images are enlarged.
+        side: in pixels; smaller images are enlarged.
         scale: share of the image's area, smallest and largest.
         blur: probability.
         solarize: probability.
     """
-    jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(0.5),
-            v2.RandomApply([jitter], p=0.8),
-            v2.RandomGrayscale(0.2),
-            PILGaussianBlur(blur),
-            v2.RandomSolarize(128, p=solarize),
-            v2.PILToTensor(),
-        ]
+
+    grey = 0.2
+    sigma = (0.1, 2.0)
+
+    def __init__(self, side: int, scale: tuple[float, float], blur: float, solarize: float) -> None:
+        self.side = side
+        self.crop = v2.RandomResizedCrop(side, scale=scale)
+        self.jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+        self.jittered = 0.8
+        self.blur = blur
+        self.solarize = solarize
+        operators.say_if_slow()
+
+    def draw(self, size: tuple[int, int]) -> View:
+        """Draws a view of an image from torch's generator.
+
+        Args:
+            size: width and height in pixels.
+        """
+        crop = self.crop.make_params([blank(size)])
+        mirrored = happens(0.5)
+        changes: list[Change] = []
+        if happens(self.jittered):
+            drawn = self.jitter.make_params([])
+            changes += colour_changes(drawn, drawn["fn_idx"].tolist())
+        if happens(self.grey):
+            changes.append(partial(operators.saturation, factor=0.0))
+        chance, position = torch.rand(2).tolist()
+        if chance < self.blur:
+            low, high = self.sigma
+            changes.append(partial(operators.blurred, sigma=low + position * (high - low)))
+        if happens(self.solarize):
+            changes.append(operators.solarized)
+        box = (crop["left"], crop["top"], crop["width"], crop["height"])
+        return View(box, self.side, mirrored, tuple(changes))
+
+
+def colour_changes(drawn: dict[str, Any], order: Iterable[int]) -> list[Change]:
+    """Returns what one of torchvision's transforms of colours has drawn.
+
+    Args:
+        drawn: its parameters; a factor that is None changes nothing.
+        order: of 0 brightness, 1 contrast, 2 saturation and 3 hue, torchvision's numbers.
+    """
+    changes = (
+        (operators.brightness, drawn["brightness_factor"]),
+        (operators.contrast, drawn["contrast_factor"]),
+        (operators.saturation, drawn["saturation_factor"]),
+        (operators.hue, drawn["hue_factor"]),
     )
+    chosen = [changes[number] for number in order]
+    return [partial(change, factor=factor) for change, factor in chosen if factor is not None]
+
+
+def _part(start: int, length: int, scale: float) -> slice:
+    first = round(start * scale)
+    return slice(first, max(first + 1, round((start + length) * scale)))
+
+
+def happens(probability: float) -> bool:
+    """Draws, also where the outcome is certain."""
+    return torch.rand(1).item() < probability
+
+
+def blank(size: tuple[int, int]) -> Tensor:
+    """Returns an image without pixels of its own: torchvision asks it for its size only."""
+    return torch.empty(()).expand(3, size[1], size[0])

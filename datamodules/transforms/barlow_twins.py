@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from torch import Tensor
-
-from datamodules.transforms.augmentations import random_view
+from datamodules.transforms.augmentations import RandomView, View
 
 
 class BarlowTwinsViews:
@@ -24,9 +21,9 @@ class BarlowTwinsViews:
         self, image_size: int, scale: tuple[float, float] = (0.08, 1.0), blur: bool = True
     ) -> None:
         self.sizes: tuple[int, ...] = (image_size, image_size)
-        self.first = random_view(image_size, scale, blur=1.0 * blur, solarize=0.0)
-        self.second = random_view(image_size, scale, blur=0.1 * blur, solarize=0.2)
+        self.first = RandomView(image_size, scale, blur=1.0 * blur, solarize=0.0)
+        self.second = RandomView(image_size, scale, blur=0.1 * blur, solarize=0.2)
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        """Draws both views, `(3, H, W)` uint8, from torch's generator."""
-        return self.first(image), self.second(image)
+    def draw(self, size: tuple[int, int]) -> list[View]:
+        """Draws both views of an image of this width and height."""
+        return [self.first.draw(size), self.second.draw(size)]

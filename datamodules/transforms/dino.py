@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from torch import Tensor
-
-from datamodules.transforms.augmentations import random_view
+from datamodules.transforms.augmentations import RandomView, View
 
 
 class MultiCropViews:
@@ -33,11 +30,11 @@ class MultiCropViews:
         blur: bool = True,
     ) -> None:
         self.sizes: tuple[int, ...] = (image_size,) * 2 + (local_size,) * local_number
-        first = random_view(image_size, global_scale, blur=1.0 * blur, solarize=0.0)
-        second = random_view(image_size, global_scale, blur=0.1 * blur, solarize=0.2)
-        local = random_view(local_size, local_scale, blur=0.5 * blur, solarize=0.0)
+        first = RandomView(image_size, global_scale, blur=1.0 * blur, solarize=0.0)
+        second = RandomView(image_size, global_scale, blur=0.1 * blur, solarize=0.2)
+        local = RandomView(local_size, local_scale, blur=0.5 * blur, solarize=0.0)
         self.views = (first, second) + (local,) * local_number
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        """Draws all views, `(3, H, W)` uint8 each, from torch's generator."""
-        return tuple(view(image) for view in self.views)
+    def draw(self, size: tuple[int, int]) -> list[View]:
+        """Draws all views of an image of this width and height."""
+        return [view.draw(size) for view in self.views]

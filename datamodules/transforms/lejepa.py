@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image
-from torch import Tensor
-
-from datamodules.transforms.augmentations import random_view
+from datamodules.transforms.augmentations import RandomView, View
 
 
 class LeJEPAViews:
@@ -25,8 +22,8 @@ class LeJEPAViews:
         self, image_size: int, number: int, scale: tuple[float, float], blur: bool = True
     ) -> None:
         self.sizes: tuple[int, ...] = (image_size,) * number
-        self.view = random_view(image_size, scale, blur=0.5 * blur, solarize=0.2)
+        self.view = RandomView(image_size, scale, blur=0.5 * blur, solarize=0.2)
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        """Draws all views, `(3, H, W)` uint8 each, from torch's generator."""
-        return tuple(self.view(image) for _ in self.sizes)
+    def draw(self, size: tuple[int, int]) -> list[View]:
+        """Draws all views of an image of this width and height."""
+        return [self.view.draw(size) for _ in self.sizes]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from datamodules.transforms import operators
+from datamodules.transforms.augmentations import blank, colour_changes, happens
 from utils.palette import MEAN_COLOUR, VOID
 
-_PADDING = {Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
+_PADDING = {tv_tensors.Mask: VOID, "others": MEAN_COLOUR}  # any subclass of PIL's images
 
 
 class Protocol(ABC):
@@ -105,15 +110,12 @@ class TrainingCrop:
     """
 
     def __init__(self, image_size: int, protocol: Protocol) -> None:
+        self.side = image_size
         self.protocol = protocol
-        self.pipeline = v2.Compose(
-            [
-                v2.RandomShortestSize(list(range(image_size // 2, 2 * image_size + 1))),
-                v2.RandomCrop(image_size, pad_if_needed=True, fill=_PADDING),
-                v2.RandomHorizontalFlip(0.5),
-                v2.RandomPhotometricDistort(),
-            ]
-        )
+        self.scale = v2.RandomShortestSize(list(range(image_size // 2, 2 * image_size + 1)))
+        self.place = v2.RandomCrop(image_size, pad_if_needed=True)
+        self.distort = v2.RandomPhotometricDistort()
+        operators.say_if_slow()
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Draws a crop from torch's generator.
@@ -121,7 +123,25 @@ class TrainingCrop:
         Returns:
             `(3, size, size)` uint8 and its labels `(size, size)` uint8.
         """
-        return _cut(self.pipeline, image, self.protocol.training_labels(labels))
+        height, width = self.scale.make_params([blank(image.size)])["size"]
+        place = self.place.make_params([blank((width, height))])
+        mirrored = happens(0.5)
+        drawn = self.distort.make_params([blank((self.side, self.side))])
+        changes = colour_changes(drawn, (0, 1, 2, 3) if drawn["contrast_before"] else (0, 2, 3, 1))
+        left, top = (place[side] - place["padding"][i] for i, side in enumerate(("left", "top")))
+
+        pixels = operators.resized(np.array(image), height, width, "bilinear")
+        seen = _window(pixels, top, left, self.side, MEAN_COLOUR)
+        for change in changes:
+            seen = change(seen)
+        crop = operators.channels_first(seen, mirrored)
+        if drawn["channel_permutation"] is not None:
+            crop = crop[drawn["channel_permutation"]]
+
+        labels = self.protocol.training_labels(labels)
+        nearest = F.resize(labels[None], [height, width], InterpolationMode.NEAREST)[0]
+        mask = torch.from_numpy(_window(nearest.numpy(), top, left, self.side, VOID))
+        return crop, mask.flip(1) if mirrored else mask
 
 
 class FixedViews:
@@ -171,6 +191,19 @@ class FixedView:
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `(3, size, size)` uint8 and its labels `(size, size)` uint8."""
         return _cut(self.pipeline, image, self.protocol.training_labels(labels))
+
+
+def _window(
+    pixels: NDArray[np.uint8], top: int, left: int, side: int, fill: int | Sequence[int]
+) -> NDArray[np.uint8]:
+    """Returns a square of `(H, W)` or `(H, W, 3)` that may reach beyond it."""
+    seen = np.full((side, side, *pixels.shape[2:]), fill, np.uint8)
+    rows = slice(max(top, 0), min(top + side, pixels.shape[0]))
+    columns = slice(max(left, 0), min(left + side, pixels.shape[1]))
+    seen[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
+        rows, columns
+    ]
+    return seen
 
 
 def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,17 @@ from datamodules.labelled import LabelledFiles
 from datamodules.loading import ImageFiles
 from datamodules.masked_squares import MaskedSquares
 from datamodules.masks import Fit, read_pair
-from datamodules.reading import UnreadableImageError, read_picture, read_rgb, shorter_side
+from datamodules.reading import (
+    UnreadableImageError,
+    opened,
+    read_picture,
+    read_rgb,
+    shorter_side,
+)
+from datamodules.seeding import seeded
 from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from datamodules.transforms.dino import MultiCropViews
 from datamodules.transforms.segmentation import FixedViews, Standard, TrainingCrop
 
 ORIENTATIONS = range(1, 9)
@@ -183,6 +191,66 @@ def test_a_jpeg_is_reduced_while_it_is_decoded(tmp_path, monkeypatch):
     whole = read_rgb(file)
     monkeypatch.setattr(reading, "MAX_PIXELS", 64 * 64 // 4)
     assert not np.array_equal(np.array(read_rgb(file)), np.array(whole.reduce(2)))
+
+
+def photograph(folder: Path, orientation: int = 1, suffix: str = "jpg") -> Path:
+    """800 x 600 px, as cameras see: little detail in a few pixels."""
+    rows, columns = np.mgrid[:600, :800]
+    waves = [np.sin(rows / 10), np.sin(columns / 12), np.sin((rows - columns) / 20)]
+    pixels = np.stack([127 + 80 * wave for wave in waves], -1).astype(np.uint8)
+    return stored(folder / f"photograph.{suffix}", orientation, Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor"), [(1.0, 1), (0.26, 1), (0.25, 2), (0.1, 4), (0.01, 8), (3.0, 1)]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_jpeg_is_decoded_no_larger_than_twice_what_is_needed(
+    tmp_path, suffix, orientation, scale, factor
+):
+    file = photograph(tmp_path, orientation, suffix)
+    whole = read_rgb(file)
+    with opened(file) as found:
+        assert found.size == whole.size
+        image, size, turn = found.decode(scale)
+    assert (size, turn) == (whole.size, orientation)
+    divided = factor if suffix == "jpg" else 1
+    assert image.size == tuple(-(-side // divided) for side in size)
+    small, expected = (np.array(each.resize((50, 50)), int) for each in (image, whole))
+    assert np.abs(small - expected).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_views_of_a_photograph_are_those_of_its_whole(tmp_path, orientation):
+    file = photograph(tmp_path, orientation)
+    whole = np.array(read_rgb(file))
+    data = ImageFiles([file], MultiCropViews(48, 16, 2, (0.4, 1.0), (0.05, 0.4)), seed=3)
+    differences = []
+    for epoch in range(20):
+        with seeded(3, epoch, 0):
+            drawn = data.views.draw(whole.shape[1::-1])
+        expected = [view.cut(whole, whole.shape[1::-1]) for view in drawn]
+        differences += [
+            (view.int() - other).abs().float().mean().item()
+            for view, other in zip(data[(epoch, 0)].views, expected, strict=True)
+        ]
+    # Grey levels; the box is rounded to decoded pixels, at most a quarter of a view's.
+    assert 0 < np.mean(differences) < 4
+
+
+def test_a_square_of_a_photograph_is_that_of_its_whole(tmp_path):
+    file = photograph(tmp_path)
+    square = read_square(file, 64)
+    side = read_rgb(file).resize((85, 64), Image.Resampling.BICUBIC)
+    expected = np.array(side).transpose(2, 0, 1)[:, :, 10:74]
+    assert square.shape == (3, 64, 64)
+    assert np.abs(square.numpy().astype(int) - expected).mean() < 2
+
+
+def test_an_error_beside_an_opened_image_is_not_the_images(tmp_path):
+    with pytest.raises(ZeroDivisionError), opened(photograph(tmp_path)):
+        _ = 1 / 0
 
 
 # --- masks --------------------------------------------------------------------------------------

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from datamodules.loading import Loading
 from datamodules.masked_images import collate
 from datamodules.masks import read_labels
+from datamodules.reading import read_rgb
 from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes, generate
 from datamodules.transforms.segmentation import (
+    FixedViews,
     Seed224,
     Standard,
     TrainingCrop,
@@ -41,7 +45,7 @@ def marked(height: int, width: int) -> tuple[Image.Image, torch.Tensor]:
 
 def test_crops_keep_image_and_mask_together():
     crop = TrainingCrop(64, Standard(64))
-    crop.pipeline.transforms.pop()  # colours are the check
+    crop.distort.p = 0.0  # colours are the check
     padded = 0
     for key in range(40):
         with seeded(key):
@@ -59,6 +63,48 @@ def test_crops_keep_image_and_mask_together():
         # Bilinear and nearest resizing differ at the edges of the squares only.
         assert wrong.sum() < 0.25 * (~void).sum() + 20
     assert 5 < padded < 35
+
+
+@pytest.mark.parametrize("size", [32, 64, 200])
+def test_crops_are_torchvisions(size):
+    image, labels = marked(80, 100)
+    reference = v2.Compose(
+        [
+            v2.RandomShortestSize(list(range(size // 2, 2 * size + 1))),
+            v2.RandomCrop(
+                size, pad_if_needed=True, fill={Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
+            ),
+            v2.RandomHorizontalFlip(0.5),
+            v2.ToImage(),
+            v2.ToDtype(torch.float64, scale=True),
+            v2.RandomPhotometricDistort(),
+        ]
+    )
+    crop, differences = TrainingCrop(size, Standard(size)), []
+    for key in range(40):
+        with seeded(key):
+            expected, mask = reference(image, tv_tensors.Mask(labels))
+            next_draw = torch.rand(1)
+        with seeded(key):
+            found, cut = crop(image, labels)
+            assert torch.equal(torch.rand(1), next_draw)
+        assert torch.equal(cut, mask)
+        differences.append((found - expected * 255).abs().mean().item())
+    assert np.mean(differences) < 0.6  # grey levels
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_padding_has_the_mean_colour_whatever_file_it_is(tmp_path, suffix):
+    marked(40, 60)[0].save(tmp_path / f"a.{suffix}")
+    image, labels = read_rgb(tmp_path / f"a.{suffix}"), torch.zeros(40, 60, dtype=torch.uint8)
+    crop = TrainingCrop(64, Standard(64))
+    crop.distort.p = 0.0
+    for prepare in (FixedViews(64, Standard(64), [0.5], 1).view(0), crop):
+        with seeded(4):
+            seen, cut = prepare(image, labels)
+        void = cut == VOID
+        assert void.any()
+        assert torch.equal(seen[:, void][:, 0], torch.tensor(MEAN_COLOUR, dtype=torch.uint8))
 
 
 def test_no_vertical_flips_but_horizontal_ones():

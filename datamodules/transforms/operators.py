@@ -1,0 +1,115 @@
+"""What views are made with: operators on pixels, by OpenCV where it is installed, else by Pillow.
+
+Pixels are `(H, W, 3)` uint8, and every operator rounds to that, as torchvision's do on PIL images:
+the formulas are theirs. Colours are affine maps but for the hue.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageStat
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    cv2: Any = import_module("cv2")
+except ImportError:
+    cv2 = None
+else:
+    # Its threads do not survive the fork of a worker; and every core has a worker.
+    cv2.setNumThreads(0)
+
+Pixels = NDArray[np.uint8]
+
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+@cache
+def say_if_slow() -> None:
+    """Says, once, that OpenCV is missing."""
+    if cv2 is None:
+        rank_zero_warn(
+            "OpenCV is not installed: Pillow makes the views, and takes three times as long. "
+            "pip install opencv-python-headless"
+        )
+
+
+def resized(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
+    """Resizes with antialiasing, by torch's kernels for 8 bits.
+
+    Args:
+        pixels: may be a part of a larger image.
+        height: in pixels.
+        width: in pixels.
+        mode: `bilinear` or `bicubic`.
+    """
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    # Only what is contiguous like that is read and written as it lies in memory.
+    image = image.contiguous(memory_format=torch.channels_last)
+    scaled = F.interpolate(image, (height, width), mode=mode, antialias=True)
+    return scaled[0].permute(1, 2, 0).numpy()
+
+
+def brightness(pixels: Pixels, factor: float) -> Pixels:
+    """Blends with black."""
+    return _mapped(pixels, factor * np.eye(3), np.zeros(3))
+
+
+def contrast(pixels: Pixels, factor: float) -> Pixels:
+    """Blends with the mean grey of the image."""
+    mean = cv2.mean(pixels)[:3] if cv2 else ImageStat.Stat(Image.fromarray(pixels)).mean
+    return _mapped(pixels, factor * np.eye(3), np.full(3, (1 - factor) * (_LUMA @ mean)))
+
+
+def saturation(pixels: Pixels, factor: float) -> Pixels:
+    """Blends every pixel with its grey; factor 0: greyscale."""
+    return _mapped(pixels, factor * np.eye(3) + (1 - factor) * _LUMA, np.zeros(3))
+
+
+def hue(pixels: Pixels, factor: float) -> Pixels:
+    """Turns the hue of HSV by a share of the circle, in steps of 1 / 256."""
+    steps = round(factor * 256)
+    if cv2:
+        hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+        hsv[..., 0] += np.uint8(steps % 256)  # wraps around
+        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL))
+    angle, *others = Image.fromarray(pixels).convert("HSV").split()
+    turned = angle.point([(value + steps) % 256 for value in range(256)])
+    return np.array(Image.merge("HSV", (turned, *others)).convert("RGB"))
+
+
+def blurred(pixels: Pixels, sigma: float) -> Pixels:
+    """Convolves with a Gaussian, cut at 3 sigma; the edge goes on outside of the image."""
+    if cv2 is None:  # three box filters come near
+        return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
+    kernel = cv2.getGaussianKernel(2 * round(3 * sigma) + 1, sigma, cv2.CV_32F)
+    # Half the time of cv2.GaussianBlur, whose fixed-point sums are the same to rounding.
+    edge = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=edge))
+
+
+def solarized(pixels: Pixels) -> Pixels:
+    """Inverts what is 128 or brighter: of a value and its inverse that is the darker."""
+    return np.minimum(pixels, ~pixels)
+
+
+def channels_first(pixels: Pixels, mirrored: bool = False) -> Tensor:
+    """Returns a tensor `(3, H, W)`, of the mirror image if asked to."""
+    if cv2:
+        return torch.from_numpy(np.stack(cv2.split(cv2.flip(pixels, 1) if mirrored else pixels)))
+    seen = pixels[:, ::-1] if mirrored else pixels
+    return torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))
+
+
+def _mapped(pixels: Pixels, matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Pixels:
+    rows = np.column_stack((matrix, offset))  # (3, 4)
+    if cv2:
+        return np.asarray(cv2.transform(pixels, rows))
+    return np.array(Image.fromarray(pixels).convert("RGB", tuple(rows.ravel())))
