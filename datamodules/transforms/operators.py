@@ -57,6 +57,32 @@ def resized(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
     return scaled[0].permute(1, 2, 0).numpy()
 
 
+def resized_part(pixels: Pixels, height: int, width: int, rows: slice, columns: slice) -> Pixels:
+    """Returns a part of what `resized` gives, bilinear.
+
+    Args:
+        pixels: of the image.
+        height: that the whole would have, in pixels.
+        width: as well.
+        rows: of it.
+        columns: of it.
+    """
+    if cv2 is None or height <= pixels.shape[0]:
+        return resized(pixels, height, width, "bilinear")[rows, columns]
+    # Enlarging needs no antialiasing, so that each pixel is made of four; centres lie at a half.
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    left, top = (columns.start + 0.5) * across - 0.5, (rows.start + 0.5) * down - 0.5
+    return np.asarray(
+        cv2.warpAffine(
+            pixels,
+            np.array([[across, 0, left], [0, down, top]]),
+            (columns.stop - columns.start, rows.stop - rows.start),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    )
+
+
 def brightness(pixels: Pixels, factor: float) -> Pixels:
     """Blends with black."""
     return _mapped(pixels, factor * np.eye(3), np.zeros(3))

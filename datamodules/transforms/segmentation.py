@@ -130,18 +130,25 @@ class TrainingCrop:
         changes = colour_changes(drawn, (0, 1, 2, 3) if drawn["contrast_before"] else (0, 2, 3, 1))
         left, top = (place[side] - place["padding"][i] for i, side in enumerate(("left", "top")))
 
-        pixels = operators.resized(np.array(image), height, width, "bilinear")
-        seen = _window(pixels, top, left, self.side, MEAN_COLOUR)
+        (rows, seen_rows), (columns, seen_columns) = (
+            _overlap(start, self.side, length) for start, length in ((top, height), (left, width))
+        )
+        seen = np.empty((self.side, self.side, 3), np.uint8)
+        seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))
+        seen[rows, columns] = operators.resized_part(
+            np.array(image), height, width, seen_rows, seen_columns
+        )
         for change in changes:
             seen = change(seen)
         crop = operators.channels_first(seen, mirrored)
         if drawn["channel_permutation"] is not None:
             crop = crop[drawn["channel_permutation"]]
 
-        labels = self.protocol.training_labels(labels)
-        nearest = F.resize(labels[None], [height, width], InterpolationMode.NEAREST)[0]
-        mask = torch.from_numpy(_window(nearest.numpy(), top, left, self.side, VOID))
-        return crop, mask.flip(1) if mirrored else mask
+        stored = self.protocol.training_labels(labels).numpy()
+        mask = np.full((self.side, self.side), VOID, np.uint8)
+        nearest = _nearest(stored.shape[0], height)[seen_rows]
+        mask[rows, columns] = stored[nearest][:, _nearest(stored.shape[1], width)[seen_columns]]
+        return crop, torch.from_numpy(np.ascontiguousarray(mask[:, :: -1 if mirrored else 1]))
 
 
 class FixedViews:
@@ -193,17 +200,16 @@ class FixedView:
         return _cut(self.pipeline, image, self.protocol.training_labels(labels))
 
 
-def _window(
-    pixels: NDArray[np.uint8], top: int, left: int, side: int, fill: int | Sequence[int]
-) -> NDArray[np.uint8]:
-    """Returns a square of `(H, W)` or `(H, W, 3)` that may reach beyond it."""
-    seen = np.full((side, side, *pixels.shape[2:]), fill, np.uint8)
-    rows = slice(max(top, 0), min(top + side, pixels.shape[0]))
-    columns = slice(max(left, 0), min(left + side, pixels.shape[1]))
-    seen[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = pixels[
-        rows, columns
-    ]
-    return seen
+def _overlap(start: int, side: int, length: int) -> tuple[slice, slice]:
+    """Returns what of a window there is of a picture: positions in the window, and in it."""
+    first, last = max(start, 0), min(start + side, length)
+    return slice(first - start, last - start), slice(first, last)
+
+
+def _nearest(stored: int, scaled: int) -> NDArray[np.int64]:
+    """Returns which stored label each of the scaled positions shows, as torch's `nearest`."""
+    step = np.float32(stored) / np.float32(scaled)
+    return (np.arange(scaled, dtype=np.float32) * step).astype(np.int64).clip(max=stored - 1)
 
 
 def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,19 @@ def test_resizing_is_antialiased_as_pillows(mode, size):
     assert np.array_equal(pixels, picture())
 
 
+@pytest.mark.parametrize("size", [(30, 40), (60, 80), (66, 88), (150, 200)])
+def test_a_part_is_that_of_the_whole(by, size):
+    pixels = picture()
+    height, width = size
+    whole = operators.resized(pixels, height, width, "bilinear")
+    for rows in (slice(0, 20), slice(height - 21, height)):
+        columns = slice(width // 3, width)
+        found = operators.resized_part(pixels, height, width, rows, columns)
+        difference = np.abs(found.astype(int) - whole[rows, columns])
+        assert difference.mean() < (0.6 if by == "OpenCV" else 1e-9)
+        assert difference.max() < 5  # OpenCV 4 rounds positions to 1/32
+
+
 def test_without_opencv_it_is_said_once(monkeypatch, recwarn):
     monkeypatch.setattr(operators, "cv2", None)
     operators.say_if_slow.cache_clear()
