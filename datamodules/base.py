@@ -14,6 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from datamodules.kept import Kept
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import FilePair, read_pair
@@ -124,6 +125,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.train_files: Sequence[ImageItem] = ()
         self.val_files: Sequence[ImageItem] = ()
         self._listed: set[str] = set()
+        self._kept = Kept()
 
     def prepare_data(self) -> None:
         """Downloads or draws what is missing."""
@@ -200,11 +202,15 @@ class ImageDataModule(LightningDataModule, ABC):
         images: dict[int, Tensor] = {}
         for start in (i * len(files) // count for i in range(min(count, len(files)))):
             for position in range(start, len(files)):
-                image = None if position in images else read_square(files[position], side)
+                image = None if position in images else self.square(files[position], side)
                 if image is not None:
                     images[position] = image
                     break
         return torch.stack(list(images.values())) if images else torch.empty(0, 3, side, side)
+
+    def square(self, file: ImageItem, size: int) -> Tensor | None:
+        """Gives what `read_square` does, and keeps it: pictures show the same images every time."""
+        return self._kept.get((file, size), lambda: read_square(file, size))
 
     def masked_examples(
         self, split: str, count: int, shorter_side: int, multiple: int

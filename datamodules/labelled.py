@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
@@ -57,14 +57,18 @@ class LabelledFiles:
         """Returns at most `count` images, evenly spaced over the set."""
         return self.take(evenly(range(len(self)), count))
 
-    def read(self, size: int) -> tuple[Tensor, Tensor]:
+    def read(
+        self, size: int, read: Callable[[ImageItem, int], Tensor | None] = read_square
+    ) -> tuple[Tensor, Tensor]:
         """Returns the images, `(N, 3, size, size)` uint8, and their labels `(N,)`.
 
-        Files that cannot be read are left out.
+        Args:
+            size: side in pixels.
+            read: reads one; where it gives None, the file is left out.
         """
         images, labels = [torch.empty(0, 3, size, size, dtype=torch.uint8)], []
         for file, label in zip(self.files, self.labels, strict=True):
-            image = read_square(file, size)
+            image = read(file, size)
             if image is not None:
                 images.append(image[None])
                 labels.append(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torchvision.transforms.v2.functional as F
@@ -10,11 +11,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datamodules.base import MaskedSource
+from datamodules.kept import Kept
 from datamodules.listing import evenly, held_out
 from datamodules.masks import read_pair
 from datamodules.reading import UnreadableImageError
-
-_MOST_BYTES = 256 * 2**20
 
 Square = tuple[Tensor, Tensor]
 
@@ -22,29 +22,22 @@ Square = tuple[Tensor, Tensor]
 class MaskedSquares:
     """Images and masks, cut to the centred square; a file that cannot be read is left out.
 
-    What is decoded is kept as uint8, size² * 3 bytes an image and a byte a pixel of its mask: 320
-    images of 224 px with masks of 375 px are 93 MB. Beyond `most_bytes` images are decoded anew.
+    What is decoded is kept as uint8, size² * 3 bytes an image and a byte a pixel of its mask.
 
     Args:
         source: says what values of masks mean.
         pairs: image and mask files.
         size: side of the images in pixels.
-        most_bytes: that are kept.
+
+    Attributes:
+        kept: the squares.
     """
 
-    def __init__(
-        self,
-        source: MaskedSource,
-        pairs: list[tuple[Path, Path]],
-        size: int,
-        most_bytes: int = _MOST_BYTES,
-    ) -> None:
+    def __init__(self, source: MaskedSource, pairs: list[tuple[Path, Path]], size: int) -> None:
         self.source = source
         self.pairs = pairs
         self.size = size
-        self.most_bytes = most_bytes
-        self._kept: dict[int, Square | None] = {}  # by position; None: cannot be read
-        self._bytes = 0
+        self.kept = Kept()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -57,17 +50,9 @@ class MaskedSquares:
             ValueError: a mask that cannot be one of this image; names the file.
         """
         for position in range(len(self.pairs)):
-            square = self._kept[position] if position in self._kept else self._keep(position)
+            square = self.kept.get(position, partial(self._read, position))
             if square is not None:
                 yield square
-
-    def _keep(self, position: int) -> Square | None:
-        square = self._read(position)
-        size = sum(part.nbytes for part in square or ())
-        if self._bytes + size <= self.most_bytes:
-            self._kept[position] = square
-            self._bytes += size
-        return square
 
     def _read(self, position: int) -> Square | None:
         file, mask = self.pairs[position]

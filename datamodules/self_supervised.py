@@ -85,8 +85,9 @@ class ViewsDataModule(ImageDataModule):
         """See `ImageDataModule.labelled_examples`."""
         if self.labelled is None:
             return None
-        first, second = self.labelled.evenly(count).parted(held_out)
-        return first.read(self.image_size), second.read(self.image_size), self.labelled.classes
+        parts = self.labelled.evenly(count).parted(held_out)
+        first, second = (part.read(self.image_size, self.square) for part in parts)
+        return first, second, self.labelled.classes
 
     @property
     def validates(self) -> bool:

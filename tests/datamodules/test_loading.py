@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from datamodules.image_folder import ImageFolder
+from datamodules.kept import Kept
 from datamodules.loading import Batch, ImageFiles, Loading
 from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
@@ -157,6 +158,36 @@ def test_examples_are_plain_squares(image_folder):
     assert shown.dtype == torch.uint8
     assert torch.equal(shown, data.examples("train", 3))
     assert data.examples("val", 1, 32).shape == (1, 3, 32, 32)
+
+
+def test_examples_are_decoded_once(shapes_root):
+    data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, Loading(2))
+    data.setup("fit")
+    shown = data.examples("train", 4), data.labelled_examples(6, 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", None)  # nothing is read
+        again = data.examples("train", 4), data.labelled_examples(6, 0.5)
+        assert len(data.examples("train", 4, 24)) == 0
+    assert torch.equal(shown[0], again[0])
+    for part, same in zip(shown[1][:2], again[1][:2], strict=True):
+        assert torch.equal(part[0], same[0])
+    again[0].zero_()  # what is given belongs to who asked
+    assert torch.equal(shown[0], data.examples("train", 4))
+
+
+def test_no_more_is_kept_than_there_is_room_for():
+    kept, made = Kept(most_bytes=10), []
+
+    def make(size: int) -> torch.Tensor:
+        made.append(size)
+        return torch.zeros(size, dtype=torch.uint8)
+
+    for _ in range(2):
+        for size in (4, 5, 3):
+            assert len(kept.get(size, lambda size=size: make(size))) == size
+        assert kept.get("unreadable", lambda: made.append(0)) is None
+        assert [len(part) for part in kept.get("two", lambda: (make(1), make(9)))] == [1, 9]
+    assert made == [4, 5, 3, 0, 1, 9, 3, 1, 9]
 
 
 def test_examples_that_cannot_be_read_are_replaced(image_folder):
