@@ -124,7 +124,7 @@ class ImageFiles(Dataset[Sample]):
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 continue
-            pixels = np.array(picture.image)
+            pixels = np.asarray(picture.image)
             views = tuple(view.cut(pixels, picture.size) for view in drawn)
             return Sample(views, position, tuple(unreadable))
         raise ValueError(

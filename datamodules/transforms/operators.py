@@ -28,6 +28,7 @@ else:
 
 Pixels = NDArray[np.uint8]
 
+_IDENTITY = np.eye(3)
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
@@ -50,9 +51,8 @@ def resized(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
         width: in pixels.
         mode: `bilinear` or `bicubic`.
     """
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    # Only what is contiguous like that is read and written as it lies in memory.
-    image = image.contiguous(memory_format=torch.channels_last)
+    # A copy: only a contiguous image is read, and written, as it lies in memory: channels last.
+    image = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2)
     scaled = F.interpolate(image, (height, width), mode=mode, antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()
 
@@ -85,18 +85,18 @@ def resized_part(pixels: Pixels, height: int, width: int, rows: slice, columns: 
 
 def brightness(pixels: Pixels, factor: float) -> Pixels:
     """Blends with black."""
-    return _mapped(pixels, factor * np.eye(3), np.zeros(3))
+    return _mapped(pixels, factor * _IDENTITY)
 
 
 def contrast(pixels: Pixels, factor: float) -> Pixels:
     """Blends with the mean grey of the image."""
     mean = cv2.mean(pixels)[:3] if cv2 else ImageStat.Stat(Image.fromarray(pixels)).mean
-    return _mapped(pixels, factor * np.eye(3), np.full(3, (1 - factor) * (_LUMA @ mean)))
+    return _mapped(pixels, factor * _IDENTITY, (1 - factor) * float(_LUMA @ mean))
 
 
 def saturation(pixels: Pixels, factor: float) -> Pixels:
     """Blends every pixel with its grey; factor 0: greyscale."""
-    return _mapped(pixels, factor * np.eye(3) + (1 - factor) * _LUMA, np.zeros(3))
+    return _mapped(pixels, factor * _IDENTITY + (1 - factor) * _LUMA)
 
 
 def hue(pixels: Pixels, factor: float) -> Pixels:
@@ -134,8 +134,9 @@ def channels_first(pixels: Pixels, mirrored: bool = False) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))
 
 
-def _mapped(pixels: Pixels, matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> Pixels:
-    rows = np.column_stack((matrix, offset))  # (3, 4)
+def _mapped(pixels: Pixels, matrix: NDArray[np.float64], offset: float = 0.0) -> Pixels:
+    rows = np.full((3, 4), offset)
+    rows[:, :3] = matrix
     if cv2:
         return np.asarray(cv2.transform(pixels, rows))
     return np.array(Image.fromarray(pixels).convert("RGB", tuple(rows.ravel())))

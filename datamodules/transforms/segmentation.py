@@ -136,7 +136,7 @@ class TrainingCrop:
         seen = np.empty((self.side, self.side, 3), np.uint8)
         seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))
         seen[rows, columns] = operators.resized_part(
-            np.array(image), height, width, seen_rows, seen_columns
+            np.asarray(image), height, width, seen_rows, seen_columns
         )
         for change in changes:
             seen = change(seen)
