@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.console import console
-from utils.figures import close, save
+from utils.figures import Picture, close, picture
 from utils.files import name_damaged, replacing, write_atomically
 from utils.run_folder import RunFolder
 
@@ -69,13 +69,13 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def log_figure(
-        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
         """Saves a figure, and what it was drawn from in place of the last one's."""
         file = self.folder.figures / kind / f"step-{step:07d}.png"
         with self._saying():
             file.parent.mkdir(parents=True, exist_ok=True)
-            save(figure, file)
+            write_atomically(file, picture.png)
             if arrays:
                 with replacing(file.with_name("newest.npz")) as stream:
                     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ class TakesFigures(Protocol):
     """A logger of ours that takes figures."""
 
     def log_figure(
-        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
         """See `utils.logging.log_figure`."""
         ...
@@ -227,7 +227,7 @@ def log_figure(
     figure: Figure,
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Sends a figure to every active logger and closes it.
+    """Draws a figure, once for all active loggers, and closes it.
 
     Args:
         trainer: whose loggers and step are used.
@@ -235,12 +235,13 @@ def log_figure(
         figure: closed afterwards.
         arrays: what it is drawn from, for figures of several runs; only the newest are kept.
     """
+    drawn, step = picture(figure), trainer.global_step
+    close(figure)
     for logger in trainer.loggers:
         if isinstance(logger, TakesFigures):
-            logger.log_figure(kind, figure, trainer.global_step, arrays)
+            logger.log_figure(kind, drawn, step, arrays)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
-    close(figure)
+            logger.experiment.add_image(kind, drawn.pixels, step, dataformats="HWC")
 
 
 @rank_zero_only
