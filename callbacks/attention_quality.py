@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
-from models.measures.attention_quality import AttentionMeter, Quality
+from models.measures.attention_quality import AttentionMeter, Quality, pixel_counts
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
@@ -129,12 +130,13 @@ def measure(
         By block.
     """
     request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
-    collectors = [AttentionMeter(num_classes, mass) for _ in range(backbone.depth)]
+    collectors = [AttentionMeter(mass) for _ in range(backbone.depth)]
     for image, labels in examples:
+        counts = cache(partial(pixel_counts, labels, num_classes=num_classes))  # by grid
         answer = backbone(image[None].to(backbone.mean.device), request).attention
         for attention in answer or ():
             maps = attention.patch_maps()[0, :, 0].float().cpu()
-            collectors[attention.block].update(maps, labels)
+            collectors[attention.block].update(maps, counts(attention.grid))
     return {block: collector.compute() for block, collector in enumerate(collectors)}
 
 
