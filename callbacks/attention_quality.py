@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.inspection import backbone_of, data_of, inspecting
+from callbacks.kept import kept
 from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
@@ -92,9 +95,23 @@ class AttentionQuality(Readout):
             self.say("attention_quality: these images have no masks with a background.")
             return {}
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
-        examples = data.masked_examples(split, count, size, backbone.patch_multiple)
-        with inspecting(pl_module):
-            qualities = measure(backbone, examples, len(source.classes), self.mass)
+        multiple, num_classes = backbone.patch_multiple, len(source.classes)
+        examples = partial(data.masked_examples, split, count, size, multiple)
+
+        def look() -> dict[int, dict[str, Any]]:
+            with inspecting(pl_module):
+                found = measure(backbone, examples(), num_classes, self.mass)
+            return {block: asdict(quality) for block, quality in found.items()}
+
+        facts = {
+            "mass": self.mass,
+            "classes": num_classes,
+            "queries": backbone.trained_queries,
+        }
+        looked_at = chain.from_iterable(examples())
+        name = f"attention quality of {split} images"
+        found = kept(trainer, backbone, name, facts, looked_at, look)
+        qualities = {block: Quality(**numbers) for block, numbers in found.items()}
         some = next(iter(qualities.values()))
         title = (
             f"How well attention finds objects: {some.images} {split} images at {size} px, "
