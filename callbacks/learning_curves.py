@@ -71,8 +71,8 @@ class LearningCurves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what has been logged so far."""
         logger = next((log for log in trainer.loggers if isinstance(log, RunFolderLogger)), None)
-        if logger and due(trainer, self.every_n_epochs) and len(logger.rows) > 1:
-            log_figure(trainer, "learning_curves", draw(logger.rows))
+        if logger and due(trainer, self.every_n_epochs) and len(logger.metrics.rows) > 1:
+            log_figure(trainer, "learning_curves", draw(logger.metrics.rows))
 
 
 def is_curve(name: str) -> bool:

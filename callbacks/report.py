@@ -19,7 +19,8 @@ from callbacks.learning_curves import is_curve
 from callbacks.online_probe import OnlineProbe
 from utils.figures import close, picture
 from utils.files import name_damaged, write_atomically
-from utils.logging import RunFolderLogger, read_metrics
+from utils.logging import RunFolderLogger
+from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_uri, render
 from utils.run_folder import RunFolder

@@ -25,7 +25,8 @@ from main import main
 from tests.conftest import options, summary, tiny
 from tests.wandb_files import Offline, read_offline
 from utils import figures, network
-from utils.logging import Chart, read_metrics
+from utils.logging import Chart
+from utils.metrics_file import read_metrics
 from utils.run_folder import RunFolder
 
 NAME = "a <b> 'quoted' \"run\" 🙂 [x] "
