@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from config.hparams import Hparams
-from datamodules.feature_cache import weights_digest
+from datamodules.feature_cache import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.segmenter import Segmenter
 
@@ -43,12 +43,10 @@ def keep_features(
     choice = hparams.data.feature_cache
     root = Path(hparams.run.dir) / ".cache" if choice == "auto" else Path(choice)
     backbone, twin = network.backbone, network.fusion.twin
-    # Of the same weights other sizes, such as the number of heads, make another network.
-    built = backbone.plain or type(backbone).__name__
     facts = {
-        "weights": weights_digest(backbone.state_dict()),
-        "twin": weights_digest(twin.state_dict()) if twin else None,
-        "backbone": [built, hparams.backbone.layers, network.multiple],
+        "weights": tensors_digest(backbone.state_dict()),
+        "twin": tensors_digest(twin.state_dict()) if twin else None,
+        "backbone": [backbone.recipe, hparams.backbone.layers, network.multiple],
         "attention": repr(network.fusion.request),
         "classes": tuple(classes),
     }

@@ -148,6 +148,8 @@ class Segmentation(Agent):
         checkpoint: Path | None,
     ) -> None:
         """See `Agent.prepare`: weighs classes, and keeps features that never change."""
+        if self.backbone.frozen:
+            console.info("The backbone is frozen: what it shows is measured and drawn once.")
         images = cast(SegmentationDataModule, data)
         weights = class_weights(hparams.segmentation, self.classes, images)
         if weights is not None:

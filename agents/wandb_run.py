@@ -9,15 +9,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from utils.figures import pixels
+from utils.figures import Picture
 from utils.logging import Chart, one_of_many
 from utils.network import answers, ends_within
 from utils.palette import VOID
@@ -58,12 +58,16 @@ class WandbRun(WandbLogger):
         super().log_metrics({key_of(name): value for name, value in metrics.items()}, step)
 
     def log_figure(
-        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
-        """Logs a figure as a picture, with its title below."""
+        """Logs a figure with its title below."""
         import wandb
 
-        self._show(kind, wandb.Image(pixels(figure), caption=figure.get_suptitle()), step)
+        # wandb copies a file as it is, and would encode pixels again.
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "figure.png")
+            file.write_bytes(picture.png)
+            self._show(kind, wandb.Image(str(file), caption=picture.title), step)
 
     def log_masks(
         self,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due, inspecting
+from callbacks.inspection import SayOnce, backbone_of, data_of, inspecting
+from callbacks.kept import backbone_due, kept
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures
@@ -79,23 +80,31 @@ class AttentionMaps(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         backbone = backbone_of(pl_module)
-        if not isinstance(backbone, AttentionBackbone) or not due(trainer, self.every_n_epochs):
+        if not (
+            isinstance(backbone, AttentionBackbone)
+            and backbone_due(trainer, backbone, self.every_n_epochs)
+        ):
             return
         data = data_of(trainer)
         size = self.image_size or backbone.side_near(2 * data.image_size)
         images = data.examples(split, self.num_images, size)
         request = AttentionRequest(self.blocks, self.queries_for(backbone))
-        with inspecting(pl_module):
-            answer = backbone(images.to(pl_module.device), request).attention
-        for attention in answer or ():
-            maps = attention.patch_maps()[:, :, 0].float().cpu()  # (B, heads, h, w)
+
+        def look() -> dict[int, Tensor]:
+            with inspecting(pl_module):
+                answer = backbone(images.to(pl_module.device), request).attention
+            return {each.block: each.patch_maps()[:, :, 0].float().cpu() for each in answer or ()}
+
+        facts = {"blocks": self.blocks, "queries": request.queries}
+        found = kept(trainer, backbone, f"attention maps of {split} images", facts, images, look)
+        for block, maps in found.items():  # (B, heads, h, w)
             title = (
-                f"{_WHOSE[request.queries]} in block {attention.block + 1} of {backbone.depth}, "
+                f"{_WHOSE[request.queries]} in block {block + 1} of {backbone.depth}, "
                 f"{split} images at {size} px, step {trainer.global_step}"
             )
             figure = draw(images, maps, self.mass, title)
             arrays = {"images": images.numpy(), "maps": maps.numpy(), "mass": np.array(self.mass)}
-            kind = f"attention_maps/{split}/block-{attention.block + 1:02d}"
+            kind = f"attention_maps/{split}/block-{block + 1:02d}"
             log_figure(trainer, kind, figure, arrays)
 
     def queries_for(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.inspection import backbone_of, data_of, inspecting
+from callbacks.kept import kept
 from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
-from models.measures.attention_quality import AttentionMeter, Quality
+from models.measures.attention_quality import AttentionMeter, Quality, pixel_counts
 from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
@@ -91,9 +95,23 @@ class AttentionQuality(Readout):
             self.say("attention_quality: these images have no masks with a background.")
             return {}
         size = self.image_size or (_FULL_SIZE if data.image_size >= _SMALL else 2 * data.image_size)
-        examples = data.masked_examples(split, count, size, backbone.patch_multiple)
-        with inspecting(pl_module):
-            qualities = measure(backbone, examples, len(source.classes), self.mass)
+        multiple, num_classes = backbone.patch_multiple, len(source.classes)
+        examples = partial(data.masked_examples, split, count, size, multiple)
+
+        def look() -> dict[int, dict[str, Any]]:
+            with inspecting(pl_module):
+                found = measure(backbone, examples(), num_classes, self.mass)
+            return {block: asdict(quality) for block, quality in found.items()}
+
+        facts = {
+            "mass": self.mass,
+            "classes": num_classes,
+            "queries": backbone.trained_queries,
+        }
+        looked_at = chain.from_iterable(examples())
+        name = f"attention quality of {split} images"
+        found = kept(trainer, backbone, name, facts, looked_at, look)
+        qualities = {block: Quality(**numbers) for block, numbers in found.items()}
         some = next(iter(qualities.values()))
         title = (
             f"How well attention finds objects: {some.images} {split} images at {size} px, "
@@ -129,12 +147,13 @@ def measure(
         By block.
     """
     request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
-    collectors = [AttentionMeter(num_classes, mass) for _ in range(backbone.depth)]
+    collectors = [AttentionMeter(mass) for _ in range(backbone.depth)]
     for image, labels in examples:
+        counts = cache(partial(pixel_counts, labels, num_classes=num_classes))  # by grid
         answer = backbone(image[None].to(backbone.mean.device), request).attention
         for attention in answer or ():
             maps = attention.patch_maps()[0, :, 0].float().cpu()
-            collectors[attention.block].update(maps, labels)
+            collectors[attention.block].update(maps, counts(attention.grid))
     return {block: collector.compute() for block, collector in enumerate(collectors)}
 
 

@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.inspection import backbone_of, due, held_out_examples, inspecting, last_epoch
+from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
+from callbacks.kept import backbone_due, kept
 from utils import figures
 from utils.logging import log_figure, log_scalars
 
@@ -72,16 +73,21 @@ class EffectiveReceptiveField(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
-        if not due(trainer, self.every_n_epochs):
-            return
         backbone = backbone_of(pl_module)
+        if not backbone_due(trainer, backbone, self.every_n_epochs):
+            return
         images, split = held_out_examples(trainer, backbone, self.num_images)
         side = images.shape[-1]
-        exact = last_epoch(trainer) or len(images) < len(self.layers)
-        with inspecting(pl_module), without_parameter_gradients(backbone):
-            fields = receptive_fields(
-                backbone.layer_maps, self.layers, images.to(pl_module.device), exact
-            )
+        final = last_epoch(trainer) or backbone.frozen
+        exact = final or len(images) < len(self.layers)
+
+        def look() -> dict[str, Tensor]:
+            with inspecting(pl_module), without_parameter_gradients(backbone):
+                shown = images.to(pl_module.device)
+                return receptive_fields(backbone.layer_maps, self.layers, shown, exact)
+
+        facts = {"layers": self.layers}
+        fields = kept(trainer, backbone, "effective receptive fields", facts, images, look)
         how = "all images for every layer" if exact else "each image for one layer"
         title = (
             f"Effective receptive field of the central unit, {len(images)} {split} images of "

@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import backbone_of, due, held_out_examples, inspecting
+from callbacks.inspection import backbone_of, held_out_examples, inspecting
+from callbacks.kept import backbone_due, kept
 from utils import figures
 from utils.logging import log_figure
 
@@ -28,18 +29,25 @@ class FeatureMaps(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
-        if not due(trainer, self.every_n_epochs):
-            return
         backbone = backbone_of(pl_module)
+        if not backbone_due(trainer, backbone, self.every_n_epochs):
+            return
         images, split = held_out_examples(trainer, backbone, self.num_images, enlarged=2)
-        with inspecting(pl_module):
-            maps = backbone(images.to(pl_module.device)).maps[-1].float().cpu()
-        colours, explained = principal_colours(maps)
+
+        def look() -> tuple[Tensor, list[float], int]:
+            with inspecting(pl_module):
+                maps = backbone(images.to(pl_module.device)).maps[-1].float().cpu()
+            return *principal_colours(maps), maps.shape[1]
+
+        facts = {"layers": backbone.layers[-1:]}
+        colours, explained, dimensions = kept(
+            trainer, backbone, "feature maps", facts, images, look
+        )
         title = (
             f"First three principal components of the features, {split} images at "
             f"{images.shape[-1]} px, step {trainer.global_step}\n"
             f"red {explained[0]:.0%}, green {explained[1]:.0%}, blue {explained[2]:.0%} of the "
-            f"variance; {maps.shape[1]} dimensions"
+            f"variance; {dimensions} dimensions"
         )
         log_figure(trainer, "feature_maps", draw(images, colours, title))
 

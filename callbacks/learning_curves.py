@@ -52,6 +52,7 @@ _DIAGNOSTICS = (
     "lr",
 )
 _LEAST_SPREAD = 0.1  # of an axis, relative to its largest value
+_MOST_POINTS = 1000  # of a curve, more than a panel has pixels
 _MOST_MARKED = 60  # points of a curve, up to which each is marked
 
 Panel = dict[str, list[tuple[int, float]]]  # steps and values by split
@@ -70,8 +71,8 @@ class LearningCurves(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what has been logged so far."""
         logger = next((log for log in trainer.loggers if isinstance(log, RunFolderLogger)), None)
-        if logger and due(trainer, self.every_n_epochs) and len(logger.rows) > 1:
-            log_figure(trainer, "learning_curves", draw(logger.rows))
+        if logger and due(trainer, self.every_n_epochs) and len(logger.metrics.rows) > 1:
+            log_figure(trainer, "learning_curves", draw(logger.metrics.rows))
 
 
 def is_curve(name: str) -> bool:
@@ -111,7 +112,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
         for split, points in panels[name].items():
             style: dict[str, Any] = {"color": "C1", "linestyle": "--"} if split == "val" else {}
             axis.plot(
-                *zip(*points, strict=True),
+                *zip(*_thinned(points), strict=True),
                 **{"color": "C0", "linewidth": 1.2, "markersize": 3} | style,
                 marker=marker(points),
                 label=split,
@@ -122,6 +123,11 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
         axis.set(title=_words(name), xlabel="step")
         axis.legend(fontsize=7)
     return figure
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    every = -(-len(points) // _MOST_POINTS)
+    return points[:-1:every] + points[-1:]
 
 
 def _words(name: str) -> str:

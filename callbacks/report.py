@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,17 @@ from callbacks.dense_knn import DenseKNN
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.learning_curves import is_curve
 from callbacks.online_probe import OnlineProbe
-from utils.figures import close
+from utils.figures import close, picture
 from utils.files import name_damaged, write_atomically
-from utils.logging import RunFolderLogger, read_metrics
+from utils.logging import RunFolderLogger
+from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_uri, render
 from utils.run_folder import RunFolder
 from utils.text import format_result
 
 SECONDS_BETWEEN = 60
+COSTS_BETWEEN = 50  # so many times what the last writing took, so that it stays below 2 %
 MAX_STEPS = 12
 MOST_NUMBERS = 6
 _STEP = "step-"
@@ -60,21 +61,26 @@ _SHOWN_ABOVE = ("in_words", "alarms", "reason", "readout_failures")
 
 
 class Report(Callback):
-    """Rewrites the page at most once a minute; the trainer writes it a last time.
+    """Rewrites the page at most once a minute, and seldom enough to cost little.
+
+    The trainer writes it a last time.
 
     Args:
         folder: of the run; everything on the page is read from it.
+        now: the time in seconds.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, now: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
-        self._written = time.monotonic()
-        # So that a picture is encoded once, not every minute.
+        self._now = now
+        self._written, self._cost = now(), 0.0
+        # What the last page holds: a picture is encoded once, and of a size that fits.
         self._encoded: dict[tuple[Path, float, int | None], str] = {}
+        self._width: int | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes it when it is time."""
-        if time.monotonic() - self._written > SECONDS_BETWEEN:
+        if self._now() - self._written > max(SECONDS_BETWEEN, COSTS_BETWEEN * self._cost):
             for logger in trainer.loggers:
                 if isinstance(logger, RunFolderLogger):
                     logger.flush()
@@ -89,14 +95,16 @@ class Report(Callback):
         Raises:
             OSError: it cannot be written.
         """
+        started = self._now()
         summary = self.folder.read_summary() if result is None else result
         environment, settings = self.folder.read_environment(), self._settings()
         rows = read_metrics(self.folder.path / "metrics.csv")
         curves = _curves(rows)
         files = self._pictures()
-        known, self._encoded = self._encoded, {}  # forgets pictures that are on the page no more
+        known = self._encoded
 
         def draw(width: int | None) -> str:
+            self._width, self._encoded = width, {}  # of other widths and pictures none is kept
             galleries = {kind: self._gallery(shown, width, known) for kind, shown in files.items()}
             return render(
                 "run.html",
@@ -114,8 +122,9 @@ class Report(Callback):
                 environment=flat(environment),
             )
 
-        write_atomically(self.folder.path / "report.html", fit(draw))
-        self._written = time.monotonic()
+        write_atomically(self.folder.path / "report.html", fit(draw, self._width))
+        self._written = self._now()
+        self._cost = self._written - started
 
     def _pictures(self) -> dict[str, list[Path]]:
         kinds: dict[str, list[Path]] = {}
@@ -160,10 +169,10 @@ def _curves(rows: Mapping[int, Mapping[str, float]]) -> Image.Image | None:
     # A run that only measures has no curve.
     if not any(is_curve(name) for row in rows.values() for name in row):
         return None
-    figure, file = draw_curves(_thinned(rows)), io.BytesIO()
-    figure.savefig(file, format="png")
+    figure = draw_curves(rows)
+    drawn = picture(figure).pixels
     close(figure)
-    return Image.open(file)
+    return Image.fromarray(drawn)
 
 
 def evenly(files: list[Path]) -> list[Path]:
@@ -171,18 +180,6 @@ def evenly(files: list[Path]) -> list[Path]:
     if len(files) <= MAX_STEPS:
         return files
     return [files[round(i * (len(files) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
-
-
-def _thinned(
-    rows: Mapping[int, Mapping[str, float]], most: int = 2000
-) -> Mapping[int, Mapping[str, float]]:
-    # Rows with a validation always stay.
-    every = -(-len(rows) // most)
-    kept = {}
-    for number, (step, row) in enumerate(sorted(rows.items())):
-        if number % every == 0 or any(name.startswith("val/") for name in row):
-            kept[step] = row
-    return kept
 
 
 def _step(file: Path) -> int:

@@ -150,8 +150,8 @@ class DataHparams:
         Unless("backbone.unfreeze_last"),
     ] = "auto"
     """Features of all images on disk, read instead of computed, shared by all runs with the same
-    weights, images and layers. auto: in <run.dir>/.cache | off | a folder. Its size is printed
-    first."""
+    weights, images and layers; what readouts of the backbone found as well. auto: in
+    <run.dir>/.cache | off | a folder. Its size is printed first."""
     blur: Annotated[bool | None, PRETRAINS] = None
     """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
     num_workers: Natural | None = None
@@ -638,7 +638,7 @@ class AttentionMapsHparams:
     enabled: Enabled = True
     """Draw it."""
     every_n_epochs: Often = "auto"
-    """Draw every n epochs, and at the end."""
+    """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 4
     """Images per figure."""
     blocks: list[int] = field(default_factory=lambda: [-1])
@@ -692,7 +692,8 @@ class EffectiveReceptiveFieldHparams:
     enabled: Enabled = True
     """Draw it."""
     every_n_epochs: Seldom = "auto"
-    """Draw every n epochs (each image then speaks for one layer), and at the end exactly."""
+    """Draw every n epochs (each image then speaks for one layer), and at the end exactly; a frozen
+    backbone once, exactly."""
     num_images: Count = 8
     """Images that are averaged; at least as many as layers."""
     num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
@@ -708,7 +709,7 @@ class FeatureMapsHparams:
     enabled: Enabled = True
     """Draw it."""
     every_n_epochs: Often = "auto"
-    """Draw every n epochs, and at the end."""
+    """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 6
     """Images per figure; the components are common to them."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -24,9 +25,11 @@ from torch import Tensor
 from datamodules.fixed_views import Images
 from datamodules.image_store import Sample, StoredImages, StoreWriter
 from datamodules.loading import Loading
+from utils.checkpoints import check_readable, read_checkpoint
 from utils.console import console
-from utils.files import owner, remove_abandoned
+from utils.files import owner, remove_abandoned, write_atomically
 
+Result = TypeVar("Result")
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
 _FORMAT = 3  # since attention says whether there is a CLS token
@@ -73,11 +76,37 @@ class FeatureCache:
         Raises:
             ValueError: the folder cannot be written, or there is not enough room.
         """
-        everything = {"format": _FORMAT, **self.facts, **facts}
-        digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
+        digest = _digest({"format": _FORMAT, **self.facts, **facts})
         if digest not in self._opened:
             self._opened[digest] = self._open(dataset, self.root / digest, name)
         return self._opened[digest]
+
+    def recall(self, name: str, facts: Mapping[str, Any], compute: Callable[[], Result]) -> Result:
+        """Returns what was computed before, or computes and keeps it.
+
+        Args:
+            name: what to call it.
+            facts: everything it follows from.
+            compute: gives numbers, tensors and containers of them.
+        """
+        file = self.root / "readouts" / f"{_digest({'name': name, **facts})}.pt"
+        if file.exists():
+            try:
+                check_readable(file)
+                found: Result = read_checkpoint(file)
+            except ValueError as error:
+                console.warning("%s It is computed anew.", error)
+            else:
+                console.info("feature cache: %s read from %s", name, file)
+                return found
+        found, content = compute(), io.BytesIO()
+        torch.save(found, content)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, content.getvalue())
+        except OSError as error:  # the numbers are there all the same
+            console.warning("warning: %s", error)
+        return found
 
     def _open(self, dataset: Images, folder: Path, name: str) -> StoredImages:
         remove_abandoned(self.root.glob("*.part"))
@@ -146,13 +175,17 @@ def file_facts(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Returns a hash of a state dict."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a hash of tensors and their names, such as a state dict."""
     digest = hashlib.sha256()
-    for name, value in state.items():
+    for name, value in tensors.items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 @contextmanager

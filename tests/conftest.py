@@ -21,6 +21,7 @@ from config.resolve import choose_names
 from config.rules import no_effect
 from datamodules.shapes import generate
 from main import main
+from utils.console import console
 
 PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 TINY = {
@@ -149,6 +150,15 @@ def image_folder(tmp_path: Path) -> Path:
         image = Image.fromarray(pixels).convert("L" if index < 2 else "RGB")
         image.save(folder / ("deep" if index % 2 else ".") / f"{index:02d}.png")
     return folder
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is printed in our own words, a line each."""
+    lines: list[str] = []
+    for level in ("info", "warning"):
+        monkeypatch.setattr(console, level, lambda text, *args: lines.append(text % args))
+    return lines
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from main import main
 from tests.agents.test_barlow_twins import difference
 from tests.agents.test_linear_probe import colours
 from tests.conftest import options, summary, tiny, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXACT = {

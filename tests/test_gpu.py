@@ -17,7 +17,7 @@ from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary, weights
 from tests.models.test_chunking import SIZES, assert_close, vit
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 from utils.optim import clip_each
 from utils.rng import rng_preserved
 

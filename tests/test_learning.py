@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import summary
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 

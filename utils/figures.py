@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from utils.files import replacing
 
@@ -93,10 +96,29 @@ def label_rows(axes: NDArray[Any], labels: Sequence[str]) -> None:
         row[0].set_ylabel(label)
 
 
-def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """Returns a figure as an image `(H, W, 3)`."""
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it was drawn.
+
+    Attributes:
+        pixels: `(H, W, 3)`.
+        png: the same, encoded.
+        title: of the figure.
+    """
+
+    pixels: NDArray[np.uint8]
+    png: bytes
+    title: str
+
+
+def picture(figure: Figure) -> Picture:
+    """Draws a figure, for whoever wants its pixels or its file."""
     figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    # Not `savefig`, which would draw twice: once for the layout, once for the file.
+    pixels = np.array(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return Picture(pixels, file.getvalue(), figure.get_suptitle())
 
 
 def close(figure: Figure) -> None:

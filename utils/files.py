@@ -55,6 +55,26 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
+def append(file: Path, content: str) -> None:
+    """Adds to a file that exists.
+
+    Whatever of it was there stays: a killed process may leave a part of the new, a full disk none.
+
+    Raises:
+        OSError: it cannot be written; names the file, the reason and what to do.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("ab") as stream:
+            stream.write(content.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            os.truncate(file, size)
+        raise OSError(f"{file} cannot be written ({_reason(error)}).") from error
+
+
 def is_temporary(file: Path) -> bool:
     """Whether a file is one that `replacing` had begun."""
     return _TEMPORARY.fullmatch(file.name) is not None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,8 +18,9 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.console import console
-from utils.figures import close, save
-from utils.files import name_damaged, replacing, write_atomically
+from utils.figures import Picture, close, picture
+from utils.files import replacing, write_atomically
+from utils.metrics_file import MetricsFile
 from utils.run_folder import RunFolder
 
 SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
@@ -38,8 +36,7 @@ class RunFolderLogger(Logger):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
-        self.file = folder.path / "metrics.csv"
-        self.rows = read_metrics(self.file)
+        self.metrics = MetricsFile(folder.path / "metrics.csv")
         self._saved = time.monotonic()
         self._said: set[str] = set()
 
@@ -58,24 +55,22 @@ class RunFolderLogger(Logger):
 
     def forget_after(self, step: int) -> None:
         """Drops rows of later steps."""
-        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+        self.metrics.forget_after(step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds scalars to the row of a step."""
-        self.rows.setdefault(step or 0, {}).update(
-            {key: float(value) for key, value in metrics.items()}
-        )
+        self.metrics.add(step or 0, {key: float(value) for key, value in metrics.items()})
 
     @rank_zero_only
     def log_figure(
-        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
         """Saves a figure, and what it was drawn from in place of the last one's."""
         file = self.folder.figures / kind / f"step-{step:07d}.png"
         with self._saying():
             file.parent.mkdir(parents=True, exist_ok=True)
-            save(figure, file)
+            write_atomically(file, picture.png)
             if arrays:
                 with replacing(file.with_name("newest.npz")) as stream:
                     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
@@ -87,9 +82,10 @@ class RunFolderLogger(Logger):
             self.flush()
 
     def flush(self) -> None:
-        """Writes metrics.csv if it can be written."""
+        """Writes what is new to metrics.csv if it can be written."""
+        self._saved = time.monotonic()
         with self._saying():
-            self.write()
+            self.metrics.write()
 
     def flush_for_checkpoint(self) -> None:
         """Writes what lies behind a checkpoint, which no resumed run would log again.
@@ -109,60 +105,11 @@ class RunFolderLogger(Logger):
                 self._said.add(str(error))
                 console.warning("warning: %s The run goes on.", error)
 
-    def write(self) -> None:
-        """Writes metrics.csv.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        self._saved = time.monotonic()
-        names = sorted({name for row in self.rows.values() for name in row})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", *names])
-        writer.writeheader()
-        for step in sorted(self.rows):
-            writer.writerow({"step": step, **self.rows[step]})
-        write_atomically(self.file, text.getvalue())
-
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes metrics.csv a last time; Lightning calls this, too, when training ends."""
-        self.flush()
-
-
-# What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
-# chance level as well, and keeps it.
-_RENAMED = {"chance_level": "noise_floor", "rank_bound": "lower_bound"}
-
-
-def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """Reads metrics.csv: scalars by step; empty when there is no file.
-
-    Rows that cannot be read are left out, counted and said.
-    """
-    if not file.exists():
-        return {}
-    lines = file.read_text(errors="replace").splitlines(keepends=True)
-    reader = csv.reader(line for line in lines if line.endswith("\n"))  # a cut line says nothing
-    columns = next(reader, [])
-    renamed = {
-        f"{split}/{old}": f"{split}/{new}"
-        for split in ("train", "val")
-        for old, new in _RENAMED.items()
-        if f"{split}/rank_bound" in columns
-    }
-    names = [renamed.get(name, name) for name in columns]
-    rows: dict[int, dict[str, float]] = {}
-    for cells in reader:
-        with suppress(ValueError):
-            row = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
-            rows[int(row.pop("step", math.nan))] = row
-    lost = len(lines) - 1 - len(rows)
-    if "step" not in columns:
-        name_damaged(file, "it has no column `step`")
-    elif lost:
-        name_damaged(file, f"{lost} rows cannot be read, {len(rows)} can")
-    return rows
+        """Writes metrics.csv a last time, a row a step; Lightning does so when training ends."""
+        with self._saying():
+            self.metrics.rewrite()
 
 
 @runtime_checkable
@@ -170,7 +117,7 @@ class TakesFigures(Protocol):
     """A logger of ours that takes figures."""
 
     def log_figure(
-        self, kind: str, figure: Figure, step: int, arrays: Mapping[str, NDArray[Any]] | None
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
         """See `utils.logging.log_figure`."""
         ...
@@ -227,7 +174,7 @@ def log_figure(
     figure: Figure,
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
-    """Sends a figure to every active logger and closes it.
+    """Draws a figure, once for all active loggers, and closes it.
 
     Args:
         trainer: whose loggers and step are used.
@@ -235,12 +182,13 @@ def log_figure(
         figure: closed afterwards.
         arrays: what it is drawn from, for figures of several runs; only the newest are kept.
     """
+    drawn, step = picture(figure), trainer.global_step
+    close(figure)
     for logger in trainer.loggers:
         if isinstance(logger, TakesFigures):
-            logger.log_figure(kind, figure, trainer.global_step, arrays)
+            logger.log_figure(kind, drawn, step, arrays)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(kind, figure, trainer.global_step, close=False)
-    close(figure)
+            logger.experiment.add_image(kind, drawn.pixels, step, dataformats="HWC")
 
 
 @rank_zero_only

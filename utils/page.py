@@ -37,16 +37,17 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
-def fit(draw: Callable[[int | None], str]) -> str:
+def fit(draw: Callable[[int | None], str], widest: int | None = None) -> str:
     """Returns a page of at most `MAX_BYTES`, with pictures as large as that allows.
 
     Args:
         draw: returns the page with pictures at most so many pixels wide; None: as they are.
+        widest: what the last page had, which is not going to be smaller; None: not known.
 
     Returns:
         The page with the narrowest pictures where none is small enough.
     """
-    for width in _WIDTHS:
+    for width in _WIDTHS[_WIDTHS.index(widest) :]:
         page = draw(width)
         if len(page.encode()) <= MAX_BYTES:
             break

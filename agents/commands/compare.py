@@ -13,7 +13,7 @@ from callbacks.learning_curves import is_curve, marker, rank, scale
 from config.convert import read_yaml
 from utils import figures
 from utils.files import write_atomically
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
 from utils.text import format_result

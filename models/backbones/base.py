@@ -52,6 +52,7 @@ class Backbone(nn.Module, ABC):
         has_cls: whether a token of its own stands for the image, the first of `Features.prefix`.
         fixed_side: the one side of square images that it takes, in pixels; None: any.
         traces_any_size: whether torch.export can follow it for images of any size in one program.
+        layers: which of its layers are maps, shallow to deep.
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
@@ -66,6 +67,7 @@ class Backbone(nn.Module, ABC):
     fixed_side: int | None = None
     traces_any_size: bool = True
     has_cls: bool = False
+    layers: tuple[int, ...] = ()
 
     net: nn.Module
     mean: Tensor
@@ -149,6 +151,11 @@ class Backbone(nn.Module, ABC):
     def frozen(self) -> bool:
         """Whether nothing in it is trained, so that a training pass needs no graph."""
         return self._trainable == ()
+
+    @property
+    def recipe(self) -> str:
+        """How it is built: of the same weights other sizes, such as heads, make another network."""
+        return self.plain or type(self).__name__
 
     def train(self, mode: bool = True) -> Backbone:
         """Sets training mode; frozen parts stay in eval mode."""

@@ -71,34 +71,32 @@ class AttentionMeter:
     """Collects one block's attention on labelled images.
 
     Args:
-        num_classes: labels are 0 … num_classes - 1, 0 background, and 255 void.
         mass: share of attention a mask holds.
         seed: of the displacements.
     """
 
-    def __init__(self, num_classes: int, mass: float = 0.6, seed: int = 0) -> None:
-        self.num_classes = num_classes
+    def __init__(self, mass: float = 0.6, seed: int = 0) -> None:
         self.mass = mass
         self.generator = torch.Generator().manual_seed(seed)
         self.rows: dict[str, list[Tensor]] = {}
         self.joint: Tensor | None = None  # patches by class and code, (classes, 2^heads)
         self.joint_displaced: Tensor | None = None
 
-    def update(self, maps: Tensor, labels: Tensor) -> None:
+    def update(self, maps: Tensor, counts: Tensor) -> None:
         """Measures one image; one without objects, or without background, is left out.
 
         Args:
             maps: attention over patches, `(heads, h, w)`, not negative.
-            labels: `(H, W)`.
+            counts: `(C, h*w)`, see `pixel_counts`; class 0 is the background.
         """
-        counts = pixel_counts(labels, (maps.shape[-2], maps.shape[-1]), self.num_classes)
         valid = counts.sum(0) > 0
         share = counts[1:].sum(0) / counts.sum(0).clamp_min(1)
         if not (share > 0).any() or (share[valid] == 1).all():
             return
-        displaced = [self._displaced(maps) for _ in range(_SHIFTS)]
-        ious = object_ious(mass_mask(maps, self.mass), counts)
-        chance = [object_ious(mass_mask(moved, self.mass), counts) for moved in displaced]
+        masks = mass_mask(maps, self.mass)
+        displaced = self._displaced(maps, masks)
+        ious = object_ious(masks, counts)
+        chance = [object_ious(moved, counts) for moved in displaced]
         flat, truth = maps.flatten(1)[:, valid], (share > 0.5)[valid]
         found = {
             "best": ious.amax(1).mean(),
@@ -112,24 +110,26 @@ class AttentionMeter:
         for name, value in found.items():
             self.rows.setdefault(name, []).append(value)
         if len(maps) <= _MOST_HEADS:
-            classes = counts.argmax(0)[valid]
-            self.joint = self._count(self.joint, maps, classes, valid)
-            self.joint_displaced = self._count(self.joint_displaced, displaced[0], classes, valid)
+            self.joint = _codes(self.joint, masks, counts)
+            self.joint_displaced = _codes(self.joint_displaced, displaced[0], counts)
 
-    def _displaced(self, maps: Tensor) -> Tensor:
-        by = [
-            int(torch.randint(1, max(2, side), (), generator=self.generator))
-            for side in maps.shape[1:]
+    def _displaced(self, maps: Tensor, masks: Tensor) -> list[Tensor]:
+        """Returns the masks of displaced maps, which are the masks, displaced.
+
+        But of patches with the same attention the first are taken, wherever the map lies.
+        """
+        least_inside = maps.masked_fill(~masks, math.inf).flatten(1).amin(1)
+        tied = (least_inside <= maps.masked_fill(masks, -math.inf).flatten(1).amax(1)).any()
+        shifts = [
+            [
+                int(torch.randint(1, max(2, side), (), generator=self.generator))
+                for side in maps.shape[1:]
+            ]
+            for _ in range(_SHIFTS)
         ]
-        return maps.roll(by, (-2, -1))
-
-    def _count(self, joint: Tensor | None, maps: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
-        codes = 2 ** torch.arange(len(maps))
-        code = (mass_mask(maps, self.mass).flatten(1)[:, valid] * codes[:, None]).sum(0)
-        size = 2 ** len(maps)
-        counted = torch.bincount(classes * size + code, minlength=self.num_classes * size)
-        table = counted.view(self.num_classes, size)
-        return table if joint is None else joint + table
+        if tied:
+            return [mass_mask(maps.roll(by, (-2, -1)), self.mass) for by in shifts]
+        return [masks.roll(by, (-2, -1)) for by in shifts]
 
     def compute(self) -> Quality:
         """Returns the numbers.
@@ -157,6 +157,15 @@ class AttentionMeter:
         )
 
 
+def _codes(joint: Tensor | None, masks: Tensor, counts: Tensor) -> Tensor:
+    """Adds the patches of an image by class and code, the heads whose masks hold them."""
+    valid = counts.sum(0) > 0
+    classes, size = counts.argmax(0)[valid], 2 ** len(masks)
+    code = (masks.flatten(1)[:, valid] * 2 ** torch.arange(len(masks))[:, None]).sum(0)
+    table = torch.bincount(classes * size + code, minlength=len(counts) * size).view(-1, size)
+    return table if joint is None else joint + table
+
+
 def pixel_counts(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
     """Counts the pixels of every class in every patch, void left out.
 
@@ -173,11 +182,10 @@ def pixel_counts(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Ten
     rows, columns = (
         torch.arange(size) * cells // size for size, cells in zip(labels.shape, grid, strict=True)
     )
-    patch = rows[:, None] * grid[1] + columns
-    valid = labels != VOID
-    flat = labels[valid].long() * (grid[0] * grid[1]) + patch[valid]
-    counted = torch.bincount(flat, minlength=num_classes * grid[0] * grid[1])
-    return counted.view(num_classes, -1).double()
+    patches = grid[0] * grid[1]
+    flat = labels.long() * patches + (rows[:, None] * grid[1] + columns)
+    counted = torch.bincount(flat.flatten(), minlength=(VOID + 1) * patches)
+    return counted[: num_classes * patches].view(num_classes, patches).double()
 
 
 def object_ious(masks: Tensor, counts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from config.hparams import Hparams
 from tests.conftest import assert_same, summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def difference(first, second):

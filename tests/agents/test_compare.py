@@ -45,7 +45,7 @@ def test_panels_go_from_the_loss_to_diagnostics_in_sensible_ranges(runs):
 def test_every_run_is_in_the_legend_in_its_order_and_as_text(runs):
     figure = draw_curves(runs)
     assert figure is not None
-    figures.pixels(figure)
+    figures.picture(figure)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [text.strip("\u200b") for text in texts[:2]] == ["_first", r"\$second\$"]
     assert texts[2] == figures.name("z" * 200)

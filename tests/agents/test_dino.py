@@ -25,7 +25,7 @@ from tests.agents.test_barlow_twins import difference
 from tests.conftest import assert_same, summary, weights
 from tests.models.test_lejepa_loss import naive
 from utils.console import console
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 # Adam would blow rounding differences of zero gradients up to whole steps.
 EXACT = {

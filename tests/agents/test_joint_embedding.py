@@ -9,7 +9,7 @@ from callbacks.interruption import Interruption
 from main import main
 from tests.agents.test_barlow_twins import difference
 from tests.conftest import assert_same, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 METHODS = pytest.mark.parametrize(
     "method",

@@ -8,7 +8,7 @@ from config.hparams import Hparams
 from main import main
 from models.losses.lejepa import expected_sigreg
 from tests.conftest import summary
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def test_the_loss_adds_up_and_is_read_against_a_gaussian(train, capsys):

@@ -17,7 +17,7 @@ from datamodules.loading import Loading
 from main import main
 from models.measures.knn import knn_accuracy, knn_scores
 from tests.conftest import summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def colours(folder, classes=3, each=8, split=("train", "val"), names=None):

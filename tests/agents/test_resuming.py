@@ -22,7 +22,7 @@ from config.validation import active_settings, check_kept
 from main import main
 from tests.config.test_rules import SPECIAL, another, satisfy
 from tests.conftest import assert_same, options, parsed, summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 KEPT = {
     leaf.path: leaf

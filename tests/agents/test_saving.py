@@ -18,7 +18,7 @@ from tests.conftest import assert_same, files_at_most, summary, weights
 from utils.checkpoint_io import RunCheckpoints
 from utils.checkpoints import read_run_checkpoint
 from utils.files import write_atomically
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def resume(folder: Path, *words: str) -> int:
@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_written_keeps_no_other_away(
             raise OSError(f"{file} cannot be written (No space left on device).")
         write_atomically(file, content)
 
-    for module in ("utils.logging", "callbacks.report"):
+    for module in ("utils.metrics_file", "callbacks.report"):
         monkeypatch.setattr(f"{module}.write_atomically", blocked)
     code, folder = train("first", may_fail=True, callbacks__report__enabled="true")
     assert code == 0

@@ -18,7 +18,7 @@ from callbacks.interruption import Interruption
 from datamodules.loading import ImageFiles
 from main import main
 from tests.conftest import assert_same, summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def test_a_run_leaves_everything_in_its_folder(train, capsys):

@@ -132,7 +132,7 @@ def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
     assert code == 0
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert saved["trainer"]["tune_lr"] is False
-    from utils.logging import read_metrics
+    from utils.metrics_file import read_metrics
 
     used = read_metrics(folder / "metrics.csv")[0]["train/lr"]
     assert used == pytest.approx(saved["optim"]["lr"])

@@ -25,7 +25,8 @@ from main import main
 from tests.conftest import options, summary, tiny
 from tests.wandb_files import Offline, read_offline
 from utils import figures, network
-from utils.logging import Chart, read_metrics
+from utils.logging import Chart
+from utils.metrics_file import read_metrics
 from utils.run_folder import RunFolder
 
 NAME = "a <b> 'quoted' \"run\" 🙂 [x] "
@@ -178,7 +179,8 @@ def test_any_class_can_be_shown_and_images_of_any_size_together(offline, caplog)
     counts = Chart("t", ("truth", "predicted", "count"), [(NASTY, "a", 2)], "confusion")
     logger.log_chart("confusion", counts, 3)
     figure, _ = figures.grid(1, 1, title=NASTY.replace("🙂", ""))  # which the font lacks
-    logger.log_figure("figure", figure, 3, None)
+    picture = figures.picture(figure)
+    logger.log_figure("figure", picture, 3, None)
     figures.close(figure)
     logger.log_metrics({f"test/iou/{NASTY}": 0.5}, 3)
     print(NASTY)
@@ -195,6 +197,8 @@ def test_any_class_can_be_shown_and_images_of_any_size_together(offline, caplog)
     assert shown["captions"] == ["a", NASTY]
     drawn = next(row["visuals/figure"] for row in held.rows if "visuals/figure" in row)
     assert drawn["caption"] == NASTY.replace("🙂", "")
+    (kept,) = folder.glob(f"wandb/offline-run-*/files/{drawn['path']}")
+    assert kept.read_bytes() == picture.png
     tables = [json.loads(file.read_text())["data"] for file in folder.rglob("*.table.json")]
     assert [[NASTY, 0.5]] in tables
     assert [[NASTY, "a", 2]] in tables

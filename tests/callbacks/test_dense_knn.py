@@ -19,7 +19,7 @@ from models.heads.base import resize
 from models.measures.dense_knn import PatchMemory, labelled_patches
 from models.measures.segmentation import metrics
 from tests.conftest import assert_same, summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 ON = {"callbacks__dense_knn__enabled": "true", "callbacks__dense_knn__every_n_epochs": 1}
 

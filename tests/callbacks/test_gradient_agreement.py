@@ -18,7 +18,7 @@ from datamodules.loading import Batch
 from main import main
 from models.measures.gradient_noise import HalfGradients
 from tests.conftest import assert_same, summary, weights
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 ON = {
     "callbacks__gradient_agreement__enabled": "true",

@@ -15,7 +15,7 @@ from datamodules.loading import BatchLoader
 from main import main
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
 from tests.conftest import summary
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 WATCHED = {"callbacks__health__every_n_steps": 1, "trainer__max_epochs": 12}
 DINO = {"task": "dino", **WATCHED}

@@ -83,3 +83,16 @@ def test_points_stand_where_something_was_measured():
         ("loss", "val"): ("o", 1),
         ("sigreg", "train"): ("", 400),
     }
+
+
+def test_a_long_curve_is_thinned_from_its_first_to_its_last_point_and_a_sparse_one_is_not():
+    content: dict[int, dict[str, float]] = {
+        step: {"train/loss": 1 + step % 7} for step in range(10_001)
+    }
+    for step in range(3, 10_000, 17):
+        content[step]["train/gradient_cosine"] = step / 10_000
+    found, _ = panels(content)
+    steps = found["loss"].get_lines()[0].get_xdata()
+    assert (steps[0], steps[-1]) == (0, 10_000)
+    assert len(steps) <= 1001
+    assert list(found["gradient cosine"].get_lines()[0].get_xdata()) == list(range(3, 10_000, 17))

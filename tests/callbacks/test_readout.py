@@ -7,7 +7,7 @@ import json
 import pytest
 
 from callbacks.online_probe import OnlineProbe
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 
 
 def on(**more):

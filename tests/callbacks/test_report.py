@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,57 @@ def test_pictures_shrink_only_as_far_as_needed_and_the_page_says_so(folder, monk
     assert int(width) > 280
     small = np.asarray(Image.open(folder.figures / "feature_maps" / "step-0000000.png"))
     np.testing.assert_array_equal(shown["feature_maps, step 0"], small)
+
+
+def test_only_what_is_on_the_page_is_kept_and_the_width_is_not_looked_for_again(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(pages, "MAX_BYTES", 120_000)
+    tried: list[int | None] = []
+    monkeypatch.setattr(
+        "callbacks.report.picture_uri",
+        lambda file, width: tried.append(width) or pages.picture_uri(file, width),
+    )
+    report = Report(folder)
+    report.write()
+    first, widths = (folder.path / "report.html").read_text(), set(tried)
+    assert len(widths) > 2
+    tried.clear()
+    report.write()
+    assert (folder.path / "report.html").read_text() == first
+    assert tried == []
+    (folder.figures / "feature_maps" / "step-0000290.png").unlink()
+    report.write()
+    narrowest = min(width for width in widths if width)
+    assert set(tried) == {narrowest}  # the pictures that are shown instead
+
+
+def test_it_is_written_at_most_once_a_minute_and_seldom_where_that_takes_long(folder):
+    class Clock:
+        now, cost = 0.0, 0.0
+
+        def __call__(self) -> float:
+            self.now += self.cost / 2  # asked before and after writing
+            return self.now
+
+    clock = Clock()
+    report, trainer = Report(folder, clock), SimpleNamespace(loggers=[])
+
+    def written_after(seconds: float) -> bool:
+        page = folder.path / "report.html"
+        page.unlink(missing_ok=True)
+        clock.now += seconds
+        report.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        return page.exists()
+
+    assert not written_after(59)
+    clock.cost = 4.0
+    assert written_after(2)
+    clock.cost = 0.0
+    assert not written_after(99)
+    assert written_after(2)
+    assert not written_after(59)
+    assert written_after(2)
 
 
 def test_a_run_that_just_started_has_a_page(tmp_path):

@@ -90,7 +90,7 @@ ODD = ("$a_b$ 50 $", "_cat", "x" * 200, "😀 <b>", "")
 @pytest.mark.parametrize("draw_some", [draw_bars, draw_confusion])
 def test_names_of_any_kind_are_text_in_bars_and_confusion(draw_some):
     figure = draw_some(torch.eye(5, dtype=torch.int64), ODD, "$here$")
-    figures.pixels(figure)
+    figures.picture(figure)
     assert r"\$here\$" in figure._suptitle.get_text()  # type: ignore[attr-defined]
     width = figure.axes[0].get_position().width
     figures.close(figure)
@@ -100,7 +100,7 @@ def test_names_of_any_kind_are_text_in_bars_and_confusion(draw_some):
 def test_names_of_any_kind_are_in_the_legend():
     labels = torch.arange(5, dtype=torch.uint8)[None]
     figure = draw([Judged(torch.zeros(3, 2, 5, dtype=torch.uint8), labels, labels)], ODD, "title")
-    figures.pixels(figure)
+    figures.picture(figure)
     assert len(figure.legends[0].get_texts()) == 5 + 3
     figures.close(figure)
 

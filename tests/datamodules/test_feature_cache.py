@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import datamodules.feature_cache as feature_cache
-from datamodules.feature_cache import weights_digest
+from datamodules.feature_cache import tensors_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import LabelledSample, collate
@@ -23,7 +23,6 @@ from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.segmentation import FixedViews, Standard
-from utils.console import console
 
 VIEWS = 4  # two scales, each with its mirror image
 
@@ -51,14 +50,6 @@ class Encoder:
             }
             for image in images
         ]
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    lines: list[str] = []
-    for level in ("info", "warning"):
-        monkeypatch.setattr(console, level, lambda text, *args: lines.append(text % args))
-    return lines
 
 
 def kept(root: Path, cache: Path, facts=None, test: bool = True, **changed):
@@ -285,5 +276,5 @@ def test_test_images_seen_otherwise_are_not_kept(shapes_root, tmp_path, said):
 
 def test_weights_have_a_digest():
     state = {"a": torch.arange(6.0), "b": torch.tensor(1)}
-    assert weights_digest(state) == weights_digest({k: v.clone() for k, v in state.items()})
-    assert weights_digest(state) != weights_digest(state | {"b": torch.tensor(2)})
+    assert tensors_digest(state) == tensors_digest({k: v.clone() for k, v in state.items()})
+    assert tensors_digest(state) != tensors_digest(state | {"b": torch.tensor(2)})

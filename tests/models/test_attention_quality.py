@@ -71,16 +71,30 @@ def test_told_share_of_a_plain_table():
 
 
 def measured(make, count: int = 30):
-    collector = AttentionMeter(21)
+    collector = AttentionMeter()
     for seed in range(count):
         labels = scene(seed, 64, 80)
-        collector.update(make(labels, seed), labels)
+        collector.update(make(labels, seed), pixel_counts(labels, (16, 20), 21))
     return collector.compute()
 
 
 def objects_of(labels: Tensor) -> Tensor:
     counts = pixel_counts(labels, (16, 20), 21)
     return (counts[1:].sum(0) / counts.sum(0).clamp_min(1)).view(16, 20)
+
+
+@pytest.mark.parametrize("levels", [10**6, 3])  # of which the second has ties
+def test_chance_is_that_of_maps_that_are_displaced_and_sorted_again(levels):
+    maps = (torch.rand(3, 16, 20, generator=torch.Generator().manual_seed(1)) * levels).ceil()
+    counts = pixel_counts(scene(0, 64, 80), (16, 20), 21)
+    collector, generator = AttentionMeter(), torch.Generator().manual_seed(0)
+    collector.update(maps, counts)
+    best = []
+    for _ in range(8):
+        by = [int(torch.randint(1, side, (), generator=generator)) for side in (16, 20)]
+        moved = mass_mask(maps.roll(by, (1, 2)), 0.6)
+        best.append(object_ious(moved, counts).amax(1).mean())
+    assert collector.compute().jaccard_chance == float(torch.stack(best).mean())
 
 
 def test_uniform_maps_are_at_chance():
@@ -137,20 +151,21 @@ def test_the_order_of_heads_does_not_matter():
 def test_attention_on_void_patches_counts_nowhere():
     labels, maps = scene(3), torch.rand(2, 10, 15)
     labels[54:, 70:] = VOID
-    first, second = AttentionMeter(21), AttentionMeter(21)
-    first.update(maps, labels)
+    first, second = AttentionMeter(), AttentionMeter()
+    counts = pixel_counts(labels, (10, 15), 21)
+    first.update(maps, counts)
     moved = maps.clone()
     moved[:, 9, 14] = 5
-    second.update(moved, labels)
+    second.update(moved, counts)
     assert second.compute().lift.tolist() == first.compute().lift.tolist()
     assert second.compute().precision.tolist() == first.compute().precision.tolist()
     assert first.compute().images == 1
 
 
 def test_images_without_objects_or_background_are_left_out():
-    collector = AttentionMeter(21)
+    collector = AttentionMeter()
     maps = torch.rand(2, 4, 4)
     for labels in (torch.zeros(8, 8), torch.full((8, 8), 4), torch.full((8, 8), VOID)):
-        collector.update(maps, labels.byte())
+        collector.update(maps, pixel_counts(labels.byte(), (4, 4), 21))
     with pytest.raises(ValueError, match="no image with objects"):
         collector.compute()

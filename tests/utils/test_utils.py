@@ -7,10 +7,9 @@ from torch import nn
 
 from tests.conftest import files_at_most
 from utils.files import write_atomically
-from utils.logging import RunFolderLogger, read_metrics
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
-from utils.run_folder import RunFolder, create
+from utils.run_folder import create
 from utils.schedules import warmup_constant, warmup_cosine
 
 
@@ -80,31 +79,6 @@ def test_lars_adapts_matrices_and_slows_the_others():
 
 def test_sgd_has_momentum():
     assert sgd(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
-
-
-def test_metrics_survive_and_forget(tmp_path):
-    logger = RunFolderLogger(RunFolder(tmp_path))
-    logger.log_metrics({"train/loss": 1.5}, 0)
-    logger.log_metrics({"val/loss": 2.5, "lr": 0.1}, 3)
-    logger.log_metrics({"train/loss": 0.5}, 3)
-    logger.write()
-    again = RunFolderLogger(RunFolder(tmp_path))
-    assert again.rows == {
-        0: {"train/loss": 1.5},
-        3: {"val/loss": 2.5, "train/loss": 0.5, "lr": 0.1},
-    }
-    again.forget_after(2)
-    again.write()
-    assert list(read_metrics(tmp_path / "metrics.csv")) == [0]
-
-
-def test_old_names_of_metrics_are_read_as_the_new_ones(tmp_path):
-    file = tmp_path / "metrics.csv"
-    file.write_text("step,train/chance_level,train/rank_bound,train/loss\n0,10.5,7.9,200\n")
-    expected = {"train/noise_floor": 10.5, "train/lower_bound": 7.9, "train/loss": 200}
-    assert read_metrics(file) == {0: expected}
-    file.write_text("step,train/chance_level\n0,6.9\n")  # DINO's
-    assert read_metrics(file) == {0: {"train/chance_level": 6.9}}
 
 
 def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):

@@ -20,7 +20,7 @@ from rich.text import Text
 from agents.commands.study import run_folder
 from agents.commands.study.plan import Run, Study
 from config.convert import read_yaml
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
 from utils.text import format_result

@@ -12,7 +12,7 @@ from callbacks.dense_knn import METRIC as DENSE_KNN
 from callbacks.online_probe import KNN, LINEAR
 from config.convert import read_yaml
 from utils import figures
-from utils.logging import read_metrics
+from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
 

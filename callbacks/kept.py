@@ -1,0 +1,55 @@
+"""What a frozen backbone shows: drawn once in a run, computed once for all runs that keep features.
+
+It stays the same while a head is trained, and for every other head and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from callbacks.inspection import data_of, due
+from datamodules.feature_cache import tensors_digest
+from datamodules.segmentation import SegmentationDataModule
+from models.backbones.base import Backbone
+
+Result = TypeVar("Result")
+
+
+def backbone_due(trainer: Trainer, backbone: Backbone, every_n_epochs: int) -> bool:
+    """Whether to draw what only the backbone decides: as `due`, a frozen one in the first epoch."""
+    return trainer.current_epoch == 0 if backbone.frozen else due(trainer, every_n_epochs)
+
+
+def kept(
+    trainer: Trainer,
+    backbone: Backbone,
+    name: str,
+    facts: Mapping[str, Any],
+    images: Iterable[Tensor],
+    compute: Callable[[], Result],
+) -> Result:
+    """Returns what `compute` finds, or found in another run, of a frozen backbone.
+
+    Args:
+        trainer: of the run; what it keeps features in keeps this as well.
+        backbone: what is looked into.
+        name: of the readout, in the log as well.
+        facts: what the result follows from, beside the backbone and `images`.
+        images: what is looked at.
+        compute: see `FeatureCache.recall`.
+    """
+    data = data_of(trainer)
+    cache = data.cache if isinstance(data, SegmentationDataModule) else None
+    if cache is None or not backbone.frozen:
+        return compute()
+    shown = {f"{number} {tuple(image.shape)}": image for number, image in enumerate(images)}
+    identity = {
+        "weights": tensors_digest(backbone.state_dict()),
+        "backbone": [backbone.recipe, backbone.patch_multiple, backbone.map_strides[-1]],
+        "images": tensors_digest(shown),
+    }
+    return cache.recall(name, {**facts, **identity}, compute)

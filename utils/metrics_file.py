@@ -1,0 +1,120 @@
+"""metrics.csv: every scalar, a row a step."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from utils.files import append, name_damaged, write_atomically
+
+
+class MetricsFile:
+    """Scalars by step, and the file they are kept in.
+
+    What is new is added at its end, as long as it has the columns: a step that goes on has another
+    line then, the last of which holds all. `rewrite` makes one line of each step.
+
+    Args:
+        file: read if it is there.
+
+    Attributes:
+        rows: scalars by step.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows = read_metrics(file)
+        self._columns: list[str] = []  # of the file, as far as it is ours
+        self._size = 0  # of the file in bytes
+        self._names = _names(self.rows)
+        self._changed: set[int] = set()
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds scalars to the row of a step."""
+        self.rows.setdefault(step, {}).update(scalars)
+        self._names.update(scalars)
+        self._changed.add(step)
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows of later steps; the file has them until it is rewritten."""
+        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+        self._names = _names(self.rows)
+        self._columns, self._changed = [], self._changed & self.rows.keys()
+
+    def write(self) -> None:
+        """Writes what is new.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        as_left = self.file.exists() and self.file.stat().st_size == self._size
+        if not as_left or self._columns != ["step", *sorted(self._names)]:
+            self.rewrite()
+        elif self._changed:
+            append(self.file, self._lines(self._changed))
+            self._note()
+
+    def rewrite(self) -> None:
+        """Replaces the file: rows in the order of their steps, columns in that of the alphabet.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._columns = ["step", *sorted(self._names)]
+        header = io.StringIO()
+        csv.writer(header).writerow(self._columns)
+        write_atomically(self.file, header.getvalue() + self._lines(self.rows))
+        self._note()
+
+    def _lines(self, steps: Iterable[int]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writerows({"step": step, **self.rows[step]} for step in sorted(steps))
+        return text.getvalue()
+
+    def _note(self) -> None:
+        self._size, self._changed = self.file.stat().st_size, set()
+
+
+def _names(rows: Mapping[int, Mapping[str, float]]) -> set[str]:
+    return {name for row in rows.values() for name in row}
+
+
+# What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
+# chance level as well, and keeps it.
+_RENAMED = {"chance_level": "noise_floor", "rank_bound": "lower_bound"}
+
+
+def read_metrics(file: Path) -> dict[int, dict[str, float]]:
+    """Reads metrics.csv: scalars by step; empty when there is no file.
+
+    Rows that cannot be read are left out, counted and said.
+    """
+    if not file.exists():
+        return {}
+    lines = file.read_text(errors="replace").splitlines(keepends=True)
+    reader = csv.reader(line for line in lines if line.endswith("\n"))  # a cut line says nothing
+    columns = next(reader, [])
+    renamed = {
+        f"{split}/{old}": f"{split}/{new}"
+        for split in ("train", "val")
+        for old, new in _RENAMED.items()
+        if f"{split}/rank_bound" in columns
+    }
+    names = [renamed.get(name, name) for name in columns]
+    rows: dict[int, dict[str, float]] = {}
+    lost = len(lines) - 1
+    for cells in reader:
+        with suppress(ValueError):
+            row = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
+            rows.setdefault(int(row.pop("step", math.nan)), {}).update(row)
+            lost -= 1
+    if "step" not in columns:
+        name_damaged(file, "it has no column `step`")
+    elif lost:
+        name_damaged(file, f"{lost} rows cannot be read, {len(rows)} can")
+    return rows
