@@ -1,4 +1,5 @@
 """Trains, evaluates and compares runs: `python main.py --help`. Settings: config/hparams.py."""
+# PYTHON_ARGCOMPLETE_OK
 
 import os
 import sys
@@ -29,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
             raise
         print(f"error: {_place(error)}{error}", file=sys.stderr)
         return 2
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        from config.completion import complete
+
+        complete()
     try:
         command = parse(argv)
         if isinstance(command, str):

@@ -118,7 +118,7 @@ class _Parser(ArgumentParser):
                     action.help = f"{action.help} [Needs {'; '.join(needed)}]"
                 # Not simple-parsing's negations, nor its short forms of names of one letter.
                 action.option_strings = [f"--{path}"]
-                if choices := _choices(settings[path].annotation):
+                if choices := named_values(settings[path].annotation):
                     action.metavar = "{" + ",".join(choices) + "}"
             group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
             if all(action.help == argparse.SUPPRESS for action in group._group_actions):
@@ -131,7 +131,8 @@ def _visible(group: Any) -> bool:
     return any(action.help != argparse.SUPPRESS for action in group._group_actions)
 
 
-def _choices(annotation: Any) -> list[str]:
+def named_values(annotation: Any) -> list[str]:
+    """Returns the names that a setting may be, or hold; empty where it holds none."""
     for item in getattr(annotation, "__metadata__", ()):
         if isinstance(item, OneOf | SomeOf):
             return list(item.names)
@@ -149,6 +150,12 @@ def _parser(task: str) -> _Parser:
         nested_mode=NestedMode.WITHOUT_ROOT,
     )
     parser.task = task
+    add_actions(parser)
+    return parser
+
+
+def add_actions(parser: argparse.ArgumentParser) -> None:
+    """Adds what is no setting."""
     add = parser.add_argument
     add("--help", "-h", action="store_true", help="show this page for the chosen --task")
     add("--version", action="store_true", help="the version of this project and of torch")
@@ -175,7 +182,6 @@ def _parser(task: str) -> _Parser:
     )
     add("--fast", action="store_true", help="one batch of everything: does it work?")
     add("--debug", action="store_true", help="full traceback on errors")
-    return parser
 
 
 def parse(argv: Sequence[str]) -> Command | str:

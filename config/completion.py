@@ -1,0 +1,84 @@
+"""What the Tab key offers in a shell: options of the task, and the values that they may have.
+
+eval "$(register-python-argcomplete main.py)"      in bash or zsh, for ./main.py
+activate-global-python-argcomplete                  once, for `python main.py` in bash
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from config.advice import advice
+from config.convert import base_types, leaves
+from config.hparams import Hparams
+from config.lookup import known_experiments
+from config.parsing import add_actions, named_values
+from config.rules import metadata, possible_on
+from config.types import Auto
+
+_RUNS = ("--evaluate", "--predict", "--compare", "--export", "--run.resume")
+
+
+def complete() -> None:
+    """Writes what fits the line so far where the shell reads it, and ends the process."""
+    import argcomplete
+
+    words = shlex.split(os.environ.get("COMP_LINE", ""), posix=False)
+    argcomplete.autocomplete(parser_for(words), always_complete_options="long")
+
+
+def parser_for(words: list[str]) -> argparse.ArgumentParser:
+    """Returns a parser that only knows what there is.
+
+    Args:
+        words: of the line so far, for its task.
+    """
+    task = Hparams().task
+    for option, value in zip(words, [*words[1:], ""], strict=True):
+        if option == "--task":
+            task = value
+    parser = argparse.ArgumentParser(add_help=False)
+    add_actions(parser)
+    for leaf in leaves(Hparams()):
+        if possible_on(Hparams, leaf.path, task):
+            action = parser.add_argument(
+                f"--{leaf.path}", nargs="+", help=advice(leaf).replace("%", "%%")
+            )
+            values = possible_values(leaf.annotation)
+            action.completer = lambda values=values, **_: values  # type: ignore[attr-defined]
+    for action in parser._actions:
+        if completer := _completers().get(action.option_strings[0]):
+            action.completer = completer  # type: ignore[attr-defined]
+    return parser
+
+
+def possible_values(annotation: Any) -> list[str]:
+    """Returns the words that a setting may be; empty for numbers and free text."""
+    found = [name.removesuffix("*") for name in named_values(annotation)]  # of timm/*
+    if any(isinstance(each, Auto) for each in metadata(annotation)):
+        found.append("auto")
+    for kind in base_types(annotation):
+        if kind is bool:
+            found += ["true", "false"]
+        if kind is NoneType:
+            found.append("null")
+        if get_origin(kind) is Literal:
+            found += [str(each) for each in get_args(kind)]
+    return found
+
+
+def _completers() -> dict[str, Callable[..., list[str]]]:
+    def runs(**_: Any) -> list[str]:
+        return sorted(file.parent.name for file in Path(Hparams().run.dir).glob("*/hparams.yaml"))
+
+    found: dict[str, Callable[..., list[str]]] = {
+        "--experiment": lambda **_: known_experiments(),
+        "--study": lambda **_: known_experiments("studies"),
+    }
+    return found | dict.fromkeys(_RUNS, runs)
