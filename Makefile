@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup run test test-lowest test-newest format docs lock
+.PHONY: help setup run test test-lowest test-newest bench format docs lock
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -29,6 +29,11 @@ test-lowest test-newest: ## the tests with the lowest or newest versions allowed
 	uv pip install --python .venv-$@ --upgrade --resolution $(RESOLUTION) \
 	  -r requirements.txt -r requirements-dev.txt
 	.venv-$@/bin/python -m pytest
+
+bench: $(STAMP) ## time loading and training beside other libraries; IMAGES=, MASKS=: folders of JPEGs and PNGs
+	$(RUN) benchmarks/pipeline.py $(IMAGES) $(if $(MASKS),--masks $(MASKS)) --out bench-pipeline.json
+	$(RUN) benchmarks/steps.py --out bench-steps.json
+	$(RUN) benchmarks/chart.py bench-pipeline.json bench-steps.json
 
 format: $(STAMP) ## let ruff mend what it can
 	$(RUN) -m ruff check --fix .
