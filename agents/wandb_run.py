@@ -100,6 +100,22 @@ class WandbRun(WandbLogger):
             shown.append(wandb.Image(padded, caption=caption, masks=overlays))
         self._show(kind, shown, step)
 
+    def log_histograms(
+        self,
+        kind: str,
+        counts: Mapping[str, NDArray[np.int64]],
+        edges: NDArray[np.float64],
+        step: int,
+    ) -> None:
+        """Logs histograms, in a section of their own."""
+        import wandb
+
+        shown = {
+            f"{kind}/{name}": wandb.Histogram(np_histogram=(each, edges))
+            for name, each in counts.items()
+        }
+        self.experiment.log({**shown, STEP: step})
+
     def log_chart(self, kind: str, chart: Chart, step: int) -> None:
         """Logs a table, drawn by wandb where it can."""
         import wandb

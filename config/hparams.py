@@ -792,6 +792,16 @@ class GradientAgreementHparams:
 
 
 @dataclass
+class GradientHistogramsHparams:
+    """Sizes of the gradients of every weight matrix, as a picture and as histograms of wandb."""
+
+    enabled: Enabled = False
+    """Draw them: where training stalls or jumps they show the layer."""
+    every_n_epochs: Often = "auto"
+    """Draw those of the first step, every n epochs and in the last."""
+
+
+@dataclass
 class OnlineProbeHparams:
     """k-NN and linear accuracy while a backbone is pretrained, on labelled *training* images."""
 
@@ -907,6 +917,9 @@ class CallbackHparams:
     gradient_agreement: Annotated[
         GradientAgreementHparams, _has("gradient_agreement"), BACKBONE_LEARNS
     ] = _group(GradientAgreementHparams)
+    gradient_histograms: Annotated[
+        GradientHistogramsHparams, _has("gradient_histograms"), HEAD_LEARNS
+    ] = _group(GradientHistogramsHparams)
     online_probe: Annotated[OnlineProbeHparams, _has("online_probe")] = _group(OnlineProbeHparams)
     dense_knn: Annotated[
         DenseKNNHparams, _has("dense_knn"), Unless("data.name", *names.WITHOUT_MASKS)

@@ -162,6 +162,9 @@ CALLBACKS: dict[str, Callback] = {
     "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),
     "dense_knn": Callback("callbacks.dense_knn:DenseKNN", PRETRAINING),
+    "gradient_histograms": Callback(
+        "callbacks.gradient_histograms:GradientHistograms", _BACKBONES_IN_TRAINING
+    ),
     "embeddings": Callback("callbacks.embeddings:Embeddings", PRETRAINING),
     "views": Callback("callbacks.views:Views", _BACKBONES_IN_TRAINING),
     "learning_curves": Callback("callbacks.learning_curves:LearningCurves", tuple(TASKS)),

@@ -229,6 +229,41 @@ def log_chart(trainer: Trainer, kind: str, chart: Chart) -> None:
             logger.log_chart(kind, chart, trainer.global_step)
 
 
+@runtime_checkable
+class TakesHistograms(Protocol):
+    """A logger that shows histograms."""
+
+    def log_histograms(
+        self,
+        kind: str,
+        counts: Mapping[str, NDArray[np.int64]],
+        edges: NDArray[np.float64],
+        step: int,
+    ) -> None:
+        """See `utils.logging.log_histograms`."""
+        ...
+
+
+@rank_zero_only
+def log_histograms(
+    trainer: Trainer,
+    kind: str,
+    counts: Mapping[str, NDArray[np.int64]],
+    edges: NDArray[np.float64],
+) -> None:
+    """Sends histograms to loggers that can show them (wandb).
+
+    Args:
+        trainer: whose loggers and step are used.
+        kind: begins their keys.
+        counts: by name, `(B,)`.
+        edges: of the bins, `(B + 1,)`.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TakesHistograms):
+            logger.log_histograms(kind, counts, edges, trainer.global_step)
+
+
 @rank_zero_only
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:
     """Sends finite scalars to every active logger.
