@@ -47,6 +47,8 @@ def image_cost(agent: Agent, data: ImageDataModule, hparams: Hparams) -> ImageCo
         sides = agent.passes(data.views.sizes)
     mixed = hparams.trainer.precision in ("16-mixed", "bf16-mixed")
     backbone = agent.trained_backbone
+    multiple = backbone.patch_multiple  # segmentations pad their crops to it
+    sides = tuple(-(-side // multiple) * multiple for side in sides)
     with rng_preserved(CPU):
         flops = {side: forward_flops(backbone, side) for side in set(sides)}
         kept = {side: bytes_per_image(backbone, side, mixed) for side in set(sides)}
