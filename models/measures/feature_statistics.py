@@ -28,6 +28,10 @@ def effective_rank(features: Tensor) -> Tensor:
     Args:
         features: `(N, D)`; the rank is at most min(N, D).
     """
-    singular = torch.linalg.svdvals(features)
+    # Of the smaller Gram matrix, which GPUs decompose much faster than the features themselves; in
+    # double precision, since its eigenvalues are squares. Apple's GPUs have none.
+    exact = (features.cpu() if features.device.type == "mps" else features).double()
+    gram = exact @ exact.T if len(exact) < exact.shape[1] else exact.T @ exact
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = singular / singular.sum().clamp_min(1e-12)
     return torch.exp(torch.special.entr(share).sum())

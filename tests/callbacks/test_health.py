@@ -5,6 +5,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -201,3 +202,13 @@ def test_statistics_of_known_features():
 @pytest.mark.parametrize(("steps", "first"), [(10, 20), (33, 20), (180, 30), (320, 50), (9999, 50)])
 def test_a_longer_run_has_longer_to_begin(steps, first):
     assert first_judgement(steps) == first
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (20, 20)])
+def test_the_rank_is_that_of_the_singular_values(shape):
+    torch.manual_seed(0)
+    features = torch.randn(shape) * torch.logspace(0, -4, shape[1])
+    singular = np.linalg.svd(features.double().numpy(), compute_uv=False)
+    share = singular / singular.sum()
+    expected = np.exp(-(share * np.log(share)).sum())
+    assert float(effective_rank(features)) == pytest.approx(expected, rel=1e-6)
