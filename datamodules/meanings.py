@@ -68,13 +68,14 @@ class IndexMeanings(Meanings):
                 f"is a mask in mode {mask.mode}: expected labels as a palette or grey PNG, not "
                 "colours."
             )
-        labels, foreign = look_up(np.array(mask, np.int64), self.table)
-        if len(foreign):
+        held = [value for value, pixels in enumerate(mask.histogram()) if pixels]
+        if foreign := [value for value in held if value not in self.table]:
             raise ForeignPixelsError(
-                f"has labels {np.unique(foreign)[:_NAMED].tolist()}: expected {self.expected}, or "
+                f"has labels {foreign[:_NAMED]}: expected {self.expected}, or "
                 f"{VOID} for void. These are the masks of another data set."
             )
-        return labels
+        by_value = np.array([self.table.get(value, VOID) for value in range(256)], np.uint8)
+        return by_value.take(np.asarray(mask))
 
     @property
     def facts(self) -> Any:
