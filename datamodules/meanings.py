@@ -68,16 +68,14 @@ class IndexMeanings(Meanings):
                 f"is a mask in mode {mask.mode}: expected labels as a palette or grey PNG, not "
                 "colours."
             )
-        # Of 8 bits: which values occur is told by 256 counts.
-        occurring = [value for value, count in enumerate(mask.histogram()) if count]
-        if foreign := [value for value in occurring if value not in self.table]:
+        held = [value for value, pixels in enumerate(mask.histogram()) if pixels]
+        if foreign := [value for value in held if value not in self.table]:
             raise ForeignPixelsError(
-                f"has labels {foreign[:_NAMED]}: expected {self.expected}, or {VOID} for void. "
-                "These are the masks of another data set."
+                f"has labels {foreign[:_NAMED]}: expected {self.expected}, or "
+                f"{VOID} for void. These are the masks of another data set."
             )
-        label = np.zeros(256, np.uint8)
-        label[occurring] = [self.table[value] for value in occurring]
-        return label.take(np.asarray(mask))
+        by_value = np.array([self.table.get(value, VOID) for value in range(256)], np.uint8)
+        return by_value.take(np.asarray(mask))
 
     @property
     def facts(self) -> Any:
