@@ -91,7 +91,7 @@ class AttentionMaps(Callback):
         request = AttentionRequest(self.blocks, self.queries_for(backbone))
 
         def look() -> dict[int, Tensor]:
-            with inspecting(pl_module):
+            with inspecting(pl_module, trainer.precision_plugin):
                 answer = backbone(images.to(pl_module.device), request).attention
             return {each.block: each.patch_maps()[:, :, 0].float().cpu() for each in answer or ()}
 

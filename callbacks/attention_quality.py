@@ -99,7 +99,7 @@ class AttentionQuality(Readout):
         examples = partial(data.masked_examples, split, count, size, multiple)
 
         def look() -> dict[int, dict[str, Any]]:
-            with inspecting(pl_module):
+            with inspecting(pl_module, trainer.precision_plugin):
                 found = measure(backbone, examples(), num_classes, self.mass)
             return {block: asdict(quality) for block, quality in found.items()}
 

@@ -64,7 +64,7 @@ class DenseKNN(Readout):
         known, queries = self._squares
         if not len(queries):
             raise ValueError(f"none of {len(known)} images with masks is held out")
-        with inspecting(pl_module):
+        with inspecting(pl_module, trainer.precision_plugin):
             miou = measure(backbone, known, queries, len(data.source.classes), self.k)
         return {METRIC: miou} if math.isfinite(miou) else {}
 

@@ -82,7 +82,10 @@ class EffectiveReceptiveField(Callback):
         exact = final or len(images) < len(self.layers)
 
         def look() -> dict[str, Tensor]:
-            with inspecting(pl_module), without_parameter_gradients(backbone):
+            with (
+                inspecting(pl_module),
+                without_parameter_gradients(backbone),
+            ):
                 shown = images.to(pl_module.device)
                 return receptive_fields(backbone.layer_maps, self.layers, shown, exact)
 

@@ -54,7 +54,7 @@ class Embeddings(Callback):
         else:
             (images, labels), _, classes = found
             split = "labelled training"
-        with inspecting(pl_module):
+        with inspecting(pl_module, trainer.precision_plugin):
             points = pooled_features(backbone, images).cpu().double()
         where = f"{len(points)} {split} images, step {trainer.global_step}"
         log_figure(trainer, "embeddings", draw(points, labels, classes, where))

@@ -35,7 +35,7 @@ class FeatureMaps(Callback):
         images, split = held_out_examples(trainer, backbone, self.num_images, enlarged=2)
 
         def look() -> tuple[Tensor, list[float], int]:
-            with inspecting(pl_module):
+            with inspecting(pl_module, trainer.precision_plugin):
                 maps = backbone(images.to(pl_module.device)).maps[-1].float().cpu()
             return *principal_colours(maps), maps.shape[1]
 

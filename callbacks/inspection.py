@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -143,10 +144,16 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def inspecting(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients; flags and random states are as before afterwards."""
+def inspecting(module: nn.Module, precision: Precision | None = None) -> Iterator[None]:
+    """Eval mode, no gradients; flags and random states are as before afterwards.
+
+    Args:
+        module: that is looked into.
+        precision: of the run: the network is seen as it trains, in half precision if it does.
+    """
     flags = [(part, part.training) for part in module.modules()]
-    with rng_preserved(device_of(module)), torch.no_grad():
+    seen = nullcontext() if precision is None else precision.forward_context()
+    with rng_preserved(device_of(module)), torch.no_grad(), seen:
         for part, _ in flags:
             part.training = False
         try:

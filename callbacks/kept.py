@@ -51,5 +51,6 @@ def kept(
         "weights": tensors_digest(backbone.state_dict()),
         "backbone": [backbone.recipe, backbone.patch_multiple, backbone.map_strides[-1]],
         "images": tensors_digest(shown),
+        "precision": trainer.precision,
     }
     return cache.recall(name, {**facts, **identity}, compute)

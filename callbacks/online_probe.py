@@ -76,7 +76,7 @@ class OnlineProbe(Readout):
             return {}
         (bank, labels), (queries, truth), classes = found
         backbone = backbone_of(pl_module)
-        with inspecting(pl_module):
+        with inspecting(pl_module, trainer.precision_plugin):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
             labels, truth = labels.to(bank.device), truth.to(bank.device)
             scores: dict[str, float] = {}

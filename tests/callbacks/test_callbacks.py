@@ -4,6 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 
 from callbacks.attention_maps import AttentionMaps, draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
@@ -146,6 +147,14 @@ def test_looking_leaves_no_trace():
     assert net[0].training
     assert not net[1].training
     assert net[1].running_mean.abs().sum() == 0  # type: ignore[union-attr, operator]
+
+
+def test_the_network_is_seen_in_the_precision_it_trains_in():
+    net, images = torch.nn.Linear(3, 2), torch.rand(4, 3)
+    with inspecting(net, MixedPrecision("bf16-mixed", "cpu")):
+        assert net(images).dtype == torch.bfloat16
+    with inspecting(net, Precision()):
+        assert net(images).dtype == torch.float32
 
 
 def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):

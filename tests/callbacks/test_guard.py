@@ -63,6 +63,13 @@ def test_every_callback_is_in_one_of_the_runs():
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_all_readouts_take_half_precision(train, task):
+    code, folder = train("run", trainer__precision="bf16-mixed", **all_on(task))
+    assert code == 0
+    assert summary(folder)["readout_failures"] == {}
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_whatever_readout_fails_the_run_is_the_same_and_counts_it(train, monkeypatch, task, capsys):
     settings = {"backbone__drop_path": 0.3, "trainer__max_epochs": 1, **all_on(task)}
     off = {name: value for name, value in settings.items() if "callbacks__" not in name}
