@@ -46,6 +46,7 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
+from config.names import PRETRAINING
 from config.resolve import choices, length, resolve, resolve_for_data
 from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
@@ -203,6 +204,8 @@ class Trainer:
             "limit_val_batches": options.limit_val_batches,
             "limit_test_batches": options.limit_test_batches,
             "check_val_every_n_epoch": int(options.val_every_n_epochs),
+            # Convolutions are tried out for each size of images: a pretraining has few.
+            "benchmark": self.hparams.task in PRETRAINING and not self.hparams.run.deterministic,
             # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
             "deterministic": "warn" if self.hparams.run.deterministic else None,
             "num_sanity_val_steps": 0,

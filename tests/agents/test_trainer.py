@@ -412,3 +412,23 @@ def test_the_parts_of_a_run_take_no_longer_than_the_run(train):
     took = sum(found[f"{part}_seconds"] for part in parts)
     assert found["readout_seconds"] > 0
     assert took <= found["wall_seconds"] + 0.25  # each is rounded to a tenth
+
+
+@pytest.mark.parametrize(
+    ("task", "deterministic", "tried_out"),
+    [
+        ("barlow_twins", False, True),
+        ("barlow_twins", True, False),
+        ("segmentation", False, False),
+    ],
+)
+def test_convolutions_are_tried_out_where_images_have_few_sizes(
+    train, task, deterministic, tried_out
+):
+    given = {"task": task, "trainer__max_steps": 1, "run__deterministic": str(deterministic)}
+    try:
+        assert train("run", **given)[0] == 0
+        assert torch.backends.cudnn.benchmark is tried_out
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
