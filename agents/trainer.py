@@ -299,7 +299,10 @@ class Trainer:
         if choice is None or not self._validates(data):
             return [last]
         monitor, mode = choice
-        best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common)
+        # When the last one is written, and so the same file where this epoch is the best.
+        best = ModelCheckpoint(
+            filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, **common
+        )
         stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
         return [best, last, *stop]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,13 +18,16 @@ from utils.console import console
 from utils.files import replacing
 from utils.run_folder import RunFolder
 
+Contents = list[tuple[str, int, int]]  # parts of an archive: names, sizes, CRC-32 sums
+
 
 class RunCheckpoints(CheckpointIO):
     """Writes a checkpoint beside its place, reads it back, and only then replaces the one before.
 
     Lightning's own goes through $TMPDIR, which may be on another file system: there the move is a
     copy over the only checkpoint there is. `last.ckpt` becomes `previous.ckpt` when it is replaced;
-    one that this process neither wrote nor read may be damaged, and is not kept in its place.
+    one that this process neither wrote nor read may be damaged, and is not kept in its place. When
+    the newest epoch is the best, both checkpoints are one file with two names.
 
     Args:
         folder: of the run.
@@ -34,6 +38,7 @@ class RunCheckpoints(CheckpointIO):
         self.folder = folder
         self.before_saving = before_saving
         self._proven: set[Path] = set()
+        self._newest: tuple[Path, Contents] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -50,13 +55,32 @@ class RunCheckpoints(CheckpointIO):
         # Into memory first: errors of the disk pass through torch's writer without their reason.
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        with replacing(file) as stream:
-            stream.write(content.getbuffer())
-            stream.flush()
-            check_readable(Path(stream.name))
-            if file == self.folder.last.resolve() and file in self._proven:
-                _keep(self.folder.last, self.folder.previous)
+        contents = _contents(content)
+        if not self._is_there(contents, file):
+            with replacing(file) as stream:
+                stream.write(content.getbuffer())
+                stream.flush()
+                check_readable(Path(stream.name))
+                self._keep_before(file)
+            self._newest = file, contents
         self._proven.add(file)
+
+    def _is_there(self, contents: Contents, file: Path) -> bool:
+        """Gives the newest checkpoint a second name if it is the same and its disk can do that."""
+        if self._newest is None or self._newest[1] != contents:
+            return False
+        try:
+            if not (file.exists() and file.samefile(self._newest[0])):
+                self._keep_before(file)
+                _name(self._newest[0], file)
+        except OSError:
+            return False
+        return True
+
+    def _keep_before(self, file: Path) -> None:
+        """Keeps the last checkpoint as the previous one, if `file` is to replace it."""
+        if file == self.folder.last.resolve() and file in self._proven:
+            _keep(self.folder.last, self.folder.previous)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -103,17 +127,19 @@ def resumable(folder: RunFolder) -> Path | None:
 def best_or_last(folder: RunFolder) -> Path:
     """Returns the checkpoint that validated best, the last where none did or it is damaged.
 
+    As both may be one file, that before the last where they are damaged.
+
     Returns:
         `last.ckpt`, which may not exist, when there is neither.
 
     Raises:
         ValueError: none of them can be read; names them.
     """
-    found, damage = _first_readable(folder.best, folder.last)
+    found, damage = _first_readable(folder.best, folder.last, folder.previous)
     if damage and found is None:
         raise ValueError(" ".join(damage))
     for reason in damage:
-        console.warning("%s The last checkpoint, %s, is used instead.", reason, found)
+        console.warning("%s %s is used instead.", reason, found)
     return found or folder.last
 
 
@@ -132,14 +158,28 @@ def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
     return None, damage
 
 
+def _contents(checkpoint: io.BytesIO) -> Contents:
+    with zipfile.ZipFile(checkpoint) as archive:
+        return [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+
+
+def _name(file: Path, name: Path) -> None:
+    """Gives a file a second name, in the place of what has that.
+
+    Raises:
+        OSError: the disk knows no second names.
+    """
+    link = name.with_name(f".{name.name}.{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.hardlink_to(file)
+    link.replace(name)
+
+
 def _keep(last: Path, previous: Path) -> None:
     # A second name, so that there is a last one at any moment; where a file cannot have two, there
     # is none for a moment, and `resumable` finds the previous.
-    link = previous.with_name(f".{previous.name}.{os.getpid()}")
     try:
-        link.unlink(missing_ok=True)
-        link.hardlink_to(last)
-        link.replace(previous)
+        _name(last, previous)
     except OSError:
         with suppress(OSError):
             last.replace(previous)

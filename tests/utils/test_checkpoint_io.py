@@ -97,3 +97,36 @@ def test_the_best_score_moves_with_its_folder(folder):
     assert again.best_model_path == str(moved.best.resolve())
     assert again.best_k_models == {again.best_model_path: 0.5}
     assert again.kth_value == 0.5
+
+
+def test_the_same_checkpoint_is_one_file_with_two_names(folder):
+    files = RunCheckpoints(folder, lambda: None)
+    for step, best in ((1, True), (2, False), (3, True)):
+        if best:
+            files.save_checkpoint(state(step), folder.best)
+        files.save_checkpoint(state(step), folder.last)
+        assert folder.best.samefile(folder.last) == best
+        assert same(read_checkpoint(folder.last), state(step))
+        assert same(read_checkpoint(folder.best), state(step if best else 1))
+    assert same(read_checkpoint(folder.previous), state(2))
+    files.save_checkpoint(state(3), folder.last)  # as when it is interrupted there
+    names = {file.name for file in folder.checkpoints.iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_files_have_one_name_only_both_are_written(folder, monkeypatch, there):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    files = RunCheckpoints(folder, lambda: None)
+    files.save_checkpoint(state(1), folder.best)
+    if there:
+        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    else:
+        folder.best.unlink()
+    for step in (1, 2):
+        files.save_checkpoint(state(step), folder.last)
+        assert same(read_checkpoint(folder.last), state(step))
+    assert same(read_checkpoint(folder.previous), state(1))
+    assert folder.best.exists() == there
