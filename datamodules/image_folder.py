@@ -19,16 +19,17 @@ class ImageFolder(LabelledSource):
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
         super().__init__(root, split)
         self.val_fraction = val_fraction
+        self._listed: dict[Path, list[Path]] = {}  # a tree is walked once
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`; also `all` and, the same as `train`, `all_minus_val`."""
         if split not in ("train", "all_minus_val", "all", "val"):
             raise ValueError(f"--data.split {split}: a folder of images has no such split.")
         if split == "all":
-            return image_files(self.root)
+            return self._below(self.root)
         if self._has_splits():
-            return image_files(self._folder(split))
-        return [file for file in image_files(self.root) if self._held_out(file) == (split == "val")]
+            return self._below(self._folder(split))
+        return [file for file in self._below(self.root) if self._held_out(file) == (split == "val")]
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`."""
@@ -44,6 +45,11 @@ class ImageFolder(LabelledSource):
         classes = tuple(sorted({parts[0] for parts in inside}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
+
+    def _below(self, folder: Path) -> list[Path]:
+        if folder not in self._listed:
+            self._listed[folder] = image_files(folder)
+        return self._listed[folder]
 
     def _has_splits(self) -> bool:
         return (self.root / "train").is_dir() and (self.root / "val").is_dir()

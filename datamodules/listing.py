@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -33,7 +34,7 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Set --data.root.")
-    found = sorted(files_below(folder))
+    found = sorted(files_below(folder), key=attrgetter("parts"))  # as paths sort, but faster
     for file in found:
         if not is_image(file) and file.is_symlink() and not file.exists():
             rank_zero_warn(f"{file} is a link to nothing, left out: a folder that moved?")
