@@ -8,9 +8,11 @@ from pathlib import Path
 
 from agents.base import Agent
 from config.hparams import Hparams
+from config.resolve import choices, length
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from models.memory.footprint import bytes_per_image, forward_flops
+from utils.console import console
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
@@ -55,14 +57,29 @@ def image_cost(agent: Agent, data: ImageDataModule, hparams: Hparams) -> ImageCo
     return ImageCost(sum(flops[side] for side in sides), tuple(kept[side] for side in sides))
 
 
-def in_words(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
-    """Says what a run needs in one line, and what there is too little of.
+def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: ImageCost) -> None:
+    """Says what was chosen, how long the run will be, and what it needs.
 
     Args:
-        cost: of one image.
+        given: settings as the user gave them.
+        hparams: the same, resolved.
         agent: that trains.
-        hparams: resolved.
+        images: number of training images.
+        cost: of one of them.
     """
+    if words := choices(given, hparams):
+        console.info("%s", words)
+    said = [length(hparams, images)]
+    if agent.trains:
+        said.append(_needs(cost, agent, hparams))
+    for line, _ in said:
+        console.info("%s", line)
+    for warning in (each for _, warnings in said for each in warnings):
+        console.warning("warning: %s", warning)
+
+
+def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
+    """Returns what a run needs in one line, and what there is too little of."""
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
     chunk = trainer.chunk_size if isinstance(trainer.chunk_size, int) else None
     passes = _FROZEN if agent.trained_backbone.frozen else _RECOMPUTED if chunk else _TRAINED

@@ -21,8 +21,7 @@ from agents.chunks import resolve_chunk_size
 from agents.fitting import End, Fitting
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
-from agents.preflight import ImageCost, image_cost
-from agents.preflight import in_words as needs
+from agents.preflight import announce, image_cost
 from agents.resuming import check_continues
 from agents.saving import (
     begin,
@@ -47,7 +46,7 @@ from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
 from config.names import PRETRAINING
-from config.resolve import choices, length, resolve, resolve_for_data
+from config.resolve import resolve, resolve_for_data
 from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
@@ -107,7 +106,8 @@ class Trainer:
             agent, data, self.hparams, self.device, cost
         )
         data.loading = build_loading(self.hparams)
-        self._announce(agent, len(data.train_files), cost)
+        if self.leads:
+            announce(self.given, self.hparams, agent, len(data.train_files), cost)
         if self.checkpoint is not None:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
@@ -135,20 +135,6 @@ class Trainer:
         data.loading = build_loading(self.hparams)
         data.check(Path(self.hparams.run.dir) / ".cache")
         return data
-
-    def _announce(self, agent: Agent, images: int, cost: ImageCost) -> None:
-        """Says what was chosen, how long the run will be, and what it needs."""
-        if not self.leads:
-            return
-        if words := choices(self.given, self.hparams):
-            console.info("%s", words)
-        said = [length(self.hparams, images)]
-        if agent.trains:
-            said.append(needs(cost, agent, self.hparams))
-        for line, _ in said:
-            console.info("%s", line)
-        for warning in (each for _, warnings in said for each in warnings):
-            console.warning("warning: %s", warning)
 
     def _check_stopping(self, data: ImageDataModule) -> None:
         if self.hparams.callbacks.early_stopping.enabled and not self._validates(data):
