@@ -18,10 +18,15 @@ from config.hparams import Hparams
 from config.rules import as_typed, get_leaf
 from utils.files import write_atomically
 from utils.strict_yaml import load_yaml
+from utils.text import one_line
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be: the message names its dotted path and what to do."""
+    """A setting that cannot be: the message names its dotted path and what to do, on one line."""
+
+    def __init__(self, message: str) -> None:
+        # Whatever it quotes of a file or a command line.
+        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)

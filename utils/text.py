@@ -46,6 +46,13 @@ def did_you_mean(word: str, known: Collection[str], alike: float = 0.6) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+def one_line(text: str, most: int = 1200) -> str:
+    """Returns a sentence without line breaks, and without the middle of what is far too long."""
+    line = " ".join(text.split())
+    half = most // 2
+    return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
+
+
 def printable(name: str | os.PathLike[str]) -> str:
     r"""Spells a file name that need not be UTF-8, which is what Linux allows: `caf\xe9.jpg`."""
     return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.text import best_and_worst, format_result, format_value, in_units
+from utils.text import best_and_worst, format_result, format_value, in_units, one_line
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,12 @@ def test_no_class_is_among_the_best_and_the_worst():
 )
 def test_large_numbers_have_two_digits_and_a_prefix(number, text):
     assert in_units(number) == text
+
+
+def test_a_sentence_is_one_line_that_can_be_read():
+    assert one_line("rows: ---\n: no  such\tsetting.") == "rows: --- : no such setting."
+    assert one_line("x" * 1200) == "x" * 1200
+    long = one_line("begins " + "y" * 9000 + " ends")
+    assert long.startswith("begins y")
+    assert long.endswith("y ends")
+    assert len(long) < 1300
