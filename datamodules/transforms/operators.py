@@ -37,8 +37,8 @@ def say_if_slow() -> None:
     """Says, once, that OpenCV is missing."""
     if cv2 is None:
         rank_zero_warn(
-            "OpenCV is not installed: Pillow makes the views, and takes three times as long. "
-            "pip install opencv-python-headless"
+            "OpenCV is not installed, or does not fit this NumPy: Pillow makes the views, which "
+            "takes three times as long. pip install opencv-python-headless"
         )
 
 
