@@ -19,7 +19,8 @@ class Interrupted(Exception):
 class Interruption(Callback):
     """Saves a checkpoint between two steps when the process is asked to stop.
 
-    A second Ctrl-C stops at once, without saving.
+    A second Ctrl-C stops at once, without saving. So does the first request in a test, before which
+    everything has been saved: a run that goes on tests anew.
 
     Args:
         checkpoint: where to save.
@@ -34,6 +35,10 @@ class Interruption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens."""
         self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to what Lightning would hear only after the test, which may be long."""
+        self._previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
 
     def on_train_batch_end(
         self,
@@ -89,3 +94,7 @@ class Interruption(Callback):
         print(
             f"\n{name}: finishing this step, then saving. Ctrl-C again stops at once.", flush=True
         )
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(f"{signal.Signals(number).name} in the test")

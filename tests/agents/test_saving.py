@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_a_run_that_was_killed_in_its_test_has_all_of_it_when_resumed(train, mon
     monkeypatch.undo()
     folder = whole.parent / "killed"
     assert not any(name in row for row in rows_of(folder).values() for name in TESTED[task])
+    assert resume(folder) == 0
+    assert rows_of(folder) == rows_of(whole)
+
+
+@pytest.mark.parametrize("task", TESTED)
+def test_a_test_that_is_asked_to_stop_stops_and_is_made_anew(train, task, monkeypatch, capsys):
+    _, whole = train("whole", task=task, trainer__max_epochs=1)
+
+    def asked(self, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Throughput, "on_test_batch_start", asked, raising=False)
+    code, folder = train("asked", task=task, trainer__max_epochs=1)
+    assert code == 130
+    assert summary(folder)["status"] == "interrupted"
+    assert "--run.resume asked" in capsys.readouterr().out
+    monkeypatch.undo()
     assert resume(folder) == 0
     assert rows_of(folder) == rows_of(whole)
 
