@@ -69,9 +69,9 @@ class Fitting:
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError) as error:
             # torch hears of a worker's end in the middle of whatever this process is doing, or
-            # finds its connection to it closed.
+            # finds its connection to it closed or cut.
             if killed := self._killed_worker():
                 return End("failed", str(killed), killed.advice)
             if isinstance(error, OSError):

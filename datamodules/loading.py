@@ -194,7 +194,7 @@ class BatchLoader:
         except ValueError as error:
             # A worker's error arrives with its traceback as the message.
             raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
-        except RuntimeError as error:
+        except (RuntimeError, EOFError) as error:  # the latter in the middle of a tensor
             if killed := self.workers.killed():
                 raise killed from error
             raise
