@@ -23,6 +23,7 @@ from config.hparams import Hparams
 from utils.logging import Chart
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
+from utils.text import count
 
 
 class Observed(NamedTuple):
@@ -196,7 +197,7 @@ def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
         return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
     verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
     return (
-        f"{verb[result['status']]}: {what}, {result['steps']} steps of "
+        f"{verb[result['status']]}: {what}, {count(result['steps'], 'step')} of "
         f"{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
     )
 

@@ -18,7 +18,7 @@ from config.convert import leaves, set_leaf
 from config.hparams import BarlowTwinsHparams, Hparams
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence, StepCadence
-from utils.text import format_result
+from utils.text import count, format_result
 
 # By data set; all others are photographs.
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
@@ -337,20 +337,20 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         return f"{what}: {images:,} training images; nothing is trained.", []
     per_epoch = steps_per_epoch(hparams, images)
     steps = steps_of_run(hparams, images)
-    epochs = f"{steps / per_epoch:.3g}" if trainer.max_steps else str(trainer.max_epochs)
+    epochs = steps / per_epoch if trainer.max_steps else int(trainer.max_epochs)
     line = (
-        f"{what}: {images:,} training images, batches of {batch}; {epochs} epochs of "
-        f"{per_epoch:,} steps, {steps:,} in all."
+        f"{what}: {images:,} training images, batches of {batch}; {count(epochs, 'epoch')} of "
+        f"{count(per_epoch, 'step')}, {steps:,} in all."
     )
     warnings = []
     if steps < _FEW_STEPS:
         warnings.append(
-            f"Only {steps} optimizer steps: too few to train anything. More: --trainer.max_epochs, "
-            "or a smaller --data.batch_size."
+            f"Only {count(steps, 'optimizer step')}: too few to train anything. More: "
+            "--trainer.max_epochs, or a smaller --data.batch_size."
         )
     elif per_epoch < _FEW_STEPS_AN_EPOCH:
         warnings.append(
-            f"An epoch has only {per_epoch} steps: rates, pictures and validations change from one "
-            "to the next. More images, or a smaller --data.batch_size, make it finer."
+            f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
+            "from one to the next. More images, or a smaller --data.batch_size, make it finer."
         )
     return line, warnings

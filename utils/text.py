@@ -28,6 +28,12 @@ def format_result(value: Any, missing: str = "–") -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def count(number: float, word: str) -> str:
+    """Counts things: `1 step`, `2,028 steps`, `2.5 epochs`."""
+    spelt = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{spelt} {word}{'' if spelt == '1' else 's'}"
+
+
 def percent(part: float, whole: float) -> str:
     """Spells a share with two digits: `0.032 %`, `4.7 %`, `100 %`."""
     share = 100 * part / whole

@@ -87,7 +87,7 @@ def settings(**changed):
     [
         ({}, 1024, "batches of 128; 40 epochs of 8 steps, 320 in all", None),
         ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
-        ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 steps", "only 1 steps"),
+        ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
         ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
         ({"trainer__limit_train_batches": 5}, 10**6, "40 epochs of 5 steps", None),
     ],
@@ -106,8 +106,8 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     assert code == 0
     said = capsys.readouterr().err.replace("\n", " ")
     assert "auto: data.batch_size 16, barlow_twins.lambd 0.1632" in said
-    assert "24 training images, batches of 16; 1 epochs of 1 steps, 1 in all" in said
-    assert "Only 1 optimizer steps" in said
+    assert "24 training images, batches of 16; 1 epoch of 1 step, 1 in all" in said
+    assert "Only 1 optimizer step:" in said
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert saved["data"]["batch_size"] == 16
     assert saved["optim"]["warmup_epochs"] == 1

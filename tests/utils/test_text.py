@@ -1,6 +1,6 @@
 import pytest
 
-from utils.text import best_and_worst, format_result, format_value, in_units, one_line
+from utils.text import best_and_worst, count, format_result, format_value, in_units, one_line
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,11 @@ def test_a_sentence_is_one_line_that_can_be_read():
     assert long.startswith("begins y")
     assert long.endswith("y ends")
     assert len(long) < 1300
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1, "1 step"), (0, "0 steps"), (2028, "2,028 steps"), (1.0, "1 step"), (2.5, "2.5 steps")],
+)
+def test_things_are_counted_in_words(number, text):
+    assert count(number, "step") == text
