@@ -21,7 +21,8 @@ from torch import nn
 from callbacks.throughput import Throughput
 from utils.console import console
 
-_STEPS_OF_PACE, _WORTH_SAYING = 10, 50
+# Steps and seconds, of which one is enough to tell; steps left for which it is worth saying.
+_STEPS_OF_PACE, _SECONDS_OF_PACE, _WORTH_SAYING = 10, 60, 50
 
 
 class Words(ProgressColumn):
@@ -124,10 +125,11 @@ class Pace(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
     ) -> None:
-        """Says it after the tenth step, unless the run is as good as over."""
+        """Says it after the tenth step or a minute, unless the run is as good as over."""
         done = trainer.global_step - self._first_step
         rest = int(trainer.estimated_stepping_batches) - trainer.global_step
-        if self._said or done < _STEPS_OF_PACE:
+        enough = done >= _STEPS_OF_PACE or self.throughput.seconds > _SECONDS_OF_PACE
+        if self._said or not done or not enough:
             return
         self._said = True
         if rest < _WORTH_SAYING or not trainer.is_global_zero:

@@ -1,6 +1,7 @@
 """What a run shows while it works."""
 
 import re
+from datetime import timedelta
 from io import StringIO
 from types import SimpleNamespace
 
@@ -48,10 +49,14 @@ def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("steps", "says"), [(60, True), (59, False)])
-def test_a_long_run_says_once_how_long_it_takes(monkeypatch, accumulate, steps, says):
-    said: list[str] = []
-    monkeypatch.setattr(console, "info", lambda line, *values: said.append(line % values))
+@pytest.mark.parametrize(
+    ("seconds", "steps", "after", "says"),
+    [(2, 60, 10, True), (2, 59, 10, False), (70, 51, 1, True), (35, 52, 2, True)],
+)
+def test_a_long_run_says_once_how_long_it_takes(
+    monkeypatch, accumulate, seconds, steps, after, says
+):
+    said: list[tuple[int, str]] = []
     throughput = Throughput()
     trainer = SimpleNamespace(
         global_step=100,  # resumed
@@ -60,14 +65,18 @@ def test_a_long_run_says_once_how_long_it_takes(monkeypatch, accumulate, steps, 
         accumulate_grad_batches=accumulate,
         is_global_zero=True,
     )
+    monkeypatch.setattr(
+        console, "info", lambda line, *values: said.append((trainer.global_step, line % values))
+    )
     pace = Pace(throughput)
     pace.on_train_start(trainer, nn.Identity())
     for batch in range(1, steps * accumulate + 1):
         trainer.global_step = 100 + batch // accumulate
-        throughput.seconds += 60 / accumulate
+        throughput.seconds += seconds / accumulate
         pace.on_train_batch_end(trainer, nn.Identity())
-    line = "60 s a step: 0:30:00 an epoch, 1:00:00 all steps"
-    assert [each.partition(";")[0] for each in said] == [line] * says
+    epoch, run = (timedelta(seconds=seconds * n) for n in (30, steps))
+    line = f"{seconds} s a step: {epoch} an epoch, {run} all steps"
+    assert [(step, each.partition(";")[0]) for step, each in said] == [(100 + after, line)] * says
 
 
 def test_the_numbers_that_matter_are_those_measured_last(train, states):
