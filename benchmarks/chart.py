@@ -20,7 +20,7 @@ _WORDS = {
     "resnet50": "ResNet-50, 224 px",
     "vit_small": "ViT-S/16, 224 px",
 }
-_COLOURS = {"ours": "#1f77b4", "here": "#1f77b4"}
+_OURS = ("ours", "here")
 
 
 def main() -> None:
@@ -39,10 +39,11 @@ def main() -> None:
     panels += [(_WORDS[name], "s a training step", each) for name, each in trained.items()]
     figure, axes = figures.grid(1, len(panels), cell=(2.6, 2.4))
     for axis, (title, unit, values) in zip(axes[0], panels, strict=True):
-        colours = [_COLOURS.get(name, "#bbbbbb") for name in values]
-        bars = axis.barh(list(values), list(values.values()), color=colours)
+        colours = ["#1f77b4" if name in _OURS else "#bbbbbb" for name in values]
+        labels = ["twinsight" if name in _OURS else name for name in values]
+        bars = axis.barh(labels, list(values.values()), color=colours)
         axis.bar_label(bars, fmt="%.3g", padding=2)
-        axis.set(title=title, xlabel=unit, xlim=(0, 1.25 * max(values.values())))
+        axis.set(title=title, xlabel=unit, xlim=(0, 1.4 * max(values.values())))
         axis.invert_yaxis()
         axis.grid(visible=False)
     figures.save(figure, arguments.out, dpi=110)
