@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from callbacks.confusion_figure import ConfusionFigure
+from callbacks.confusion_figure import ConfusionFigure, Counts
 from utils import figures
 from utils.logging import Chart
 from utils.palette import palette
@@ -21,15 +21,16 @@ class ClassIoU(ConfusionFigure):
 
     kind = "class_iou"
 
-    def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
+    def picture(self, counts: Counts) -> Figure:
         """See `ConfusionFigure.picture`."""
-        return draw(confusion, names, where)
+        return draw(counts.confusion, counts.names, counts.where, counts.colours)
 
-    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+    def chart(self, counts: Counts) -> Chart:
         """See `ConfusionFigure.chart`: the best class first."""
-        iou, there = by_class(confusion)
-        rows = [(names[k], float(iou[k])) for k in np.argsort(-iou, kind="stable") if there[k]]
-        return Chart(f"IoU by class, {where}", ("class", "IoU"), rows, "bars")
+        iou, there = by_class(counts.confusion)
+        best_first = np.argsort(-iou, kind="stable")
+        rows = [(counts.names[k], float(iou[k])) for k in best_first if there[k]]
+        return Chart(f"IoU by class, {counts.where}", ("class", "IoU"), rows, "bars")
 
 
 def by_class(confusion: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -39,12 +40,24 @@ def by_class(confusion: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]
     return (hits / union.clamp(min=1)).numpy(), (union > 0).numpy()
 
 
-def draw(confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
-    """Draws bars from counts `(C, C)`, rows the truth."""
+def draw(
+    confusion: Tensor,
+    names: tuple[str, ...],
+    where: str,
+    own: NDArray[np.uint8] | None = None,
+) -> Figure:
+    """Draws bars from counts `(C, C)`, rows the truth, in the colours of the labels.
+
+    Args:
+        confusion: the counts.
+        names: of the classes.
+        where: of what images, in words.
+        own: colours by label, `(256, 3)`; None: those of `palette`.
+    """
     iou, there = by_class(confusion)
     mean = iou[there].mean() if there.any() else 0.0
     title = f"IoU by class, {where}: mean {mean:.3f} over {there.sum()} classes"
-    colours = palette(names) / 255
+    colours = (palette(names) if own is None else own) / 255
     columns = -(-len(names) // _MOST_ROWS)
     longest = -(-len(names) // columns)
     cell = (6.4 if columns == 1 else 4.4, 0.22 * longest + 0.8)

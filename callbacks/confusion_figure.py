@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_names, confusion_of, due
+from callbacks.inspection import class_colours, class_names, confusion_of, due
 from utils.logging import Chart, log_chart, log_figure
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was taken for what.
+
+    Attributes:
+        confusion: `(C, C)`, rows the truth.
+        names: of the classes.
+        where: of what images and step, in words.
+        colours: of labels, `(256, 3)`; None where the data set has none of its own.
+    """
+
+    confusion: Tensor
+    names: tuple[str, ...]
+    where: str
+    colours: NDArray[np.uint8] | None
 
 
 class ConfusionFigure(Callback):
@@ -28,11 +48,11 @@ class ConfusionFigure(Callback):
         self.every_n_epochs = every_n_epochs
 
     @abstractmethod
-    def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
-        """Draws counts `(C, C)`, rows the truth."""
+    def picture(self, counts: Counts) -> Figure:
+        """Draws them."""
 
     @abstractmethod
-    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+    def chart(self, counts: Counts) -> Chart:
         """Returns the same as a table."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,6 +68,6 @@ class ConfusionFigure(Callback):
         confusion = confusion_of(pl_module, split)
         if confusion is not None:
             where = f"{split} images, step {trainer.global_step}"
-            shown = (confusion, class_names(pl_module), where)
-            log_figure(trainer, f"{self.kind}/{split}", self.picture(*shown))
-            log_chart(trainer, f"{self.kind}/{split}", self.chart(*shown))
+            counts = Counts(confusion, class_names(pl_module), where, class_colours(pl_module))
+            log_figure(trainer, f"{self.kind}/{split}", self.picture(counts))
+            log_chart(trainer, f"{self.kind}/{split}", self.chart(counts))

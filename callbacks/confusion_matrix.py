@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.confusion_figure import ConfusionFigure
+from callbacks.confusion_figure import ConfusionFigure, Counts
 from utils import figures
 from utils.logging import Chart
 
@@ -19,19 +19,19 @@ class ConfusionMatrix(ConfusionFigure):
 
     kind = "confusion_matrix"
 
-    def picture(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Figure:
+    def picture(self, counts: Counts) -> Figure:
         """See `ConfusionFigure.picture`."""
-        return draw(confusion, names, where)
+        return draw(counts.confusion, counts.names, counts.where)
 
-    def chart(self, confusion: Tensor, names: tuple[str, ...], where: str) -> Chart:
+    def chart(self, counts: Counts) -> Chart:
         """See `ConfusionFigure.chart`: pixels, or images, of the classes that are drawn."""
-        confusion, names = most_frequent(confusion, names)
+        confusion, names = most_frequent(counts.confusion, counts.names)
         rows = [
             (truth, taken, int(count))
-            for truth, counts in zip(names, confusion.tolist(), strict=True)
-            for taken, count in zip(names, counts, strict=True)
+            for truth, row in zip(names, confusion.tolist(), strict=True)
+            for taken, count in zip(names, row, strict=True)
         ]
-        title = f"What each class is taken for, {where}"
+        title = f"What each class is taken for, {counts.where}"
         return Chart(title, ("truth", "predicted", "count"), rows, "confusion")
 
 

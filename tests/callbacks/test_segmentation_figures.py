@@ -62,6 +62,9 @@ def test_labels_have_the_colours_of_their_data_set():
     legend = figure.legends[0].get_patches()[1]
     assert legend.get_facecolor()[:3] == (0, 1, 0)
     figures.close(figure)
+    figure = draw_bars(torch.eye(3, dtype=torch.int64), NAMES, "here", own)
+    assert figure.axes[0].patches[1].get_facecolor()[:3] == (0, 1, 0)
+    figures.close(figure)
     figure = draw_views({"labels": judged().prediction[None]}, "title", NAMES, own)
     assert np.asarray(figure.axes[0].images[0].get_array())[0].tolist() == own[[0, 2, 1]].tolist()
     figures.close(figure)
