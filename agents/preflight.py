@@ -11,6 +11,7 @@ from config.hparams import Hparams
 from config.resolve import choices, length
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
+from models.backbones.base import Backbone
 from models.memory.footprint import bytes_per_image, forward_flops
 from utils.console import console
 from utils.rng import CPU, rng_preserved
@@ -28,11 +29,11 @@ class ImageCost:
     """What the backbone takes for one image of the data set.
 
     Attributes:
-        flops: of a pass of all its views.
+        flops: of a pass of all its views; None where they cannot be counted.
         activations: bytes kept for the gradient, of each view.
     """
 
-    flops: float
+    flops: float | None
     activations: tuple[float, ...]
 
 
@@ -52,9 +53,18 @@ def image_cost(agent: Agent, data: ImageDataModule, hparams: Hparams) -> ImageCo
     multiple = backbone.patch_multiple  # segmentations pad their crops to it
     sides = tuple(-(-side // multiple) * multiple for side in sides)
     with rng_preserved(CPU):
-        flops = {side: forward_flops(backbone, side) for side in set(sides)}
+        flops = _flops(backbone, sides)
         kept = {side: bytes_per_image(backbone, side, mixed) for side in set(sides)}
-    return ImageCost(sum(flops[side] for side in sides), tuple(kept[side] for side in sides))
+    return ImageCost(flops, tuple(kept[side] for side in sides))
+
+
+def _flops(backbone: Backbone, sides: tuple[int, ...]) -> float | None:
+    try:
+        counted = {side: forward_flops(backbone, side) for side in set(sides)}
+    except Exception as error:  # torch's counter looks into every module; a run needs no count
+        console.info("Operations cannot be counted: %s", error)
+        return None
+    return sum(counted[side] for side in sides)
 
 
 def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: ImageCost) -> None:
@@ -89,8 +99,9 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
     needed, free = _CHECKPOINTS * bytes_, _free_bytes(Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
+    operations = "" if cost.flops is None else f"{in_units(passes * batch * cost.flops)}FLOP in "
     line = (
-        f"a step: {in_units(passes * batch * cost.flops)}FLOP in the backbone{keeps}; "
+        f"a step: {operations}the backbone{keeps}; "
         f"checkpoints: up to {in_units(needed)}B of {in_units(free)}B that are free."
     )
     if needed < free:

@@ -45,11 +45,12 @@ def forward_flops(backbone: Backbone, side: int) -> int:
         backbone: stays as it is.
         side: of the image in pixels.
     """
-    network = copy.deepcopy(backbone).cpu().eval()
+    # Not within `no_grad`: the counter asks modules that learn for a gradient.
+    network = copy.deepcopy(backbone).cpu().eval().requires_grad_(False)
     image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     # Attention as products of matrices: older versions do not count the fused kernel of the CPU.
     plainly = sdpa_kernel(SDPBackend.MATH)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), plainly:
+    with FlopCounterMode(display=False) as counter, plainly:
         network(image)
     return int(counter.get_total_flops())
 

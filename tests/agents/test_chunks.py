@@ -66,6 +66,18 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     assert "will be full" not in said
 
 
+def test_operations_that_cannot_be_counted_end_no_run(train, monkeypatch, capsys):
+    def fail(backbone, side):
+        raise AssertionError("no gradient function")
+
+    monkeypatch.setattr("agents.preflight.forward_flops", fail)
+    code, _ = train("run", trainer__max_steps=1)
+    assert code == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot be counted: no gradient function" in said
+    assert "a step: the backbone, which keeps" in said
+
+
 def test_a_disk_without_room_for_checkpoints_is_said_before_training(train, monkeypatch, capsys):
     full = SimpleNamespace(free=3 * 12 * 1000)  # bytes, for checkpoints of a thousand weights
     monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
