@@ -23,6 +23,13 @@ from models.exported import Exported, ExportedBackbone, ExportedSegmenter
 from utils.files import write_atomically
 from utils.run_folder import RunFolder
 
+# Whose weights they are, for the card.
+_OF_CHECKPOINTS = {
+    "best.ckpt": "that validated best",
+    "last.ckpt": "of the last step",
+    "previous.ckpt": "of the checkpoint before the last, as that is damaged",
+}
+
 
 def check_finished(folder: RunFolder) -> None:
     """Checks that there is something to export.
@@ -136,7 +143,7 @@ def export_program(
         form=form,
         part=network.name,
         millions=_millions(network),
-        chosen="that validated best" if checkpoint == folder.best else "of the last step",
+        chosen=_OF_CHECKPOINTS[checkpoint.name],
         square=square or made.side is not None,
         side=made.side or side,
         only_side=made.side,
