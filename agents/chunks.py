@@ -7,7 +7,7 @@ import math
 import torch
 
 from agents.base import Agent
-from agents.preflight import ImageCost
+from agents.preflight import ImageCost, images_a_process
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
@@ -43,7 +43,7 @@ def resolve_chunk_size(
         return None if trainer.chunk_size is None else int(trainer.chunk_size)
     if not isinstance(data, ViewsDataModule) or trainer.compile or trainer.tune_batch_size:
         return None
-    batch = int(hparams.data.batch_size) // (trainer.devices * trainer.num_nodes)
+    batch = images_a_process(hparams)
     parameters = sum(parameter.numel() for parameter in agent.parameters())
     free = _SHARE * free_mb(device) * 2**20 - parameters * _BYTES_PER_PARAMETER
     whole = batch * sum(cost.activations)

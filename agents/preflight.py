@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from agents.base import Agent
@@ -11,9 +11,9 @@ from config.hparams import Hparams
 from config.resolve import choices, length
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from models.backbones.base import Backbone
 from models.memory.footprint import bytes_per_image, forward_flops
 from utils.console import console
+from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
@@ -24,47 +24,49 @@ _CHECKPOINTS = 3  # best, last, previous
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
 
 
-@dataclass(frozen=True)
 class ImageCost:
-    """What the backbone takes for one image of the data set.
-
-    Attributes:
-        flops: of a pass of all its views; None where they cannot be counted.
-        activations: bytes kept for the gradient, of each view.
-    """
-
-    flops: float | None
-    activations: tuple[float, ...]
-
-
-def image_cost(agent: Agent, data: ImageDataModule, hparams: Hparams) -> ImageCost:
-    """Measures on the CPU what the backbone takes for one image.
+    """What the backbone takes for one image of the data set, measured on the CPU when asked for.
 
     Args:
         agent: as it will train.
         data: whose images it sees.
         hparams: resolved but for the chunk size.
     """
-    sides: tuple[int, ...] = (data.image_size,)
-    if isinstance(data, ViewsDataModule):
-        sides = agent.passes(data.views.sizes)
-    mixed = hparams.trainer.precision in ("16-mixed", "bf16-mixed")
-    backbone = agent.trained_backbone
-    multiple = backbone.patch_multiple  # segmentations pad their crops to it
-    sides = tuple(-(-side // multiple) * multiple for side in sides)
-    with rng_preserved(CPU):
-        flops = _flops(backbone, sides)
-        kept = {side: bytes_per_image(backbone, side, mixed) for side in set(sides)}
-    return ImageCost(flops, tuple(kept[side] for side in sides))
+
+    def __init__(self, agent: Agent, data: ImageDataModule, hparams: Hparams) -> None:
+        self._backbone = agent.trained_backbone
+        self._mixed = is_mixed(hparams.trainer.precision)
+        sides: tuple[int, ...] = (data.image_size,)
+        if isinstance(data, ViewsDataModule):
+            sides = agent.passes(data.views.sizes)
+        multiple = self._backbone.patch_multiple  # segmentations pad their crops to it
+        self._sides = tuple(-(-side // multiple) * multiple for side in sides)
+
+    @cached_property
+    def flops(self) -> float | None:
+        """Of a pass of all its views; None where they cannot be counted."""
+        try:
+            with rng_preserved(CPU):
+                counted = {side: forward_flops(self._backbone, side) for side in set(self._sides)}
+        except Exception as error:  # torch's counter looks into every module; a run needs no count
+            console.info("Operations cannot be counted: %s", error)
+            return None
+        return sum(counted[side] for side in self._sides)
+
+    @cached_property
+    def activations(self) -> tuple[float, ...]:
+        """Bytes kept for the gradient, of each view."""
+        with rng_preserved(CPU):
+            kept = {
+                side: bytes_per_image(self._backbone, side, self._mixed)
+                for side in set(self._sides)
+            }
+        return tuple(kept[side] for side in self._sides)
 
 
-def _flops(backbone: Backbone, sides: tuple[int, ...]) -> float | None:
-    try:
-        counted = {side: forward_flops(backbone, side) for side in set(sides)}
-    except Exception as error:  # torch's counter looks into every module; a run needs no count
-        console.info("Operations cannot be counted: %s", error)
-        return None
-    return sum(counted[side] for side in sides)
+def images_a_process(hparams: Hparams) -> int:
+    """Returns how many images of a batch each process has."""
+    return int(hparams.data.batch_size) // (hparams.trainer.devices * hparams.trainer.num_nodes)
 
 
 def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: ImageCost) -> None:
@@ -90,10 +92,10 @@ def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: 
 
 def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
     """Returns what a run needs in one line, and what there is too little of."""
-    trainer, batch = hparams.trainer, int(hparams.data.batch_size)
-    chunk = trainer.chunk_size if isinstance(trainer.chunk_size, int) else None
+    size = hparams.trainer.chunk_size
+    chunk = size if isinstance(size, int) else None
     passes = _FROZEN if agent.trained_backbone.frozen else _RECOMPUTED if chunk else _TRAINED
-    share = batch // (trainer.devices * trainer.num_nodes)
+    batch, share = int(hparams.data.batch_size), images_a_process(hparams)
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
     sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
     bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)

@@ -21,7 +21,7 @@ from agents.chunks import resolve_chunk_size
 from agents.fitting import End, Fitting
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
-from agents.preflight import announce, image_cost
+from agents.preflight import ImageCost, announce
 from agents.resuming import check_continues
 from agents.saving import (
     begin,
@@ -101,7 +101,7 @@ class Trainer:
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
         lay_out(agent, self.device)
-        cost = image_cost(agent, data, self.hparams)
+        cost = ImageCost(agent, data, self.hparams)
         self.hparams.trainer.chunk_size = resolve_chunk_size(
             agent, data, self.hparams, self.device, cost
         )

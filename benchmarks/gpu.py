@@ -30,6 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.training_step import settings_of, step_cost, synchronise
+from config.convert import leaves
+from config.hparams import Hparams
+from config.rules import possible_on
 from main import main as run_main
 from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
@@ -159,21 +162,14 @@ class Bench:
         return {"outcome": line}
 
 
-# What takes its time and has no part in it.
-_PICTURES = (
-    "attention_maps",
-    "attention_quality",
-    "cross_correlation",
-    "dense_knn",
-    "effective_receptive_field",
-    "embeddings",
-    "feature_maps",
-    "gradient_agreement",
-    "learning_curves",
-    "online_probe",
-    "report",
-    "views",
-)
+# What takes its time and has no part in it: all that only looks.
+_PICTURES = [
+    leaf.path
+    for leaf in leaves(Hparams().callbacks, "callbacks.")
+    if leaf.path.endswith(".enabled")
+    and leaf.value
+    and possible_on(Hparams, leaf.path, "barlow_twins")
+]
 
 
 def best_of(times: int, work: Callable[[], Any], device: torch.device) -> float:
@@ -196,7 +192,7 @@ def trained(folder: str, name: str, words: list[str]) -> str:
     """
     own = [] if "--run.resume" in words else ["--run.name", name]
     quiet = ["--run.dir", folder, "--logger.mode", "disabled"]
-    quiet += [word for part in _PICTURES for word in (f"--callbacks.{part}.enabled", "false")]
+    quiet += [word for path in _PICTURES for word in (f"--{path}", "false")]
     said = StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         code = run_main([*quiet, *own, *words])

@@ -80,6 +80,11 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"
 
 
+def is_mixed(precision: str) -> bool:
+    """Whether passes run in half precision, beside weights in float32."""
+    return precision in ("bf16-mixed", "16-mixed")
+
+
 def use_tensor_cores(precision: str, device: torch.device) -> bool:
     """Lets float32 matrices be multiplied in TF32 beside half precision, from Ampere on.
 
@@ -89,8 +94,11 @@ def use_tensor_cores(precision: str, device: torch.device) -> bool:
     Returns:
         Whether it does.
     """
-    mixed = precision in ("bf16-mixed", "16-mixed")
-    tf32 = mixed and device.type == "cuda" and torch.cuda.get_device_capability() >= _AMPERE
+    tf32 = (
+        is_mixed(precision)
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability() >= _AMPERE
+    )
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     return tf32
 
