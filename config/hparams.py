@@ -483,10 +483,12 @@ class SegmentationHparams:
     (affinity_propagation: patches that attend to each other share their logits) | fusion3
     (class_queries, guided by maps). Either name is understood."""
     fusion_control: Annotated[
-        Literal["none", "shuffled", "uniform", "random_init"], Needs("segmentation.fusion")
+        Literal["none", "shuffled", "uniform", "local", "random_init"],
+        Needs("segmentation.fusion"),
     ] = "none"
     """The same fusion with attention of another image of the batch | of no patch in particular | of
-    a random network. Only what beats all three is owed to attention."""
+    the neighbourhood, each head's wider than the last | of a random network. Only what beats all
+    four is owed to attention."""
     attention_blocks: Annotated[
         list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss")
     ] = field(default_factory=lambda: [-2, -1])
@@ -499,8 +501,12 @@ class SegmentationHparams:
     """What travels between patches: logits of the head, or features before it."""
     fusion_steps: Annotated[Count, Needs("segmentation.fusion", "fusion2")] = 3
     """How many times it travels."""
-    fusion_keys: Annotated[bool, Needs("segmentation.fusion", "fusion2")] = True
-    """Patches with similar keys are neighbours too (as in LOST and TokenCut)."""
+    fusion_edges: Annotated[
+        list[str], SomeOf(names.FUSION_EDGES), Needs("segmentation.fusion", "fusion2")
+    ] = field(default_factory=lambda: ["qk", "keys"])
+    """What makes two patches neighbours, a learnt mix of: qk (attention, of every head and block) |
+    qq, kk (queries, or keys, that attend to each other) | keys (cosine of keys, as in LOST and
+    TokenCut) | tokens (cosine of the backbone's output: what needs no attention, a rival)."""
     attention_loss: Annotated[NonNegative, LEARNT_HEAD] = 0.0
     """Weight of a loss on attention itself; 0.1 to 0.4. It trains heads of unfrozen blocks
     (backbone.unfreeze_last), and what fusion2 and fusion3 learn."""

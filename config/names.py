@@ -112,6 +112,7 @@ FUSION_ALIASES = {
     "affinity_propagation": "fusion2",
     "class_queries": "fusion3",
 }
+FUSION_EDGES = ("qk", "qq", "kk", "keys", "tokens")
 ATTENTION_LOSSES = ("mass", "shape", "diversity", "affinity")
 LOSSES: dict[str, str] = {
     "cross_entropy": "models.losses.segmentation:cross_entropy",

@@ -201,6 +201,12 @@ def _check_segmentation(hparams: Hparams) -> None:
         )
     if len(set(settings.fusion)) < len(settings.fusion):
         raise ConfigError(f"--segmentation.fusion {as_typed(settings.fusion)}: each of them once.")
+    control, fusions = settings.fusion_control, settings.fusion
+    if control != "none" and fusions == ["fusion2"] and settings.fusion_edges == ["tokens"]:
+        raise ConfigError(
+            f"--segmentation.fusion_control {control} has no effect on --segmentation.fusion_edges "
+            "tokens: they need no attention."
+        )
     trained = set() if frozen else {"mass", "shape", "diversity"}
     trained |= {"affinity"} if "fusion2" in settings.fusion else set()
     trained |= {"mass", "shape"} if "fusion3" in settings.fusion else set()

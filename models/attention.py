@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.precision import at_least_float32
 
 Queries = Literal["cls", "mean", "all"]
+Pair = Literal["qk", "qq", "kk"]
 Result = TypeVar("Result")
 Answer = TypeVar("Answer")
 
@@ -99,12 +100,24 @@ class AttentionFactors:
         weights = attention_rows(self.q, self.k, self.num_prefix, queries)
         return Attention(self.block, weights, self.grid, self.num_prefix)
 
-    def patch_attention(self, head: int) -> Tensor:
-        """Returns one head's attention between patches, `(B, h*w, h*w)`; rows sum to at most 1."""
-        every = self.q[:, head, self.num_prefix :], self.k[:, head]
+    def patch_attention(self, head: int, pair: Pair = "qk") -> Tensor:
+        """Returns one head's attention between patches, `(B, h*w, h*w)`.
+
+        Args:
+            head: which one.
+            pair: what is compared. `qk`: as in the network; rows sum to at most 1, the rest goes to
+                prefix tokens. `qq`, `kk`: the patches' queries, or keys, among themselves, by
+                content and not by position, divided by the root of their width; rows sum to 1.
+        """
+        content = self.q.shape[-1] - self.num_position
         with torch.autocast(self.q.device.type, enabled=False):
-            q, k = at_least_float32(*every)
-            return (q @ k.transpose(-2, -1)).softmax(-1)[..., self.num_prefix :]
+            q, k = at_least_float32(self.q[:, head], self.k[:, head])
+            if pair == "qk":
+                rows = (q[:, self.num_prefix :] @ k.transpose(-2, -1)).softmax(-1)
+                return rows[..., self.num_prefix :]
+            patches = (q if pair == "qq" else k)[:, self.num_prefix :, :content]
+            scale = content**0.5 if pair == "qq" else content**-0.5
+            return (patches @ patches.transpose(-2, -1) * scale).softmax(-1)
 
     def patch_keys(self) -> Tensor:
         """Returns the keys of the patches, all heads together, `(B, h*w, heads * d)`."""

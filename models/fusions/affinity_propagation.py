@@ -1,26 +1,30 @@
 """Fusion 2: patches that attend to each other share their logits or features.
 
 Personalised PageRank (Gasteiger et al. 2019, APPNP, eq. 4) on a graph whose edges are a learnt mix
-of the heads' attention, as AFA (Ru et al. 2022) refines activation maps, and of the similarity of
-keys, on which LOST (Siméoni et al. 2021) and TokenCut (Wang et al. 2022) cut their graphs.
+of the heads' attention, as AFA (Ru et al. 2022) refines activation maps, of queries that attend to
+queries and keys to keys (SCLIP, Wang et al. 2023), and of the similarity of keys, on which LOST
+(Siméoni et al. 2021) and TokenCut (Wang et al. 2022) cut their graphs. The similarity of the
+backbone's output, which needs no attention, is the rival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import AttentionFactors
 from models.backbones.base import Features
 from models.fusions.base import Fusion
 from models.heads.base import resize
 from models.precision import at_least_float32
+
+_OF_HEADS = ("qk", "qq", "kk")
+_EDGES = (*_OF_HEADS, "keys", "tokens")
 
 _START = 0.05  # share of the neighbours at the start: nearly the head alone
 _SHARPNESS = 2.0
@@ -31,9 +35,8 @@ _MOST_ENTRIES = 2**26
 class AffinityPropagation(Fusion):
     """Z_{k+1} = (1 - α) Z_0 + α P Z_k, for k < `steps`.
 
-    W = Σ softmax(w)_lh A_lh (+ for each block the row-normalised cosine of keys, negatives cut
-    off), S = (W + Wᵀ) / 2, P = row-normalised S^γ. Learnt: α, γ, and w, one number per head and
-    block.
+    W = Σ softmax(w)_e A_e over all edges e, S = (W + Wᵀ) / 2, P = row-normalised S^γ. Learnt: α, γ,
+    and w, one number for each of the edges.
 
     Args:
         channels: C of each map.
@@ -41,7 +44,10 @@ class AffinityPropagation(Fusion):
         num_classes: unused.
         heads: of every block whose attention is given.
         steps: how far labels travel.
-        keys: whether similar keys are neighbours too.
+        edges: what makes patches neighbours, any of: `qk` (attention) | `qq`, `kk` (softmax of
+            queries, or keys, among themselves), of every head and block | `keys` (cosine of the
+            keys of all heads, of every block) | `tokens` (cosine in the deepest map). Cosines below
+            0 are cut off, rows sum to 1.
         carries: `logits` of the head, or `features` before it, whose maps lie on the patches' grid.
     """
 
@@ -52,14 +58,15 @@ class AffinityPropagation(Fusion):
         num_classes: int,
         heads: Sequence[int],
         steps: int = 3,
-        keys: bool = True,
+        edges: Sequence[str] = ("qk", "keys"),
         carries: Literal["logits", "features"] = "logits",
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)
         self.heads = tuple(heads)
-        self.steps, self.keys, self.carries = steps, keys, carries
-        self.mix = nn.Parameter(torch.zeros(sum(heads) + keys * len(heads)))
+        self.steps, self.carries = steps, carries
+        self.kinds: tuple[Any, ...] = tuple(kind for kind in _EDGES if kind in edges)
+        self.mix = nn.Parameter(torch.zeros(len(self._names())))
         self.alpha = nn.Parameter(torch.logit(torch.tensor(_START)))
         self.gamma = nn.Parameter(torch.tensor(_SHARPNESS).expm1().log())  # of softplus
 
@@ -89,27 +96,49 @@ class AffinityPropagation(Fusion):
 
     def edges(self, features: Features) -> Tensor:
         """P, in float32 or better; see `Fusion.edges`."""
-        given, grid = features.factors or (), _grid(features)
-        with torch.autocast(given[0].q.device.type, enabled=False):
-            batch = given[0].q.shape[0]
-            entries = batch * sum(self.heads) * (grid[0] * grid[1]) ** 2
+        grid, attending = _grid(features), [kind for kind in self.kinds if kind in _OF_HEADS]
+        with torch.autocast(features.pooled.device.type, enabled=False):
+            batch = features.pooled.shape[0]
+            entries = batch * len(attending) * sum(self.heads) * (grid[0] * grid[1]) ** 2
             mixed: Tensor = (
-                checkpoint(self._mixed, given, use_reentrant=False)
+                checkpoint(self._mixed, features, use_reentrant=False)
                 if entries > _MOST_ENTRIES
-                else self._mixed(given)
+                else self._mixed(features)
             )
             symmetric = (mixed + mixed.transpose(1, 2)) / 2
             return (F.softplus(self.gamma) * symmetric.clamp_min(1e-12).log()).softmax(-1)
 
-    def _mixed(self, given: Sequence[AttentionFactors]) -> Tensor:
-        weights = iter(self.mix.softmax(0))
+    def _mixed(self, features: Features) -> Tensor:
         mixed = torch.zeros((), device=self.mix.device)
-        for factors in given:
-            for head in range(factors.q.shape[1]):
-                mixed = mixed + next(weights) * factors.patch_attention(head)
-        for factors in given if self.keys else ():
-            mixed = mixed + next(weights) * _key_similarity(factors.patch_keys())
+        for weight, edges in zip(self.mix.softmax(0), self._all_edges(features), strict=True):
+            mixed = mixed + weight * edges
         return mixed
+
+    def _all_edges(self, features: Features) -> Iterator[Tensor]:
+        # Each (B, h*w, h*w), in the order of `_names`.
+        for kind in self.kinds:
+            if kind == "tokens":
+                tokens = resize(at_least_float32(features.maps[-1])[0], _grid(features))
+                yield _cosines(tokens.flatten(2).transpose(1, 2))
+                continue
+            for factors in features.factors or ():
+                if kind == "keys":
+                    yield _cosines(factors.patch_keys())
+                else:
+                    yield from (factors.patch_attention(h, kind) for h in range(factors.q.shape[1]))
+
+    def _names(self) -> list[str]:
+        names = []
+        for kind in self.kinds:
+            if kind == "tokens":
+                names.append("tokens")
+            elif kind == "keys":
+                names += [f"block{block}/keys" for block in range(len(self.heads))]
+            else:
+                each = "head" if kind == "qk" else kind
+                heads = enumerate(self.heads)
+                names += [f"block{block}/{each}{h}" for block, n in heads for h in range(n)]
+        return names
 
     def _propagated(self, x: Tensor, walk: Tensor) -> Tensor:
         start = at_least_float32(x)[0].flatten(2).transpose(1, 2)  # (B, h*w, C)
@@ -124,14 +153,11 @@ class AffinityPropagation(Fusion):
         return list(self.parameters())
 
     def learnt(self) -> dict[str, float]:
-        """alpha, gamma and the weight of every head, blocks from shallow to deep."""
-        weights = self.mix.detach().softmax(0).tolist()
-        names = [f"block{b}/head{h}" for b, count in enumerate(self.heads) for h in range(count)]
-        names += [f"block{b}/keys" for b in range(len(self.heads) * self.keys)]
+        """alpha, gamma and the weight of each of the edges, blocks from shallow to deep."""
         return {
             "alpha": float(self.alpha.detach().sigmoid()),
             "gamma": float(F.softplus(self.gamma.detach())),
-            **dict(zip(names, weights, strict=True)),
+            **dict(zip(self._names(), self.mix.detach().softmax(0).tolist(), strict=True)),
         }
 
 
@@ -146,8 +172,8 @@ def _grid(features: Features) -> tuple[int, int]:
     return first
 
 
-def _key_similarity(keys: Tensor) -> Tensor:
+def _cosines(vectors: Tensor) -> Tensor:
     # (B, N, D) to (B, N, N): cosines, what is opposite cut off, rows summing to 1.
-    keys = F.normalize(keys, dim=-1)
-    cosines = (keys @ keys.transpose(1, 2)).relu()
+    vectors = F.normalize(vectors, dim=-1)
+    cosines = (vectors @ vectors.transpose(1, 2)).relu()
     return cosines / cosines.sum(-1, keepdim=True).clamp_min(1e-12)

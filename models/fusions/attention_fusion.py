@@ -17,10 +17,11 @@ from models.backbones.base import (
     GlobalAttentionBackbone,
 )
 from models.fusions.base import Fusion
-from models.fusions.controls import Group, shuffled, uniform
+from models.fusions.controls import Group, local, shuffled, uniform
 from models.heads.base import Head
 
-Control = Literal["none", "shuffled", "uniform", "random_init"]
+Control = Literal["none", "shuffled", "uniform", "local", "random_init"]
+_OF_ONE_IMAGE = {"uniform": uniform, "local": local}
 
 
 class AttentionFusion(nn.Module):
@@ -59,8 +60,9 @@ class AttentionFusion(nn.Module):
 
     def controlled(self, groups: list[Group]) -> list[Group]:
         """Takes the truth out of the attention of a batch, where a control asks for it."""
-        if self.control == "uniform":
-            return [(positions, uniform(features)) for positions, features in groups]
+        if self.control in _OF_ONE_IMAGE:
+            change = _OF_ONE_IMAGE[self.control]
+            return [(positions, change(features)) for positions, features in groups]
         return shuffled(groups) if self.control == "shuffled" else groups
 
     def controlled_batch(self, features: Features) -> Features:

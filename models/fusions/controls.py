@@ -5,6 +5,7 @@ A gain over the plain head shows that the fusion helps, one over its controls th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import Attention, AttentionFactors
+from models.attention import Attention, AttentionFactors, attention_rows
 from models.backbones.base import Features
 
 # Images of one size, by their positions in the batch.
@@ -26,6 +27,20 @@ def uniform(features: Features) -> Features:
         features,
         attention=_each(features.attention, _uniform_rows),
         factors=_each(features.factors, _uniform_factors),
+    )
+
+
+def local(features: Features) -> Features:
+    """Returns features whose patches attend to their neighbourhood, whatever is in the image.
+
+    What NACLIP (Hajimiri et al. 2024) adds to attention, alone: a Gaussian of the distance, of one
+    patch in the first head and a quarter of the grid's longer side in the last, so that a mix of
+    heads finds the best width. CLS looks around the middle.
+    """
+    return replace(
+        features,
+        attention=_each(features.attention, _local_rows),
+        factors=_each(features.factors, _local_factors),
     )
 
 
@@ -84,6 +99,50 @@ def _uniform_rows(rows: Attention, _: int) -> Attention:
 def _uniform_factors(factors: AttentionFactors, _: int) -> AttentionFactors:
     # Equal keys, so that key affinity is uniform as well.
     return replace(factors, q=torch.zeros_like(factors.q), k=torch.ones_like(factors.k))
+
+
+def _local_rows(rows: Attention, _: int) -> Attention:
+    q, k = _neighbourhoods(rows.grid, rows.num_prefix, rows.weights)
+    return replace(rows, weights=attention_rows(q, k, rows.num_prefix, "mean"))
+
+
+def _local_factors(factors: AttentionFactors, _: int) -> AttentionFactors:
+    q, k = _neighbourhoods(factors.grid, factors.num_prefix, factors.q)
+    return replace(factors, q=q, k=k, num_position=0)
+
+
+def _neighbourhoods(grid: tuple[int, int], prefix: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns queries and keys whose softmax is a Gaussian of the distance between patches.
+
+    Each position is on two circles, (cos θ, sin θ) of both its coordinates: products of queries
+    and keys, of queries, and of keys are all r (cos Δθ_y + cos Δθ_x), which is a constant less
+    r Δθ² / 2 to a twentieth while Δθ < π / 4, the grid's longer side.
+
+    Args:
+        grid: `(h, w)` of the patches.
+        prefix: P, the tokens before them.
+        like: `(B, heads, …)`, on the device that is wanted.
+
+    Returns:
+        Each `(B, heads, P + h*w, 4)`, in float32 or better; q is scaled as in `AttentionFactors`.
+    """
+    batch, heads, *_ = like.shape
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    longest, width = max(grid), 4
+    rows, columns = (torch.arange(n, device=like.device, dtype=dtype) for n in grid)
+    places = torch.cartesian_prod(rows, columns)
+    middle = places.mean(0, keepdim=True).expand(prefix, -1)
+    angles = torch.cat([middle, places]) * (math.pi / 4 / longest)  # (P + h*w, 2)
+    circles = torch.cat([angles.cos(), angles.sin()], 1)
+    widest = max(1.0, longest / 4)
+    spreads = torch.logspace(0, math.log10(widest), heads, device=like.device, dtype=dtype)
+    radius = (4 * longest / math.pi / spreads) ** 2  # r
+    vectors = radius.sqrt()[:, None, None] * circles
+    # Only patches are looked at.
+    seen = vectors.clone()
+    seen[:, :prefix] = 0
+    q, k = vectors * width**-0.25, seen * width**0.25
+    return q.expand(batch, -1, -1, -1), k.expand(batch, -1, -1, -1)
 
 
 def _image(factors: AttentionFactors, row: int) -> AttentionFactors:

@@ -66,7 +66,7 @@ def test_a_fusion_trains_and_says_what_it_learnt(train, fusion):
     assert again == pytest.approx(found["test/miou"], abs=0.02)  # half precision was kept
 
 
-@pytest.mark.parametrize("control", ["shuffled", "uniform", "random_init"])
+@pytest.mark.parametrize("control", ["shuffled", "uniform", "local", "random_init"])
 @pytest.mark.parametrize("fixed", [True, False])
 def test_controls_train_with_equal_parameters(train, control, fixed):
     code, folder = train(
@@ -326,6 +326,14 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
         (
             {"segmentation.fusion": "fusion1", "segmentation.fusion_steps": 2},
             "without --segmentation.fusion fusion2",
+        ),
+        (
+            {
+                "segmentation.fusion": "fusion2",
+                "segmentation.fusion_edges": "tokens",
+                "segmentation.fusion_control": "local",
+            },
+            "need no attention",
         ),
         ({"segmentation.attention_loss": 0.1, "backbone.freeze": "true"}, "nothing to train"),
         (

@@ -20,7 +20,7 @@ from models.fusions.affinity_propagation import AffinityPropagation
 from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
 from models.fusions.base import attention_maps, log_maps
 from models.fusions.class_queries import ClassQueries
-from models.fusions.controls import shuffled, uniform
+from models.fusions.controls import local, shuffled, uniform
 from models.fusions.maps_as_channels import MapsAsChannels
 from utils.imports import load
 
@@ -112,20 +112,41 @@ def test_factors_are_resized_where_they_are_patches():
 # --- fusion 2 -------------------------------------------------------------------------------------
 
 
-def naive_walk(given: Features, mix: Tensor, gamma: float) -> Tensor:
+def naive_cosines(vectors: Tensor) -> Tensor:
+    count = len(vectors)
+    cosine = torch.zeros(count, count, dtype=torch.float64)
+    for i in range(count):
+        for j in range(count):
+            value = vectors[i] @ vectors[j] / (vectors[i].norm() * vectors[j].norm())
+            cosine[i, j] = max(0.0, float(value))
+    return cosine / cosine.sum(1, keepdim=True)
+
+
+def naive_among_themselves(vectors: Tensor) -> Tensor:
+    """softmax(x xᵀ / √d) of the plain vectors of patches."""
+    return torch.stack([(x @ vectors.T / vectors.shape[1] ** 0.5).softmax(0) for x in vectors])
+
+
+NAIVE = {
+    "qk": lambda f, i, h: f.rows("all").weights[i, h, 1:, 1:],
+    # The factors' queries carry the scale of the logits, 1 / √8.
+    "qq": lambda f, i, h: naive_among_themselves(f.q[i, h, 1:] * 8**0.5),
+    "kk": lambda f, i, h: naive_among_themselves(f.k[i, h, 1:]),
+}
+
+
+def naive_walk(given: Features, mix: Tensor, gamma: float, edges: tuple[str, ...]) -> Tensor:
     """P of equation S = (W + Wᵀ) / 2, P = S^γ / rowsum, one image and pair at a time."""
     found = []
     for image in range(2):
-        parts = [f.rows("all").weights[image, h, 1:, 1:] for f in given.factors for h in range(3)]
-        for f in given.factors:
-            keys = f.k[image, :, 1:].transpose(0, 1).flatten(1)
-            count = len(keys)
-            cosine = torch.zeros(count, count, dtype=torch.float64)
-            for i in range(count):
-                for j in range(count):
-                    value = keys[i] @ keys[j] / (keys[i].norm() * keys[j].norm())
-                    cosine[i, j] = max(0.0, float(value))
-            parts.append(cosine / cosine.sum(1, keepdim=True))
+        parts = []
+        for kind in [each for each in NAIVE if each in edges]:
+            parts += [NAIVE[kind](f, image, h) for f in given.factors for h in range(3)]
+        if "keys" in edges:
+            keys = [f.k[image, :, 1:].transpose(0, 1).flatten(1) for f in given.factors]
+            parts += [naive_cosines(each) for each in keys]
+        if "tokens" in edges:
+            parts.append(naive_cosines(given.maps[-1][image].flatten(1).T))
         weights = mix.exp() / mix.exp().sum()
         mixed = sum(w * part for w, part in zip(weights, parts, strict=True))
         sharp = ((mixed + mixed.T) / 2) ** gamma
@@ -133,13 +154,18 @@ def naive_walk(given: Features, mix: Tensor, gamma: float) -> Tensor:
     return torch.stack(found)
 
 
-def test_propagation_equals_a_plain_reference():
-    given, part, decoder = features(), fusion("fusion2", steps=2), head()
+@pytest.mark.parametrize(
+    "edges",
+    [("qk", "keys"), ("qk",), ("qq",), ("kk",), ("tokens",), ("tokens", "kk", "keys", "qq", "qk")],
+)
+def test_propagation_equals_a_plain_reference(edges):
+    given, part, decoder = features(), fusion("fusion2", steps=2, edges=edges), head()
     with torch.no_grad():
-        part.mix.copy_(torch.linspace(-1, 1, 8))
+        part.mix.copy_(torch.linspace(-1, 1, len(part.mix)))
         part.alpha.fill_(0.4)
         part.gamma.fill_(0.7)
-        walk = naive_walk(given, part.mix, float(torch.nn.functional.softplus(part.gamma)))
+        gamma = float(torch.nn.functional.softplus(part.gamma))
+        walk = naive_walk(given, part.mix, gamma, edges)
         torch.testing.assert_close(part.edges(given), walk, rtol=1e-9, atol=1e-12)
         logits = decoder.native(given)
         alpha, start = float(part.alpha.sigmoid()), logits.flatten(2).transpose(1, 2)
@@ -169,6 +195,14 @@ def test_it_has_few_parameters_and_rows_that_sum_to_one():
     assert len(part.scalars()) == 3
     edges = fusion("fusion2").edges(peaked(features()))
     torch.testing.assert_close(edges.sum(-1), torch.ones(2, 16, dtype=torch.float64))
+
+
+def test_each_of_the_edges_has_a_weight_that_is_logged():
+    part = fusion("fusion2", edges=("tokens", "kk", "qk"))
+    assert [*part.learnt()][2:] == [
+        *(f"block{b}/{kind}{h}" for kind in ("head", "kk") for b in range(2) for h in range(3)),
+        "tokens",
+    ]
 
 
 def test_uniform_attention_makes_everything_alike():
@@ -354,6 +388,34 @@ def test_the_uniform_control_knows_nothing():
         torch.testing.assert_close(each, torch.full_like(each, 1 / 17))
     edges = fusion("fusion2").edges(given)
     torch.testing.assert_close(edges, torch.full_like(edges, 1 / 16))
+
+
+@pytest.mark.parametrize("pair", ["qk", "qq", "kk"])
+def test_the_local_control_is_a_gaussian_of_the_distance(pair):
+    """Row by row, against exp(-distance² / 2σ²) of the places on the grid."""
+    given = features(height=128, width=96)
+    for factors in local(given).factors:
+        height, width = factors.grid
+        places = [(y, x) for y in range(height) for x in range(width)]
+        for head, spread in enumerate((1.0, 2.0, 4.0)):  # one patch … a quarter of 16
+            found = factors.patch_attention(head, pair)[1]
+            for i in (0, 17, len(places) - 1):
+                squares = [(places[i][0] - y) ** 2 + (places[i][1] - x) ** 2 for y, x in places]
+                weights = (-torch.tensor(squares, dtype=torch.float64) / (2 * spread**2)).exp()
+                torch.testing.assert_close(found[i], weights / weights.sum(), rtol=0, atol=4e-3)
+
+
+def test_the_local_control_looks_around_the_middle_and_at_no_image():
+    given = local(peaked(features(height=40)))
+    for maps in attention_maps(given):
+        assert torch.equal(maps[0], maps[1])
+        torch.testing.assert_close(maps, maps.flip(-1).flip(-2))
+        torch.testing.assert_close(maps.amax((-2, -1)), maps[..., 2, 1])
+    torch.manual_seed(0)
+    backbone = swin()
+    rows = local(backbone(images(64, 64), AttentionRequest((2,), "mean"))).attention[0].weights
+    torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
+    assert torch.equal(rows[0], rows[1])
 
 
 def test_controls_are_applied_to_batches():
