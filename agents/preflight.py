@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from agents.base import Agent
+from config.announcement import choices, length
 from config.hparams import Hparams
-from config.resolve import choices, length
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from models.memory.footprint import bytes_per_image, forward_flops

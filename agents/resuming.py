@@ -15,7 +15,7 @@ from typing import Any
 
 from agents.base import Agent
 from config.hparams import Hparams
-from config.resolve import steps_of_run
+from config.length import steps_of_run
 from config.validation import check_kept
 from datamodules.base import ImageDataModule
 

@@ -45,8 +45,9 @@ from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
+from config.length import resolve_for_data
 from config.names import PRETRAINING
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule

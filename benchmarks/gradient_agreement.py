@@ -25,8 +25,9 @@ from agents.base import Agent
 from agents.build import build_agent, build_data
 from agents.sources import build_source
 from callbacks.gradient_agreement import halves
+from config.length import resolve_for_data
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from datamodules.loading import Batch, ImageFiles, collate, join
 from datamodules.self_supervised import ViewsDataModule
 from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate

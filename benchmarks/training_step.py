@@ -20,8 +20,9 @@ from agents.backbone import lay_out
 from agents.build import build_agent
 from agents.sources import build_source
 from config.hparams import Hparams
+from config.length import resolve_for_data
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from datamodules.loading import Batch
 from models.memory.footprint import forward_flops
 from utils.chunks import chunk_sizes

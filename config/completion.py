@@ -16,9 +16,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from config.advice import advice
 from config.convert import base_types, leaves
+from config.help_page import named_values
 from config.hparams import Hparams
 from config.lookup import known_experiments
-from config.parsing import add_actions, named_values
+from config.parsing import add_actions
 from config.rules import metadata, possible_on
 from config.types import Auto
 

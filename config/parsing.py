@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
-import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,22 +11,21 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Literal, get_args
 
-from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
+from simple_parsing import ArgumentGenerationMode, NestedMode
 
 from config import names
-from config.advice import advice
 from config.convert import (
     ConfigError,
     base_types,
     leaves,
     set_leaf,
     shown,
-    suggestion,
     update,
 )
 from config.fast import shortened
+from config.help_page import Parser
 from config.hparams import Hparams
 from config.lookup import (
     CONFIG_DIR,
@@ -38,8 +35,6 @@ from config.lookup import (
     read_experiment,
     read_settings,
 )
-from config.rules import possible_on, rules_of, settled_by
-from config.types import OneOf, SomeOf
 from config.validation import check, check_values, without_ineffective, without_superseded
 
 # What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
@@ -84,63 +79,8 @@ class Command:
     debug: bool = False
 
 
-class _Parser(ArgumentParser):
-    """simple-parsing's parser with one-line errors and a help page for the chosen task only."""
-
-    task = "barlow_twins"
-
-    def error(self, message: str) -> NoReturn:
-        known = [leaf.path for leaf in leaves(Hparams())]
-        if message.startswith("unrecognized arguments: "):
-            option, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
-            hint = suggestion(option.lstrip("-").partition("=")[0], known)
-            raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
-        # The words of a line that was not understood may be anything.
-        line = textwrap.shorten(message, 500, placeholder=" …")
-        line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
-        raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
-
-    def format_help(self) -> str:
-        settings = {leaf.path: leaf for leaf in leaves(Hparams())}
-        for group in self._action_groups:
-            for action in group._group_actions:
-                path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
-                conditions = rules_of(Hparams).get(path)
-                if conditions is None:
-                    continue
-                # simple-parsing finds none where an annotation goes over several lines.
-                action.help = advice(settings[path]).replace("%", "%%")
-                if not possible_on(Hparams, path, self.task):
-                    action.help = argparse.SUPPRESS
-                elif needed := [
-                    str(each) for each in conditions if not settled_by(each, self.task)
-                ]:
-                    action.help = f"{action.help} [Needs {'; '.join(needed)}]"
-                # Not simple-parsing's negations, nor its short forms of names of one letter.
-                action.option_strings = [f"--{path}"]
-                if choices := named_values(settings[path].annotation):
-                    action.metavar = "{" + ",".join(choices) + "}"
-            group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
-            if all(action.help == argparse.SUPPRESS for action in group._group_actions):
-                group.description = None
-        self._action_groups = [group for group in self._action_groups if _visible(group)]
-        return super().format_help()
-
-
-def _visible(group: Any) -> bool:
-    return any(action.help != argparse.SUPPRESS for action in group._group_actions)
-
-
-def named_values(annotation: Any) -> list[str]:
-    """Returns the names that a setting may be, or hold; empty where it holds none."""
-    for item in getattr(annotation, "__metadata__", ()):
-        if isinstance(item, OneOf | SomeOf):
-            return list(item.names)
-    return []
-
-
-def _parser(task: str) -> _Parser:
-    parser = _Parser(
+def _parser(task: str) -> Parser:
+    parser = Parser(
         prog="python main.py",
         usage=_USAGE,
         description="Train with config/hparams.py; every setting below can be overridden.",
@@ -256,7 +196,7 @@ def _version() -> str:
 
 def _study(argv: Sequence[str]) -> Command:
     # Its runs have settings of their own: what is left is for all of them.
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--study")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--print-commands", action="store_true")

@@ -75,7 +75,8 @@ def test_frozen_backbone_is_not_touched(train):
 def agent_for(**changed):
     from agents.build import build_agent
     from agents.sources import build_source
-    from config.resolve import resolve, resolve_for_data
+    from config.length import resolve_for_data
+    from config.resolve import resolve
 
     hparams = Hparams()
     for path, value in changed.items():

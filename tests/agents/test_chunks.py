@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from config.announcement import length
 from config.hparams import Hparams
-from config.resolve import length, resolve, resolve_for_data
+from config.length import resolve_for_data
+from config.resolve import resolve
 from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
 from models.memory.footprint import bytes_per_image, forward_flops

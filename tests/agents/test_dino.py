@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from agents.dino import DINO
 from agents.dino_twins import pairs
 from callbacks.interruption import Interruption
+from config.announcement import choices
 from config.hparams import Hparams
-from config.resolve import choices, resolve, resolve_for_data
+from config.length import resolve_for_data
+from config.resolve import resolve
 from datamodules.loading import Batch
 from datamodules.seeding import generator
 from main import main

@@ -4,9 +4,10 @@ import pytest
 
 from agents.build import build_agent
 from agents.sources import build_source
+from config.length import resolve_for_data
 from config.lookup import known_experiments
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 
 
 # A probe reads its images when it is built.

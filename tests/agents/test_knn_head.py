@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 
 from agents.patch_memory import as_seen, remember
+from config.announcement import length
 from config.hparams import Hparams
-from config.resolve import length, resolve, resolve_for_data
+from config.length import resolve_for_data
+from config.resolve import resolve
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes

@@ -60,7 +60,8 @@ def test_any_number_of_views(train, views):
 def agent_for(**changed):
     from agents.build import build_agent
     from agents.sources import build_source
-    from config.resolve import resolve, resolve_for_data
+    from config.length import resolve_for_data
+    from config.resolve import resolve
 
     hparams = Hparams(task="lejepa")
     for path, value in changed.items():

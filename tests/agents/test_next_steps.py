@@ -8,9 +8,10 @@ import pytest
 from agents.next_steps import given_settings, next_steps, resume_command, training_command
 from config.convert import read_yaml, update, write_yaml
 from config.hparams import Hparams
+from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, read_experiment
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from config.validation import active_settings, check
 from datamodules.cifar10 import CIFAR10
 from datamodules.coco_stuff import COCOStuff

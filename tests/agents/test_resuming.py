@@ -15,7 +15,8 @@ from callbacks.interruption import Interruption
 from config import names
 from config.convert import ConfigError, leaves, set_leaf
 from config.hparams import Hparams, OptimHparams
-from config.resolve import resolve, resolve_for_data
+from config.length import resolve_for_data
+from config.resolve import resolve
 from config.rules import metadata, unmet
 from config.types import Kept
 from config.validation import active_settings, check_kept

@@ -15,8 +15,9 @@ from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
 from agents.sources import build_source
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
+from config.length import resolve_for_data
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from datamodules import reading
 from datamodules.masked_images import collate
 from datamodules.shapes import Shapes, generate

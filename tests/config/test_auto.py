@@ -11,7 +11,8 @@ from agents.backbone import build_backbone
 from config import names
 from config.convert import update
 from config.hparams import Hparams
-from config.resolve import patch_multiple, resolve, resolve_for_data
+from config.length import resolve_for_data
+from config.resolve import patch_multiple, resolve
 from config.validation import check, without_ineffective
 
 

@@ -4,9 +4,10 @@ import pytest
 
 from config import names
 from config.convert import ConfigError
+from config.length import resolve_for_data, steps_of_run
 from config.lookup import CONFIG_DIR
 from config.parsing import Command, parse
-from config.resolve import resolve, resolve_for_data, steps_of_run
+from config.resolve import resolve
 from config.validation import check
 from tests.conftest import summary
 

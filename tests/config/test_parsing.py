@@ -11,9 +11,10 @@ from config import names
 from config.advice import advice
 from config.convert import ConfigError, leaves, read_yaml, to_dict, update, write_yaml
 from config.hparams import Hparams
+from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, read_experiment
 from config.parsing import Command, parse
-from config.resolve import choose_names, resolve, resolve_for_data
+from config.resolve import choose_names, resolve
 from config.rules import possible_on
 from config.validation import active_settings, check
 

@@ -13,8 +13,9 @@ import pytest
 from config import names
 from config.convert import ConfigError, Leaf, base_types, leaves, set_leaf, update
 from config.hparams import Hparams
+from config.length import resolve_for_data
 from config.parsing import parse
-from config.resolve import resolve, resolve_for_data
+from config.resolve import resolve
 from config.rules import (
     Condition,
     Either,

@@ -1,0 +1,67 @@
+"""What a run says of itself before it starts: what became of `auto`, and how long it will be."""
+
+from __future__ import annotations
+
+from config.convert import leaves
+from config.hparams import Hparams
+from config.length import steps_of_run, steps_per_epoch
+from config.rules import get_leaf, metadata, unmet
+from config.types import Cadence, StepCadence
+from utils.text import count, format_result
+
+
+def choices(given: Hparams, resolved: Hparams) -> str:
+    """Says in one line what became of every `auto` that this run reads; empty without any."""
+    found = {}
+    for leaf in leaves(given):
+        value = get_leaf(resolved, leaf.path)
+        # Cadences follow from the length, which is said by itself.
+        cadence = any(
+            isinstance(extra, Cadence | StepCadence) for extra in metadata(leaf.annotation)
+        )
+        open_before = leaf.value in ("auto", []) and value not in ("auto", [])
+        if open_before and not cadence and unmet(resolved, leaf.path) is None:
+            found[leaf.path] = value
+    words = ", ".join(
+        f"{path} {format_result(value, missing='null')}" for path, value in found.items()
+    )
+    return f"auto: {words}" if words else ""
+
+
+# Below these a run is a try-out, not a training.
+_FEW_STEPS, _FEW_STEPS_AN_EPOCH = 50, 4
+
+
+def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
+    """Says how long the run will be.
+
+    Args:
+        hparams: resolved for the data.
+        images: number of training images.
+
+    Returns:
+        The length in one line, and warnings of few steps.
+    """
+    trainer, batch = hparams.trainer, int(hparams.data.batch_size)
+    what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
+    if unmet(hparams, "trainer.max_steps"):
+        return f"{what}: {images:,} training images; nothing is trained.", []
+    per_epoch = steps_per_epoch(hparams, images)
+    steps = steps_of_run(hparams, images)
+    epochs = steps / per_epoch if trainer.max_steps else int(trainer.max_epochs)
+    line = (
+        f"{what}: {images:,} training images, batches of {batch}; {count(epochs, 'epoch')} of "
+        f"{count(per_epoch, 'step')}, {steps:,} in all."
+    )
+    warnings = []
+    if steps < _FEW_STEPS:
+        warnings.append(
+            f"Only {count(steps, 'optimizer step')}: too few to train anything. More: "
+            "--trainer.max_epochs, or a smaller --data.batch_size."
+        )
+    elif per_epoch < _FEW_STEPS_AN_EPOCH:
+        warnings.append(
+            f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
+            "from one to the next. More images, or a smaller --data.batch_size, make it finer."
+        )
+    return line, warnings

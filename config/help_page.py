@@ -1,0 +1,77 @@
+"""The parser of the command line: its errors in one line, and the help page of a task."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from typing import Any, NoReturn
+
+from simple_parsing import ArgumentParser
+
+from config.advice import advice
+from config.convert import ConfigError, leaves, shown, suggestion
+from config.hparams import Hparams
+from config.rules import possible_on, rules_of, settled_by
+from config.types import OneOf, SomeOf
+
+
+class Parser(ArgumentParser):
+    """simple-parsing's parser with one-line errors and a help page for the chosen task only."""
+
+    task = "barlow_twins"
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses a command line in one sentence, with the nearest option there is.
+
+        Raises:
+            ConfigError: always.
+        """
+        known = [leaf.path for leaf in leaves(Hparams())]
+        if message.startswith("unrecognized arguments: "):
+            option, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
+            hint = suggestion(option.lstrip("-").partition("=")[0], known)
+            raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
+        # The words of a line that was not understood may be anything.
+        line = textwrap.shorten(message, 500, placeholder=" …")
+        line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
+        raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
+
+    def format_help(self) -> str:
+        """Returns the page: options that count on the task, each with what it needs."""
+        settings = {leaf.path: leaf for leaf in leaves(Hparams())}
+        for group in self._action_groups:
+            for action in group._group_actions:
+                path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
+                conditions = rules_of(Hparams).get(path)
+                if conditions is None:
+                    continue
+                # simple-parsing finds none where an annotation goes over several lines.
+                action.help = advice(settings[path]).replace("%", "%%")
+                if not possible_on(Hparams, path, self.task):
+                    action.help = argparse.SUPPRESS
+                elif needed := [
+                    str(each) for each in conditions if not settled_by(each, self.task)
+                ]:
+                    action.help = f"{action.help} [Needs {'; '.join(needed)}]"
+                # Not simple-parsing's negations, nor its short forms of names of one letter.
+                action.option_strings = [f"--{path}"]
+                if choices := named_values(settings[path].annotation):
+                    action.metavar = "{" + ",".join(choices) + "}"
+            group.title = (group.title or "").partition(" [")[0].replace("Hparams", "") or "Task"
+            if all(action.help == argparse.SUPPRESS for action in group._group_actions):
+                group.description = None
+        self._action_groups = [group for group in self._action_groups if _visible(group)]
+        return super().format_help()
+
+
+def _visible(group: Any) -> bool:
+    return any(action.help != argparse.SUPPRESS for action in group._group_actions)
+
+
+def named_values(annotation: Any) -> list[str]:
+    """Returns the names that a setting may be, or hold; empty where it holds none."""
+    for item in getattr(annotation, "__metadata__", ()):
+        if isinstance(item, OneOf | SomeOf):
+            return list(item.names)
+    return []

@@ -1,0 +1,168 @@
+"""What follows from the number of images: batch, length of the run, rates, cadences.
+
+The last of the steps that `config.resolve` begins.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_left
+from copy import deepcopy
+from typing import Any
+
+from config.convert import leaves, set_leaf
+from config.hparams import Hparams
+from config.resolve import DINO_TASKS, demonstrates
+from config.rules import metadata
+from config.types import Cadence, StepCadence
+
+# Optimizer steps on a GPU, and the epochs they may lie between.
+_PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
+_HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
+_CPU_SHARE = 0.1
+_PROBE_EPOCHS = 100  # DINO's
+# Of pretraining on the demonstration's images (benchmarks/RESULTS.md, section 1).
+_DEMONSTRATION_BATCH, _DEMONSTRATION_LR = 128, 2e-3
+# Peak learning rate of self-supervised training at batch 256, from the papers and their code; of
+# methods whose own (DINO's code, LeJEPA's minimal example) differs under adamw.
+_ADAMW_LR = {"dino": 5e-4, "dino_twins": 5e-4, "lejepa": 2e-3}
+_PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
+# Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
+# backbone below it when that is trained too (SegFormer's AdamW).
+_HEAD_LR = {"adamw": 5e-3, "lars": 0.01, "sgd": 0.01}
+_FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.01, "sgd": 0.01}
+# Of a linear classifier on standardised features, at batch 256.
+_PROBE_LR = {"adamw": 1e-3, "lars": 0.1, "sgd": 0.1}
+
+
+def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
+    """Returns a copy with what follows from the number of images: batch, length, rates, cadences.
+
+    Args:
+        hparams: resolved otherwise.
+        images: number of training images.
+        on_gpu: a run on a CPU is made shorter by default, and leaves it a core.
+    """
+    hparams = deepcopy(hparams)
+    data, trainer, optim = hparams.data, hparams.trainer, hparams.optim
+    if data.num_workers is None:
+        data.num_workers = _num_workers(trainer.devices, on_gpu)
+    if data.batch_size == "auto":
+        processes = trainer.devices * trainer.num_nodes
+        shared = _batch_size(hparams, images) // processes
+        data.batch_size = max(2, shared) * processes
+        if isinstance(trainer.chunk_size, int) and trainer.chunk_size > data.batch_size:
+            trainer.chunk_size = None  # the whole batch is smaller
+    per_epoch = steps_per_epoch(hparams, images)
+    if trainer.max_epochs == "auto":
+        trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
+    steps = steps_of_run(hparams, images)
+    epochs = math.ceil(steps / per_epoch)
+    if optim.warmup_epochs == "auto":
+        optim.warmup_epochs = float(min(10, max(1, round(epochs / 20))))
+    if optim.lr == "auto":
+        optim.lr = _learning_rate(hparams)
+    for leaf in leaves(hparams):
+        for extra in metadata(leaf.annotation) if leaf.value == "auto" else ():
+            if isinstance(extra, Cadence | StepCadence):
+                length = epochs if isinstance(extra, Cadence) else steps
+                set_leaf(hparams, leaf.path, extra.every(length))
+    if hparams.task in DINO_TASKS:
+        _resolve_dino(hparams, images, per_epoch)
+    return hparams
+
+
+def _num_workers(devices: int, on_gpu: bool) -> int:
+    """Returns the loaders of each process: on a GPU all cores work for them."""
+    # Those this process may use: in a container or under a scheduler not all there are.
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, cores // devices if on_gpu else min(8, cores - 1))
+
+
+def steps_per_epoch(hparams: Hparams, images: int) -> int:
+    """Returns the optimizer steps of an epoch; its batch size is resolved."""
+    trainer = hparams.trainer
+    batches = images // int(hparams.data.batch_size)
+    batches = min(batches, trainer.limit_train_batches or batches)
+    return max(1, math.ceil(batches / trainer.accumulate))
+
+
+def steps_of_run(hparams: Hparams, images: int) -> int:
+    """Returns the optimizer steps of the whole run; its batch size and length are resolved."""
+    trainer = hparams.trainer
+    return trainer.max_steps or int(trainer.max_epochs) * steps_per_epoch(hparams, images)
+
+
+def _batch_size(hparams: Hparams, images: int) -> int:
+    """Returns a power of two that leaves at least four (a segmentation: eight) steps an epoch.
+
+    A correlation of few images is noise, so Barlow Twins keeps 128 where there are as many.
+    """
+    most, least, share = _DEMONSTRATION_BATCH if demonstrates(hparams) else 256, 32, 4
+    twins = hparams.task == "dino_twins" and hparams.dino_twins.term == "barlow_twins"
+    if hparams.task == "barlow_twins" or twins:
+        least = 128
+    elif hparams.task == "segmentation":
+        most, least, share = 16, 4, 8
+    wanted = min(most, max(least, images // share))
+    return 2 ** int(math.log2(max(2, min(wanted, images))))
+
+
+def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
+    backbone = hparams.backbone
+    if hparams.task == "linear_probe":
+        return _PROBE_EPOCHS
+    steps, (fewest, most) = _PRETRAINING_STEPS, _PRETRAINING_EPOCHS
+    if hparams.task == "segmentation":
+        frozen = backbone.freeze and not backbone.unfreeze_last
+        steps, (fewest, most) = _HEAD_STEPS if frozen else _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS
+    wanted = steps * (1.0 if on_gpu else _CPU_SHARE) / per_epoch
+    return min(most, max(fewest if on_gpu else 1, math.ceil(wanted)))
+
+
+def _learning_rate(hparams: Hparams) -> float:
+    """Scales with the batch linearly for LARS and SGD, with its square root for AdamW.
+
+    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2.
+    """
+    name, backbone = hparams.optim.name, hparams.backbone
+    if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
+        base, batch = _HEAD_LR[name], 16
+    elif hparams.task == "segmentation" and backbone.weights != "none":
+        base, batch = _FINE_TUNING_LR[name], 16
+    elif hparams.task == "linear_probe":
+        base, batch = _PROBE_LR[name], 256
+    elif hparams.task == "barlow_twins" and name == "adamw" and backbone.name == "vit_demo":
+        base, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
+    elif hparams.task in _ADAMW_LR and name == "adamw":
+        base, batch = _ADAMW_LR[hparams.task], 256
+    else:
+        base, batch = _PRETRAINING_LR[name], 256
+    return base * (int(hparams.data.batch_size) / batch) ** (0.5 if name == "adamw" else 1.0)
+
+
+# What DINO needs at a given number of images, after lightly-train's observations: few images need
+# few prototypes, a sharper teacher and a faster one.
+_OUT_DIMS = (1024, 2048, 4096, 16384, 32768, 65536)
+_OUT_DIM_LIMITS = (20_000, 50_000, 100_000, 200_000, 500_000)
+_SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and momentum move
+_MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
+
+
+def _resolve_dino(hparams: Hparams, images: int, per_epoch: int) -> None:
+    dino, steps = hparams.dino, steps_of_run(hparams, images)
+    share = min(1.0, max(0.0, (images - _SMALL) / (_IMAGENET - _SMALL)))
+    chosen: dict[str, Any] = {
+        "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
+        "teacher_temp": 0.02 + share * 0.05,
+        "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, math.ceil(0.3 * steps)),
+        "momentum_teacher": 0.99 + share * 0.006,
+        "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch),
+    }
+    for name, value in chosen.items():
+        if getattr(dino, name) == "auto":
+            setattr(dino, name, value)
+    if dino.warmup_teacher_temp == "auto":
+        dino.warmup_teacher_temp = min(0.04, float(dino.teacher_temp))
