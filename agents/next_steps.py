@@ -82,7 +82,11 @@ def resume_command(folder: RunFolder, given: Hparams, advice: str = "") -> str:
 
 
 def next_steps(
-    folder: RunFolder, given: Hparams, hparams: Hparams, source: ImageSource
+    folder: RunFolder,
+    given: Hparams,
+    hparams: Hparams,
+    source: ImageSource,
+    tried_out: Hparams | None = None,
 ) -> list[Step]:
     """Returns what to do after a run that has finished.
 
@@ -91,7 +95,13 @@ def next_steps(
         given: its settings before anything was worked out.
         hparams: all of them.
         source: its images.
+        tried_out: settings of the run that it was a try-out of; None: it was none.
     """
+    if tried_out is not None:
+        first = [Step("train", training_command(_own(tried_out)))]
+        given = tried_out
+    else:
+        first = _train_longer(folder, given, hparams)
     steps = []
     if hparams.task == "segmentation":
         steps += _of_segmentation(folder, given, hparams, source)
@@ -100,7 +110,7 @@ def next_steps(
         steps.append(Step("compare it with another run", _line(words)))
     else:
         steps += _of_pretraining(folder, given, source)
-    return [*_train_longer(folder, given, hparams), *steps]
+    return [*first, *steps]
 
 
 def _train_longer(folder: RunFolder, given: Hparams, hparams: Hparams) -> list[Step]:

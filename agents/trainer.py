@@ -69,13 +69,20 @@ class Trainer:
     Args:
         hparams: settings; `run.resume` is `none` or the folder of the run to continue.
         experiment: what a run without a name is called after.
+        tried_out: settings of the run that this one is a try-out of; None: it is none.
 
     Raises:
         ConfigError: settings that are impossible or have no effect.
     """
 
-    def __init__(self, hparams: Hparams, experiment: str | None = None) -> None:
+    def __init__(
+        self,
+        hparams: Hparams,
+        experiment: str | None = None,
+        tried_out: Hparams | None = None,
+    ) -> None:
         self.given = check(hparams)  # a notebook's have not been
+        self.tried_out = tried_out
         check_accelerator(hparams.trainer.accelerator)
         self.experiment = experiment
         self.hparams = resolve(self.given)
@@ -275,7 +282,7 @@ class Trainer:
 
     def _next(self, folder: RunFolder, data: ImageDataModule, end: End) -> list[Step]:
         if end.status == "finished":
-            return next_steps(folder, self.given, self.hparams, data.source)
+            return next_steps(folder, self.given, self.hparams, data.source, self.tried_out)
         return [Step("go on", resume_command(folder, self.given, end.advice))]
 
     def _choosing(

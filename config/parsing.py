@@ -70,6 +70,7 @@ class Command:
     print_commands: bool = False
     overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
     notes: list[str] = field(default_factory=list)  # what became of settings, in sentences
+    tried_out: Hparams | None = None  # with --fast: the settings without it
     evaluate: str | None = None
     predict: str | None = None
     images: list[str] = field(default_factory=list)
@@ -177,10 +178,11 @@ def parse(argv: Sequence[str]) -> Command | str:
         arguments.pop(name, None)
     on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     hparams, notes = without_superseded(hparams, below, on_command_line)
-    if arguments.pop("fast"):
+    tried_out = hparams if arguments.pop("fast") else None
+    if tried_out:
         hparams, note = shortened(hparams, on_command_line)
         notes.append(note)
-    command = Command(hparams=check(hparams), notes=notes, **arguments)
+    command = Command(hparams=check(hparams), notes=notes, tried_out=tried_out, **arguments)
     _check_actions(command)
     return command
 

@@ -39,7 +39,7 @@ def execute(command: Command) -> int:
     quiet_libraries()
     for sentence in command.notes:
         console.info("%s", sentence)
-    return Trainer(hparams, command.experiment).run()
+    return Trainer(hparams, command.experiment, command.tried_out).run()
 
 
 def _export(command: Command, folder: RunFolder) -> int:

@@ -79,6 +79,19 @@ def test_training_longer_keeps_what_was_given(tmp_path):
     assert longer == expected
 
 
+def test_after_a_try_out_comes_the_run_itself(tmp_path):
+    words = ["--optim.lr", "3e-05", "--trainer.max_epochs", "7", "--data.batch_size", "64"]
+    command = parse([*words, "--fast"])
+    assert isinstance(command, Command)
+    folder, hparams = finished(command.hparams, tmp_path)
+    source = Shapes(str(tmp_path))
+    steps = next_steps(folder, command.hparams, hparams, source, command.tried_out)
+    assert parsed(words_of(steps[0].command)) == parsed(words)
+    for step in steps:
+        given = parsed([word.replace("RUN", "mine") for word in words_of(step.command)])
+        assert given.trainer.limit_train_batches is None
+
+
 def test_training_longer_counts_in_what_was_given(tmp_path):
     found = steps_of(["--trainer.max_steps", "30"], Shapes(str(tmp_path)), tmp_path)
     longer = parsed(found["train longer"])
