@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 from PIL import Image
 
 from utils.text import format_value
@@ -18,6 +20,12 @@ MAX_BYTES = 20_000_000
 _WIDTHS = (None, 1500, 1100, 800, 560, 400, 280, 200)
 _MAX_WEBP_SIDE = 16_383
 
+
+def with_code(text: str) -> Markup:
+    """Returns a text for HTML in which what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=select_autoescape(["html"]),
@@ -26,6 +34,7 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _ENVIRONMENT.filters["format_value"] = format_value
+_ENVIRONMENT.filters["with_code"] = with_code
 
 
 def render(template: str, **values: Any) -> str:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.pages import pixels
 from utils import page
-from utils.page import data_uri, fit, picture_uri, render
+from utils.page import data_uri, fit, picture_uri, render, with_code
 
 
 def noise(height: int, width: int, channels: int = 3) -> Image.Image:
@@ -59,3 +59,8 @@ def test_a_note_says_that_pictures_were_resampled():
     assert "wider than 800 pixels were resampled" in render(
         "base.html", **PLAIN | {"picture_width": 800}
     )
+
+
+def test_what_stands_between_backticks_is_code_and_the_rest_is_escaped():
+    found = with_code("`a<b>` & `c`, <i>`")
+    assert found == "<code>a&lt;b&gt;</code> &amp; <code>c</code>, &lt;i&gt;`"
