@@ -100,6 +100,12 @@ class ProgressBar(RichProgressBar):
             self.left = f"{timedelta(seconds=round(seconds))} left"
         super().on_train_batch_end(trainer, pl_module, *arguments)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last numbers on the screen: readouts of the last epoch come after its bar."""
+        self._look(trainer)
+        super().on_train_epoch_end(trainer, pl_module)  # shows them
+        super().on_train_end(trainer, pl_module)
+
     def _look(self, trainer: Trainer) -> None:
         for name in self.watched if self.is_enabled else ():
             if name in trainer.callback_metrics:

@@ -91,6 +91,22 @@ def test_the_numbers_that_matter_are_those_measured_last(train, states):
     assert summary(folder)["steps"] == len(states)
 
 
+def test_the_last_numbers_stay_on_the_screen(train, monkeypatch):
+    shown: list[dict[str, float]] = []
+    original = ProgressBar.get_metrics
+
+    def noting(self, *arguments):
+        shown.append(original(self, *arguments))
+        return shown[-1]
+
+    monkeypatch.setattr(ProgressBar, "get_metrics", noting)
+    code, folder = train("run", **ON)
+    assert code == 0
+    for name in ("val/loss", "val/dense_knn_miou"):
+        assert shown[-1][name] == pytest.approx(summary(folder)[name])
+    assert shown[-1]["val/loss"] != shown[0].get("val/loss")
+
+
 def test_parts_say_what_is_trained():
     frozen, half = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Linear(1000, 2))
     frozen.requires_grad_(False)
