@@ -163,13 +163,37 @@ def places(node: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [above, *(place for key, value in inside for place in places(value, (*above, key)))]
 
 
+# Few rows, each of which takes a whole command line to plan, and every key there is.
+STUDY = """
+title: A study
+about: What is damaged below.
+protocol: voc12_standard
+seeds: 2
+metrics: {test/miou: mIoU}
+settings: {trainer.max_epochs: 3}
+rows:
+  - name: twins
+    shown: false
+    settings: {task: barlow_twins}
+  - name: frozen
+    label: its features, frozen
+    note: as published
+    published: {test/miou: 0.5}
+    experiment: voc-attention
+    settings: {backbone.weights: run:twins, data.fixed_scales: [1.0, 1.5]}
+figures:
+  - {picture: attention, title: Attention, rows: [frozen]}
+"""
+
+
 @few_or_many(60)
 def test_values_of_any_type_in_a_study(examples, tmp_path):
     file = tmp_path / "x.yaml"
-    text = (CONFIG_DIR / "studies" / "quick.yaml").read_text()
+    file.write_text(STUDY)
+    assert len(load_study(str(file), 1, [], str(tmp_path)).runs) == 2
 
     def one(place: tuple[Any, ...], value: Any) -> None:
-        study = node = yaml.safe_load(text)
+        study = node = yaml.safe_load(STUDY)
         for key in place[:-1]:
             node = node[key]
         node[place[-1]] = value
@@ -177,4 +201,4 @@ def test_values_of_any_type_in_a_study(examples, tmp_path):
         sentence = refusal(lambda file: load_study(str(file), 1, [], str(tmp_path)), file)
         assert sentence is None or "\n" not in sentence
 
-    fuzz(examples, one, place=st.sampled_from(places(yaml.safe_load(text))[1:]), value=values)
+    fuzz(examples, one, place=st.sampled_from(places(yaml.safe_load(STUDY))[1:]), value=values)
