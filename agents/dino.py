@@ -319,6 +319,7 @@ class DINO(Agent):
         return [
             f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "
             "says little by itself: a collapsed network has a low loss too.",
-            f"The teacher is sure of single images (entropy {of_one:.2f} of {most:.2f}) and uses "
-            f"{math.exp(of_batch):.0f} of {self.settings.dino.out_dim} outputs over a batch.",
+            f"The teacher gives one image to {math.exp(of_one):.0f} of "
+            f"{self.settings.dino.out_dim} outputs (exp of the entropy) and the images of a batch "
+            f"to {math.exp(of_batch):.0f}: the further apart, the more it tells images apart.",
         ]

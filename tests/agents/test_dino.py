@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from agents.backbone import new_backbone
 from agents.dino import DINO
 from agents.dino_twins import pairs
 from callbacks.interruption import Interruption
@@ -424,3 +425,17 @@ def test_impossible_settings(train, capsys, changed, message):
     assert code == 2
     assert message in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_closing_words_are_of_its_numbers():
+    given = Hparams(task="dino")
+    given.backbone.name, given.dino.out_dim = "vit_demo", 1024
+    hparams = resolve_for_data(resolve(given), 500, on_gpu=True)
+    agent = DINO(new_backbone(hparams), hparams)
+    numbers = {"val/loss": 4.65, "val/teacher_entropy": 3.77, "val/teacher_mean_entropy": 4.9}
+    loss, teacher = agent.in_words(numbers)
+    assert "4.65 (val)" in loss
+    assert "6.93" in loss
+    assert "one image to 43 of 1024 outputs" in teacher
+    assert "a batch to 134" in teacher
+    assert "No step" in agent.in_words({})[0]
