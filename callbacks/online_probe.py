@@ -78,6 +78,8 @@ class OnlineProbe(Readout):
         backbone = backbone_of(pl_module)
         with inspecting(pl_module, trainer.precision_plugin):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))
+            if not (bank.isfinite().all() and queries.isfinite().all()):
+                raise ValueError("online_probe: the features are not all finite numbers.")
             labels, truth = labels.to(bank.device), truth.to(bank.device)
             scores: dict[str, float] = {}
             if self.kind != "linear":
@@ -92,9 +94,10 @@ class OnlineProbe(Readout):
     def _fit(
         self, bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, num_classes: int
     ) -> float:
-        mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+        mean, std = bank.mean(0), bank.std(0, correction=min(1, len(bank) - 1)).clamp_min(1e-6)
         bank, queries = (bank - mean) / std, (queries - mean) / std
-        with torch.inference_mode(False), torch.enable_grad():
+        exactly = torch.autocast(bank.device.type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), exactly:
             if self.linear is None:
                 self.linear = nn.Linear(bank.shape[1], num_classes)
                 if self._saved:
@@ -107,4 +110,4 @@ class OnlineProbe(Readout):
                     optimizer.zero_grad()
                     F.cross_entropy(linear(bank[rows]), labels[rows]).backward()
                     optimizer.step()
-        return float((linear(queries).argmax(1) == truth).float().mean())
+            return float((linear(queries).argmax(1) == truth).float().mean())

@@ -33,11 +33,13 @@ def knn_scores(
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     votes = []
-    for some in queries.split(_QUERIES_AT_ONCE):
-        similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
-        weights = (similarity / temperature).exp()
-        score = weights.new_zeros(len(some), num_classes)
-        votes.append(score.scatter_add_(1, labels[nearest], weights))
+    # Half precision would make many cosines equal.
+    with torch.autocast(queries.device.type, enabled=False):
+        for some in queries.split(_QUERIES_AT_ONCE):
+            similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
+            weights = (similarity / temperature).exp()
+            score = weights.new_zeros(len(some), num_classes)
+            votes.append(score.scatter_add_(1, labels[nearest], weights))
     return torch.cat(votes)
 
 

@@ -191,6 +191,19 @@ def test_knn_is_a_weighted_vote_of_the_nearest():
     assert knn_scores(queries, bank[:3], labels[:3], 4, k=20).shape == (9, 4)
 
 
+def test_neighbours_are_told_apart_in_half_precision_runs_too():
+    """Cosines near 1, as of a new ResNet, are ties in bfloat16."""
+    torch.manual_seed(0)
+    bank, queries = (10 + torch.randn(n, 32) for n in (200, 30))
+    labels = torch.randint(0, 4, (200,))
+    expected = knn_scores(queries, bank, labels, 4, k=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = knn_scores(queries, bank, labels, 4, k=5)
+        ties = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(bank).T
+    assert len(ties[0].unique()) < 20
+    assert torch.equal(found, expected)
+
+
 def error_of(capsys):
     text = capsys.readouterr().err
     assert "Traceback" not in text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from callbacks import online_probe
 from callbacks.online_probe import OnlineProbe
 from utils.metrics_file import read_metrics
 
@@ -47,3 +49,21 @@ def test_a_readout_that_fails_ends_no_run(train, monkeypatch):
         code, folder = train(may_fail=True, **on(trainer__max_epochs=1))
     assert code == 0
     assert (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_features_that_are_no_numbers_are_not_judged(train, monkeypatch):
+    """The k-NN of NaN is the first class, and a classifier fitted to it is lost for good."""
+    of_backbone = online_probe.pooled_features
+    calls = iter(range(100))
+
+    def broken_once(*arguments):
+        features = of_backbone(*arguments)
+        return features * torch.nan if next(calls) == 2 else features  # after the first epoch
+
+    monkeypatch.setattr(online_probe, "pooled_features", broken_once)
+    with pytest.warns(UserWarning, match="not all finite"):
+        code, folder = train(may_fail=True, **on(trainer__max_epochs=2))
+    assert code == 0
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("OnlineProbe"))
+    assert all(tensor.isfinite().all() for tensor in state["linear"].values())
