@@ -13,12 +13,15 @@ from agents.base import Agent
 from agents.saving import save_backbone
 from callbacks.interruption import Interrupted
 from callbacks.non_finite_loss import NonFiniteLossError
+from config.rules import unmet
 from datamodules.base import ImageDataModule
 from datamodules.loading import BatchLoader
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
+from utils.memory import is_out_of_memory
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
+from utils.text import one_line
 
 
 class End(NamedTuple):
@@ -69,17 +72,28 @@ class Fitting:
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, MemoryError) as error:
             # torch hears of a worker's end in the middle of whatever this process is doing, or
             # finds its connection to it closed or cut.
             if killed := self._killed_worker():
                 return End("failed", str(killed), killed.advice)
             if isinstance(error, OSError):
                 return End("failed", str(error))
+            if is_out_of_memory(error):
+                return self._exhausted(error)
             raise
         finally:
             self.metrics |= self.trainer.callback_metrics
         return End("finished")
+
+    def _exhausted(self, error: BaseException) -> End:
+        """Says what to do where a step does not fit into memory."""
+        hparams, words = self.agent.settings, f"Memory is exhausted ({one_line(str(error), 200)})."
+        if unmet(hparams, "trainer.chunk_size") is not None:
+            return End("failed", f"{words} A new run needs a smaller --data.batch_size.")
+        whole = int(hparams.data.batch_size) // self.trainer.world_size
+        smaller = max(2, (hparams.trainer.chunk_size or whole) // 2)
+        return End("failed", words, f"--trainer.chunk_size {smaller}")
 
     def _fit(self) -> None:
         trainer, agent, resume = self.trainer, self.agent, self.checkpoint

@@ -28,7 +28,9 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
     Raises:
         ValueError: the masks are void all over.
     """
-    features, shares = [memory.features], [memory.shares]
+    device = memory.features.device
+    # Parts and whole together are more than a small GPU may hold.
+    features, shares = [memory.features.cpu()], [memory.shares.cpu()]
     num_classes = memory.shares.shape[1]
     known: set[int] = set()
     for batch in images:
@@ -36,12 +38,13 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
             if position in known:  # it stands in for one that cannot be read
                 continue
             known.add(position)
-            maps = concatenated(network.encode(image[None].to(memory.features.device)))[0]
+            maps = concatenated(network.encode(image[None].to(device)))[0]
             seen = as_seen(labels, (image.shape[-2], image.shape[-1]), network.multiple)
             patches, classes = labelled_patches(maps, seen, num_classes)
-            features.append(patches)
-            shares.append(classes)
-    memory.fill(gather_rows(torch.cat(features)), gather_rows(torch.cat(shares)))
+            features.append(patches.cpu())
+            shares.append(classes.cpu())
+    joined = (gather_rows(torch.cat(parts).to(device)) for parts in (features, shares))
+    memory.fill(*joined)
 
 
 def as_seen(labels: Tensor, size: Size, multiple: int) -> Tensor:

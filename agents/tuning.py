@@ -124,7 +124,9 @@ def _probe(
             for side in view_sizes
         )
         batch = Batch(views, torch.arange(batch_size), ())
-        trainer = make_trainer(max_steps=2, max_epochs=-1, default_root_dir=folder, callbacks=[])
+        # cuDNN's search for the fastest algorithm would be counted: it takes what memory there is.
+        length = {"max_steps": 2, "max_epochs": -1, "benchmark": False}
+        trainer = make_trainer(**length, default_root_dir=folder, callbacks=[])
         before = resident_mb()
         reset_peak(device)
         trainer.fit(copy.deepcopy(agent), _Repeated(batch))

@@ -47,7 +47,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    words = ("out of memory", "can't allocate", "_status_alloc_failed")  # the last of cuBLAS, cuDNN
+    # The last two of cuBLAS and cuDNN, which finds no algorithm whose workspace there is room for.
+    words = ("out of memory", "can't allocate", "_status_alloc_failed", "unable to find an engine")
     return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.measures.attention_quality import pixel_counts
 
 NEAREST, TEMPERATURE = 30, 0.02  # the paper's
-_SIMILARITIES_AT_ONCE = 2**24  # 64 MiB
+_SIMILARITIES_AT_ONCE, _ON_A_GPU = 2**24, 2**27  # 64 and 512 MiB
 
 
 class PatchMemory(nn.Module):
@@ -29,7 +29,7 @@ class PatchMemory(nn.Module):
         k: neighbours; the whole memory where it is smaller.
         temperature: a neighbour's shares weigh exp(cosine / temperature).
         at_once: similarities that are held at a time, at least those of one patch; changes nothing
-            but the memory that is used.
+            but the memory that is used. None: what suits the device.
 
     Attributes:
         features: `(N, D)` float32, of norm 1.
@@ -45,7 +45,7 @@ class PatchMemory(nn.Module):
         num_classes: int,
         k: int = NEAREST,
         temperature: float = TEMPERATURE,
-        at_once: int = _SIMILARITIES_AT_ONCE,
+        at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.k = k
@@ -96,7 +96,9 @@ class PatchMemory(nn.Module):
         """
         if not len(self):
             raise ValueError("dense k-NN: nothing is remembered yet.")
-        k, rows = min(self.k, len(self)), max(1, self.at_once // len(self))
+        suits = _ON_A_GPU if queries.device.type == "cuda" else _SIMILARITIES_AT_ONCE
+        at_once = self.at_once or suits
+        k, rows = min(self.k, len(self)), max(1, at_once // len(self))
         found = []
         # Half precision would make many cosines equal.
         with torch.autocast(queries.device.type, enabled=False):

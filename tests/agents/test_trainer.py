@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from callbacks.interruption import Interruption
+from config.names import TASKS
 from datamodules.loading import ImageFiles
 from main import main
 from tests.conftest import assert_same, summary, weights
+from utils.imports import load
 from utils.metrics_file import read_metrics
 
 
@@ -432,3 +434,35 @@ def test_convolutions_are_tried_out_where_images_have_few_sizes(
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.parametrize(
+    ("task", "chunk", "remedy"),
+    [
+        ("barlow_twins", None, "--trainer.chunk_size 4"),
+        ("dino", 4, "--trainer.chunk_size 2"),
+        ("segmentation", None, "smaller --data.batch_size"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cudnn", "host"],
+)
+def test_exhausted_memory_ends_a_run_in_words(
+    train, monkeypatch, capsys, task, chunk, remedy, error
+):
+    def exhausted(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(load(TASKS[task]), "training_step", exhausted)
+    more = {} if chunk is None else {"trainer__chunk_size": chunk}
+    code, folder = train(task=task, may_fail=True, **more)
+    assert code == 1
+    assert summary(folder)["status"] == "failed"
+    assert "Memory is exhausted" in summary(folder)["reason"]
+    assert remedy in " ".join(capsys.readouterr().out.split())
