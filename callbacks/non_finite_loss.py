@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 class NonFiniteLossError(RuntimeError):
@@ -22,7 +24,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class NonFiniteLoss(Callback):
-    """Checks every training loss before its backward pass, and every loss of a validation.
+    """Checks every training loss before it can move the weights, and every loss of a validation.
 
     Args:
         last_checkpoint: named in the message when it exists.
@@ -30,16 +32,25 @@ class NonFiniteLoss(Callback):
 
     def __init__(self, last_checkpoint: Path) -> None:
         self.last_checkpoint = last_checkpoint
+        self._losses: list[Tensor] = []
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Raises on NaN or infinity.
+        """Keeps it: to look at it here would make the host wait for a GPU before every backward."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Raises where a loss of this step is NaN or infinite.
 
         Raises:
             NonFiniteLossError: with step, learning rate, and where to go on from.
         """
-        self._check(trainer, loss, "The loss")
+        losses, self._losses = self._losses, []
+        if losses:
+            self._check(trainer, torch.stack(losses), "The loss")
 
     def on_validation_batch_end(
         self,
@@ -53,14 +64,14 @@ class NonFiniteLoss(Callback):
         """Raises as in training: the last step before may have been the one that broke the weights.
 
         Raises:
-            NonFiniteLossError: see `on_before_backward`.
+            NonFiniteLossError: see `on_before_optimizer_step`.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if trainer.optimizers and isinstance(loss, Tensor):  # else nothing is trained, or judged
             self._check(trainer, loss, "The validation loss")
 
-    def _check(self, trainer: Trainer, loss: Tensor, what: str) -> None:
-        finite = bool(torch.isfinite(loss))
+    def _check(self, trainer: Trainer, losses: Tensor, what: str) -> None:
+        finite = bool(losses.isfinite().all())
         if trainer.world_size > 1:
             finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
         if finite:
@@ -71,8 +82,10 @@ class NonFiniteLoss(Callback):
             if self.last_checkpoint.exists()
             else "There is no checkpoint yet."
         )
+        broken = [value for value in losses.flatten().tolist() if not math.isfinite(value)]
+        found = f"{what} is {broken[0]}" if broken else f"{what} of another process is not finite"
         raise NonFiniteLossError(
-            f"{what} is {loss.item()} at step {trainer.global_step}, learning rate {lr:.3g}. "
+            f"{found} at step {trainer.global_step}, learning rate {lr:.3g}. "
             f"{good} Usual remedies: a lower --optim.lr, a longer --optim.warmup_epochs, "
             "--trainer.gradient_clip 1, or --trainer.precision 32-true."
         )
