@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(command, str):
             _print(command)
             return 0
-        _set_up_allocator()
+        set_up_allocator()
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
         from agents.commands.execute import execute
 
@@ -60,7 +60,7 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _set_up_allocator() -> None:
+def set_up_allocator() -> None:
     """Lets torch's segments of GPU memory grow instead of leaving gaps, unless the user chose.
 
     It is read when CUDA starts.

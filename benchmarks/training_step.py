@@ -83,6 +83,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         max_steps=_WARM + steps,
+        benchmark=True,  # as a pretraining has it
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -135,14 +136,21 @@ class Clock(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Ends it."""
+        self._stop_watching()
+        if trainer.global_step == _WARM + self.steps:
+            synchronise(self.device)
+            self.seconds = time.perf_counter() - self._started
+
+    def on_exception(self, *_: Any) -> None:
+        """A step that does not fit leaves everything as it was."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         if self._watch is not None:
             torch.cuda.set_sync_debug_mode("default")
             self._watch.__exit__(None, None, None)
             self._watch = None
             self.waits = sum("synchroniz" in str(each.message) for each in self._seen)
-        if trainer.global_step == _WARM + self.steps:
-            synchronise(self.device)
-            self.seconds = time.perf_counter() - self._started
 
 
 def views_of(hparams: Hparams) -> tuple[int, ...]:

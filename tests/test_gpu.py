@@ -17,15 +17,30 @@ from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary, weights
 from tests.models.test_chunking import SIZES, assert_close, vit
+from utils.device import VOLTA
 from utils.metrics_file import read_metrics
 from utils.optim import clip_each
 from utils.rng import rng_preserved
 
+HAS_CUDA = torch.cuda.is_available()
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device"),
 ]
 GPU = torch.device("cuda")
+HALF = pytest.mark.parametrize(
+    "precision",
+    [
+        "16-mixed",
+        pytest.param(
+            "bf16-mixed",
+            marks=pytest.mark.skipif(
+                HAS_CUDA and not torch.cuda.is_bf16_supported(including_emulation=False),
+                reason="this card has no bfloat16",
+            ),
+        ),
+    ],
+)
 
 
 def gradients(chunked: bool, drop_path: float, autocast: bool = False) -> dict[str, torch.Tensor]:
@@ -59,7 +74,7 @@ def test_the_same_in_float16():
     assert_close(gradients(True, 0.4, True), gradients(False, 0.4, True), tolerance=1e-2)
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@HALF
 def test_a_segmentation_trains_judges_and_is_looked_into(train, precision):
     code, folder = train(
         "gpu",
@@ -87,7 +102,7 @@ def test_receptive_fields_are_those_of_the_cpu():
 
 
 @pytest.mark.parametrize("task", ["dino", "dino_twins"])
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@HALF
 def test_dino_trains_one_view_at_a_time(train, task, precision):
     shared = {
         "task": task,
@@ -103,7 +118,7 @@ def test_dino_trains_one_view_at_a_time(train, task, precision):
     assert other == pytest.approx(one, rel=0.02)
 
 
-@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@HALF
 def test_fusions_read_kept_features_on_the_gpu(train, precision):
     code, folder = train(
         "fused",
@@ -170,6 +185,9 @@ def test_deterministic_counts_are_small_and_those_of_the_cpu():
     assert torch.equal(measured.compute()["confusion"].cpu(), expected.compute()["confusion"])
 
 
+@pytest.mark.skipif(
+    HAS_CUDA and torch.cuda.get_device_capability() < VOLTA, reason="nothing compiles for this card"
+)
 @pytest.mark.parametrize("tuner", ["tune_batch_size", "tune_lr"])
 @pytest.mark.parametrize("task", ["barlow_twins", "dino"])
 def test_tuners_compile_what_they_fit(train, task, tuner):
