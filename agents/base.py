@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
@@ -119,6 +119,10 @@ class Agent(LightningModule, ABC):
 
     def compile_training_pass(self) -> None:
         """Compiles how images pass the backbone in training; nothing, unless a task says how."""
+
+    def moved(self, images: Tensor) -> Tensor:
+        """Returns images on the agent's device, without waiting for what it has yet to do there."""
+        return images.to(self.device, non_blocking=True)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves micro-batches on the host, from where they are moved one at a time."""

@@ -154,7 +154,7 @@ class DINO(Agent):
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         features = [
-            torch.cat([self.teacher.backbone(chunk.to(self.device)).pooled for chunk in chunks])
+            torch.cat([self.teacher.backbone(self.moved(chunk)).pooled for chunk in chunks])
             for chunks in views
         ]
         logits: Tensor = self.teacher.head(torch.cat(features))
@@ -197,7 +197,7 @@ class DINO(Agent):
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
             (features,), mutual_information = self.information.split(
-                [self._pool(chunk.to(self.device))]
+                [self._pool(self.moved(chunk))]
             )
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
@@ -222,14 +222,14 @@ class DINO(Agent):
             views: each as micro-batches `(n, 3, H, W)` uint8, which may be on the host.
         """
         if not torch.is_grad_enabled():
-            return [torch.cat([self._pool(c.to(self.device)) for c in chunks]) for chunks in views]
+            return [torch.cat([self._pool(self.moved(c)) for c in chunks]) for chunks in views]
         if self._in_chunks(views):
             backbone = self.student.backbone
             return [forward_in_chunks(backbone, self._pool, c, self.device) for c in views]
         features: list[Tensor] = []
         for _, group in groupby(views, key=lambda chunks: chunks[0].shape[-2:]):
             # Moved one by one: joined on the host they would leave its pinned memory.
-            images = [chunks[0].to(self.device, non_blocking=True) for chunks in group]
+            images = [self.moved(chunks[0]) for chunks in group]
             pooled = self._training_pass(torch.cat(images))
             features += pooled.chunk(len(images))
         return features

@@ -92,7 +92,8 @@ class Fitting:
         if unmet(hparams, "trainer.chunk_size") is not None:
             return End("failed", f"{words} A new run needs a smaller --data.batch_size.")
         whole = int(hparams.data.batch_size) // self.trainer.world_size
-        smaller = max(2, (hparams.trainer.chunk_size or whole) // 2)
+        chunk = hparams.trainer.chunk_size
+        smaller = max(2, (chunk if isinstance(chunk, int) else whole) // 2)
         return End("failed", words, f"--trainer.chunk_size {smaller}")
 
     def _fit(self) -> None:

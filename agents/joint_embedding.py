@@ -108,9 +108,9 @@ class JointEmbedding(Agent):
         """
         if self.backbone.frozen or not torch.is_grad_enabled():
             with torch.no_grad():
-                features = torch.cat([self._pool(chunk.to(self.device)) for chunk in chunks])
+                features = torch.cat([self._pool(self.moved(chunk)) for chunk in chunks])
         elif len(chunks) == 1:
-            features = self._pooled(chunks[0].to(self.device))
+            features = self._pooled(self.moved(chunks[0]))
         else:
             features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
         return gather_batch(features)

@@ -54,7 +54,14 @@ from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoint_io import RunCheckpoints
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
-from utils.device import best_device, check_accelerator, resolve_precision, use_tensor_cores
+from utils.device import (
+    best_device,
+    check_accelerator,
+    check_compiles,
+    resolve_precision,
+    use_own_gpu,
+    use_tensor_cores,
+)
 from utils.logging import log_chart
 from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
@@ -89,6 +96,10 @@ class Trainer:
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
         self.device = best_device(options.accelerator)
+        if self.device.type == "cuda":
+            use_own_gpu()
+        if options.compile:
+            check_compiles(self.device)
         self.checkpoint = checkpoint_to_resume(hparams.run.resume)
         self.resumed = self.checkpoint is not None
         # Of several processes the one that writes.

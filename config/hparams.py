@@ -590,8 +590,8 @@ class TrainerHparams:
     sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES] = False
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
     compile: Annotated[bool, PASSES_IMAGES, HEAD_LEARNS] = False
-    """torch.compile the backbone's training pass. Not on Pascal cards. Images that pass in chunks
-    are recomputed uncompiled: no effect where tune_batch_size finds that they have to."""
+    """torch.compile the backbone's training pass; refused on Pascal cards. Images that pass in
+    chunks are recomputed uncompiled: no effect where tune_batch_size finds that they have to."""
     chunk_size: Annotated[
         int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
     ] = "auto"

@@ -294,7 +294,8 @@ class Loading:
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            prefetch_factor=4 if self.num_workers else None,
+            # Page-locked memory holds all of them: with many cores and large batches gigabytes.
+            prefetch_factor=2 if self.num_workers else None,
             pin_memory=self.pin_memory,
             # Its own generator: otherwise every epoch takes a draw from the model's random state.
             generator=torch.Generator(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -9,7 +10,7 @@ import torch
 
 _OLDER_TORCH = "pip install -r requirements-pascal.txt  (torch 2.7.1, built for CUDA 12.6)"
 _DRIVER_FOR_CUDA_13 = 580
-_AMPERE = (8, 0)
+VOLTA, _AMPERE = (7, 0), (8, 0)  # the first with tensor cores, with bfloat16 and TF32
 
 
 def check_accelerator(accelerator: str) -> None:
@@ -77,7 +78,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
         return "32-true"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
-    return "16-mixed" if torch.cuda.get_device_capability() >= (7, 0) else "32-true"
+    return "16-mixed" if torch.cuda.get_device_capability() >= VOLTA else "32-true"
 
 
 def is_mixed(precision: str) -> bool:
@@ -100,7 +101,31 @@ def use_tensor_cores(precision: str, device: torch.device) -> bool:
         and torch.cuda.get_device_capability() >= _AMPERE
     )
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # else convolutions use it whatever is asked for
     return tf32
+
+
+def check_compiles(device: torch.device) -> None:
+    """Stops where torch.compile has no compiler for the card.
+
+    Raises:
+        ValueError: a card before Volta.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability() < VOLTA:
+        raise ValueError(
+            f"--trainer.compile true: {torch.cuda.get_device_name()} is too old for what it makes "
+            "(compute capability 7.0 or newer). Leave it out."
+        )
+
+
+def use_own_gpu() -> None:
+    """Makes the card of this process, of several, the current one, as Lightning does later.
+
+    Before that memory is measured and features are computed, which would be on the first card.
+    """
+    rank = os.environ.get("LOCAL_RANK", "")
+    if rank.isdigit() and int(rank) < torch.cuda.device_count():
+        torch.cuda.set_device(int(rank))
 
 
 def device_name(accelerator: str) -> str:

@@ -43,7 +43,8 @@ class WeightedCrossEntropy(nn.Module):
         """See `cross_entropy`."""
         weights = self.weights.to(logits)
         total = F.cross_entropy(logits, labels, weights, ignore_index=VOID, reduction="sum")
-        counted = weights[labels[labels != VOID]].sum()
+        # Void weighs nothing; picking it out would make the host wait for the GPU.
+        counted = F.pad(weights, (0, VOID + 1 - len(weights)))[labels.long()].sum()
         return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
 

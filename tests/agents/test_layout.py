@@ -13,6 +13,13 @@ from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 
 GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def ampere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+
+
 MAKES = {
     "resnet": lambda: resnet18(image_size=64, layers="last4"),
     "botnet": lambda: botnet50(image_size=64),
@@ -52,6 +59,13 @@ def test_convolutional_networks_are_channels_last_on_a_gpu_alone(name):
     assert last is (name != "vit")
     copied = deepcopy(network)  # as a teacher is
     assert [w.stride() for w in convolutions(copied)] == [w.stride() for w in convolutions(network)]
+
+
+def test_a_card_without_tensor_cores_keeps_the_usual_layout(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    network = MAKES["resnet"]()
+    lay_out(network, GPU)
+    assert all(weight.is_contiguous() for weight in convolutions(network))
 
 
 def test_attention_of_a_network_that_is_laid_out_is_the_same():

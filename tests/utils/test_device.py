@@ -132,9 +132,10 @@ def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):
 
 @pytest.fixture
 def matmul_precision():
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,29 @@ def test_tf32_beside_half_precision(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert device.use_tensor_cores(precision, torch.device(kind)) is (expected == "high")
     assert torch.get_float32_matmul_precision() == expected
+    assert torch.backends.cudnn.allow_tf32 is (expected == "high")  # of convolutions
+
+
+def test_cards_that_nothing_can_be_compiled_for_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100-PCIE-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    device.check_compiles(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"Tesla P100.*7\.0 or newer"):
+        device.check_compiles(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    device.check_compiles(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("rank", "taken"), [("1", [1]), ("2", []), (None, [])])
+def test_each_of_several_processes_takes_its_own_gpu(monkeypatch, rank, taken):
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    device.use_own_gpu()
+    assert chosen == taken
 
 
 def test_the_tip_about_tensor_cores_is_not_shown(caplog):
