@@ -61,7 +61,9 @@ class SegmentationBatch:
 
     def pin_memory(self) -> SegmentationBatch:
         """Called by the loader, so that copies to the GPU do not wait."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        stored = tuple({name: t.pin_memory() for name, t in each.items()} for each in self.stored)
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        return replace(self, images=images, labels=labels, stored=stored)
 
     def items(self) -> Iterator[Pair]:
         """Yields every image and its labels at their own size."""
