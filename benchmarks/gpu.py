@@ -6,6 +6,7 @@
 Images are random and lie in pinned memory: the steps are those of a run that never waits for its
 loader. Memory is limited to that of a small card. A row that does not fit says so, one that fails
 says why, and what the time does not suffice for stays empty. The tests that need a GPU come last.
+Of requirements.txt it needs all but wandb and vit-pytorch.
 """
 
 from __future__ import annotations
