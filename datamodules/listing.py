@@ -67,6 +67,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (place / file for file in files if not _is_hidden(file))
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """Lists the folders right inside a folder but for what is hidden or a system's own."""
+    _, inner, _ = next(os.walk(folder), ("", [], []))
+    return [folder / name for name in sorted(inner) if not _is_hidden(name)]
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
@@ -129,20 +135,27 @@ def held_out(name: str, fraction: float) -> bool:
     return _place(name) < fraction
 
 
+def judging_place(file: Path, folder: Path) -> float:
+    """Returns where a file inside a folder stands, 0 to 1: below a fraction, it is judged by.
+
+    It is another hash than `held_out` has, so that a share of the others can be held out.
+    """
+    return _place(f"test/{file.relative_to(folder).as_posix()}")
+
+
 def set_apart(
     files: Sequence[Path], folder: Path, fraction: float
 ) -> tuple[list[Path], list[Path]]:
     """Splits files by a hash of their paths inside a folder: most, and a share to judge by.
 
-    It is another hash than `held_out` has of their names alone, so that a share of either part can
-    be held out; and the share is at least one.
+    The share is at least one.
 
     Raises:
         ValueError: there is one file only.
     """
     if len(files) < 2:
         raise ValueError(f"{folder} holds {len(files)} image, expected at least two.")
-    places = {file: _place(f"test/{file.relative_to(folder).as_posix()}") for file in files}
+    places = {file: judging_place(file, folder) for file in files}
     first = min(places, key=places.__getitem__)
     apart = {file for file, place in places.items() if place < fraction or file == first}
     return [file for file in files if file not in apart], [f for f in files if f in apart]
