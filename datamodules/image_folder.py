@@ -5,8 +5,16 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from pytorch_lightning.utilities import rank_zero_warn
+
 from datamodules.base import LabelledSource
-from datamodules.listing import folders_in, image_files, judging_place
+from datamodules.listing import (
+    IMAGE_SUFFIXES,
+    files_below,
+    folders_in,
+    image_files,
+    judging_place,
+)
 from utils.text import printable
 
 _HELD_OUT = ("val", "valid", "validation", "test")  # the first of them that is there
@@ -50,9 +58,20 @@ class ImageFolder(LabelledSource):
                 f"The images below {folder} have no labels: {loose[0]} lies in no folder of a "
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
+        self._say_what_is_left_out(folder)
         classes = tuple(sorted({parts[0] for parts in inside}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
+
+    def _say_what_is_left_out(self, folder: Path) -> None:
+        held = {file.relative_to(folder).parts[0] for file in self._below(folder)}
+        for other in folders_in(folder):
+            if other.name not in held and (file := next(files_below(other), None)):
+                rank_zero_warn(
+                    f"{printable(other)} is left out, it holds files but no image that is read, "
+                    f"as {printable(file.name)}. Suffixes of images are "
+                    f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+                )
 
     def _below(self, folder: Path) -> list[Path]:
         if folder not in self._listed:

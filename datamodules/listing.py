@@ -13,10 +13,17 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {
+    *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
 # What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
 _OF_SYSTEMS = frozenset(
-    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+    {
+        *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+        *("@eadir", "@tmp", "#recycle", "@recycle", "#snapshot"),  # network storages
+    }
 )
 
 

@@ -13,7 +13,7 @@ import yaml
 from rich.progress import track
 
 from datamodules.class_list import ClassList
-from datamodules.listing import evenly
+from datamodules.listing import JPEG_SUFFIXES, evenly
 from datamodules.meanings import CLASS_LIST, Codes, as_hex, colours_of, in_words, values_of
 from datamodules.reading import UnreadableImageError, read_values
 from utils.palette import BACKGROUND, VOID
@@ -22,7 +22,6 @@ from utils.text import percent
 _MOST_MASKS = 1000
 _MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
 _NAMED = 8
-_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass
@@ -109,7 +108,7 @@ def _add(
     colours: _Counts | None,
     order: Mapping[int, int],
 ) -> None:
-    most = _MOST_OF_JPEG if file.suffix.lower() in _LOSSY else _MOST_CODES
+    most = _MOST_OF_JPEG if file.suffix.lower() in JPEG_SUFFIXES else _MOST_CODES
     if max(len(values or ()), len(colours or ())) > most:
         found.rich = found.rich or file
         return
@@ -150,7 +149,7 @@ def proposal(found: Survey) -> str:
 
 def _no_classes(found: Survey, number: int) -> str:
     if found.rich:
-        why = "It is no mask" if found.rich.suffix.lower() not in _LOSSY else _RESAVED
+        why = "It is no mask" if found.rich.suffix.lower() not in JPEG_SUFFIXES else _RESAVED
         return f"{found.rich} holds more values or colours than classes can be. {why}."
     return f"The masks hold {number} classes ({found.shares()}), expected 2 to {VOID}."
 
@@ -160,7 +159,7 @@ _RESAVED = "JPEG changes the colours of masks: they have to be PNGs from the beg
 
 def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
     """Says in words how masks and a list of classes could be made to fit."""
-    if any(mask.suffix.lower() in _LOSSY for mask in masks):
+    if any(mask.suffix.lower() in JPEG_SUFFIXES for mask in masks):
         return f"{_RESAVED}."
     if found.rich:
         return f"{_no_classes(found, 0)}"
