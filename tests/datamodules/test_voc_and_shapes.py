@@ -160,6 +160,30 @@ def test_other_suffixes_and_any_editor_s_lists_are_understood(tmp_path):
     assert [image.suffix for image, _ in pairs] == [".JPG", ".jpeg", ".png", ".jpg"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "{} -1",
+        "{}  1",
+        "{}.jpg",
+        "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png",
+        "JPEGImages/{0}.jpg\tSegmentationClass/{0}.png",
+        "{0}.jpg {0}.png",
+    ],
+)
+@pytest.mark.parametrize("name", ["my photo {}", "{}. of v1.2", "{}"])
+def test_names_in_lists_may_hold_spaces(tmp_path, line, name):
+    folder = generate(tmp_path, 4, 2)
+    listing = folder / "ImageSets" / "Segmentation" / "train.txt"
+    names = []
+    for number, old in enumerate(voc_files(folder, "train")):
+        names.append(name.format(number))
+        old.rename(old.with_name(f"{names[-1]}.jpg"))
+    listing.write_text("\n".join(map(line.format, names)))
+    assert [file.stem for file in voc_files(folder, "train")] == names
+
+
 def test_other_data_in_its_layout_has_its_own_classes(tmp_path):
     folder = generate(tmp_path, 4, 2)
     assert voc(tmp_path, "train").classes[1] == "aeroplane"
