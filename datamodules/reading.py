@@ -1,6 +1,7 @@
 """The one place where image files are decoded: as they are displayed, in 8 bits, within bounds.
 
-Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 255 * 257.
+Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 255 * 257; of a TIFF
+of 12 bits v / 16.06.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from utils.text import printable
 
@@ -37,6 +38,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
@@ -236,6 +238,10 @@ def _in_rgb(image: Image.Image) -> Image.Image:
             "save it with 8 or 16 bits a pixel"
         )
     if image.mode.startswith("I;16"):
-        grey = np.rint(np.asarray(image) / np.float32(257)).astype(np.uint8)
-        image = Image.fromarray(grey)
+        white, negative = 2**16 - 1, False
+        if isinstance(image, TiffImageFile):  # 12 bits may be stored, and negatives
+            white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
+            negative = image.tag_v2[PHOTOMETRIC_INTERPRETATION] == _WHITE_IS_ZERO
+        grey = np.rint(np.asarray(image) / np.float32(white / 255)).astype(np.uint8)
+        image = Image.fromarray(255 - grey if negative else grey)
     return image if image.mode == "RGB" else image.convert("RGB")

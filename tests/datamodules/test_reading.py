@@ -112,6 +112,31 @@ def test_16_bit_grey_of_the_other_byte_order(tmp_path):
     assert np.array_equal(first, second)
 
 
+def grey_tiff(file: Path, values: np.ndarray, bits: int, photometric: int) -> Path:
+    """An uncompressed TIFF 6.0 of one strip; its rows are of whole bytes."""
+    spelt = "".join(f"{value:0{bits}b}" for value in values.ravel().tolist())
+    data = int(spelt, 2).to_bytes(len(spelt) // 8)
+    if bits == 16:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric}
+    tags |= {273: 10 + 12 * 9 + 4, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    file.write_bytes(start + entries + struct.pack("<I", 0) + data)
+    return file
+
+
+# Photometric 0: white is zero; 12 bits of it Pillow does not read.
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
+def test_a_grey_tiff_is_as_bright_as_its_header_says(tmp_path, bits, photometric):
+    white = 2**bits - 1
+    values = np.linspace(0, white, 64).round().astype(np.int64).reshape(8, 8)
+    read = np.array(read_rgb(grey_tiff(tmp_path / "a.tif", values, bits, photometric)))[..., 0]
+    expected = values * 255 / white
+    assert np.abs(read - (expected if photometric else 255 - expected)).max() <= 0.5 + 1e-4
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit integers")]
 )
