@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageOps
 
 from datamodules import reading
@@ -164,6 +165,19 @@ def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+def test_a_thread_of_pixels_is_an_unreadable_image(tmp_path):
+    for size in ((100, 1), (1, 100), (300, 3)):
+        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "long.png")
+        assert read_picture(tmp_path / "long.png").size == size
+        square = read_square(tmp_path / "long.png", 16)
+        assert (square == torch.tensor([9, 8, 7])[:, None, None]).all()
+    for size, words in (((301, 3), "301 x 3"), ((1, 101), "1 x 101"), ((60_000, 1), "60000 x 1")):
+        Image.new("RGB", size).save(tmp_path / "long.png")
+        with pytest.raises(UnreadableImageError, match=rf"long\.png \({words} px, more than 100 "):
+            read_picture(tmp_path / "long.png")
+        assert read_square(tmp_path / "long.png", 16) is None
 
 
 def test_a_bomb_is_an_unreadable_image(tmp_path, image_folder):
