@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -127,11 +128,17 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
-    """Groups files by their path inside a folder, without the suffix."""
+    """Groups files by their path inside a folder, `composed` and without the suffix."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+        stem = composed(file.relative_to(folder).with_suffix("").as_posix())
+        found.setdefault(stem, []).append(file)
     return found
+
+
+def composed(name: str) -> str:
+    """Returns a name in Unicode's form C: macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def held_out(name: str, fraction: float) -> bool:

@@ -11,7 +11,7 @@ from torchvision.datasets import VOCSegmentation
 
 from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
-from datamodules.listing import by_stem, image_files, is_image, read_list
+from datamodules.listing import by_stem, composed, image_files, is_image, read_list
 from datamodules.meanings import CLASS_LIST
 
 CLASSES = (
@@ -120,7 +120,7 @@ def _named(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
         return usual
     others = by_stem(filter(is_image, folder.iterdir()), folder)
     return [
-        file if file.exists() else others.get(name, [file])[0]
+        file if file.exists() else others.get(composed(name), [file])[0]
         for file, name in zip(usual, names, strict=True)
     ]
 
