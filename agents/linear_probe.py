@@ -71,8 +71,17 @@ class LinearProbe(Agent):
 
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> LinearProbe:
-        """See `Agent.build`."""
+        """See `Agent.build`.
+
+        Raises:
+            ValueError: the images have no classes, or all the same.
+        """
         classes, _ = labelled(source, f"--data.name {hparams.data.name}").labels("train")
+        if len(classes) < 2:
+            raise ValueError(
+                f"All images in {source.root} are of one class, {classes[0]}: a probe tells "
+                "classes apart, and needs two."
+            )
         return cls(backbone, classes, hparams)
 
     @staticmethod
@@ -203,10 +212,12 @@ class LinearProbe(Agent):
         lines = []
         if "test/linear_accuracy" in summary:
             last = summary.get("test/linear_accuracy_last")
+            chosen = "checkpoint that the held-out training images chose"
+            if "val/linear_accuracy" not in summary:
+                chosen, last = "last checkpoint: no image was held out to choose one", None
             lines.append(
                 f"Linear probe: test accuracy {summary['test/linear_accuracy']:.1%} with the "
-                "checkpoint that the held-out training images chose"
-                + (f", {last:.1%} with the last." if last is not None else ".")
+                f"{chosen}" + (f", {last:.1%} with the last." if last is not None else ".")
             )
         if "test/knn_accuracy" in summary:
             lines.append(

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
+from pytorch_lightning.utilities import rank_zero_warn
+
 from datamodules.base import LabelledSource
-from datamodules.listing import held_out, image_files
+from datamodules.listing import (
+    IMAGE_SUFFIXES,
+    files_below,
+    folders_in,
+    image_files,
+    judging_place,
+)
 from utils.text import printable
+
+_HELD_OUT = ("val", "valid", "validation", "test")  # the first of them that is there
 
 
 class ImageFolder(LabelledSource):
     """Images at any depth below `root`; those of a class share a folder, if they have classes.
 
-    With `root/train` and `root/val` these are the splits. Otherwise `val_fraction` of the images is
-    held out by a hash of the file name.
+    With `root/train` and `root/val` (or `valid`, `validation`, `test`; upper case too) these are
+    the splits. Otherwise `val_fraction` of the images, or of `root/train` where nothing else lies
+    beside it, is held out by a hash of the file name.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
@@ -25,39 +37,59 @@ class ImageFolder(LabelledSource):
         """See `ImageSource.files`; also `all` and, the same as `train`, `all_minus_val`."""
         if split not in ("train", "all_minus_val", "all", "val"):
             raise ValueError(f"--data.split {split}: a folder of images has no such split.")
+        train, val = self._folders
+        if train != val:
+            inside = {"val": val, "all": self.root}
+            return self._below(inside.get(split, train))
+        files, judged = self._below(train), split == "val"
         if split == "all":
-            return self._below(self.root)
-        if self._has_splits():
-            return self._below(self._folder(split))
-        return [file for file in self._below(self.root) if self._held_out(file) == (split == "val")]
+            return files
+        return [f for f in files if (judging_place(f, train) < self.val_fraction) == judged]
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`."""
-        if split == "all" and self._has_splits():
+        train, val = self._folders
+        if split == "all" and train != val:
             raise ValueError("--data.split all: with train/ and val/ folders, labels need a split.")
-        folder = self._folder(split)
+        folder = val if split == "val" else train
         inside = [file.relative_to(folder).parts for file in self.files(split)]
         if loose := [parts[0] for parts in inside if len(parts) == 1]:
             raise ValueError(
                 f"The images below {folder} have no labels: {loose[0]} lies in no folder of a "
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
+        self._say_what_is_left_out(folder)
         classes = tuple(sorted({parts[0] for parts in inside}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
+
+    def _say_what_is_left_out(self, folder: Path) -> None:
+        held = {file.relative_to(folder).parts[0] for file in self._below(folder)}
+        for other in folders_in(folder):
+            if other.name not in held and (file := next(files_below(other), None)):
+                rank_zero_warn(
+                    f"{printable(other)} is left out, it holds files but no image that is read, "
+                    f"as {printable(file.name)}. Suffixes of images are "
+                    f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+                )
 
     def _below(self, folder: Path) -> list[Path]:
         if folder not in self._listed:
             self._listed[folder] = image_files(folder)
         return self._listed[folder]
 
-    def _has_splits(self) -> bool:
-        return (self.root / "train").is_dir() and (self.root / "val").is_dir()
-
-    def _folder(self, split: str) -> Path:
-        if not self._has_splits():
-            return self.root
-        return self.root / ("val" if split == "val" else "train")
-
-    def _held_out(self, file: Path) -> bool:
-        return held_out(file.relative_to(self.root).as_posix(), self.val_fraction)
+    @cached_property
+    def _folders(self) -> tuple[Path, Path]:
+        """Where training and validation images lie; twice the same where no folder parts them."""
+        there = {folder.name.lower(): folder for folder in folders_in(self.root)}
+        train, val = there.get("train"), next(filter(None, map(there.get, _HELD_OUT)), None)
+        if train and val:
+            return train, val
+        if val and not there.keys() - set(_HELD_OUT):
+            raise FileNotFoundError(
+                f"There is {val}, but no {self.root / 'train'}: expected train and val, or a "
+                "folder for each class."
+            )
+        # Beside others, `train` is a class: one of VOC's.
+        alone = train if len(there) == 1 else None
+        return (alone or self.root,) * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -13,10 +14,17 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 Item = TypeVar("Item")
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+IMAGE_SUFFIXES = JPEG_SUFFIXES | {
+    *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
 # What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
 _OF_SYSTEMS = frozenset(
-    {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+    {
+        *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
+        *("@eadir", "@tmp", "#recycle", "@recycle", "#snapshot"),  # network storages
+    }
 )
 
 
@@ -67,6 +75,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (place / file for file in files if not _is_hidden(file))
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """Lists the folders right inside a folder but for what is hidden or a system's own."""
+    _, inner, _ = next(os.walk(folder), ("", [], []))
+    return [folder / name for name in sorted(inner) if not _is_hidden(name)]
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
@@ -114,11 +128,17 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
-    """Groups files by their path inside a folder, without the suffix."""
+    """Groups files by their path inside a folder, `composed` and without the suffix."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
+        stem = composed(file.relative_to(folder).with_suffix("").as_posix())
+        found.setdefault(stem, []).append(file)
     return found
+
+
+def composed(name: str) -> str:
+    """Returns a name in Unicode's form C: macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def held_out(name: str, fraction: float) -> bool:
@@ -129,20 +149,27 @@ def held_out(name: str, fraction: float) -> bool:
     return _place(name) < fraction
 
 
+def judging_place(file: Path, folder: Path) -> float:
+    """Returns where a file inside a folder stands, 0 to 1: below a fraction, it is judged by.
+
+    It is another hash than `held_out` has, so that a share of the others can be held out.
+    """
+    return _place(f"test/{file.relative_to(folder).as_posix()}")
+
+
 def set_apart(
     files: Sequence[Path], folder: Path, fraction: float
 ) -> tuple[list[Path], list[Path]]:
     """Splits files by a hash of their paths inside a folder: most, and a share to judge by.
 
-    It is another hash than `held_out` has of their names alone, so that a share of either part can
-    be held out; and the share is at least one.
+    The share is at least one.
 
     Raises:
         ValueError: there is one file only.
     """
     if len(files) < 2:
         raise ValueError(f"{folder} holds {len(files)} image, expected at least two.")
-    places = {file: _place(f"test/{file.relative_to(folder).as_posix()}") for file in files}
+    places = {file: judging_place(file, folder) for file in files}
     first = min(places, key=places.__getitem__)
     apart = {file for file, place in places.items() if place < fraction or file == first}
     return [file for file in files if file not in apart], [f for f in files if f in apart]

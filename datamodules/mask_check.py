@@ -19,6 +19,7 @@ from datamodules.base import MaskedSource
 from datamodules.feature_cache import file_facts
 from datamodules.listing import evenly
 from datamodules.masks import FilePair, Fit, read_pair
+from datamodules.meanings import ForeignPixelsError
 from datamodules.reading import UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
@@ -104,12 +105,16 @@ def _take(
     pixels = np.zeros(VOID + 1, np.int64)
     fits: dict[str, list[str]] = {fit.name: [] for fit in Fit}
     problems: list[str] = []
+    foreign: list[Path] = []
 
     def look(pair: FilePair) -> tuple[NDArray[np.int64], Fit] | str:
         try:
             found = read_pair(*pair, len(source.classes), source.meanings)
         except UnreadableImageError as error:
             return f"{error} cannot be read" if every_image else ""
+        except ForeignPixelsError as error:
+            foreign.append(pair[1])
+            return str(error)
         except ValueError as error:
             return str(error)
         return np.bincount(found.labels.numpy().ravel(), minlength=VOID + 1), found.fit
@@ -127,7 +132,7 @@ def _take(
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the other masks
     if problems:
-        advice = source.advice([mask for _, mask in pairs])
+        advice = source.advice([mask for _, mask in pairs]) if foreign else ""
         raise ValueError(
             f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
             f"{' | '.join(problems[:3])} {advice}".rstrip()

@@ -13,7 +13,7 @@ import yaml
 from rich.progress import track
 
 from datamodules.class_list import ClassList
-from datamodules.listing import evenly
+from datamodules.listing import JPEG_SUFFIXES, evenly
 from datamodules.meanings import CLASS_LIST, Codes, as_hex, colours_of, in_words, values_of
 from datamodules.reading import UnreadableImageError, read_values
 from utils.palette import BACKGROUND, VOID
@@ -22,7 +22,6 @@ from utils.text import percent
 _MOST_MASKS = 1000
 _MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
 _NAMED = 8
-_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass
@@ -109,7 +108,7 @@ def _add(
     colours: _Counts | None,
     order: Mapping[int, int],
 ) -> None:
-    most = _MOST_OF_JPEG if file.suffix.lower() in _LOSSY else _MOST_CODES
+    most = _MOST_OF_JPEG if file.suffix.lower() in JPEG_SUFFIXES else _MOST_CODES
     if max(len(values or ()), len(colours or ())) > most:
         found.rich = found.rich or file
         return
@@ -127,9 +126,11 @@ def proposal(found: Survey) -> str:
     Raises:
         ValueError: it cannot be classes.
     """
-    codes = sorted(found.found)
+    negative = _negative(found)
+    codes = [code for code in sorted(found.found) if code not in negative]
     void = [] if found.by_colour or len(codes) < 3 or VOID not in codes else [VOID]
     codes = [code for code in codes if code not in void]
+    void = [*negative, *void]
     if found.rich or not 2 <= len(codes) <= VOID:
         raise ValueError(_no_classes(found, len(codes)))
     total = sum(found.found.values())
@@ -142,15 +143,21 @@ def proposal(found: Survey) -> str:
     if found.by_colour:
         lines += ["colours:", *(f'  - "{as_hex(code)}"' for code in codes)]
     if void:
-        lines.append(f"ignore: {VOID}  # {percent(found.found[VOID], total)} of the pixels")
+        share = percent(sum(found.found[code] for code in void), total)
+        lines.append(f"ignore: {void if len(void) > 1 else void[0]}  # {share} of the pixels")
     lines += ['# ignore: [VALUE, "#COLOUR", NAME]  what counts for nothing'] * (not void)
     lines += [f"# background: NAME  what is no object, if it is not called {BACKGROUND}"]
     return "\n".join(lines) + "\n"
 
 
+def _negative(found: Survey) -> list[int]:
+    """Returns values that cannot be those of classes: -1 is a usual void."""
+    return [] if found.by_colour else sorted(value for value in found.values if value < 0)
+
+
 def _no_classes(found: Survey, number: int) -> str:
     if found.rich:
-        why = "It is no mask" if found.rich.suffix.lower() not in _LOSSY else _RESAVED
+        why = "It is no mask" if found.rich.suffix.lower() not in JPEG_SUFFIXES else _RESAVED
         return f"{found.rich} holds more values or colours than classes can be. {why}."
     return f"The masks hold {number} classes ({found.shares()}), expected 2 to {VOID}."
 
@@ -159,28 +166,34 @@ _RESAVED = "JPEG changes the colours of masks: they have to be PNGs from the beg
 
 
 def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
-    """Says in words how masks and a list of classes could be made to fit."""
-    if any(mask.suffix.lower() in _LOSSY for mask in masks):
+    """Says in words how masks and a list of classes could be made to fit; nothing of no masks."""
+    if not (found.found or found.rich):
+        return ""
+    if any(mask.suffix.lower() in JPEG_SUFFIXES for mask in masks):
         return f"{_RESAVED}."
     if found.rich:
         return f"{_no_classes(found, 0)}"
     if found.by_colour:
         return f"All masks hold: {found.shares()}. Each needs a name with its colour, or `ignore`."
-    codes = [code for code in sorted(found.values) if code != VOID]
+    negative = _negative(found)
+    codes = [code for code in sorted(found.values) if code not in (*negative, VOID)]
+    beside = f" and `ignore: {negative}`" if negative else ""
     names = list(classes.written.values())
     whole = [*codes, VOID] if VOID in found.values else codes
     said = f"All masks hold: {found.shares()}."
     for values in (codes, whole):
         if len(values) == len(names) and values != list(range(len(names))):
-            return f"{said} If these are the classes, write in {CLASS_LIST}: {_flow(values, names)}"
+            written = f"{_flow(values, names)}{beside}"
+            return f"{said} If these are the classes, write in {CLASS_LIST}: {written}"
     if codes[:1] == [0] and len(codes) == len(names) + 1:
         return (
             f"{said} If 0 is no class, write in {CLASS_LIST}: {_flow(codes[1:], names)} and "
-            f"`ignore: 0`; if it is, its name is missing."
+            f"`ignore: {[0, *negative] if negative else 0}`; if it is, its name is missing."
         )
     return (
         f"{said} {len(names)} names stand for {in_words(sorted(classes.written))}: name "
-        "every value (`names: {VALUE: NAME, …}`), or list it in `ignore`."
+        "every value (`names: {VALUE: NAME, …}`), or list it in `ignore`"
+        + (f": `ignore: {negative}`, as no class is negative." if negative else ".")
     )
 
 

@@ -33,7 +33,8 @@ def read_labels(file: Path, num_classes: int, meanings: Meanings | None = None) 
         meanings: see `MaskedSource.meanings`.
 
     Raises:
-        ValueError: not readable, or it holds what is no class.
+        ForeignPixelsError: it holds what is no class; names the file.
+        ValueError: not readable.
     """
     try:
         mask = read_values(file)
@@ -42,7 +43,7 @@ def read_labels(file: Path, num_classes: int, meanings: Meanings | None = None) 
     try:
         found = (meanings or IndexMeanings.of_labels(num_classes)).labels(mask)
     except ForeignPixelsError as error:
-        raise ValueError(f"{printable(file)} {error}") from error
+        raise ForeignPixelsError(f"{printable(file)} {error}") from error
     return torch.from_numpy(found)
 
 

@@ -23,7 +23,7 @@ _NAMED = 5  # values that a message names
 
 
 class ForeignPixelsError(ValueError):
-    """A mask holds what stands for nothing: the message continues the name of its file."""
+    """A mask holds what stands for nothing: the message continues, or has, the name of its file."""
 
 
 class Meanings(ABC):
@@ -159,8 +159,8 @@ def values_of(mask: Image.Image) -> Codes | None:
         return np.asarray(mask)[..., 0].astype(np.int64)
     pixels = np.asarray(mask)
     if pixels.ndim == 2:
-        if mask.mode == "F" and (pixels != np.floor(pixels)).any():
-            raise ForeignPixelsError("has numbers with fractions, which are no labels.")
+        if mask.mode == "F" and not (np.isfinite(pixels) & (pixels == np.floor(pixels))).all():
+            raise ForeignPixelsError("has numbers that are not whole, which are no labels.")
         return pixels.astype(np.int64)
     grey = mask.mode in ("RGB", "RGBA") and (pixels[..., :3] == pixels[..., :1]).all()
     return pixels[..., 0].astype(np.int64) if grey else None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, ImageSource, LabelledSource
 from datamodules.labelled import LabelledFiles, labelled_files
+from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
 from datamodules.reading import shorter_side
 from utils.distributed import num_processes
@@ -56,9 +57,7 @@ class ViewsDataModule(ImageDataModule):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        picked = [
-            self.train_files[i * len(self.train_files) // _LOOKED_AT] for i in range(_LOOKED_AT)
-        ]
+        picked = evenly(self.train_files, _LOOKED_AT)
         sides = [side for file in picked if (side := shorter_side(file)) is not None]
         if sides and max(sides) < self.image_size:
             rank_zero_warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from torchvision.datasets import VOCSegmentation
 
 from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
-from datamodules.listing import by_stem, image_files, is_image, read_list
+from datamodules.listing import by_stem, composed, image_files, is_image, read_list
 from datamodules.meanings import CLASS_LIST
 
 CLASSES = (
@@ -40,6 +41,9 @@ CLASSES = (
 _PUBLISHED_JACCARD = {"DINO": 0.459, "supervised": 0.273, "random weights": 0.220}
 # The extra masks of Hariharan et al. 2011 (SBD), as every toolbox distributes them.
 AUGMENTED = "trainaug"
+# Names may hold spaces.
+_TWO_FILES = re.compile(r"(.*\.\w+)\s+\S.*\.\w+")
+_WITH_FLAG = re.compile(r"(.+?)\s+(?:-1|0|1)")
 
 
 def find_voc(root: Path) -> Path:
@@ -97,12 +101,15 @@ def _listed(listing: Path) -> list[str]:
     names = read_list(listing, _name)
     if not names:
         raise ValueError(f"{listing} lists no images.")
-    return names
+    # The lists of a class say beside each image whether it is there: 1, -1 or, hard to tell, 0.
+    flagged = [_WITH_FLAG.fullmatch(name) for name in names]
+    return [found[1] for found in flagged if found] if all(flagged) else names
 
 
 def _name(line: str) -> str:
     # Some lists of the extra masks give `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
-    word = line.split()[0]
+    two = _TWO_FILES.fullmatch(line)
+    word = two[1] if two else line
     return Path(word).stem if "/" in word or is_image(Path(word)) else word
 
 
@@ -113,7 +120,7 @@ def _named(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
         return usual
     others = by_stem(filter(is_image, folder.iterdir()), folder)
     return [
-        file if file.exists() else others.get(name, [file])[0]
+        file if file.exists() else others.get(composed(name), [file])[0]
         for file, name in zip(usual, names, strict=True)
     ]
 

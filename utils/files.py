@@ -32,7 +32,7 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
         file: in a folder that exists.
 
     Raises:
-        OSError: it cannot be written; names the file, the reason and what to do.
+        OSError: it cannot be written; names the file, the reason and what to do, with its `errno`.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -43,7 +43,9 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
         temporary.replace(file)
         _flush_folder(file.parent)
     except OSError as error:
-        raise OSError(f"{file} cannot be written ({_reason(error)}).") from error
+        told = OSError(f"{file} cannot be written ({_reason(error)}).")
+        told.errno = error.errno
+        raise told from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def find_pictures(places: Sequence[str]) -> Found:
         )
     root = Path(os.path.commonpath(roots))
     only_file = len(places) == 1 and Path(places[0]).is_file()
-    name = Path(places[0]).stem if only_file else root.resolve().stem
+    name = Path(places[0]).stem if only_file else root.resolve().name
     known = set(files)
     return Found(root, name or "images", files, [file for file in found if file not in known])
 

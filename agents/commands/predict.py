@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from agents.commands.pictures import find_pictures
+from agents.commands.pictures import Found, find_pictures
 from agents.segmentation import Segmentation, protocol_of_test
 from config.hparams import Hparams
 from datamodules.reading import Picture
@@ -26,6 +28,8 @@ from utils.files import replacing, write_atomically
 from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
 from utils.text import printable
+
+_SOURCE = "images.txt"  # says where the labelled images lie
 
 
 class Labelled(NamedTuple):
@@ -46,7 +50,8 @@ def predict(
     """Labels images and the frames of videos, below `predictions/` of the run.
 
     For each a palette PNG, an overlay and its confidence, in the folders the images lie in; and
-    class_shares.csv, the share of every class in every image.
+    class_shares.csv, the share of every class in every image. Images of another place go to a
+    folder of their own, `NAME-2` where the name has been used.
 
     Args:
         agent: a segmentation, in eval mode.
@@ -61,7 +66,7 @@ def predict(
     if not isinstance(agent, Segmentation):
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
     found = find_pictures(images)
-    out = folder.path / "predictions" / found.name
+    out = _folder_for(found, folder.path / "predictions")
     protocol = protocol_of_test(hparams)
     agent.to(best_device(hparams.trainer.accelerator))
     unreadable: list[str] = []
@@ -69,7 +74,13 @@ def predict(
     pictures = found.pictures(unreadable)
     for name, picture in track(pictures, "Labelling", total=found.expected(), transient=True):
         labelled = label(agent, protocol, picture.image)
-        _write(labelled, picture, out, name, agent.colours)
+        try:
+            _write(labelled, picture, out, name, agent.colours)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            unreadable.append(f"{printable(name)} (what is written of it has too long a name)")
+            continue
         counts = np.bincount(labelled.labels.ravel(), minlength=len(agent.classes))
         rows.append((printable(name), *(f"{n / labelled.labels.size:.6f}" for n in counts)))
     if not rows:
@@ -87,6 +98,19 @@ def predict(
         if skipped:
             print(f"{len(skipped)} files skipped ({what}): {', '.join(skipped[:3])}")
     return 0
+
+
+def _folder_for(found: Found, place: Path) -> Path:
+    """Returns a folder of its own for all that lies in one place, whatever that is called."""
+    source = printable(found.root.resolve())
+    for number in itertools.count(1):
+        out = place / (found.name if number == 1 else f"{found.name}-{number}")
+        if not out.exists():
+            out.mkdir(parents=True)
+            write_atomically(out / _SOURCE, source)
+        if (out / _SOURCE).is_file() and (out / _SOURCE).read_text() == source:
+            break
+    return out
 
 
 @torch.no_grad()

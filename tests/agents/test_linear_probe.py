@@ -248,6 +248,23 @@ def test_a_corrupt_image_is_named(train, tmp_path, capsys):
     assert "val03.png cannot be read, and a probe needs every image" in error_of(capsys)
 
 
+def test_one_class_is_none_to_tell_apart(train, tmp_path, capsys):
+    root = colours(tmp_path / "c", classes=1)
+    code, _ = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
+    assert code == 2
+    assert "are of one class, class0" in error_of(capsys)
+
+
+def test_without_held_out_images_the_words_say_so(probe, capsys):
+    code, folder = probe(data__val_fraction=0, trainer__max_epochs=2)
+    assert code == 0
+    words = " ".join(summary(folder)["in_words"])
+    assert "with the last checkpoint: no image was held out to choose one." in words
+    assert "chose" not in words
+    probe("chosen", trainer__max_epochs=2)
+    assert "training images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
+
+
 def test_settings_a_probe_does_not_read(train, capsys):
     assert train("probe", task="linear_probe", backbone__freeze="true")[0] == 2
     assert "no effect on task linear_probe" in error_of(capsys)

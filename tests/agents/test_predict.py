@@ -15,6 +15,7 @@ from agents.commands.trained import trained_agent
 from agents.segmentation import protocol_of_test
 from config.parsing import parse
 from main import main
+from tests.conftest import files_at_most
 from utils.checkpoint_io import best_or_last
 from utils.run_folder import RunFolder
 
@@ -93,6 +94,41 @@ def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys)
     np.testing.assert_allclose(labelled.confidence, expected.numpy(), atol=1e-6)
     written = np.array(Image.open(out / "confidence" / "deep" / "a.png.png"))
     np.testing.assert_allclose(written / 255, expected.numpy(), atol=0.003)
+
+
+def test_images_of_another_place_go_to_a_folder_of_their_own(train, tmp_path, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    runs = ["--run.dir", str(folder.parent)]
+    for place in ("one/photos.v1", "two/photos.v1", "two/photos.v2"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / place / f"{place[:3]}.png")
+    places = ["one/photos.v1", "two/photos.v1", "two/photos.v2", "one/photos.v1"]
+    for place in places:
+        assert main(["--predict", "run", "--images", str(tmp_path / place), *runs]) == 0
+    out = folder / "predictions"
+    held = {file.relative_to(out).as_posix() for file in out.glob("*/labels/*")}
+    assert held == {
+        "photos.v1/labels/one.png.png",
+        "photos.v1-2/labels/two.png.png",
+        "photos.v2/labels/two.png.png",
+    }
+    assert (out / "photos.v1-2" / "images.txt").read_text() == str(tmp_path / "two" / "photos.v1")
+
+
+def test_a_name_too_long_for_its_labels_ends_nothing(train, photos, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    words = ["--predict", "run", "--images", str(photos), "--run.dir", str(folder.parent)]
+    long = f"{'n' * 250}.png"
+    (photos / "a.jpg").rename(photos / long)
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 images labelled" in said
+    assert f"{long} (what is written of it has too long a name)" in said
+    shares = (folder / "predictions" / "photos" / "class_shares.csv").read_text()
+    assert [row.split(",")[0] for row in shares.splitlines()[1:]] == ["deep/a.png", "deep/er/b.png"]
+    with files_at_most(100):  # a full disk is another matter
+        assert main(words) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_frames_are_in_rgb(photos, opencv):

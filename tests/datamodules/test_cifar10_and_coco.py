@@ -92,6 +92,35 @@ def test_broken_cifar10_is_explained(tmp_path, train, capsys):
     assert "No CIFAR-10" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\3\4nothing", "npy", "damaged"])
+def test_what_is_no_npz_file_of_cifar10_is_said(tmp_path, content):
+    file = tmp_path / "cifar10.npz"
+    if content == "npy":
+        with file.open("wb") as stream:
+            np.save(stream, TRAIN)
+    elif content == "damaged":
+        np.savez_compressed(file, x_train=TRAIN, x_test=TEST)
+        damaged = bytearray(file.read_bytes())
+        damaged[300] ^= 255
+        file.write_bytes(damaged)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cifar10\.npz is no npz file of CIFAR-10"):
+        CIFAR10(str(file)).files("train")
+
+
+@pytest.mark.parametrize("labels", [np.arange(20), np.arange(20) % 10 - 1, np.arange(20) / 3])
+def test_labels_that_are_no_classes_of_cifar10_are_refused(tmp_path, labels):
+    with pytest.raises(ValueError, match=r"y_train has labels .* whole numbers from 0 to 9"):
+        CIFAR10(str(npz(tmp_path, y_train=labels))).files("train")
+
+
+@pytest.mark.parametrize("part", ["x_train", "x_test"])
+def test_no_image_of_cifar10_is_none(tmp_path, part):
+    with pytest.raises(ValueError, match=rf"{part} is uint8 \(0, 32, 32, 3\)"):
+        CIFAR10(str(npz(tmp_path, **{part: TRAIN[:0]}))).files("train")
+
+
 @pytest.mark.parametrize("layout", ["images/{}2017", "{}2017"])
 def test_coco_images(tmp_path, layout):
     for split, count in (("train", 3), ("val", 2)):

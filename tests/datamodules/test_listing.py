@@ -3,11 +3,19 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules.image_folder import ImageFolder
-from datamodules.listing import files_below, held_out, image_files, read_list
+from datamodules.listing import (
+    IMAGE_SUFFIXES,
+    files_below,
+    held_out,
+    image_files,
+    read_list,
+)
+from datamodules.reading import read_rgb
 from datamodules.shapes import generate
 from datamodules.voc import voc_files
 from main import main
@@ -35,6 +43,10 @@ def names(folder: Path) -> list[str]:
         ".git/x.png",
         "@eaDir/x.png",
         "$RECYCLE.BIN/x.png",
+        "#recycle/x.png",
+        "@Recycle/x.png",
+        "#snapshot/x.png",
+        "@tmp/x.png",
     ],
 )
 def test_hidden_and_system_entries_are_no_images_and_no_classes(tmp_path, hidden):
@@ -44,6 +56,28 @@ def test_hidden_and_system_entries_are_no_images_and_no_classes(tmp_path, hidden
     source = ImageFolder(str(tmp_path))
     assert names(tmp_path / "train") == ["a/1.png", "b/1.png"]
     assert source.labels("train") == (("a", "b"), [0, 1])
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES & Image.registered_extensions().keys()))
+def test_an_image_of_every_suffix_is_read(tmp_path, suffix):
+    shade = np.linspace(40, 200, 32, dtype=np.uint8)
+    pixels = np.broadcast_to(shade[:, None, None], (32, 32, 3)).copy()
+    if suffix == ".pbm":  # black and white
+        pixels = np.where(pixels > 120, 255, 0).astype(np.uint8)
+    Image.fromarray(pixels).convert("1" if suffix == ".pbm" else "L").save(tmp_path / f"1{suffix}")
+    (file,) = image_files(tmp_path)
+    assert np.abs(np.asarray(read_rgb(file)).astype(int) - pixels).max() <= 8
+
+
+def test_a_class_without_a_known_image_is_said(tmp_path, recwarn):
+    put(tmp_path / "a" / "1.png")
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "b" / "deep" / "1.dcm").write_bytes(b"no image")
+    (tmp_path / "empty").mkdir()
+    assert ImageFolder(str(tmp_path)).labels("all")[0] == ("a",)
+    (warning,) = recwarn
+    assert f"{tmp_path / 'b'} is left out" in str(warning.message)
+    assert "as 1.dcm" in str(warning.message)
 
 
 def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path):

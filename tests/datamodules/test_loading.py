@@ -8,6 +8,8 @@ from PIL import Image
 
 from datamodules.image_folder import ImageFolder
 from datamodules.kept import Kept
+from datamodules.labelled import LabelledDataModule
+from datamodules.listing import judging_place
 from datamodules.loading import Batch, ImageFiles, Loading
 from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
@@ -148,6 +150,76 @@ def test_image_folder_uses_train_and_val_folders(image_folder):
     assert data.transductive
     with pytest.raises(ValueError, match="no such split"):
         source.files("trainaug")
+
+
+def test_an_image_folder_without_val_leaves_images_to_choose_by(tmp_path):
+    for name in "ab":
+        for index in range(100):
+            put(tmp_path / name / f"{index}.png")
+    source = ImageFolder(str(tmp_path), val_fraction=0.2)
+    data = LabelledDataModule(source, 8, Loading(2), val_fraction=0.2)
+    data.setup("fit")
+    train, val, test = (set(data.splits[part].files) for part in ("train", "val", "test"))
+    assert len(train) + len(val) + len(test) == len(train | val | test) == 200
+    assert 15 <= len(val) <= 50  # 32 are expected, 3 standard deviations are 15
+    pretraining = ViewsDataModule(source, BarlowTwinsViews(8), 8, Loading(2))
+    pretraining.setup("fit")
+    online = pretraining.labelled_examples(200, 0.2)
+    assert all(len(labels) > 15 for _, labels in online[:2])
+
+
+def put(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("parts", "train", "val"),
+    [
+        ("train val", "train", "val"),
+        ("train test", "train", "test"),
+        ("train valid", "train", "valid"),
+        ("train validation test", "train", "validation"),
+        ("Train Val", "Train", "Val"),
+    ],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, parts, train, val):
+    for part in parts.split():
+        for name in "ab":
+            put(tmp_path / part / name / f"{part}.png")
+    source = ImageFolder(str(tmp_path))
+    for split, folder in (("train", train), ("val", val)):
+        assert source.labels(split) == (("a", "b"), [0, 1])
+        assert {file.parts[-3] for file in source.files(split)} == {folder}
+    assert len(source.files("all")) == 2 * len(parts.split())
+
+
+def test_train_alone_is_parted_and_val_alone_is_explained(tmp_path):
+    for name in "ab":
+        for index in range(30):
+            put(tmp_path / "train" / name / f"{index}.png")
+    source = ImageFolder(str(tmp_path), val_fraction=0.3)
+    parts = [source.files(split) for split in ("train", "val")]
+    assert all(parts)
+    assert sorted(parts[0] + parts[1]) == source.files("all")
+    assert source.labels("val")[0] == ("a", "b")
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(FileNotFoundError, match=r"There is .*test, but no .*train"):
+        ImageFolder(str(tmp_path)).files("train")
+
+
+def test_beside_other_classes_train_is_one(tmp_path):
+    for name in ("bus", "train"):
+        put(tmp_path / name / "1.png")
+    assert ImageFolder(str(tmp_path)).labels("all")[0] == ("bus", "train")
+
+
+def test_no_image_left_to_train_on_is_said(train, tmp_path, capsys):
+    names = (f"{number}.png" for number in range(100))
+    put(tmp_path / "few" / next(n for n in names if judging_place(Path(n), Path()) < 0.1))
+    shared = {"data__name": "image_folder", "data__root": tmp_path / "few"}
+    assert train(**shared)[0] == 2
+    assert "larger than the data set: 0 images" in capsys.readouterr().err
 
 
 def test_examples_are_plain_squares(image_folder):

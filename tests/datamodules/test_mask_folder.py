@@ -1,5 +1,7 @@
 """Your own data: masks of any kind, lists of classes, and what is said where they do not fit."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 import yaml
@@ -249,6 +251,70 @@ def test_test_is_judged_and_val_chooses(tmp_path):
     assert sizes == {"train": 4, "val": 4, "all_minus_val": 8, "all": 12}
     (root / "masks" / "test").rename(root / "elsewhere")  # test images of a competition
     assert {pair[0].parts[-3] for pair in MaskFolder(str(root)).pairs("val")} == {"val"}
+
+
+def test_negative_values_count_for_nothing(tmp_path):
+    with_void = times(1, offset=-1, kind=np.int32)  # -1, 0 and 1
+    root = folder(tmp_path, with_void, classes=3, suffix=".tif")
+    with pytest.raises(FileNotFoundError, match=r"no classes\.yaml"):
+        MaskFolder(str(root)).propose_classes()
+    written = yaml.safe_load((root / "classes.yaml").read_text())
+    assert (written["names"], written["ignore"]) == (["background", "class 1"], -1)
+    mask = MaskFolder(str(root)).pairs("train")[0][1]
+    expected = drawn(0, 3).astype(int) - 1
+    expected[expected < 0] = 255
+    labels = read_labels(mask, 2, MaskFolder(str(root)).meanings)
+    assert np.array_equal(labels.numpy(), expected)
+
+    (root / "classes.yaml").write_text("names: [ground, weed]")
+    with pytest.raises(ValueError, match=r"does not name.*: `ignore: \[-1\]`, as no class is neg"):
+        judged(root)
+    values = np.array([-1, 3, 4], np.int32)
+    masks = {"classes": 3, "suffix": ".tif"}
+    root = folder(tmp_path / "b", lambda labels: Image.fromarray(values[labels]), **masks)
+    (root / "classes.yaml").write_text("names: [ground, weed]")
+    with pytest.raises(ValueError, match=r"`names: \{3: ground, 4: weed\}` and `ignore: \[-1\]`$"):
+        judged(root)
+
+
+def judged(root) -> Census:
+    source = MaskFolder(str(root))
+    return check_masks(
+        source, source.pairs("train"), "images", every_image=True, cache=root / "cache"
+    )
+
+
+def test_what_is_wrong_with_a_file_is_not_advised_to_be_named(tmp_path):
+    root = folder(tmp_path, grey, "names: [a, b]")
+    grey(drawn(0)[1:]).save(root / "masks/train/deep0/00.png")
+    with pytest.raises(ValueError, match=r"they do not belong together\.$"):
+        judged(root)
+    for mask in (root / "masks").rglob("*.png"):
+        mask.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^4 of 4 .*cannot be read\.$"):
+        judged(root)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.5])
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_not_whole_are_no_labels(tmp_path, value):
+    root = folder(tmp_path, times(1, kind=np.float32), "names: [a, b]", suffix=".tif")
+    assert sum(judged(root).pixels) == 4 * drawn(0).size
+    mask = drawn(0).astype(np.float32)
+    mask[0, 0] = value
+    Image.fromarray(mask).save(root / "masks/train/deep0/00.tif")
+    with pytest.raises(ValueError, match=r"00\.tif has numbers that are not whole"):
+        judged(root)
+
+
+def test_an_accent_is_one_name_however_it_is_written(tmp_path):
+    root = folder(tmp_path, grey, "names: [a, b]")
+    for kind, form in (("images", "NFC"), ("masks", "NFD")):
+        for file in sorted((root / kind / "train").rglob("00.*")):
+            file.rename(file.with_stem(unicodedata.normalize(form, "café")))
+    pairs = MaskFolder(str(root)).pairs("train")
+    named = [(image.stem, mask.stem) for image, mask in pairs if image.stem.startswith("caf")]
+    assert named == [("caf\u00e9", "cafe\u0301")]
 
 
 def rename(root, old, new):

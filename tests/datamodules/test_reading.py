@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageOps
 
 from datamodules import reading
@@ -112,6 +113,31 @@ def test_16_bit_grey_of_the_other_byte_order(tmp_path):
     assert np.array_equal(first, second)
 
 
+def grey_tiff(file: Path, values: np.ndarray, bits: int, photometric: int) -> Path:
+    """An uncompressed TIFF 6.0 of one strip; its rows are of whole bytes."""
+    spelt = "".join(f"{value:0{bits}b}" for value in values.ravel().tolist())
+    data = int(spelt, 2).to_bytes(len(spelt) // 8)
+    if bits == 16:
+        data = values.astype("<u2").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric}
+    tags |= {273: 10 + 12 * 9 + 4, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    file.write_bytes(start + entries + struct.pack("<I", 0) + data)
+    return file
+
+
+# Photometric 0: white is zero; 12 bits of it Pillow does not read.
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
+def test_a_grey_tiff_is_as_bright_as_its_header_says(tmp_path, bits, photometric):
+    white = 2**bits - 1
+    values = np.linspace(0, white, 64).round().astype(np.int64).reshape(8, 8)
+    read = np.array(read_rgb(grey_tiff(tmp_path / "a.tif", values, bits, photometric)))[..., 0]
+    expected = values * 255 / white
+    assert np.abs(read - (expected if photometric else 255 - expected)).max() <= 0.5 + 1e-4
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit integers")]
 )
@@ -139,6 +165,19 @@ def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+def test_a_thread_of_pixels_is_an_unreadable_image(tmp_path):
+    for size in ((100, 1), (1, 100), (300, 3)):
+        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "long.png")
+        assert read_picture(tmp_path / "long.png").size == size
+        square = read_square(tmp_path / "long.png", 16)
+        assert (square == torch.tensor([9, 8, 7])[:, None, None]).all()
+    for size, words in (((301, 3), "301 x 3"), ((1, 101), "1 x 101"), ((60_000, 1), "60000 x 1")):
+        Image.new("RGB", size).save(tmp_path / "long.png")
+        with pytest.raises(UnreadableImageError, match=rf"long\.png \({words} px, more than 100 "):
+            read_picture(tmp_path / "long.png")
+        assert read_square(tmp_path / "long.png", 16) is None
 
 
 def test_a_bomb_is_an_unreadable_image(tmp_path, image_folder):

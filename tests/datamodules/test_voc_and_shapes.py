@@ -1,4 +1,5 @@
 import hashlib
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,6 +159,44 @@ def test_other_suffixes_and_any_editor_s_lists_are_understood(tmp_path):
     pairs = voc_pairs(folder, "train")
     assert [(image.stem, mask.stem) for image, mask in pairs] == [(n, n) for n in expected]
     assert [image.suffix for image, _ in pairs] == [".JPG", ".jpeg", ".png", ".jpg"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "{} -1",
+        "{}  1",
+        "{}.jpg",
+        "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png",
+        "JPEGImages/{0}.jpg\tSegmentationClass/{0}.png",
+        "{0}.jpg {0}.png",
+    ],
+)
+@pytest.mark.parametrize("name", ["my photo {}", "{}. of v1.2", "{}"])
+def test_names_in_lists_may_hold_spaces(tmp_path, line, name):
+    folder = generate(tmp_path, 4, 2)
+    listing = folder / "ImageSets" / "Segmentation" / "train.txt"
+    names = []
+    for number, old in enumerate(voc_files(folder, "train")):
+        names.append(name.format(number))
+        old.rename(old.with_name(f"{names[-1]}.jpg"))
+    listing.write_text("\n".join(map(line.format, names)))
+    assert [file.stem for file in voc_files(folder, "train")] == names
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_in_a_list_is_that_of_a_file(tmp_path, listed, stored):
+    folder = generate(tmp_path, 4, 2)
+    listing = folder / "ImageSets" / "Segmentation" / "train.txt"
+    image, mask = voc_pairs(folder, "train")[0]
+    for file in (image, mask):
+        file.rename(file.with_stem(unicodedata.normalize(stored, "café")))
+    listing.write_text(
+        listing.read_text().replace(image.stem, unicodedata.normalize(listed, "café"))
+    )
+    found = voc_pairs(folder, "train")[0]
+    assert [file.stem for file in found] == [unicodedata.normalize(stored, "café")] * 2
 
 
 def test_other_data_in_its_layout_has_its_own_classes(tmp_path):
