@@ -26,7 +26,10 @@ _ADJECTIVES = (
 _NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
 
 # What a run leaves before its first checkpoint, but for its settings.
-_REMAINS = ("metrics.csv", "summary.json", "report.html", "code.patch", "figures", "tensorboard")
+_REMAINS = (
+    *("metrics.csv", "metrics.damaged.csv", "summary.json", "report.html"),
+    *("code.patch", "figures", "tensorboard"),
+)
 
 _TOLD = "TWINSIGHT_RUN_FOLDER"  # tells the processes Lightning starts which folder was made
 
