@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, update
+from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, unfolded, update
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import unmet
@@ -66,7 +66,7 @@ def read_experiment(name: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{file}: extends {shown(following)}: expected the name of an experiment."
             )
-        settings = merged(content, settings)
+        settings = merged(unfolded(content, str(file)), settings)
     return settings
 
 
@@ -108,7 +108,7 @@ def read_settings(run: Path) -> dict[str, Any]:
     if not file.exists():
         return _settings_in_checkpoint(run)
     try:
-        settings = read_yaml(file)
+        settings = unfolded(read_yaml(file), str(file))
     except ConfigError as error:
         raise damaged(file, str(error)) from error
     if "task" not in settings:

@@ -154,6 +154,16 @@ def test_where_a_run_is_computed_is_not_what_it_computes(tmp_path):
     ("content", "words", "message"),
     [
         ({"rows": ["quiet-darknes"]}, (), "Did you mean quiet-darkness"),
+        (
+            {"rows": [{"name": "a", "settings": {"optim": {"lr": 1.0}, "optim.lr": 0.1}}]},
+            (),
+            r"row a: optim\.lr stands there twice",
+        ),
+        (
+            {"settings": {"optim": {"lr": 1.0}, "optim.lr": 0.1}, "rows": [{"name": "a"}]},
+            (),
+            r"optim\.lr stands there twice",
+        ),
         ({"row": []}, (), "Did you mean rows"),
         ({"rows": []}, (), "needs `rows:`"),
         ({"rows": [{"name": "a", "setings": {}}]}, (), "Did you mean settings"),

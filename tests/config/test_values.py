@@ -88,6 +88,9 @@ YAML = [
     ("data:\n  batch_size: 8\n  name: voc\n  batch_size: 9", "line 4: data.batch_size .* line 2"),
     ("task: dino\ndata: {}\ntask: lejepa", "line 3: task stands in line 1 too"),
     ("run: {name: x, name: x}", "line 1: run.name stands in line 1 too"),
+    ("optim: {lr: 1.0}\noptim.lr: 0.1", r"optim\.lr stands there twice"),
+    ("callbacks: {views.enabled: true, views: {enabled: false}}", "callbacks.views.enabled stands"),
+    ("callbacks: 1\ncallbacks.views.enabled: true", "callbacks stands there twice"),
     ("data: &a\n  name: *a", "line 1: data.name contains itself"),
     ("data: {fixed_scales: &a [1, *a]}", "data.fixed_scales contains itself"),
     ("data: " + "[" * 50, "line 1: "),
@@ -111,6 +114,14 @@ def test_a_file_of_settings_is_refused_by_line_or_path(text, message, tmp_path, 
     assert str(file) in str(caught.value)
     assert main(["--experiment", str(file)]) == 2
     assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+def test_dotted_and_nested_settings_of_files_are_the_same_settings(tmp_path):
+    (tmp_path / "base.yaml").write_text("optim.lr: 1.0\noptim.weight_decay: 0.5\n")
+    (tmp_path / "middle.yaml").write_text(f"extends: {tmp_path}/base.yaml\noptim: {{lr: 2.0}}\n")
+    (tmp_path / "top.yaml").write_text(f"extends: {tmp_path}/middle.yaml\noptim.lr: 3.0\n")
+    optim = parse(["--experiment", str(tmp_path / "top.yaml")]).hparams.optim
+    assert (optim.lr, optim.weight_decay) == (3.0, 0.5)
 
 
 def test_aliases_of_aliases_end(tmp_path):
