@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from enum import Enum
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pytest
 
 from agents.trainer import Trainer
-from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf
-from config.hparams import BackboneHparams, Hparams
+from config.convert import (
+    ConfigError,
+    base_types,
+    leaves,
+    read_yaml,
+    set_leaf,
+    to_dict,
+    write_yaml,
+)
+from config.hparams import BackboneHparams, Hparams, OptimHparams
 from config.parsing import parse
 from config.validation import check, check_values
 from main import main
@@ -193,6 +203,27 @@ def test_a_notebook_is_checked_as_strictly(hparams, message):
     for take in (check, Trainer):
         with pytest.raises(ConfigError, match=message):
             take(hparams)
+
+
+class Task(str, Enum):  # noqa: UP042 (a StrEnum is more of a text than some are)
+    DINO = "dino"
+
+
+def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
+    hparams = Hparams(task=Task.DINO)
+    hparams.optim.lr, hparams.optim.warmup_epochs = np.float64(1e-3), np.float32(0.5)
+    hparams.run.seed = np.int64(3)
+    hparams.data.name, hparams.logger.mode = np.str_("shapes"), np.str_("offline")
+    hparams.callbacks.attention_maps.blocks = [np.int32(-2), np.int64(-1)]
+    write_yaml(to_dict(check(hparams)), tmp_path / "hparams.yaml")
+    expected = Hparams(task="dino")
+    expected.optim.lr, expected.optim.warmup_epochs = 1e-3, 0.5
+    expected.run.seed = 3
+    expected.data.name, expected.logger.mode = "shapes", "offline"
+    expected.callbacks.attention_maps.blocks = [-2, -1]
+    assert read_yaml(tmp_path / "hparams.yaml") == to_dict(check(expected))
+    with pytest.raises(ConfigError, match=r"--optim\.lr .*expected a finite number"):
+        check(Hparams(optim=OptimHparams(lr=np.float32("nan"))))
 
 
 @pytest.mark.parametrize(
