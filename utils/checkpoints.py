@@ -47,11 +47,26 @@ def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    found = read_checkpoint(file)
-    state = found.get("state_dict") if isinstance(found, Mapping) else None
-    if not isinstance(state, Mapping) or "global_step" not in found:
-        raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict and step.")
-    return found
+    return _of_a_run(read_checkpoint(file), file)
+
+
+def check_run_checkpoint(file: Path) -> None:
+    """Checks what `read_run_checkpoint` does, without keeping its tensors in memory.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
+    _check_sums(file)
+    _of_a_run(_load(file, mmap=True), file)
+
+
+def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
+    kinds = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
+    parts = found if isinstance(found, Mapping) else {}
+    lacking = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
+    if lacking:
+        raise ValueError(f"{file} is no checkpoint of a run: it has no {' and '.join(lacking)}.")
+    return parts
 
 
 def check_readable(file: Path) -> None:
@@ -129,6 +144,8 @@ def _refusal(file: Path) -> str:
 
 
 def _damage(file: Path) -> str:
+    if not file.is_file():
+        return f"{file} is no file."
     with file.open("rb") as opened:
         begins = opened.read(4)
     if not begins:

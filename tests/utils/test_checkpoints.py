@@ -75,11 +75,13 @@ def test_what_would_run_code_is_refused_by_name(tmp_path, new):
 
 def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
     file = tmp_path / "last.ckpt"
-    for other in (STATE, [1, 2], torch.ones(2), {"state_dict": STATE}, {"global_step": 3}):
+    whole = {"state_dict": STATE, "hyper_parameters": {"task": "dino"}, "global_step": 3}
+    parts = [{key: value for key, value in whole.items() if key != name} for name in whole]
+    for other in (STATE, [1, 2], torch.ones(2), *parts, whole | {"hyper_parameters": None}):
         torch.save(other, file)
         with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of a run"):
             read_run_checkpoint(file)
-    torch.save({"state_dict": STATE, "global_step": 3}, file)
+    torch.save(whole, file)
     assert read_run_checkpoint(file)["global_step"] == 3
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="ends too early"):
