@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from agents.commands.study.plan import load_study
+from agents.commands.study.runner import check_settings
 from config.convert import ConfigError
 from config.lookup import known_experiments, read_experiment
 from config.parsing import Command, parse
@@ -122,6 +123,23 @@ def test_an_override_may_need_another(tmp_path):
     words = ("--data.fixed_scales", "1.0", "2.0", "--data.views", "fixed")
     (run,) = study(tmp_path, content, *words).runs
     assert run.settings["data.fixed_scales"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("left", ["", "a-s0: 3\n", "a-s0:\n", "b-s0: {task: dino}\n"])
+def test_lost_settings_of_a_started_run_are_not_written_anew(tmp_path, left):
+    found = study(tmp_path, {"rows": [{"name": "a", "settings": {}}]})
+    check_settings(found)
+    noted = found.folder / "settings.yaml"
+    before = noted.read_text()
+    (name,) = (run.name for run in found.runs)
+    (found.folder / name).mkdir()
+    check_settings(found)
+    noted.write_text(left.replace("a-s0", name))
+    with pytest.raises(ConfigError, match=rf"settings\.yaml does not tell .* {name}, which"):
+        check_settings(found)
+    noted.unlink()
+    check_settings(found)
+    assert noted.read_text() == before
 
 
 def test_every_row_is_parsed_once(monkeypatch):
