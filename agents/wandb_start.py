@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from config.convert import shown
 from config.hparams import LoggerHparams
 from utils.console import console
+from utils.files import name_damaged
 from utils.network import answers
 from utils.run_folder import RunFolder
 
@@ -84,7 +87,7 @@ def _described(
         "job_type": job_type,
         "tags": [shortened(tag, _LONGEST_TAG) for tag in (*tags, *given) if tag],
         "dir": str(folder.path),
-        "id": folder.read_environment().get("wandb_id"),
+        "id": _known_id(folder),
         "resume": "allow",
         "settings": wandb.Settings(
             init_timeout=INIT_TIMEOUT,
@@ -94,6 +97,14 @@ def _described(
             disable_git=True,
         ),
     }
+
+
+def _known_id(folder: RunFolder) -> str | None:
+    known = folder.read_environment().get("wandb_id")
+    if known is None or (isinstance(known, str) and re.fullmatch(r"[\w-]{1,64}", known, re.ASCII)):
+        return known
+    name_damaged(folder.path / "environment.json", f"wandb_id {shown(known)} is none of wandb's")
+    return None
 
 
 def log_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ SECONDS_BETWEEN = 60
 COSTS_BETWEEN = 50  # so many times what the last writing took, so that it stays below 2 %
 MAX_STEPS = 12
 MOST_NUMBERS = 6
-_STEP = "step-"
+_PICTURE = re.compile(r"step-(\d+)")
 # Numbers that a page opens with, what a run is for first.
 _NUMBERS = {
     "test/miou": "mIoU, test images",
@@ -113,7 +114,7 @@ class Report(Callback):
                 headline=_headline(summary, environment, settings),
                 words=_words(summary),
                 numbers=_numbers(_last_values(rows) | dict(summary)),
-                command=shlex.join(environment.get("command", [])),
+                command=shlex.join(_texts(environment.get("command"))),
                 galleries={kind: pictures for kind, pictures in galleries.items() if pictures},
                 curves=data_uri(curves, width) if curves else None,
                 classes=_classes(summary),
@@ -128,7 +129,9 @@ class Report(Callback):
 
     def _pictures(self) -> dict[str, list[Path]]:
         kinds: dict[str, list[Path]] = {}
-        for file in sorted(self.folder.figures.rglob(f"{_STEP}*.png")):
+        for file in sorted(self.folder.figures.rglob("step-*.png")):
+            if not (_PICTURE.fullmatch(file.stem) and file.is_file()):
+                continue  # a copy of somebody's; a link to nothing
             kind = file.parent.relative_to(self.folder.figures).as_posix()
             kinds.setdefault(kind, []).append(file)
         kinds.pop("learning_curves", None)  # drawn anew for the page
@@ -183,7 +186,7 @@ def evenly(files: list[Path]) -> list[Path]:
 
 
 def _step(file: Path) -> int:
-    return int(file.stem.removeprefix(_STEP))
+    return int(file.stem.removeprefix("step-"))
 
 
 def _rank(kind: str) -> tuple[int, str]:
@@ -200,8 +203,8 @@ def _headline(
     task, backbone, data = (values.get(key) for key in ("task", "backbone.name", "data.name"))
     parts = [f"{task}: {backbone} on {data}" if task else ""]
     started = str(environment.get("started", ""))[:16].replace("T", " ")
-    parts += [str(state), started, environment.get("device", "")]
-    if "wall_seconds" in summary:
+    parts += [str(state), started, str(environment.get("device", ""))]
+    if _is_number(summary.get("wall_seconds")):
         parts.append(f"{summary['wall_seconds'] / 60:.1f} minutes")
     return [part for part in parts if part]
 
@@ -209,11 +212,17 @@ def _headline(
 def _words(summary: Mapping[str, Any]) -> list[str]:
     """Returns what a run came to in sentences, and what speaks against it."""
     lines = [str(summary["reason"])] if summary.get("reason") else []
-    lines += [*summary.get("in_words", []), *summary.get("alarms", [])]
+    lines += [*_texts(summary.get("in_words")), *_texts(summary.get("alarms"))]
     if summary.get("transductive"):
         lines.append("TRANSDUCTIVE: training saw evaluation images.")
-    failures = summary.get("readout_failures", {})
+    failures = summary.get("readout_failures")
+    failures = failures if isinstance(failures, Mapping) else {}
     return [*lines, *(f"{name} failed {count}x." for name, count in failures.items())]
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns a list of texts of a file that may have been edited."""
+    return [str(each) for each in value] if isinstance(value, list) else []
 
 
 def _last_values(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
@@ -254,7 +263,7 @@ def _classes(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, value in summary.items():
         split, separator, label = name.partition("/iou/")
-        if separator:
+        if separator and _is_number(value):
             found.setdefault(split, {})[label] = value
     return {
         split: dict(sorted(ious.items(), key=lambda item: -item[1]))

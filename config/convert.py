@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import reprlib
 import types
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import cache
@@ -17,6 +18,7 @@ import yaml
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf
 from utils.files import write_atomically
+from utils.nested import nested
 from utils.strict_yaml import load_yaml
 from utils.text import one_line
 
@@ -168,6 +170,30 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
 
     visit(settings, "")
     return hparams
+
+
+def unfolded(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Turns the dotted names of a file into groups: each setting then has one place.
+
+    Raises:
+        ConfigError: one stands there twice.
+    """
+
+    def visit(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            if isinstance(value, Mapping) and value:
+                yield from visit(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    found = list(visit(content))
+    settings = dict(found)
+    groups = {path[:i] for path in settings for i, sign in enumerate(path) if sign == "."}
+    counts = Counter([*(path for path, _ in found), *groups])
+    for path in settings:
+        if counts[path] > 1:
+            raise ConfigError(f"{source}: {shown(path)} stands there twice.")
+    return nested(settings)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

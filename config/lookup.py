@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, update
+from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, unfolded, update
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import unmet
@@ -66,7 +66,7 @@ def read_experiment(name: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{file}: extends {shown(following)}: expected the name of an experiment."
             )
-        settings = merged(content, settings)
+        settings = merged(unfolded(content, str(file)), settings)
     return settings
 
 
@@ -108,7 +108,7 @@ def read_settings(run: Path) -> dict[str, Any]:
     if not file.exists():
         return _settings_in_checkpoint(run)
     try:
-        settings = read_yaml(file)
+        settings = unfolded(read_yaml(file), str(file))
     except ConfigError as error:
         raise damaged(file, str(error)) from error
     if "task" not in settings:
@@ -119,13 +119,13 @@ def read_settings(run: Path) -> dict[str, Any]:
 def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
     # Only here: importing torch takes seconds.
     from utils.checkpoint_io import resumable
-    from utils.checkpoints import read_checkpoint
+    from utils.checkpoints import read_run_checkpoint
     from utils.run_folder import RunFolder
 
     checkpoint = resumable(RunFolder(run))
     if checkpoint is None:
         raise ConfigError(f"{run} has neither hparams.yaml nor a checkpoint.")
-    settings: dict[str, Any] = read_checkpoint(checkpoint)["hyper_parameters"]
+    settings = read_run_checkpoint(checkpoint)["hyper_parameters"]
     console.warning("There is no hparams.yaml: the settings are those in %s.", checkpoint)
     # As hparams.yaml has them: how the run was started is not a part of it.
     return merged(settings, {"run": {"name": None, "resume": "none"}})

@@ -95,26 +95,51 @@ def _parser(task: str) -> Parser:
     return parser
 
 
+def _name(text: str) -> str:
+    # An unset variable of a shell; taken for no option it would start a training.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name, not an empty text")
+    return text
+
+
 def add_actions(parser: argparse.ArgumentParser) -> None:
     """Adds what is no setting."""
     add = parser.add_argument
     add("--help", "-h", action="store_true", help="show this page for the chosen --task")
     add("--version", action="store_true", help="the version of this project and of torch")
-    add("--experiment", metavar="NAME_OR_FILE", help="settings from config/experiments/NAME.yaml")
-    add("--study", metavar="NAME_OR_FILE", help="run config/studies/NAME.yaml, make its table")
+    add(
+        "--experiment",
+        type=_name,
+        metavar="NAME_OR_FILE",
+        help="settings from config/experiments/NAME.yaml",
+    )
+    add(
+        "--study",
+        type=_name,
+        metavar="NAME_OR_FILE",
+        help="run config/studies/NAME.yaml, make its table",
+    )
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
-    add("--evaluate", metavar="RUN", help="judge the best checkpoint of a run again")
-    add("--predict", metavar="RUN", help="label images with a segmentation run")
+    add("--evaluate", type=_name, metavar="RUN", help="judge the best checkpoint of a run again")
+    add("--predict", type=_name, metavar="RUN", help="label images with a segmentation run")
     add(
         "--images",
+        type=_name,
         nargs="+",
         default=[],
         metavar="FOLDER",
         help="with --predict: folders of images, files, or patterns such as 'photos/*.jpg'",
     )
-    add("--compare", nargs="+", default=[], metavar="RUN", help="table of settings and results")
-    add("--export", metavar="RUN", help="write the run's network for use elsewhere")
+    add(
+        "--compare",
+        type=_name,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="table of settings and results",
+    )
+    add("--export", type=_name, metavar="RUN", help="write the run's network for use elsewhere")
     add(
         "--format",
         choices=get_args(ExportFormat),
@@ -199,11 +224,11 @@ def _version() -> str:
 def _study(argv: Sequence[str]) -> Command:
     # Its runs have settings of their own: what is left is for all of them.
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--study")
+    parser.add_argument("--study", type=_name)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--print-commands", action="store_true")
     parser.add_argument("--debug", action="store_true")
-    parser.add_argument("--run.dir", dest="dir", default=Hparams().run.dir)
+    parser.add_argument("--run.dir", type=_name, dest="dir", default=Hparams().run.dir)
     arguments, overrides = parser.parse_known_args(list(argv))
     if any(word.partition("=")[0] == "--experiment" for word in overrides):
         raise ConfigError("--study and --experiment cannot be combined.")
@@ -240,12 +265,12 @@ def _early(argv: Sequence[str]) -> argparse.Namespace:
     # These decide the defaults of everything else, so they are read first.
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--task")
-    early.add_argument("--experiment")
-    early.add_argument("--evaluate")
-    early.add_argument("--predict")
+    early.add_argument("--experiment", type=_name)
+    early.add_argument("--evaluate", type=_name)
+    early.add_argument("--predict", type=_name)
     early.add_argument("--backbone.weights", dest="weights")
-    early.add_argument("--export")
-    early.add_argument("--run.resume", dest="resume", default=Hparams().run.resume)
+    early.add_argument("--export", type=_name)
+    early.add_argument("--run.resume", type=_name, dest="resume", default=Hparams().run.resume)
     early.add_argument("--run.dir", dest="dir")
     try:
         return early.parse_known_args(list(argv))[0]

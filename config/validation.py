@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
@@ -20,6 +21,7 @@ from utils.text import did_you_mean
 def check(hparams: Hparams) -> Hparams:
     """Returns a copy in which names are chosen, if everything in it is possible and has an effect.
 
+    Kinds of numbers and texts, which a notebook may have of NumPy, become those that YAML knows.
     Names come first, because what has an effect depends on them: `backbone.name` is no longer
     `auto`, and fusions have the study's names.
 
@@ -30,6 +32,8 @@ def check(hparams: Hparams) -> Hparams:
         raise ConfigError(f"Settings are a Hparams of config.hparams, got {shown(hparams)}.")
     check_values(hparams)
     hparams = choose_names(hparams)
+    for leaf in leaves(hparams):
+        set_leaf(hparams, leaf.path, _plain(leaf.value))
     for leaf in leaves(hparams):
         # null asks for nothing, so it may be given wherever it does nothing.
         asked = leaf.value != leaf.default and leaf.value is not None
@@ -51,9 +55,25 @@ def check_values(hparams: Hparams, source: str = "") -> None:
     """
     before = f"{source}: " if source else ""
     for leaf in leaves(hparams):
-        if problem := _problem(leaf.value, leaf.annotation):
+        if problem := _problem(_plain(leaf.value), leaf.annotation):
             end = "" if problem.endswith("?") else "."
             raise ConfigError(f"{before}--{leaf.path} {shown(leaf.value)}: {problem}{end}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain_item(item) for item in value]
+    return _plain_item(value)
+
+
+def _plain_item(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of a member of an enumeration is its name
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _problem(value: Any, annotation: Any) -> str | None:

@@ -78,6 +78,8 @@ class StoredImages(Dataset[Any]):
         self.sample = sample
         try:
             index = json.loads((folder / "index.json").read_text())
+            if index.pop("checksum") != _checksum(index):
+                raise ValueError("checksum of the index")
             self.layouts = [
                 [Field(f["name"], f["dtype"], tuple(f["shape"]), f["offset"]) for f in layout]
                 for layout in index["layouts"]
@@ -160,11 +162,16 @@ class StoreWriter:
     def close(self) -> None:
         """Writes the index; only now the store is whole."""
         self.stream.close()
-        index = {
+        index: dict[str, Any] = {
             "layouts": [[asdict(field) for field in layout] for layout in self.layouts],
             "entries": [asdict(entry) for entry in self.entries],
         }
+        index["checksum"] = _checksum(index)
         (self.folder / "index.json").write_text(json.dumps(index))
+
+
+def _checksum(index: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(index).encode())
 
 
 def _size(layout: Sequence[Field]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from utils.checkpoints import check_readable, read_checkpoint
+from utils.checkpoints import check_readable, check_run_checkpoint, read_checkpoint
 from utils.console import console
 from utils.files import replacing
 from utils.run_folder import RunFolder
@@ -117,7 +117,8 @@ def resumable(folder: RunFolder) -> Path | None:
     found, damage = _first_readable(folder.last, folder.previous)
     if damage and found is None:
         raise ValueError(
-            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)}"
+            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)} "
+            "Put one of this run back, or start anew under another --run.name."
         )
     for reason in damage:
         console.warning("%s Going on from the one before it, %s.", reason, found)
@@ -150,7 +151,7 @@ def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
         if not file.exists():
             continue
         try:
-            check_readable(file)
+            check_run_checkpoint(file)
         except ValueError as error:
             damage.append(str(error))
             continue

@@ -21,6 +21,8 @@ from torch import Tensor
 _FIRST = re.compile(r"(?:^|[._])(?:teacher|ema|target_encoder)(?:[._]|$)")
 _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
 
+_FLOAT8 = {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
+
 Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
 
@@ -47,11 +49,26 @@ def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: it is something else.
     """
-    found = read_checkpoint(file)
-    state = found.get("state_dict") if isinstance(found, Mapping) else None
-    if not isinstance(state, Mapping) or "global_step" not in found:
-        raise ValueError(f"{file} is no checkpoint of a run: it has no state_dict and step.")
-    return found
+    return _of_a_run(read_checkpoint(file), file)
+
+
+def check_run_checkpoint(file: Path) -> None:
+    """Checks what `read_run_checkpoint` does, without keeping its tensors in memory.
+
+    Raises:
+        ValueError: it is damaged, or something else.
+    """
+    _check_sums(file)
+    _of_a_run(_load(file, mmap=True), file)
+
+
+def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
+    kinds = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
+    parts = found if isinstance(found, Mapping) else {}
+    lacking = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
+    if lacking:
+        raise ValueError(f"{file} is no checkpoint of a run: it has no {' and '.join(lacking)}.")
+    return parts
 
 
 def check_readable(file: Path) -> None:
@@ -119,7 +136,8 @@ def _is_pickle(file: Path) -> bool:
 def _refusal(file: Path) -> str:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (ValueError, RuntimeError):  # an older layout, in which they cannot be listed
+    except (ValueError, RuntimeError, pickle.UnpicklingError):
+        # An older layout, in which they cannot be listed.
         names = []
     what = f" ({', '.join(sorted(names)[:4])})" if names else ""
     return (
@@ -129,6 +147,8 @@ def _refusal(file: Path) -> str:
 
 
 def _damage(file: Path) -> str:
+    if not file.is_file():
+        return f"{file} is no file."
     with file.open("rb") as opened:
         begins = opened.read(4)
     if not begins:
@@ -146,9 +166,18 @@ def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
         By the names of the containers and of the tensor, joined by dots: `state_dict.fc.weight`.
 
     Raises:
-        ValueError: no tensors in it.
+        ValueError: no tensors in it, or such as only few operators take.
     """
-    tensors = dict(_walk(checkpoint, ""))
+    try:
+        tensors = dict(_walk(checkpoint, ""))
+    except RecursionError as error:
+        raise ValueError(f"{source} is not loaded: a container in it contains itself.") from error
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.dtype in _FLOAT8:
+            raise ValueError(
+                f"{source} is not loaded: {name} is {tensor.layout}, {tensor.dtype}. Write plain "
+                "tensors of 16 bits or more into a file of their own."
+            )
     if not tensors:
         raise ValueError(f"{source} holds no weights: expected a state dict of tensors.")
     return tensors

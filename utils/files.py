@@ -119,7 +119,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ValueError(f"expected an object, got a {type(content).__name__}")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         name_damaged(file, str(error) if file.stat().st_size else "it is empty")
         return {}
     return content

@@ -27,7 +27,7 @@ class MetricsFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.rows = read_metrics(file)
+        self.rows, self._whole = _read(file)
         self._columns: list[str] = []  # of the file, as far as it is ours
         self._size = 0  # of the file in bytes
         self._names = _names(self.rows)
@@ -61,9 +61,14 @@ class MetricsFile:
     def rewrite(self) -> None:
         """Replaces the file: rows in the order of their steps, columns in that of the alphabet.
 
+        One that could not be read in full stays beside it, as `metrics.damaged.csv`.
+
         Raises:
             OSError: it cannot be written.
         """
+        if not self._whole:
+            write_atomically(self.file.with_suffix(".damaged.csv"), self.file.read_bytes())
+            self._whole = True
         self._columns = ["step", *sorted(self._names)]
         header = io.StringIO()
         csv.writer(header).writerow(self._columns)
@@ -94,11 +99,18 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
 
     Rows that cannot be read are left out, counted and said.
     """
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[dict[int, dict[str, float]], bool]:
+    """Returns scalars by step, and whether all of the file could be read."""
     if not file.exists():
-        return {}
-    lines = file.read_text(errors="replace").splitlines(keepends=True)
-    reader = csv.reader(line for line in lines if line.endswith("\n"))  # a cut line says nothing
-    columns = next(reader, [])
+        return {}, True
+    # Excel begins with a mark of the encoding.
+    header, *lines = file.read_text("utf-8-sig", errors="replace").split("\n")
+    columns: list[str] = []
+    with suppress(csv.Error):
+        columns = next(csv.reader([header]), [])
     renamed = {
         f"{split}/{old}": f"{split}/{new}"
         for split in ("train", "val")
@@ -107,14 +119,17 @@ def read_metrics(file: Path) -> dict[int, dict[str, float]]:
     }
     names = [renamed.get(name, name) for name in columns]
     rows: dict[int, dict[str, float]] = {}
-    lost = len(lines) - 1
-    for cells in reader:
-        with suppress(ValueError):
-            row = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
+    lost = sum(map(bool, lines))
+    for line in lines[:-1]:  # a cut line says nothing
+        # Numbers alone, each line by itself: to a csv.reader a stray quote begins a text of many.
+        with suppress(ValueError, OverflowError):
+            row = {
+                name: float(cell) for name, cell in zip(names, line.split(","), strict=True) if cell
+            }
             rows.setdefault(int(row.pop("step", math.nan)), {}).update(row)
             lost -= 1
     if "step" not in columns:
         name_damaged(file, "it has no column `step`")
     elif lost:
         name_damaged(file, f"{lost} rows cannot be read, {len(rows)} can")
-    return rows
+    return rows, "step" in columns and not lost

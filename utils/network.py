@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import ssl
 import threading
 import urllib.error
@@ -25,7 +26,8 @@ def answers(address: str) -> bool:
         except urllib.error.URLError as error:
             # It is there; whether its certificate is one to trust others decide.
             answered = isinstance(error.reason, ssl.SSLError)
-        except (OSError, ValueError):  # the time is over; no address
+        except (OSError, ValueError, http.client.HTTPException):
+            # The time is over; no address; what answers speaks another language.
             pass
 
     # The timeout of the connection does not cover the look-up of the name.

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from utils.files import is_temporary, read_json, write_atomically
+from utils.files import name_damaged, read_json, write_atomically
 
 _ADJECTIVES = (
     "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
@@ -26,7 +28,10 @@ _ADJECTIVES = (
 _NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
 
 # What a run leaves before its first checkpoint, but for its settings.
-_REMAINS = ("metrics.csv", "summary.json", "report.html", "code.patch", "figures", "tensorboard")
+_REMAINS = (
+    *("metrics.csv", "metrics.damaged.csv", "summary.json", "report.html"),
+    *("code.patch", "figures", "tensorboard"),
+)
 
 _TOLD = "TWINSIGHT_RUN_FOLDER"  # tells the processes Lightning starts which folder was made
 
@@ -130,10 +135,11 @@ class RunFolder:
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
         if not began or (self.path / "summary.json").exists():
             return False
-        if not all(is_temporary(file) for file in self.checkpoints.iterdir()):
+        # Hidden files are those of `replacing`, and of systems: .DS_Store, .nfs*.
+        if not all(file.name.startswith(".") for file in self.checkpoints.iterdir()):
             return False
-        known = {"checkpoints", ".lock", "environment.json", "hparams.yaml", "wandb", *_REMAINS}
-        return all(file.name in known or is_temporary(file) for file in self.path.iterdir())
+        known = {"checkpoints", "environment.json", "hparams.yaml", "wandb", *_REMAINS}
+        return all(file.name in known or file.name[0] == "." for file in self.path.iterdir())
 
     def clear(self) -> None:
         """Removes what a run left that starts anew."""
@@ -145,12 +151,20 @@ class RunFolder:
                 place.unlink(missing_ok=True)
 
     def newest_arrays(self, kind: str) -> dict[str, NDArray[Any]] | None:
-        """Returns what the last picture of a kind was drawn from; None before there is one."""
+        """Returns what the last picture of a kind was drawn from.
+
+        Returns:
+            None before there is one, and when it is damaged, which is named.
+        """
         file = self.figures / kind / "newest.npz"
         if not file.exists():
             return None
-        with np.load(file) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(file) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            name_damaged(file, str(error))
+            return None
 
     def read_environment(self) -> dict[str, Any]:
         """Returns environment.json, empty before there is one and when it is damaged."""

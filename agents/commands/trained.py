@@ -35,7 +35,7 @@ def trained_agent(
     quiet_libraries()
     saved = read_run_checkpoint(checkpoint)
     if folder.hparams.exists():
-        check_complete(folder.hparams, saved.get("hyper_parameters", {}))
+        check_complete(folder.hparams, saved["hyper_parameters"])
     hparams = resolve(hparams)
     source = build_source(hparams)
     agent = build_agent(hparams, source, loaded=False)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from agents.commands.study.plan import load_study
+from agents.commands.study.runner import check_settings
 from config.convert import ConfigError
 from config.lookup import known_experiments, read_experiment
 from config.parsing import Command, parse
@@ -124,6 +125,23 @@ def test_an_override_may_need_another(tmp_path):
     assert run.settings["data.fixed_scales"] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("left", ["", "a-s0: 3\n", "a-s0:\n", "b-s0: {task: dino}\n"])
+def test_lost_settings_of_a_started_run_are_not_written_anew(tmp_path, left):
+    found = study(tmp_path, {"rows": [{"name": "a", "settings": {}}]})
+    check_settings(found)
+    noted = found.folder / "settings.yaml"
+    before = noted.read_text()
+    (name,) = (run.name for run in found.runs)
+    (found.folder / name).mkdir()
+    check_settings(found)
+    noted.write_text(left.replace("a-s0", name))
+    with pytest.raises(ConfigError, match=rf"settings\.yaml does not tell .* {name}, which"):
+        check_settings(found)
+    noted.unlink()
+    check_settings(found)
+    assert noted.read_text() == before
+
+
 def test_every_row_is_parsed_once(monkeypatch):
     parsed = []
     monkeypatch.setattr(
@@ -154,6 +172,16 @@ def test_where_a_run_is_computed_is_not_what_it_computes(tmp_path):
     ("content", "words", "message"),
     [
         ({"rows": ["quiet-darknes"]}, (), "Did you mean quiet-darkness"),
+        (
+            {"rows": [{"name": "a", "settings": {"optim": {"lr": 1.0}, "optim.lr": 0.1}}]},
+            (),
+            r"row a: optim\.lr stands there twice",
+        ),
+        (
+            {"settings": {"optim": {"lr": 1.0}, "optim.lr": 0.1}, "rows": [{"name": "a"}]},
+            (),
+            r"optim\.lr stands there twice",
+        ),
         ({"row": []}, (), "Did you mean rows"),
         ({"rows": []}, (), "needs `rows:`"),
         ({"rows": [{"name": "a", "setings": {}}]}, (), "Did you mean settings"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 import socket
 import threading
@@ -27,7 +28,7 @@ from tests.wandb_files import Offline, read_offline
 from utils import figures, network
 from utils.logging import Chart
 from utils.metrics_file import read_metrics
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, write_environment
 
 NAME = "a <b> 'quoted' \"run\" 🙂 [x] "
 KINDS = ("segmentation_predictions", "class_iou", "confusion_matrix", "attention_quality")
@@ -262,6 +263,33 @@ def test_who_does_not_answer_is_not(monkeypatch):
         assert len(taken) == 1
     for nobody in (address, "http://nobody.invalid", "no address"):
         assert not network.answers(nobody)
+
+
+def test_who_speaks_another_language_is_not(monkeypatch):
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(10_000)
+                connection.sendall(b"220 ready\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        assert not network.answers(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert raised == []
+
+
+@pytest.mark.parametrize("known", [5, "a/b", "", "x" * 65])
+def test_a_damaged_id_is_named_and_another_taken(tmp_path, monkeypatch, caplog, known):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    folder = RunFolder(tmp_path)
+    write_environment(folder, {"wandb_id": known})
+    run = start(LoggerHparams(mode="offline"), folder, "test")
+    assert run is not None
+    assert re.fullmatch(r"\w+", run.id)
+    run.finish()
+    assert "environment.json is damaged (wandb_id" in caplog.text
 
 
 def test_a_service_that_is_silent_is_asked_once(tmp_path, monkeypatch, caplog):

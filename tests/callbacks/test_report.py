@@ -139,6 +139,27 @@ def test_pictures_that_cannot_be_read_are_left_out(folder, capsys):
     assert 'id="views/train"' not in (folder.path / "report.html").read_text()
 
 
+def test_files_beside_the_pictures_are_no_pictures(folder):
+    Report(folder).write()
+    before = (folder.path / "report.html").read_text()
+    views = folder.figures / "views" / "train"
+    shutil.copy(views / "step-0000005.png", views / "step-0000005 (1).png")
+    (views / "step-0000007.png").symlink_to("nowhere.png")
+    Report(folder).write()
+    assert (folder.path / "report.html").read_text() == before
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [5], {"a": None}])
+def test_values_of_other_types_keep_the_page_from_nothing(folder, value):
+    names = ("in_words", "alarms", "wall_seconds", "readout_failures", "status", "reason")
+    metrics = ("test/miou", "test/iou/cat", "before/val/dense_knn_miou", "val/dense_knn_miou")
+    folder.write_summary(dict.fromkeys((*names, *metrics, "test/accuracy"), value))
+    write_environment(folder, dict.fromkeys(("command", "device", "started", "packages"), value))
+    Report(folder).write()
+    page = (folder.path / "report.html").read_text()
+    assert page.count("<figure") == 2 + 1
+
+
 def test_names_are_text(tmp_path):
     run = RunFolder(tmp_path / NASTY.replace("/", "|"))
     run.path.mkdir()

@@ -107,6 +107,17 @@ def test_bad_settings_are_named(argv, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "option",
+    ["--experiment", "--study", "--evaluate", "--predict", "--compare", "--export", "--run.resume"],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_name_starts_no_training(option, empty):
+    for argv in ([option, empty], [f"{option}={empty}"]):
+        with pytest.raises(ConfigError, match=f"{option}.*expected a name, not an empty text"):
+            parse(argv)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"data": {"batch_sizes": 3}}, "no setting data.batch_sizes. Did you mean data.batch_size"),

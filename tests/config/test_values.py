@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from enum import Enum
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import pytest
 
 from agents.trainer import Trainer
-from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf
-from config.hparams import BackboneHparams, Hparams
+from config.convert import (
+    ConfigError,
+    base_types,
+    leaves,
+    read_yaml,
+    set_leaf,
+    to_dict,
+    write_yaml,
+)
+from config.hparams import BackboneHparams, Hparams, OptimHparams
 from config.parsing import parse
 from config.validation import check, check_values
 from main import main
@@ -88,6 +98,9 @@ YAML = [
     ("data:\n  batch_size: 8\n  name: voc\n  batch_size: 9", "line 4: data.batch_size .* line 2"),
     ("task: dino\ndata: {}\ntask: lejepa", "line 3: task stands in line 1 too"),
     ("run: {name: x, name: x}", "line 1: run.name stands in line 1 too"),
+    ("optim: {lr: 1.0}\noptim.lr: 0.1", r"optim\.lr stands there twice"),
+    ("callbacks: {views.enabled: true, views: {enabled: false}}", "callbacks.views.enabled stands"),
+    ("callbacks: 1\ncallbacks.views.enabled: true", "callbacks stands there twice"),
     ("data: &a\n  name: *a", "line 1: data.name contains itself"),
     ("data: {fixed_scales: &a [1, *a]}", "data.fixed_scales contains itself"),
     ("data: " + "[" * 50, "line 1: "),
@@ -111,6 +124,14 @@ def test_a_file_of_settings_is_refused_by_line_or_path(text, message, tmp_path, 
     assert str(file) in str(caught.value)
     assert main(["--experiment", str(file)]) == 2
     assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+def test_dotted_and_nested_settings_of_files_are_the_same_settings(tmp_path):
+    (tmp_path / "base.yaml").write_text("optim.lr: 1.0\noptim.weight_decay: 0.5\n")
+    (tmp_path / "middle.yaml").write_text(f"extends: {tmp_path}/base.yaml\noptim: {{lr: 2.0}}\n")
+    (tmp_path / "top.yaml").write_text(f"extends: {tmp_path}/middle.yaml\noptim.lr: 3.0\n")
+    optim = parse(["--experiment", str(tmp_path / "top.yaml")]).hparams.optim
+    assert (optim.lr, optim.weight_decay) == (3.0, 0.5)
 
 
 def test_aliases_of_aliases_end(tmp_path):
@@ -182,6 +203,27 @@ def test_a_notebook_is_checked_as_strictly(hparams, message):
     for take in (check, Trainer):
         with pytest.raises(ConfigError, match=message):
             take(hparams)
+
+
+class Task(str, Enum):  # noqa: UP042 (a StrEnum is more of a text than some are)
+    DINO = "dino"
+
+
+def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
+    hparams = Hparams(task=Task.DINO)
+    hparams.optim.lr, hparams.optim.warmup_epochs = np.float64(1e-3), np.float32(0.5)
+    hparams.run.seed = np.int64(3)
+    hparams.data.name, hparams.logger.mode = np.str_("shapes"), np.str_("offline")
+    hparams.callbacks.attention_maps.blocks = [np.int32(-2), np.int64(-1)]
+    write_yaml(to_dict(check(hparams)), tmp_path / "hparams.yaml")
+    expected = Hparams(task="dino")
+    expected.optim.lr, expected.optim.warmup_epochs = 1e-3, 0.5
+    expected.run.seed = 3
+    expected.data.name, expected.logger.mode = "shapes", "offline"
+    expected.callbacks.attention_maps.blocks = [-2, -1]
+    assert read_yaml(tmp_path / "hparams.yaml") == to_dict(check(expected))
+    with pytest.raises(ConfigError, match=r"--optim\.lr .*expected a finite number"):
+        check(Hparams(optim=OptimHparams(lr=np.float32("nan"))))
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,39 @@ def test_a_damaged_cache_is_built_anew(shapes_root, tmp_path, said, damage):
     assert len(list((tmp_path / "cache").iterdir())) == VIEWS + 2
 
 
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """Two images and a tensor."""
+    writer = StoreWriter(tmp_path)
+    for i in range(2):
+        image = torch.full((3, 4, 4), i, dtype=torch.uint8)
+        sample = LabelledSample(image, torch.full((4, 4), i), i, (f"{i}.jpg",))
+        writer.add(sample, {"map0": torch.full((2, 3), float(i))})
+    writer.close()
+    return tmp_path
+
+
+def test_a_changed_bit_of_an_index_is_found(store):
+    file = store / "index.json"
+    content = file.read_bytes()
+    assert len(StoredImages(store, LabelledSample)) == 2
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match="is damaged"):
+            StoredImages(store, LabelledSample)
+
+
+def test_a_store_of_before_its_index_had_a_checksum_is_not_read(store):
+    file = store / "index.json"
+    index = json.loads(file.read_text())
+    del index["checksum"]
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="is damaged"):
+        StoredImages(store, LabelledSample)
+
+
 def test_a_damaged_bit_of_padding_is_no_damage(shapes_root, tmp_path, said):
     """Every byte that is read is checked, and nothing else."""
     kept(shapes_root, tmp_path / "cache")

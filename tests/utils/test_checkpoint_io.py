@@ -6,6 +6,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from config.lookup import read_settings
 from utils.checkpoint_io import RunCheckpoints, resumable
 from utils.checkpoints import read_checkpoint
 from utils.run_folder import RunFolder
@@ -14,7 +15,12 @@ from utils.run_folder import RunFolder
 def state(seed: int) -> dict:
     generator = torch.Generator().manual_seed(seed)
     tensors = {f"layer.{i}": torch.randn(40, 7, generator=generator) for i in range(5)}
-    return {"global_step": seed, "state_dict": tensors, "callbacks": {}}
+    return {
+        "global_step": seed,
+        "state_dict": tensors,
+        "hyper_parameters": {"task": "dino"},
+        "callbacks": {},
+    }
 
 
 def same(one: dict, other: dict) -> bool:
@@ -67,6 +73,34 @@ def test_the_one_before_is_kept_if_it_was_sound(folder):
     assert resumable(folder) == folder.previous
     folder.previous.unlink()
     assert resumable(folder) is None
+
+
+NO_CHECKPOINTS = {
+    "no settings": lambda: {key: v for key, v in state(2).items() if key != "hyper_parameters"},
+    "null as settings": lambda: state(2) | {"hyper_parameters": None},
+    "a list as settings": lambda: state(2) | {"hyper_parameters": [1]},
+    "a state dict": lambda: state(2)["state_dict"],
+    "a list": lambda: [1, 2],
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
+def test_what_is_no_checkpoint_of_a_run_is_named_and_the_one_before_it_used(
+    folder, content, caplog
+):
+    folder.checkpoints.mkdir()
+    if content is None:
+        folder.last.mkdir()
+    else:
+        torch.save(content(), folder.last)
+    for read in (resumable, lambda folder: read_settings(folder.path)):
+        with pytest.raises(ValueError, match=r"last\.ckpt is no .* start anew under another"):
+            read(folder)
+    torch.save(state(1), folder.previous)
+    assert resumable(folder) == folder.previous
+    assert "Going on from the one before it" in caplog.text
+    assert read_settings(folder.path)["task"] == "dino"
 
 
 def test_what_cannot_be_read_replaces_nothing(folder):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from utils.checkpoints import read_checkpoint, read_run_checkpoint
+from utils.checkpoints import read_checkpoint, read_run_checkpoint, tensors_in
 
 STATE = {"a.weight": torch.arange(600.0), "b.bias": torch.ones(3)}
 
@@ -73,13 +73,34 @@ def test_what_would_run_code_is_refused_by_name(tmp_path, new):
     assert read_checkpoint(file)["args"].lr == 1.0
 
 
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.ones(2, 2).to(torch.float8_e4m3fn), r"a\.w is torch\.strided, torch\.float8_e4m3fn"),
+        (torch.eye(2).to_sparse(), r"a\.w is torch\.sparse_coo"),
+    ],
+)
+def test_tensors_that_few_operators_take_are_refused_by_name(tensor, said):
+    with pytest.raises(ValueError, match=said):
+        tensors_in({"a": {"w": tensor}}, "x.pth")
+
+
+def test_a_container_that_contains_itself_is_refused():
+    circle = dict(STATE)
+    circle["self"] = circle
+    with pytest.raises(ValueError, match="contains itself"):
+        tensors_in(circle, "x.pth")
+
+
 def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
     file = tmp_path / "last.ckpt"
-    for other in (STATE, [1, 2], torch.ones(2), {"state_dict": STATE}, {"global_step": 3}):
+    whole = {"state_dict": STATE, "hyper_parameters": {"task": "dino"}, "global_step": 3}
+    parts = [{key: value for key, value in whole.items() if key != name} for name in whole]
+    for other in (STATE, [1, 2], torch.ones(2), *parts, whole | {"hyper_parameters": None}):
         torch.save(other, file)
         with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of a run"):
             read_run_checkpoint(file)
-    torch.save({"state_dict": STATE, "global_step": 3}, file)
+    torch.save(whole, file)
     assert read_run_checkpoint(file)["global_step"] == 3
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="ends too early"):

@@ -118,3 +118,47 @@ def test_old_names_of_metrics_are_read_as_the_new_ones(file):
     assert read_metrics(file) == {0: expected}
     file.write_text("step,train/chance_level\n0,6.9\n")  # DINO's
     assert read_metrics(file) == {0: {"train/chance_level": 6.9}}
+
+
+def test_a_mark_of_the_encoding_hides_no_column(file):
+    rows = logged(file).rows
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert MetricsFile(file).rows == rows
+
+
+@pytest.mark.parametrize("cell", [b'"2', b"1e999", b"inf", b"\xff\xfe", b"", b"2,3"])
+def test_a_damaged_cell_costs_its_line_and_the_damaged_file_stays(file, cell):
+    rows = logged(file, steps=9000).rows  # far above what a csv.reader takes for one cell
+    content = file.read_bytes().replace(b"\n2,", b"\n" + cell + b",")
+    file.write_bytes(content)
+    metrics = MetricsFile(file)
+    metrics.add(9000, {"train/loss": 0.5})
+    metrics.write()
+    left = {step: row for step, row in rows.items() if step != 2}
+    assert read_metrics(file) == metrics.rows == left | {9000: {"train/loss": 0.5}}
+    assert file.with_name("metrics.damaged.csv").read_bytes() == content
+
+
+def test_a_file_with_another_separator_stays_beside_the_new_one(file):
+    logged(file)
+    content = file.read_bytes().replace(b",", b";")
+    file.write_bytes(content)
+    metrics = MetricsFile(file)
+    metrics.add(5, {"train/loss": 0.5})
+    metrics.write()
+    assert read_metrics(file) == {5: {"train/loss": 0.5}}
+    assert file.with_name("metrics.damaged.csv").read_bytes() == content
+
+
+def test_a_file_that_is_whole_is_not_kept_twice(file):
+    logged(file)
+    again = MetricsFile(file)
+    again.rewrite()
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_names_with_commas_and_quotes_are_read_as_written(file):
+    metrics = MetricsFile(file)
+    metrics.add(0, {'val/iou/table, "dining"': 0.5})
+    metrics.write()
+    assert read_metrics(file) == metrics.rows

@@ -1,12 +1,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import files_at_most
-from utils.files import write_atomically
+from utils.files import read_json, write_atomically
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
@@ -95,6 +96,39 @@ def test_runs_are_never_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"--run\.resume mine"):
         create(str(tmp_path), "mine")
     assert create(str(tmp_path), None).name != create(str(tmp_path), None).name
+
+
+def test_hidden_files_of_a_system_keep_no_folder_from_being_taken_over(tmp_path):
+    folder = create(str(tmp_path), "mine")
+    for name in (".lock", ".DS_Store", ".nfs0001", "checkpoints/.DS_Store"):
+        (folder.path / name).touch()
+    assert create(str(tmp_path), "mine") == folder
+    (folder.checkpoints / "best.ckpt").touch()
+    with pytest.raises(ValueError, match="never overwritten"):
+        create(str(tmp_path), "mine")
+
+
+def test_deeply_nested_json_is_named(tmp_path, caplog):
+    file = tmp_path / "summary.json"
+    file.write_text("[" * 100_000)
+    assert read_json(file) == {}
+    assert "summary.json is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_arrays_that_end_too_early_are_named(tmp_path, caplog, kept):
+    folder = create(str(tmp_path), "mine")
+    file = folder.figures / "views" / "newest.npz"
+    file.parent.mkdir(parents=True)
+    arrays = {"x": np.arange(100.0), "y": np.eye(3)}
+    np.savez_compressed(file, **arrays)
+    found = folder.newest_arrays("views")
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    assert folder.newest_arrays("views") is None
+    assert "newest.npz is damaged" in caplog.text
 
 
 def test_memory_is_measured():

@@ -29,7 +29,7 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from config.convert import ConfigError, read_yaml, set_leaf, update
+from config.convert import ConfigError, read_yaml, set_leaf, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
 from config.parsing import ARCHITECTURE, Command, parse
@@ -156,7 +156,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     file = find_experiment(name, "studies")
     content = check_keys(expanded(read_yaml(file), file), _STUDY_KEYS, str(file))
     given = options(overrides)
-    common = flat(content.get("settings") or {})
+    common = flat(unfolded(content.get("settings") or {}, str(file)))
     check_paths(common, f"{file}: ")
     for path in {*given, *common} & _SET_BY_THE_STUDY:
         raise ConfigError(f"--{path}: a study names and seeds its runs itself.")

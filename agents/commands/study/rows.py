@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, shown, suggestion
+from config.convert import ConfigError, shown, suggestion, unfolded
 from config.lookup import find_experiment, known_experiments, read_experiment
 from utils.nested import flat
 
@@ -101,7 +101,7 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
         name=name,
         label=str(entry.get("label", name)),
         experiment=None if experiment is None else str(experiment),
-        settings=flat(entry.get("settings") or {}),
+        settings=flat(unfolded(entry.get("settings") or {}, f"{file}, row {name}")),
         published={str(key): float(value) for key, value in published.items()},
         note=str(entry.get("note", "")),
         shown=bool(entry.get("shown", True)),

@@ -65,15 +65,20 @@ def check_settings(study: Study) -> None:
     """Notes what the runs compute, and checks what was noted when they were started.
 
     Raises:
-        ConfigError: a run was started with other settings.
+        ConfigError: a run was started with other settings, or what was noted of it is lost.
     """
     file = study.folder / "settings.yaml"
     noted = read_yaml(file) if file.exists() else {}
     for run in study.runs:
-        before = noted.get(run.name)
-        now = run.identity
-        if before is None or not run_folder(study, run.name).path.exists():
+        # Without the file the runs were started by hand, with the commands that were printed.
+        if not file.exists() or not run_folder(study, run.name).path.exists():
             continue
+        before, now = noted.get(run.name), run.identity
+        if not isinstance(before, dict):
+            raise ConfigError(
+                f"{file} does not tell the settings of {run.name}, which was started. Move that "
+                "run away; or that file, to take all runs for those of this study."
+            )
         for path in [*before, *(path for path in now if path not in before)]:
             if before.get(path) != now.get(path):
                 raise ConfigError(
