@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from callbacks.learning_curves import is_curve, marker, rank, scale
-from config.convert import read_yaml
+from config.lookup import read_settings
 from utils import figures
 from utils.files import write_atomically
 from utils.metrics_file import read_metrics
@@ -48,7 +48,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
     Settings are listed where the runs differ, results where any run has them. A transductive run is
     marked with a star.
     """
-    settings = [flat(read_yaml(folder.hparams)) for folder in folders]
+    settings = [flat(read_settings(folder.path)) for folder in folders]
     results = [folder.read_summary() for folder in folders]
     stars = ["*" if result.get("transductive") else "" for result in results]
     head = ["", *(folder.name + star for folder, star in zip(folders, stars, strict=True))]

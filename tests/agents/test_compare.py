@@ -1,8 +1,9 @@
 """The curves of several runs are drawn as those of one."""
 
 import pytest
+import torch
 
-from agents.commands.compare import draw_curves
+from agents.commands.compare import compare, draw_curves
 from utils import figures
 from utils.run_folder import RunFolder
 
@@ -53,3 +54,13 @@ def test_every_run_is_in_the_legend_in_its_order_and_as_text(runs):
     colours = [line.get_color() for line in figure.legends[0].get_lines()]
     assert colours == [figures.HEADS[number] for number in range(3)]
     figures.close(figure)
+
+
+def test_settings_are_read_from_the_checkpoint_where_hparams_yaml_is_gone(tmp_path):
+    folders = [RunFolder(tmp_path / name) for name in ("one", "two")]
+    for rate, folder in enumerate(folders, start=1):
+        folder.checkpoints.mkdir(parents=True)
+        settings = {"task": "dino", "optim": {"lr": rate}}
+        saved = {"state_dict": {}, "global_step": 3, "hyper_parameters": settings}
+        torch.save(saved, folder.last)
+    assert "| optim.lr | 1 | 2 |" in compare(folders)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from callbacks.dense_knn import METRIC as DENSE_KNN
 from callbacks.online_probe import KNN, LINEAR
-from config.convert import read_yaml
+from config.lookup import read_settings
 from utils import figures
 from utils.metrics_file import read_metrics
 from utils.nested import flat
@@ -53,7 +53,7 @@ def learning(found: Sequence[tuple[str, Sequence[RunFolder]]], title: str) -> Fi
 
 def curves_of(folder: RunFolder) -> dict[str, Curve]:
     """Returns the readouts of a run by the images it had seen; 0: before its first step."""
-    settings = flat(read_yaml(folder.hparams))
+    settings = flat(read_settings(folder.path))
     a_step = int(settings["data.batch_size"]) * int(settings["trainer.accumulate"])
     curves: dict[str, Curve] = {}
     summary = folder.read_summary()
