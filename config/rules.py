@@ -44,8 +44,8 @@ class Needs:
         """Whether a value of the other setting is one that is needed."""
         if not self.values:
             return bool(value)
-        # Without types, true would be 1.
-        wanted = {(type(each), each) for each in self.values}
+        # Without types, true would be 1. No set: a file may have what cannot be hashed.
+        wanted = [(type(each), each) for each in self.values]
         found = value if isinstance(value, list) else [value]
         rows = (split(each)[0] if isinstance(each, str) else each for each in found)
         return any((type(each), each) in wanted for each in rows)

@@ -186,6 +186,14 @@ figures:
 """
 
 
+def test_a_study_whose_task_is_a_group_is_refused(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(STUDY.replace("{task: barlow_twins}", "{task: [{}]}"))
+    sentence = refusal(lambda file: load_study(str(file), 1, [], str(tmp_path)), file)
+    assert sentence is not None
+    assert "task" in sentence
+
+
 @few_or_many(60)
 def test_values_of_any_type_in_a_study(examples, tmp_path):
     file = tmp_path / "x.yaml"
