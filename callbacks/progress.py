@@ -115,6 +115,9 @@ class ProgressBar(RichProgressBar):
 class Pace(Callback):
     """Says once how long an epoch and the run will take, for those who read a log without a bar.
 
+    The first step is not counted: features that are computed once, compiling and the search for the
+    fastest algorithms are in it.
+
     Args:
         throughput: which times the steps.
     """
@@ -122,6 +125,7 @@ class Pace(Callback):
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self._first_step = 0
+        self._first_seconds: float | None = None
         self._said = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,18 +135,22 @@ class Pace(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
     ) -> None:
-        """Says it after the tenth step or a minute, unless the run is as good as over."""
-        done = trainer.global_step - self._first_step
+        """Says it after ten more steps or a minute, unless the run is as good as over."""
+        done = trainer.global_step - self._first_step - 1
         rest = int(trainer.estimated_stepping_batches) - trainer.global_step
-        enough = done >= _STEPS_OF_PACE or self.throughput.seconds > _SECONDS_OF_PACE
-        if self._said or not done or not enough:
+        if done == 0 and self._first_seconds is None:
+            self._first_seconds = self.throughput.seconds
+        if self._said or done < 1:
+            return
+        seconds = self.throughput.seconds - (self._first_seconds or 0.0)
+        if done < _STEPS_OF_PACE and seconds <= _SECONDS_OF_PACE:
             return
         self._said = True
         if rest < _WORTH_SAYING or not trainer.is_global_zero:
             return
-        step = self.throughput.seconds / done
+        step = seconds / done
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        epoch, run = (timedelta(seconds=round(step * n)) for n in (per_epoch, done + rest))
+        epoch, run = (timedelta(seconds=round(step * n)) for n in (per_epoch, done + 1 + rest))
         console.info(
             "%.2g s a step: %s an epoch, %s all steps; validations and readouts come on top.",
             *(step, epoch, run),
