@@ -470,6 +470,7 @@ def test_learning_is_drawn_over_images_seen(study_file, tmp_path):
             folder = RunFolder(study.folder / f"{name}-s{seed}")
             folder.path.mkdir(parents=True)
             settings = {"data": {"batch_size": 8}, "trainer": {"accumulate": 2}}
+            settings["task"] = "barlow_twins"
             folder.hparams.write_text(json.dumps(settings))
             status = {"status": "interrupted" if name == "unfinished" else "finished"}
             if offset is None:
