@@ -186,12 +186,24 @@ figures:
 """
 
 
-def test_a_study_whose_task_is_a_group_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("good", "bad", "named"),
+    [
+        ("{task: barlow_twins}", "{task: [{}]}", "task"),
+        ("test/miou: 0.5", f"test/miou: {10**400}", "published test/miou"),
+        ("test/miou: 0.5", "test/miou: .nan", "published test/miou"),
+        ("seeds: 2", f"seeds: {10**400}", "seeds"),
+        ("seeds: 2", "seeds: 0", "seeds"),
+    ],
+)
+def test_what_fuzzing_found_in_studies_is_refused(tmp_path, good, bad, named):
+    assert good in STUDY
     file = tmp_path / "x.yaml"
-    file.write_text(STUDY.replace("{task: barlow_twins}", "{task: [{}]}"))
-    sentence = refusal(lambda file: load_study(str(file), 1, [], str(tmp_path)), file)
+    file.write_text(STUDY.replace(good, bad))
+    sentence = refusal(lambda file: load_study(str(file), None, [], str(tmp_path)), file)
     assert sentence is not None
-    assert "task" in sentence
+    assert named in sentence
+    assert len(sentence) < 2000
 
 
 @few_or_many(60)

@@ -29,7 +29,7 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from config.convert import ConfigError, read_yaml, set_leaf, unfolded, update
+from config.convert import ConfigError, read_yaml, set_leaf, shown, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
 from config.parsing import ARCHITECTURE, Command, parse
@@ -63,6 +63,7 @@ _OF_THE_MACHINE = (
     "trainer.num_nodes",
     "trainer.strategy",
 )
+_MOST_SEEDS = 1000
 _SET_BY_THE_STUDY = {"run.name", "run.seed", "run.resume"}
 
 
@@ -169,15 +170,15 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     rows = in_order(with_needed(rows, file), file)
     folder = Path(runs_dir) / file.stem
     count = seeds or int(content.get("seeds", 1))
-    if count < 1:
-        raise ConfigError(f"{file}: seeds {count}: expected at least 1.")
+    if not 1 <= count <= _MOST_SEEDS:
+        raise ConfigError(f"{file}: seeds {shown(count)}: expected 1 to {_MOST_SEEDS}.")
     plans = _Plans(file, folder, common, given, {row.name for row in rows})
     by_row = [plans.runs(row, count) for row in rows]
     runs = tuple(run for of_seed in zip(*by_row, strict=True) for run in of_seed)
     plans.check_all_used()
     runs = _used(runs, {row.name for row in rows if row.shown})
     order = [name_of(entry) for entry in content["rows"]]
-    shown = sorted((row for row in rows if row.shown), key=lambda row: order.index(row.name))
+    in_table = sorted((row for row in rows if row.shown), key=lambda row: order.index(row.name))
     return Study(
         name=file.stem,
         title=str(content.get("title", file.stem)),
@@ -185,7 +186,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
         protocol=str(content.get("protocol", "")).strip(),
         seeds=count,
         metrics={str(key): str(title) for key, title in (content.get("metrics") or {}).items()},
-        rows=(*shown, *(row for row in rows if not row.shown)),
+        rows=(*in_table, *(row for row in rows if not row.shown)),
         figures=tuple(read_figure(entry, rows, file) for entry in content.get("figures") or []),
         runs=runs,
         folder=folder,

@@ -23,6 +23,7 @@ _WORDS = {
     list: "a list",
     Mapping: "`name: value` lines",
 }
+_LARGEST = 1e30  # that a table shows
 _ROW_KEYS: dict[str, tuple[type, ...]] = {
     "name": TEXT,
     "label": TEXT,
@@ -95,7 +96,8 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
             raise ConfigError(f"{file}, row {name}: `published:` needs `metrics:` of the study.")
         published = {metrics[0]: published}
     for key, value in published.items():
-        if not isinstance(value, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) < _LARGEST:  # nor nan
             raise ConfigError(f"{file}, row {name}: published {key} {shown(value)} is no number.")
     return Row(
         name=name,
