@@ -42,6 +42,7 @@ from config.types import (
     Seldom,
     SomeOf,
     StepCadence,
+    Width,
 )
 
 # Conditions of several settings.
@@ -126,7 +127,7 @@ class DataHparams:
     """Share of the training images held out for validation: image_folder and mask_folder without a
     val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
     and chooses nothing (mask_folder with test/ and val/: val chooses)."""
-    image_size: Annotated[int | str, Auto(), Between(16)] = "auto"
+    image_size: Annotated[int | str, Auto(), Between(16, 2**15)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
     (cifar10), 224; rounded up to whole patches, at least eight of a ViT."""
@@ -154,7 +155,7 @@ class DataHparams:
     <run.dir>/.cache | off | a folder. Its size is printed first."""
     blur: Annotated[bool | None, PRETRAINS] = None
     """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
-    num_workers: Natural | None = None
+    num_workers: Annotated[int, Between(0, 1024)] | None = None
     """Loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU one per
     core but one, at most 8. 0: load in the main process."""
 
@@ -171,13 +172,13 @@ class BackboneHparams:
     patch_size: Annotated[Count | None, IS_VIT | IS_TIMM] = None
     """Pixels per patch side. null: 16 (timm/*: the model's own). 8 sees finer but costs four times
     the tokens."""
-    depth: Annotated[Count | None, IS_VIT] = None
+    depth: Annotated[int | None, Between(1, 1000), IS_VIT] = None
     """Number of blocks. null: 12."""
-    embed_dim: Annotated[Count | None, IS_VIT] = None
+    embed_dim: Annotated[Width | None, IS_VIT] = None
     """Width. null: 192 (tiny), 384 (small, vit_pytorch), 768 (base)."""
     num_heads: Annotated[Count | None, IS_VIT] = None
     """Attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
-    mlp_ratio: Annotated[float, Between(0.1), IS_VIT] | None = None
+    mlp_ratio: Annotated[float, Between(0.1, 64), IS_VIT] | None = None
     """Hidden width of the MLP over embed_dim. null: 4."""
     registers: Annotated[Natural, Needs("backbone.name", *names.TIMM_VITS)] = 0
     """Register tokens beside CLS (Darcet et al. 2024). Files of DINOv2 with registers need 4."""
@@ -233,7 +234,7 @@ class BackboneHparams:
 class BarlowTwinsHparams:
     """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
 
-    projector_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
+    projector_dim: Annotated[int | str, Auto(), Between(2, 2**17)] = "auto"
     """Width D of the projector. auto: 512 (shapes: 16). The paper uses 8192 at batch
     2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
     batch_size."""
@@ -271,12 +272,12 @@ class BarlowTwinsHparams:
 class DINOHparams:
     """DINO (Caron et al. 2021). auto: by the number of images and steps, printed at the start."""
 
-    out_dim: Annotated[int | str, Auto(), Between(2)] = "auto"
+    out_dim: Annotated[int | str, Auto(), Between(2, 2**20)] = "auto"
     """Prototypes K. auto: 1024 up to 20k images, 2048 to 50k, 4096 to 100k, 16384 to 200k, 32768 to
     500k, else the paper's 65536."""
-    hidden_dim: Count = 2048
+    hidden_dim: Width = 2048
     """Head: width of the MLP."""
-    bottleneck_dim: Count = 256
+    bottleneck_dim: Width = 256
     """Head: width before the last layer."""
     head_layers: Count = 3
     """Head: linear layers of the MLP."""
@@ -363,10 +364,10 @@ class LeJEPAHparams:
         default_factory=lambda: [0.08, 1.0]
     )
     """Share of the image in a view, smallest and largest."""
-    projector_dim: Annotated[int, Between(2)] = 64
+    projector_dim: Annotated[int, Between(2, 2**17)] = 64
     """Width K of the embeddings; 16 to 128. They need not be wide: no dimension is compared with
     another."""
-    hidden_dim: Count = 2048
+    hidden_dim: Width = 2048
     """Width of the projector's two hidden layers."""
     lambd: Annotated[Fraction, Needs("task", "lejepa")] = 0.05
     """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
@@ -580,10 +581,10 @@ class TrainerHparams:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """auto: the NVIDIA GPU if there is one. A card torch cannot use is an error, not a CPU run.
     mps: Apple's GPU, never tried on one."""
-    devices: Annotated[Count, MAKES_PROCESSES] = 1
+    devices: Annotated[int, Between(1, 1024), MAKES_PROCESSES] = 1
     """GPUs of this machine (CPU: processes). They share data.batch_size; gradients are those of one
     GPU with the whole batch, but for BatchNorm in the backbone."""
-    num_nodes: Annotated[Count, MAKES_PROCESSES] = 1
+    num_nodes: Annotated[int, Between(1, 1024), MAKES_PROCESSES] = 1
     """Machines, each started by torchrun or srun with the same --run.name."""
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
     """Lightning's strategy. auto: ddp for several devices."""

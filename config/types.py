@@ -143,6 +143,7 @@ class Kept:
 
 Count = Annotated[int, Between(1)]  # at least one
 Natural = Annotated[int, Between(0)]  # zero or more
+Width = Annotated[int, Between(1, 2**17)]  # of a layer; more is a slip of the keyboard
 Fraction = Annotated[float, Between(0.0, 1.0)]
 NonNegative = Annotated[float, Between(0.0)]
 Enabled = Annotated[bool, Switch()]
