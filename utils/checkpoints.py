@@ -37,7 +37,7 @@ def read_checkpoint(file: Path) -> Any:
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no weight file {file}.")
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors" or _is_safetensors(file):
         return _read_safetensors(file)
     _check_sums(file)
     return _load(file)
@@ -116,8 +116,9 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(
-            f"{file} cannot be read: it ends too early or is no safetensors file ({error}); copy "
-            "or download it again."
+            _instead(file)
+            or f"{file} cannot be read: it ends too early or is no safetensors file ({error}); "
+            "copy or download it again."
         ) from error
 
 
@@ -146,14 +147,42 @@ def _refusal(file: Path) -> str:
     )
 
 
+# What is taken for weights where a download did not give them, by its first bytes.
+_INSTEAD = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the weights: git lfs pull fetches them",
+    b"<": "a page of the web, not the weights: download the file itself",
+    b"{": "text in JSON, such as the index of a file in several parts, not the weights",
+    b"\x93NUMPY": "an array of NumPy, not a state dict",
+}
+
+
+def _first_bytes(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(64)
+
+
+def _instead(file: Path) -> str | None:
+    begins = _first_bytes(file).lstrip()
+    found = (what for beginning, what in _INSTEAD.items() if begins.startswith(beginning))
+    return next((f"{file} is {what}." for what in found), None)
+
+
+def _is_safetensors(file: Path) -> bool:
+    # The length of a header in JSON, which follows: whatever the file is called.
+    begins = _first_bytes(file)
+    length = int.from_bytes(begins[:8], "little")
+    return begins[8:9] == b"{" and length < file.stat().st_size
+
+
 def _damage(file: Path) -> str:
     if not file.is_file():
         return f"{file} is no file."
-    with file.open("rb") as opened:
-        begins = opened.read(4)
+    if instead := _instead(file):
+        return instead
+    begins = _first_bytes(file)
     if not begins:
         return f"{file} is damaged: it is empty."
-    begins_as_zip = begins == b"PK\3\4"
+    begins_as_zip = begins.startswith(b"PK\3\4")
     if begins_as_zip and not zipfile.is_zipfile(file):
         return f"{file} cannot be read: it ends too early; copy or download it again."
     return f"{file} cannot be read as weights: it is damaged, or torch.save has not written it."

@@ -50,7 +50,7 @@ def test_a_file_that_ends_too_early_is_named_wherever_it_ends(tmp_path, name):
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_files_of_another_kind_are_named(tmp_path, name):
     file = tmp_path / name
-    for content in (b"not weights", b"<!DOCTYPE html><html></html>", bytes(range(256)) * 9):
+    for content in (b"not weights", bytes(range(256)) * 9):
         file.write_bytes(content)
         assert "cannot be read" in sentence(file)
 
@@ -105,3 +105,25 @@ def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="ends too early"):
         read_run_checkpoint(file)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n", "Git LFS"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "page of the web"),
+        (b'{"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}', "in several parts"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'", "NumPy"),
+    ],
+)
+def test_what_a_download_gave_instead_of_weights_is_named(tmp_path, name, content, named):
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert named in sentence(file)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.SAFETENSORS", "w"])
+def test_a_safetensors_file_is_known_by_its_content(tmp_path, name):
+    save_file(STATE, tmp_path / name)
+    assert all(map(torch.equal, read_checkpoint(tmp_path / name).values(), STATE.values()))
