@@ -243,8 +243,9 @@ def _take_settings(hparams: Hparams, run: Path) -> None:
     settings, file = read_settings(run), run / "hparams.yaml"
     try:
         check_values(update(hparams, settings, str(file)))
-    except ConfigError as error:  # cut in the middle of a value, or edited
-        raise damaged(file, str(error).rstrip(".")) from error
+    except ConfigError as error:  # cut in the middle of a value, edited, or of another version
+        unless = "unless another version wrote it, whose commit environment.json names"
+        raise damaged(file, f"{str(error).rstrip('.')}; {unless}") from error
 
 
 def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
