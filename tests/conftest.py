@@ -23,6 +23,14 @@ from datamodules.shapes import generate
 from main import main
 from utils.console import console
 
+
+@pytest.fixture(autouse=True)
+def messages_reach_caplog(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a run, from which on our messages go to the screen alone."""
+    if "caplog" in request.fixturenames:
+        monkeypatch.setattr(console, "propagate", True)
+
+
 PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 TINY = {
     "run.seed": 1,
