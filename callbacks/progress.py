@@ -125,7 +125,7 @@ class Pace(Callback):
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self._first_step = 0
-        self._first_seconds: float | None = None
+        self._first_seconds = 0.0
         self._said = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,11 +138,11 @@ class Pace(Callback):
         """Says it after ten more steps or a minute, unless the run is as good as over."""
         done = trainer.global_step - self._first_step - 1
         rest = int(trainer.estimated_stepping_batches) - trainer.global_step
-        if done == 0 and self._first_seconds is None:
+        if done == 0 and not self._first_seconds:
             self._first_seconds = self.throughput.seconds
         if self._said or done < 1:
             return
-        seconds = self.throughput.seconds - (self._first_seconds or 0.0)
+        seconds = self.throughput.seconds - self._first_seconds
         if done < _STEPS_OF_PACE and seconds <= _SECONDS_OF_PACE:
             return
         self._said = True

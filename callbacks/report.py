@@ -130,7 +130,7 @@ class Report(Callback):
     def _pictures(self) -> dict[str, list[Path]]:
         kinds: dict[str, list[Path]] = {}
         for file in sorted(self.folder.figures.rglob("step-*.png")):
-            if not (_PICTURE.fullmatch(file.stem) and file.is_file()):
+            if _step(file) is None or not file.is_file():
                 continue  # a copy of somebody's; a link to nothing
             kind = file.parent.relative_to(self.folder.figures).as_posix()
             kinds.setdefault(kind, []).append(file)
@@ -185,8 +185,9 @@ def evenly(files: list[Path]) -> list[Path]:
     return [files[round(i * (len(files) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
 
 
-def _step(file: Path) -> int:
-    return int(file.stem.removeprefix("step-"))
+def _step(file: Path) -> int | None:
+    found = _PICTURE.fullmatch(file.stem)
+    return int(found[1]) if found else None
 
 
 def _rank(kind: str) -> tuple[int, str]:

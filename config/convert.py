@@ -18,7 +18,7 @@ import yaml
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf
 from utils.files import write_atomically
-from utils.nested import nested
+from utils.nested import entries, nested
 from utils.strict_yaml import load_yaml
 from utils.text import one_line
 
@@ -178,15 +178,7 @@ def unfolded(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: one stands there twice.
     """
-
-    def visit(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in node.items():
-            if isinstance(value, Mapping) and value:
-                yield from visit(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    found = list(visit(content))
+    found = list(entries(content))
     settings = dict(found)
     groups = {path[:i] for path in settings for i, sign in enumerate(path) if sign == "."}
     counts = Counter([*(path for path, _ in found), *groups])

@@ -58,8 +58,7 @@ def check_run_checkpoint(file: Path) -> None:
     Raises:
         ValueError: it is damaged, or something else.
     """
-    _check_sums(file)
-    _of_a_run(_load(file, mmap=True), file)
+    _of_a_run(_mapped(file), file)
 
 
 def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
@@ -77,8 +76,12 @@ def check_readable(file: Path) -> None:
     Raises:
         ValueError: it is damaged, or would run code when loaded; names it.
     """
+    _mapped(file)
+
+
+def _mapped(file: Path) -> Any:
     _check_sums(file)
-    _load(file, mmap=True)
+    return _load(file, mmap=True)
 
 
 def _check_sums(file: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turns `{"data": {"name": …}}` into `{"data.name": …}`."""
-    found: dict[str, Any] = {}
+def entries(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every value of a nested dict with its dotted path, empty dicts among them.
+
+    A path comes twice where the dict has it both dotted and nested.
+    """
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value:
+            yield from entries(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            yield f"{prefix}{name}", value
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns `{"data": {"name": …}}` into `{"data.name": …}`."""
+    return {path: value for path, value in entries(tree) if not isinstance(value, Mapping)}
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
