@@ -26,6 +26,10 @@ from utils.stopwatch import Stopwatch
 from utils.text import count
 
 
+_READOUT = "readout_seconds/"
+_DEAR = 0.25  # of a run; from there on its readouts are named with what they take
+
+
 class Observed(NamedTuple):
     """What was observed of a run beside its numbers.
 
@@ -91,6 +95,12 @@ def of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
         elif isinstance(each, GradientAgreement):
             found |= {f"train/{name}": value for name, value in each.numbers().items()}
     return found
+
+
+def by_readout(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Returns the seconds that each readout took, for summary.json, the dearest first."""
+    dearest = sorted(seconds.items(), key=lambda item: -item[1])
+    return {f"{_READOUT}{name}": round(taken, 1) for name, taken in dearest}
 
 
 def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:
@@ -210,9 +220,14 @@ def _took(result: Mapping[str, Any]) -> list[str]:
         "readouts and pictures": result["readout_seconds"],
         "test": result["test_seconds"],
     }
-    return [
+    lines = [
         f"Training {result['training_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
         f"{result['data_wait_share']:.0%} of it waiting for data)"
         + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds)
         + "."
     ]
+    if result["readout_seconds"] > _DEAR * result["wall_seconds"]:
+        each = [item for item in result.items() if item[0].startswith(_READOUT)]
+        named = (f"{name.removeprefix(_READOUT)} {taken:.0f} s" for name, taken in each[:3])
+        lines.append(f"Most of the readouts: {', '.join(named)} (--callbacks.NAME: how often).")
+    return lines

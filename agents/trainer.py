@@ -265,6 +265,7 @@ class Trainer:
             result = summary.collect(trainer, fitting.metrics, observed, end) | {
                 **agent.facts,
                 **summary.of_callbacks(callbacks),
+                **summary.by_readout(guard.seconds),
                 "transductive": transductive,
                 "peak_memory_mb": round(peak_mb(self.device)),
                 "wall_seconds": round(time.perf_counter() - started, 1),

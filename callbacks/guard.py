@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,11 +38,14 @@ class Guard:
 
     Attributes:
         failures: how often each failed, by its name.
+        seconds: that each took, by its name.
     """
 
     def __init__(self, device: torch.device = CPU, stopwatch: Stopwatch | None = None) -> None:
         self.device = device
         self._stopwatch = stopwatch or Stopwatch()
+        self._each = Stopwatch()
+        self.seconds: Mapping[str, float] = self._each.seconds
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
 
@@ -83,7 +86,11 @@ class Guard:
         **named: Any,
     ) -> Any:
         try:
-            with self._stopwatch.timing("readouts"), rng_preserved(self.device):
+            with (
+                self._stopwatch.timing("readouts"),
+                self._each.timing(name),
+                rng_preserved(self.device),
+            ):
                 return act(*arguments, **named)
         except passes:
             raise

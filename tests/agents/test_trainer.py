@@ -413,6 +413,9 @@ def test_the_parts_of_a_run_take_no_longer_than_the_run(train):
     parts = ("training", "validation", "readout", "test")
     took = sum(found[f"{part}_seconds"] for part in parts)
     assert found["readout_seconds"] > 0
+    each = [taken for name, taken in found.items() if name.startswith("readout_seconds/")]
+    assert each == sorted(each, reverse=True)
+    assert sum(each) == pytest.approx(found["readout_seconds"], abs=0.05 * (len(each) + 1))
     assert took <= found["wall_seconds"] + 0.25  # each is rounded to a tenth
 
 
