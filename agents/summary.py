@@ -25,7 +25,6 @@ from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import count
 
-
 _READOUT = "readout_seconds/"
 _DEAR = 0.25  # of a run; from there on its readouts are named with what they take
 
