@@ -21,6 +21,8 @@ from torch import Tensor
 _FIRST = re.compile(r"(?:^|[._])(?:teacher|ema|target_encoder)(?:[._]|$)")
 _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
 
+_WHOLE = 0.9  # of a network's tensors; with fewer it is another network, not a damaged one
+
 _FLOAT8 = {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
 
 Source = Callable[[], dict[str, Tensor]]  # fetches public weights
@@ -245,7 +247,8 @@ def find_network(
 
     Containers and wrappers (`state_dict`, `module.`, `_orig_mod.`, `model.`, `encoder_q.`) need no
     list: whatever stands in front of a known name is one. A teacher or an average is taken before
-    its student, and a trained network before a momentum copy of it.
+    its student, and a trained network before a momentum copy of it; also one that has lost a few
+    tensors, which whoever loads it will miss: the other one would be loaded without a word.
 
     Args:
         tensors: see `tensors_in`.
@@ -259,9 +262,11 @@ def find_network(
     counted = [(naming, _prefixes(tensors, naming)) for naming in namings]
     naming, counts = max(counted, key=lambda each: max(each[1].values(), default=0))
     most = max(counts.values(), default=0)
-    fitting = [prefix for prefix, count in counts.items() if count == most] or [""]
+    fitting = [prefix for prefix, count in counts.items() if count >= _WHOLE * most] or [""]
     best = min(map(_rank, fitting))
-    chosen, *rivals = (prefix for prefix in fitting if _rank(prefix) == best)
+    alike = [prefix for prefix in fitting if _rank(prefix) == best]
+    largest = max(counts[prefix] for prefix in alike)
+    chosen, *rivals = (prefix for prefix in alike if counts[prefix] == largest)
     state = _under(tensors, chosen, naming)
     known = set(naming.values()) & state.keys()
     for rival in rivals if 2 * most > len(naming) else ():

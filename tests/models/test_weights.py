@@ -206,6 +206,16 @@ def test_the_network_that_was_taken_is_said():
         load_state(vit(2), prefixed(mine, "a.") | prefixed(another, "b."), "file")
 
 
+@pytest.mark.parametrize("lost", ["pos_embed", "blocks.0.attn.qkv.weight", "norm.bias"])
+def test_a_teacher_that_has_lost_a_tensor_is_refused_rather_than_its_student_taken(lost):
+    mine, another = (dict(vit(seed).net.state_dict()) for seed in (1, 2))
+    del mine[lost]
+    file = prefixed(another, "student.") | prefixed(mine, "teacher.")
+    with pytest.raises(ValueError, match=lost.split(".")[-1]):
+        load_state(vit(3), file, "file")
+
+
+
 def test_registers_are_positions_and_tokens_of_their_own():
     report = load_state(vit(2, registers=2), vit(1, registers=2).net.state_dict(), "file")
     assert (report.coverage, report.resized) == (1, ())
