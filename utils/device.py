@@ -81,6 +81,23 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "16-mixed" if torch.cuda.get_device_capability() >= VOLTA else "32-true"
 
 
+def precision_here(precision: str, device: torch.device) -> str:
+    """Returns the precision of a run that is judged again, where this machine has it, else 32-true.
+
+    Args:
+        precision: resolved.
+        device: that will judge.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "16-mixed":
+        there = on_gpu and torch.cuda.get_device_capability() >= VOLTA
+    elif precision == "bf16-mixed":
+        there = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        there = True
+    return precision if there else "32-true"
+
+
 def is_mixed(precision: str) -> bool:
     """Whether passes run in half precision, beside weights in float32."""
     return precision in ("bf16-mixed", "16-mixed")

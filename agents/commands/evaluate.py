@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -14,7 +15,7 @@ from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.checkpoint_io import best_or_last
-from utils.device import best_device
+from utils.device import best_device, precision_here, resolve_precision, use_tensor_cores
 from utils.run_folder import RunFolder
 
 
@@ -22,7 +23,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     """Judges the best checkpoint of a run and adds `evaluate/…` to its summary.
 
     On the test set, by the protocol of the settings, where the task has a test; else on the
-    validation set.
+    validation set. In the precision of the run, so that its own protocol gives its own numbers.
 
     Raises:
         ValueError: masks that cannot be used; and see `trained_agent`.
@@ -34,10 +35,14 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     data.setup("test" if tests else "validate")
     data.check_masks(Path(hparams.run.dir) / ".cache")
     device = best_device(hparams.trainer.accelerator)
+    resolved = resolve_precision(hparams.trainer.precision, hparams.trainer.accelerator)
+    precision: Any = precision_here(resolved, device)
+    use_tensor_cores(precision, device)
     callbacks = build_callbacks(hparams, Guard(device))
     trainer = pl.Trainer(
         accelerator=device.type,
         devices=1,
+        precision=precision,
         limit_val_batches=hparams.trainer.limit_val_batches,
         limit_test_batches=hparams.trainer.limit_test_batches,
         logger=False,

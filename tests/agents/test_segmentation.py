@@ -427,7 +427,17 @@ def test_losses_are_summed_from_the_command_line(train, capsys):
 # --- evaluate -----------------------------------------------------------------------------------
 
 
-def test_evaluation_repeats_the_test_and_the_other_protocol_has_its_own_name(train, capsys):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_evaluation_repeats_the_test(precision, train):
+    settings = {"task": "segmentation", "data__val_fraction": 0.3}
+    _, folder = train("first", trainer__precision=precision, **settings)
+    assert main(["--evaluate", "first", "--run.dir", str(folder.parent)]) == 0
+    found = summary(folder)
+    assert found["evaluate/voc12_standard/loss"] == pytest.approx(found["test/loss"], rel=1e-6)
+    assert found["evaluate/voc12_standard/miou"] == pytest.approx(found["test/miou"], rel=1e-6)
+
+
+def test_the_other_protocol_has_its_own_name(train, capsys):
     _, folder = train("first", task="segmentation", data__val_fraction=0.3)
     runs = ["--run.dir", str(folder.parent)]
     assert main(["--evaluate", "first", *runs]) == 0

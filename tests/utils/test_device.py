@@ -56,6 +56,14 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.resolve_precision("auto", "auto") == expected
     assert device.resolve_precision("auto", "cpu") == "32-true"
     assert device.resolve_precision("64-true", "auto") == "64-true"
+    # A run judged again has its own precision, where the card has it.
+    assert device.precision_here(expected, torch.device("cuda")) == expected
+    assert device.precision_here("bf16-mixed", torch.device("cuda")) == (
+        "bf16-mixed" if bf16 else "32-true"
+    )
+    assert device.precision_here("bf16-mixed", torch.device("cpu")) == "bf16-mixed"
+    assert device.precision_here("16-mixed", torch.device("cpu")) == "32-true"
+    assert device.precision_here("64-true", torch.device("cuda")) == "64-true"
 
 
 def started(*_):
