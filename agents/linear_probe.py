@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from agents.base import Agent
 from agents.optimizers import configure
@@ -19,6 +18,7 @@ from datamodules.base import ImageSource
 from datamodules.labelled import LabelledDataModule, ProbeBatch
 from datamodules.loading import Loading
 from models.backbones.base import Backbone, Features
+from models.measures.counting import Confusion
 from models.measures.knn import knn_accuracy
 from utils.console import console
 from utils.distributed import gather_rows
@@ -62,7 +62,7 @@ class LinearProbe(Agent):
             nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(classes))
         )
         self.counts = nn.ModuleDict(
-            {name: MulticlassConfusionMatrix(len(classes)) for name in _MEASURED}
+            {name: Confusion(len(classes), validate_args=False) for name in _MEASURED}
         )
         self.confusion: dict[str, Tensor] = {}
         self._features: dict[str, Tensor] = {}

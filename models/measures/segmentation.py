@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -16,19 +15,14 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from models.measures.counting import counting
 from utils.palette import VOID
 
 
 class _Counts(MetricCollection):
     def update(self, *arguments: Any, **named: Any) -> None:
-        # Integers add up alike in any order. In deterministic mode torchmetrics would compare every
-        # pixel with every pair of classes instead, gigabytes an image.
-        mode = torch.get_deterministic_debug_mode()
-        torch.set_deterministic_debug_mode("default")
-        try:
+        with counting():
             super().update(*arguments, **named)
-        finally:
-            torch.set_deterministic_debug_mode(mode)
 
 
 def metrics(num_classes: int) -> MetricCollection:

@@ -1,8 +1,9 @@
-"""What is counted of a segmentation."""
+"""What is counted of a segmentation, and of a probe."""
 
 import pytest
 import torch
 
+from models.measures.counting import Confusion
 from models.measures.segmentation import metrics
 from utils.palette import VOID
 
@@ -46,11 +47,15 @@ def test_counts_are_those_of_a_loop_and_the_mode_is_as_before(deterministic):
     for there, said in zip(truth[0, 3:].flatten(), predicted[0, 3:].flatten(), strict=True):
         expected[there, said] += 1
     assert torch.equal(measured.compute()["confusion"], expected)
+    counts = Confusion(CLASSES, validate_args=False)  # a probe's, of logits of images
+    counts.update(torch.eye(CLASSES)[predicted[0, 3:].flatten()], truth[0, 3:].flatten())
+    assert torch.equal(counts.compute(), expected)
     assert torch.get_deterministic_debug_mode() == deterministic
 
 
-def test_deterministic_counts_need_no_mesh_of_pixels_and_pairs_of_classes(deterministic):
-    measured, predicted, truth = metrics(CLASSES), labels(0), labels(1)
+@pytest.mark.parametrize("kind", [metrics, Confusion])
+def test_deterministic_counts_need_no_mesh_of_pixels_and_pairs_of_classes(kind, deterministic):
+    measured, predicted, truth = kind(CLASSES), labels(0), labels(1)
     largest = largest_tensor(lambda: measured.update(predicted, truth))
     assert largest <= max(predicted.numel(), CLASSES**2)
 

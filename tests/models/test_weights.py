@@ -215,7 +215,6 @@ def test_a_teacher_that_has_lost_a_tensor_is_refused_rather_than_its_student_tak
         load_state(vit(3), file, "file")
 
 
-
 def test_registers_are_positions_and_tokens_of_their_own():
     report = load_state(vit(2, registers=2), vit(1, registers=2).net.state_dict(), "file")
     assert (report.coverage, report.resized) == (1, ())
