@@ -11,12 +11,12 @@
 Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
 command line `null`; `auto` is worked out from task, data and backbone when the run starts, printed
 and written down. As shipped, these settings train a small ViT with Barlow Twins on generated
-images: no download, no account, about three minutes on two CPU cores. For a run of your own edit
-two lines: `task` (at the end) and `data.name`.
+images: no download, no account, three to five minutes on two CPU cores. For a run of your own
+edit two lines: `task` (at the end) and `data.name`.
 
-`Needs` and `Unless` say when a setting has an effect (`config/rules.py`); given in vain, it is
-refused. Beside --run.resume every setting acts from the next step on, except those marked `Kept`,
-which are refused.
+`Needs` and `Unless` say when a setting has an effect (`config/rules.py`); one that would have none
+is refused. Beside --run.resume every setting acts from the next step on, except those marked
+`Kept`, which are refused.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class DataHparams:
 
     name: Annotated[str, OneOf(names.DATASETS), MAKES_EPOCHS] = "shapes"
     """shapes (generated, no download) | voc | coco_stuff | mask_folder (your own images and masks:
-    images/{train,val}, masks/{train,val}, classes.yaml) | cifar10 (the folder of the official
-    batches, or an npz file) | image_folder (any folder of images). Masks: shapes, voc, coco_stuff,
-    mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
+    images/{train,val}, masks/{train,val}, classes.yaml) | cifar10 (the folder that holds
+    cifar-10-batches-py, or an npz file) | image_folder (any folder of images). Masks: shapes, voc,
+    coco_stuff, mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
     """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
     or anything between; other data in VOC's layout has its classes.yaml beside JPEGImages."""
@@ -130,11 +130,12 @@ class DataHparams:
     image_size: Annotated[int | str, Auto(), Between(16, 2**15)] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
-    (cifar10), 224; rounded up to whole patches, at least eight of a ViT."""
+    (cifar10), 224; rounded up to whole patches, and for a ViT but vit_demo to eight of them."""
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
     """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
-    result stays the same. auto: 256, for a segmentation 16; fewer where the images are few."""
+    result stays the same. auto: 256 (pretraining on shapes: 128), for a segmentation 16; fewer
+    where the images are few."""
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. The features a frozen backbone has for those are computed once."""
@@ -217,8 +218,8 @@ class BackboneHparams:
     weights: Annotated[str, OF_THE_START] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
     barlow_twins | coco (that of DeepLabV3, resnet50) | a file | run:NAME, which also brings its
-    architecture. A file's network is found under any prefix and expressed exactly, or refused;
-    num_heads no file tells."""
+    architecture. A file's network is found under any prefix and expressed exactly, or refused. No
+    file tells the number of heads: give num_heads where it is not the architecture's."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
@@ -257,7 +258,7 @@ class BarlowTwinsHparams:
     invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
     """VICReg: weight of the distance between the views."""
     variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
-    """VICReg: weight of what deviations lack of 1."""
+    """VICReg: weight of how far standard deviations fall short of 1."""
     covariance_weight: Annotated[NonNegative, IS_VICREG] = 1.0
     """VICReg: weight of the covariances between dimensions."""
     mix: Annotated[NonNegative, Needs("barlow_twins.loss", "barlow_twins")] = 0.0
@@ -311,7 +312,8 @@ class DINOHparams:
     clip_grad: NonNegative = 3.0
     """Largest gradient norm of each tensor by itself; 0: no clipping."""
     local_crops_number: Annotated[Natural, Needs("dino.multi_crop", True)] = 8
-    """Local views beside the two global ones. 2 cost a sixth of 8."""
+    """Local views beside the two global ones, for the student alone. Eight of 96 px have as many
+    pixels as one and a half global views of 224 px."""
     local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
         "auto"
     )
@@ -522,7 +524,7 @@ class SegmentationHparams:
     """Test: label windows of this side, averaged where they overlap. null: the whole image."""
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels between windows. null: two thirds of test_window."""
-    # Both average softmax(logits), and shares of neighbours are none.
+    # Both average softmax(logits); what a k-NN head gives are shares of its neighbours, not logits.
     test_scales: Annotated[list[float], Between(0.1, 10.0), LEARNT_HEAD] = field(
         default_factory=lambda: [1.0]
     )
@@ -541,13 +543,15 @@ class OptimHparams:
     ] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
-    """Peak learning rate. auto: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256) for adamw,
-    0.2 (lars) or 0.03 (sgd) x batch_size / 256; a head on a frozen backbone: 5e-3 x sqrt(batch_size
-    / 16) for adamw, and 1e-4 x the same when a loaded backbone is trained with it; linear_probe:
-    1e-3 x sqrt(batch_size / 256). The small default network bears twice the first."""
+    """Peak learning rate. auto, adamw: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256);
+    barlow_twins with vit_demo: 2e-3 x sqrt(batch_size / 128); a head on a frozen backbone: 5e-3 x
+    sqrt(batch_size / 16), and 1e-4 x the same when a loaded backbone is trained with it;
+    linear_probe: 1e-3 x sqrt(batch_size / 256). auto, lars and sgd: 0.2 and 0.03 x batch_size /
+    256; a head, or a loaded backbone with it: 0.01 x batch_size / 16; linear_probe: 0.1 x
+    batch_size / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
-    (sgd)."""
+    (sgd); linear_probe: 0."""
     final_weight_decay: Annotated[
         float | str, Auto(), Between(0.0), Needs("task", "dino", "dino_twins")
     ] = "auto"
@@ -702,7 +706,7 @@ class EffectiveReceptiveFieldHparams:
     """Draw every n epochs (each image then speaks for one layer), and at the end exactly; a frozen
     backbone once, exactly."""
     num_images: Count = 8
-    """Images that are averaged; at least as many as layers."""
+    """Images that are averaged. With fewer of them than layers every drawing is exact."""
     num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
     """Layers, evenly over the depth, the last one among them."""
     layers: list[str] = field(default_factory=list)
@@ -784,7 +788,8 @@ class HealthHparams:
     enabled: Enabled = True
     """Measure them."""
     every_n_steps: Count = 10
-    """Measure every n steps; alarms are judged once an epoch, from step 20 on."""
+    """Measure every n steps; alarms are judged once an epoch, from step 20 on, in runs of 300 steps
+    and more from step 50 on."""
 
 
 @dataclass
@@ -839,7 +844,7 @@ class DenseKNNHparams:
 
 @dataclass
 class EmbeddingsHparams:
-    """Images as points, coloured by class: principal components and t-SNE (needs scikit-learn)."""
+    """Images as points, coloured by class: principal components and, with scikit-learn, t-SNE."""
 
     enabled: Enabled = True
     """Draw it."""
@@ -879,7 +884,7 @@ class EarlyStoppingHparams:
     """
 
     enabled: Enabled = False
-    """Do it."""
+    """Stop early."""
     patience: Count = 50
     """Validations without improvement."""
 
