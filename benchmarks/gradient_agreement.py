@@ -1,6 +1,6 @@
 """Whether halves of small batches foretell how far gradients of large ones agree, and at what cost.
 
-python benchmarks/gradient_agreement.py                       the table of RESULTS.md
+python benchmarks/gradient_agreement.py --steps 60            as in RESULTS.md, section 16
 python benchmarks/gradient_agreement.py --task dino_twins --steps 0
 
 The default demonstration is trained for some steps of N images. With the weights that are reached,

@@ -4,7 +4,7 @@ python benchmarks/matrices.py RUN RUN … --samples 256 --out figure.png
 
 Every run's last checkpoint embeds the same images in the same views, in eval mode, so that the
 matrices differ by the training alone. Prints a table with the loss of that matrix, its chance level
-and the excess over it.
+(the noise floor) and the excess over it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What the Tab key offers in a shell: options of the task, and the values that they may have.
 
-eval "$(register-python-argcomplete main.py)"      in bash or zsh, for ./main.py
-activate-global-python-argcomplete                  once, for `python main.py` in bash
+activate-global-python-argcomplete      once, for `python main.py` in bash or zsh
 """
 
 from __future__ import annotations

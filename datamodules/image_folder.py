@@ -25,7 +25,7 @@ class ImageFolder(LabelledSource):
 
     With `root/train` and `root/val` (or `valid`, `validation`, `test`; upper case too) these are
     the splits. Otherwise `val_fraction` of the images, or of `root/train` where nothing else lies
-    beside it, is held out by a hash of the file name.
+    beside it, is held out by a hash of the path.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:

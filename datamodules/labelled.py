@@ -140,6 +140,7 @@ class ProbeBatch:
         indices: positions in the split, `(B,)`.
         labels: `(B,)`.
         mirrored: whether the mirror image is meant, `(B,)` of 0 and 1.
+        unreadable: none; other batches name files here that were skipped.
     """
 
     indices: Tensor

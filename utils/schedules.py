@@ -10,7 +10,7 @@ def warmup_cosine(step: int, total: int, warmup: int, final_lr_ratio: float = 0.
 
     Args:
         step: optimizer step, from 0.
-        total: steps of the whole run; the last one, total - 1, gets nearly `final`.
+        total: steps of the whole run; the last one, total - 1, gets `final_lr_ratio`.
         warmup: steps until the peak.
         final_lr_ratio: factor at the end, kept beyond it.
     """

@@ -191,7 +191,11 @@ class Backbone(nn.Module, ABC):
         return self.fixed_side or max(1, side // self.patch_multiple) * self.patch_multiple
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Checks the size and returns images with mean and deviation taken out."""
+        """Checks the size and returns images with mean and deviation taken out.
+
+        Raises:
+            ValueError: sides that are no multiple of `patch_multiple`, or not `fixed_side`.
+        """
         height, width = images.shape[-2:]
         if self.fixed_side is not None and (height, width) != (self.fixed_side, self.fixed_side):
             raise ValueError(

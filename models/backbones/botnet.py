@@ -163,7 +163,11 @@ def _answer(
 def botnet50(
     *, image_size: int, stem: str = "imagenet", output_stride: int = 32, layers: str = "last"
 ) -> BoTNet:
-    """BoTNet-50: 2048 features, 18.8 M parameters at 224 px; `output_stride 16` is BoTNet-S1."""
+    """BoTNet-50: 2048 features, 18.8 M parameters at 224 px; `output_stride 16` is BoTNet-S1.
+
+    Raises:
+        ValueError: another stride than 16 and 32.
+    """
     if output_stride == 8:
         raise ValueError("--backbone.output_stride 8: botnet50 attends at 16 or 32.")
     net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)

@@ -109,7 +109,11 @@ def vit_pytorch(
     pool: str = "cls",
     layers: str = "last",
 ) -> ViTPyTorch:
-    """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's."""
+    """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.")
     grid = -(-image_size // patch_size)

@@ -34,6 +34,9 @@ def sum_in_pieces(
         parameters: what the gradients are for.
         scale: pieces are multiplied by it while they are differentiated, so that float16 gradients
             do not vanish (the one of the gradient scaler).
+
+    Raises:
+        ValueError: there is no piece.
     """
     total: Tensor | None = None
     gradients: list[Tensor | None] = [None] * len(parameters)

@@ -111,7 +111,11 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
 
 
 def name_of(entry: Any) -> str:
-    """Returns the name of an entry of `rows`: its own, or its experiment's."""
+    """Returns the name of an entry of `rows`: its own, or its experiment's.
+
+    Raises:
+        ConfigError: it has neither.
+    """
     if isinstance(entry, str):
         return Path(entry).stem
     name = entry.get("name") or Path(str(entry.get("experiment", ""))).stem
@@ -133,7 +137,11 @@ def needed(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def with_needed(rows: list[Row], file: Path) -> list[Row]:
-    """Adds rows for the experiments whose runs others start from."""
+    """Adds rows for the experiments whose runs others start from.
+
+    Raises:
+        ConfigError: a row starts from a run that is neither a row nor an experiment.
+    """
     every = {row.name: row for row in rows}
     waiting = list(rows)
     while waiting:
