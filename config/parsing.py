@@ -172,7 +172,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     resumed = None if early.resume == "none" else early.resume
     again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:
-        raise ConfigError(f"--experiment: the run {shown(again)} keeps its own settings.")
+        raise ConfigError(f"--experiment has no effect: {shown(again)} keeps its own settings.")
     settings = read_experiment(early.experiment) if early.experiment else {}
     source = f"experiment {early.experiment}"
     named = early.weights or update(deepcopy(hparams), settings, source).backbone.weights

@@ -77,8 +77,8 @@ class ExportedSegmenter(Exported):
     def __init__(self, network: Segmenter, classes: Sequence[str]) -> None:
         if network.fusion.control == "shuffled":
             raise ValueError(
-                "--segmentation.fusion_control shuffled reads the attention of another image: such "
-                "a network stands not for itself and cannot be exported."
+                "--segmentation.fusion_control shuffled reads the attention of another image, "
+                "of which an exported network may see none. It cannot be exported."
             )
         super().__init__(network.backbone, 1, {"logits": f"(B, {len(classes)}, H, W)"})
         self.network = network

@@ -89,7 +89,7 @@ def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
         device.check_accelerator("auto")
         assert device.best_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="finds no GPU of Apple"):
+    with pytest.raises(ValueError, match="finds no Apple GPU"):
         device.check_accelerator("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     device.check_accelerator("mps")

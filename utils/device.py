@@ -23,7 +23,7 @@ def check_accelerator(accelerator: str) -> None:
         return
     if accelerator == "mps":
         if not torch.backends.mps.is_available():
-            raise ValueError("--trainer.accelerator mps: torch finds no GPU of Apple. Use auto.")
+            raise ValueError("--trainer.accelerator mps: torch finds no Apple GPU. Use auto.")
         return
     if torch.cuda.is_available():
         _check_architecture()
