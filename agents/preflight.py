@@ -69,7 +69,14 @@ def images_a_process(hparams: Hparams) -> int:
     return int(hparams.data.batch_size) // (hparams.trainer.devices * hparams.trainer.num_nodes)
 
 
-def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: ImageCost) -> None:
+def announce(
+    given: Hparams,
+    hparams: Hparams,
+    agent: Agent,
+    images: int,
+    cost: ImageCost,
+    tried_out: bool = False,
+) -> None:
     """Says what was chosen, how long the run will be, and what it needs.
 
     Args:
@@ -78,10 +85,12 @@ def announce(given: Hparams, hparams: Hparams, agent: Agent, images: int, cost: 
         agent: that trains.
         images: number of training images.
         cost: of one of them.
+        tried_out: whether nobody expects the run to learn anything.
     """
     if words := choices(given, hparams):
         console.info("%s", words)
-    said = [length(hparams, images)]
+    line, of_length = length(hparams, images)
+    said = [(line, [] if tried_out else of_length)]
     if agent.trains:
         said.append(_needs(cost, agent, hparams))
     for line, _ in said:

@@ -26,7 +26,7 @@ from utils.stopwatch import Stopwatch
 from utils.text import count
 
 _READOUT = "readout_seconds/"
-_DEAR = 0.25  # of a run; from there on its readouts are named with what they take
+_EXPENSIVE = 0.25  # of a run; from there on its readouts are named with what they take
 
 
 class Observed(NamedTuple):
@@ -97,9 +97,9 @@ def of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
 
 
 def by_readout(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the seconds that each readout took, for summary.json, the dearest first."""
-    dearest = sorted(seconds.items(), key=lambda item: -item[1])
-    return {f"{_READOUT}{name}": round(taken, 1) for name, taken in dearest}
+    """Returns the seconds that each readout took, for summary.json, the most expensive first."""
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return {f"{_READOUT}{name}": round(taken, 1) for name, taken in ordered}
 
 
 def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:
@@ -225,7 +225,7 @@ def _took(result: Mapping[str, Any]) -> list[str]:
         + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds)
         + "."
     ]
-    if result["readout_seconds"] > _DEAR * result["wall_seconds"]:
+    if result["readout_seconds"] > _EXPENSIVE * result["wall_seconds"]:
         each = [item for item in result.items() if item[0].startswith(_READOUT)]
         named = (f"{name.removeprefix(_READOUT)} {taken:.0f} s" for name, taken in each[:3])
         lines.append(f"Most of the readouts: {', '.join(named)} (--callbacks.NAME: how often).")

@@ -126,7 +126,8 @@ class Trainer:
         )
         data.loading = build_loading(self.hparams)
         if self.leads:
-            announce(self.given, self.hparams, agent, len(data.train_files), cost)
+            images, tried_out = len(data.train_files), self.tried_out is not None
+            announce(self.given, self.hparams, agent, images, cost, tried_out)
         if self.checkpoint is not None:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)

@@ -44,8 +44,10 @@ class Parser(ArgumentParser):
             for action in group._group_actions:
                 path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
                 conditions = rules_of(Hparams).get(path)
-                if conditions is None:
+                if conditions is None:  # a command, done only where it is given
+                    action.default = argparse.SUPPRESS
                     continue
+                action.default = _written(settings[path].value)
                 # simple-parsing finds none where an annotation goes over several lines.
                 action.help = advice(settings[path]).replace("%", "%%")
                 if not possible_on(Hparams, path, self.task):
@@ -63,6 +65,15 @@ class Parser(ArgumentParser):
                 group.description = None
         self._action_groups = [group for group in self._action_groups if _visible(group)]
         return super().format_help()
+
+
+def _written(value: Any) -> str:
+    # As it is given on the command line.
+    if isinstance(value, list):
+        return " ".join(map(_written, value)) or "empty"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _visible(group: Any) -> bool:

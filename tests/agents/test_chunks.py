@@ -125,3 +125,12 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert saved["data"]["batch_size"] == 16
     assert saved["optim"]["warmup_epochs"] == 1
+
+
+def test_a_try_out_is_not_told_that_it_is_short(train, said):
+    for words, told in ((["--fast"], False), ([], True)):
+        code, _ = train(f"run{told}", *words, data__batch_size=..., trainer__max_epochs=1)
+        assert code == 0
+        assert any("1 in all." in line for line in said)
+        assert any("too few to train" in line for line in said) is told
+        said.clear()

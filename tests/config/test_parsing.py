@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import pytest
+from yaml import safe_load
 
 from config import names
 from config.advice import advice
@@ -171,6 +172,21 @@ def test_help_names_choices_and_defaults():
     for group, settings in asdict(Hparams()).items():
         if isinstance(settings, dict):
             assert f"--{group}.{next(iter(settings))}" in page
+
+
+def test_help_writes_defaults_as_the_command_line_takes_them():
+    option = re.compile(r"^  --([a-z_.]+) (?:(?!^  --).)*?\(default:\s(.*?)\)", re.M | re.S)
+    pages = [str(parse(["--help", "--task", task])) for task in names.TASKS]
+    found = {path: words.split() for page in pages for path, words in option.findall(page)}
+    for leaf in leaves(Hparams()):
+        if leaf.value == []:
+            assert found.get(leaf.path, ["empty"]) == ["empty"], leaf.path
+        elif leaf.path in found:
+            values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+            pairs = zip(found[leaf.path], values, strict=True)
+            read = [type(v)(w) if type(v) in (float, str) else safe_load(w) for w, v in pairs]
+            assert read == values, leaf.path
+    assert len(found) > 100
 
 
 def test_every_setting_has_advice_and_help_shows_it():
