@@ -13,7 +13,7 @@ from typing import Any
 
 from config.convert import leaves, set_leaf
 from config.hparams import Hparams
-from config.resolve import DINO_TASKS, demonstrates
+from config.resolve import DINO_TASKS, demonstrates, of_optimizer
 from config.rules import metadata
 from config.types import Cadence, StepCadence
 
@@ -22,12 +22,12 @@ _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
-# Of pretraining on the demonstration's images (benchmarks/RESULTS.md, section 1).
-_DEMONSTRATION_BATCH, _DEMONSTRATION_LR = 128, 2e-3
 # Peak learning rate of self-supervised training at batch 256, from the papers and their code; of
-# methods whose own (DINO's code, LeJEPA's minimal example) differs under adamw.
-_ADAMW_LR = {"dino": 5e-4, "dino_twins": 5e-4, "lejepa": 2e-3}
+# methods whose own (DINO's code, LeJEPA's minimal example) differs; of Barlow Twins on the
+# demonstration's images at batch 128 (benchmarks/RESULTS.md, section 1).
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
+_OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
+_DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"adamw": 2e-3}, 128
 # Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
 # backbone below it when that is trained too (SegFormer's AdamW).
 _HEAD_LR = {"adamw": 5e-3, "lars": 0.01, "sgd": 0.01}
@@ -129,17 +129,16 @@ def _learning_rate(hparams: Hparams) -> float:
     """
     name, backbone = hparams.optim.name, hparams.backbone
     if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
-        base, batch = _HEAD_LR[name], 16
+        known, batch = _HEAD_LR, 16
     elif hparams.task == "segmentation" and backbone.weights != "none":
-        base, batch = _FINE_TUNING_LR[name], 16
+        known, batch = _FINE_TUNING_LR, 16
     elif hparams.task == "linear_probe":
-        base, batch = _PROBE_LR[name], 256
+        known, batch = _PROBE_LR, 256
     elif hparams.task == "barlow_twins" and name == "adamw" and backbone.name == "vit_demo":
-        base, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
-    elif hparams.task in _ADAMW_LR and name == "adamw":
-        base, batch = _ADAMW_LR[hparams.task], 256
+        known, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
     else:
-        base, batch = _PRETRAINING_LR[name], 256
+        known, batch = _PRETRAINING_LR | _OF_METHODS.get(hparams.task, {}), 256
+    base = of_optimizer(known, name, "optim.lr")
     return base * (int(hparams.data.batch_size) / batch) ** (0.5 if name == "adamw" else 1.0)
 
 

@@ -8,11 +8,12 @@ follows from task, data set and backbone (`resolve`), what follows from the numb
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from config import names
-from config.convert import set_leaf
+from config.convert import ConfigError, set_leaf
 from config.hparams import BarlowTwinsHparams, Hparams
 from config.rules import get_leaf
 
@@ -127,9 +128,29 @@ def _resolve_weight_decay(hparams: Hparams) -> None:
     if optim.weight_decay == "auto" and hparams.task == "linear_probe":
         optim.weight_decay = 0.0  # DINO's linear evaluation
     if optim.weight_decay == "auto":
-        optim.weight_decay = _DINO_WEIGHT_DECAY if rising else _WEIGHT_DECAY[optim.name]
+        optim.weight_decay = (
+            _DINO_WEIGHT_DECAY
+            if rising
+            else of_optimizer(_WEIGHT_DECAY, optim.name, "optim.weight_decay")
+        )
     if dino and optim.final_weight_decay == "auto":
         optim.final_weight_decay = _DINO_FINAL_WEIGHT_DECAY if rising else optim.weight_decay
+
+
+def of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
+    """Returns what `auto` is for an optimizer.
+
+    Args:
+        known: by the names of optimizers.
+        name: of the one that was chosen.
+        path: of the setting.
+
+    Raises:
+        ConfigError: nothing is known of it.
+    """
+    if name not in known:
+        raise ConfigError(f"--{path} auto: none is known for --optim.name {name}. Give a number.")
+    return known[name]
 
 
 def _resolve_crops(hparams: Hparams) -> None:

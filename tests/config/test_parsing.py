@@ -159,6 +159,15 @@ def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
     assert resolve(given).optim.weight_decay == 0
 
 
+@pytest.mark.parametrize("path", ["optim.lr", "optim.weight_decay"])
+def test_an_optimizer_of_ones_own_needs_its_numbers(path):
+    given = {"optim.lr": "0.1", "optim.weight_decay": "0"} | {path: "auto"}
+    settings = hparams(*(word for key, value in given.items() for word in (f"--{key}", value)))
+    settings.optim.name = "mine"
+    with pytest.raises(ConfigError, match=f"--{path} auto: none is known for --optim.name mine"):
+        resolve_for_data(resolve(settings), 512, False)
+
+
 def test_help_names_choices_and_defaults():
     page, other = parse(["--help"]), parse(["--help", "--task", "segmentation"])
     assert isinstance(page, str)
