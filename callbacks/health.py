@@ -14,9 +14,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from callbacks import dense_knn, online_probe
 from callbacks.gradient_agreement import GradientAgreement
+from callbacks.readout import Readout
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
+from config.hparams import Hparams
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
 from utils.logging import log_scalars
 
@@ -50,6 +53,16 @@ def _says_the_same(reading: Reading) -> bool:
     # Mutual information of image and output: 0 when the teacher says the same of every image.
     information = reading["teacher_mean_entropy"] - reading["teacher_entropy"]
     return information < 0.02 * reading["chance_level"]
+
+
+def _unlearnt(what: str, metric: str) -> Alarm:
+    before, now = f"{metric}/before", f"{metric}/now"
+    return Alarm(
+        (before, now),
+        lambda r: r[now] < r[before] - max(0.02, 0.2 * r[before]),
+        f"UNLEARNT: {what} worse than with the weights the run started from ({{{now}:.3f}}, before "
+        f"{{{before}:.3f}}). What usually helps: a lower --optim.lr.",
+    )
 
 
 ALARMS: dict[str, Alarm] = {
@@ -111,6 +124,8 @@ ALARMS: dict[str, Alarm] = {
         "its images more than what images have in common. What usually helps: a larger "
         "--data.batch_size, with --trainer.chunk_size where memory is short.",
     ),
+    "patches_unlearnt": _unlearnt("nearest patches tell classes", dense_knn.METRIC),
+    "images_unlearnt": _unlearnt("nearest images tell classes", online_probe.KNN),
     "waits_for_data": Alarm(
         ("data_wait_share",),
         lambda r: r["data_wait_share"] > 0.5,
@@ -125,7 +140,8 @@ class Health(Callback):
 
     From the features `(N, D)` of a step: mean deviation, mean cosine between images, RankMe.
     From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
-    any clipping, the share of time spent waiting for data, and how far gradients agree.
+    any clipping, the share of time spent waiting for data, how far gradients agree, and of a run
+    that goes on from weights what its readouts were before the first step.
 
     Args:
         every_n_steps: when to measure.
@@ -200,7 +216,9 @@ class Health(Callback):
             reading["data_wait_share"] = throughput.data_wait_share
             pl_module.log("train/data_wait_share", throughput.data_wait_share)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            reading |= callback.reading() if isinstance(callback, GradientAgreement) else {}
+            started_somewhere = isinstance(callback, Readout) and _from_weights(pl_module)
+            if started_somewhere or isinstance(callback, GradientAgreement):
+                reading |= callback.reading()
         self._readings = {}
         for name, words in raised_alarms(reading).items():
             if name not in self.alarms:
@@ -209,6 +227,11 @@ class Health(Callback):
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0
+
+
+def _from_weights(module: LightningModule) -> bool:
+    settings = getattr(module, "settings", None)
+    return isinstance(settings, Hparams) and settings.backbone.weights != "none"
 
 
 def first_judgement(steps: int) -> int:

@@ -23,6 +23,7 @@ class Readout(Callback, ABC):
 
     Attributes:
         before: what was measured before the first step, by name.
+        now: what was measured last.
         headlines: what the closing words call the numbers they show, by name; larger is better.
     """
 
@@ -31,11 +32,18 @@ class Readout(Callback, ABC):
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.before: dict[str, float] = {}
+        self.now: Mapping[str, float] = {}
         self.say = SayOnce()
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
         """Returns the numbers by the name they are logged under; none where it has none to give."""
+
+    def reading(self) -> dict[str, float]:
+        """Returns its headlines, `NAME/before` the first step and `NAME/now`, for `Health`."""
+        both = self.headlines.keys() & self.before.keys() & self.now.keys()
+        before = {f"{name}/before": self.before[name] for name in both}
+        return before | {f"{name}/now": self.now[name] for name in both}
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured before the first step."""
@@ -55,5 +63,5 @@ class Readout(Callback, ABC):
         """Measures."""
         if due(trainer, self.every_n_epochs):
             frozen = backbone_of(pl_module).frozen
-            now = self.before if frozen else self.measure(trainer, pl_module)
-            pl_module.log_dict(dict(now))
+            self.now = self.before if frozen else self.measure(trainer, pl_module)
+            pl_module.log_dict(dict(self.now))

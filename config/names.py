@@ -159,10 +159,11 @@ CALLBACKS: dict[str, Callback] = {
     "effective_rank": Callback(
         "callbacks.effective_rank:EffectiveRank", ("barlow_twins", "lejepa")
     ),
-    "health": Callback("callbacks.health:Health", PRETRAINING),
     "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),
     "dense_knn": Callback("callbacks.dense_knn:DenseKNN", PRETRAINING),
+    # After what it judges.
+    "health": Callback("callbacks.health:Health", PRETRAINING),
     "gradient_histograms": Callback(
         "callbacks.gradient_histograms:GradientHistograms", _BACKBONES_IN_TRAINING
     ),

@@ -38,6 +38,10 @@ HEALTHY = {
     "gradient_cosine_batch": 0.05,
     "gradient_cosine_most": 0.2,
     "images_a_step": 256.0,
+    "val/dense_knn_miou/before": 0.10,
+    "val/dense_knn_miou/now": 0.085,  # less, and within the scatter of so small a number
+    "val/knn_accuracy/before": 0.5,
+    "val/knn_accuracy/now": 0.42,
 }
 
 
@@ -119,6 +123,21 @@ def test_a_step_that_is_mostly_noise(train, monkeypatch):
     noise = r"MOSTLY NOISE: the gradients of two batches of 8 images agree to 0\.0\d"
     assert re.search(noise, rung(folder))
     assert "--data.batch_size" in rung(folder)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_weights_knew_and_is_lost(train, monkeypatch, goes_on):
+    train("first", trainer__max_epochs=1)
+    falling = {"dense_knn.measure": 0.5, "online_probe.knn_accuracy": 0.8}
+    for name, start in falling.items():
+        values = iter([max(0.1, start - 0.1 * firing) for firing in range(13)])
+        monkeypatch.setattr(f"callbacks.{name}", lambda *_, values=values: next(values))
+    watched = {f"callbacks__{name.split('.')[0]}__enabled": "true" for name in falling}
+    weights = {"backbone__weights": "run:first"} if goes_on else {}
+    _, folder = train("run", **WATCHED, **watched, **weights)
+    for what, start in (("patches", "0.500"), ("images", "0.800")):
+        lost = rf"UNLEARNT: nearest {what} tell classes worse .* \(0\.[1-6]00, before {start}\)"
+        assert bool(re.search(lost, rung(folder))) is goes_on
 
 
 def test_waiting_for_data(train, monkeypatch):
