@@ -18,7 +18,7 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Lets the k nearest of the bank vote, each with weight exp(cosine / T).
+    """Lets the k nearest of the bank vote, each with a weight in proportion to exp(cosine / T).
 
     Args:
         queries: features `(M, D)`.
@@ -29,7 +29,7 @@ def knn_scores(
         temperature: T.
 
     Returns:
-        `(M, C)`, the votes; the largest wins.
+        `(M, C)`, the shares of the votes, summing to 1; the largest wins.
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     votes = []
@@ -37,7 +37,7 @@ def knn_scores(
     with torch.autocast(queries.device.type, enabled=False):
         for some in queries.split(_QUERIES_AT_ONCE):
             similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
-            weights = (similarity / temperature).exp()
+            weights = (similarity / temperature).softmax(1)  # exp(1 / T) may exceed float32
             score = weights.new_zeros(len(some), num_classes)
             votes.append(score.scatter_add_(1, labels[nearest], weights))
     return torch.cat(votes)

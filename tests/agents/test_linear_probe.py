@@ -175,7 +175,7 @@ def naive_knn(queries, bank, labels, classes, k, temperature):
         cosines = [float(query @ other / query.norm() / other.norm()) for other in bank]
         for index in sorted(range(len(bank)), key=lambda i: -cosines[i])[:k]:
             scores[row, labels[index]] += np.exp(cosines[index] / temperature)
-    return scores
+    return scores / scores.sum(1, keepdim=True)
 
 
 def test_knn_is_a_weighted_vote_of_the_nearest():
@@ -189,6 +189,14 @@ def test_knn_is_a_weighted_vote_of_the_nearest():
     assert knn_accuracy(queries, truth, bank, labels, 4, k=5) == 1.0
     assert knn_accuracy(queries, truth + 1, bank, labels, 5, k=5) == 0.0
     assert knn_scores(queries, bank[:3], labels[:3], 4, k=20).shape == (9, 4)
+
+
+def test_a_low_temperature_leaves_the_nearest_alone_to_vote():
+    """exp(1 / 0.001) is infinite in any precision."""
+    torch.manual_seed(0)
+    bank, labels = torch.randn(40, 6), torch.randint(0, 4, (40,))
+    found = knn_scores(bank, bank, labels, 4, k=5, temperature=1e-3)
+    torch.testing.assert_close(found, torch.nn.functional.one_hot(labels, 4).float())
 
 
 def test_neighbours_are_told_apart_in_half_precision_runs_too():
