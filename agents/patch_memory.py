@@ -11,9 +11,8 @@ from torch import Tensor
 from datamodules.masked_images import SegmentationBatch
 from models.heads.base import Size, concatenated
 from models.measures.dense_knn import PatchMemory, labelled_patches
-from models.segmenter import Segmenter
+from models.segmenter import Segmenter, pad_labels
 from utils.distributed import gather_rows
-from utils.palette import VOID
 
 
 @torch.no_grad()
@@ -59,5 +58,4 @@ def as_seen(labels: Tensor, size: Size, multiple: int) -> Tensor:
         The nearest labels, and void where there is no image.
     """
     resized = F.interpolate(labels[None, None], size, mode="nearest-exact")[0, 0]
-    right, bottom = -size[1] % multiple, -size[0] % multiple
-    return F.pad(resized, (0, right, 0, bottom), value=VOID)
+    return pad_labels(resized, multiple)

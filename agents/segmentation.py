@@ -34,7 +34,7 @@ from models.inference import WHOLE, Inference
 from models.losses.segmentation import Loss, SegmentationLoss, WeightedCrossEntropy
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
-from models.segmenter import Segmenter, labels_of
+from models.segmenter import Segmenter, labels_of, pad_labels
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.imports import load
@@ -216,7 +216,7 @@ class Segmentation(Agent):
         terms = attention_loss(
             features,
             self.network.fusion,
-            labels,
+            pad_labels(labels, self.network.multiple),
             self.classes,
             settings.attention_loss_terms,
             backbone_learns=not self.backbone.frozen,

@@ -44,7 +44,7 @@ def attention_loss(
     Args:
         features: with attention.
         fusion: the fusions.
-        labels: `(B, H, W)`, 255 void.
+        labels: `(B, H, W)` of what the features cover, padding included; 255 void.
         classes: names by label; a background is no object.
         terms: of `config.names.ATTENTION_LOSSES`.
         backbone_learns: whether attention itself has a gradient.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone, Features
@@ -12,7 +13,7 @@ from models.backbones.stored import Stored, pack, unpack
 from models.fusions.attention_fusion import AttentionFusion
 from models.heads.base import Head, Size, resize
 from models.inference import WHOLE, Inference
-from utils.palette import MEAN_COLOUR
+from utils.palette import MEAN_COLOUR, VOID
 
 
 class Segmenter(nn.Module):
@@ -150,6 +151,12 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     images = torch.cat([images, right], 3)[..., : _padded(width, multiple)]
     below = colour.expand(images.shape[0], 3, multiple, images.shape[3])
     return torch.cat([images, below], 2)[:, :, : _padded(height, multiple)]
+
+
+def pad_labels(labels: Tensor, multiple: int) -> Tensor:
+    """Pads labels `(…, H, W)` as `pad_to_multiple` pads their images: void, where there is none."""
+    right, bottom = -labels.shape[-1] % multiple, -labels.shape[-2] % multiple
+    return F.pad(labels, (0, right, 0, bottom), value=VOID)
 
 
 def _padded(side: int, multiple: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from callbacks.step_outputs import CropOutputs, outputs_of
 from datamodules.masked_images import collate
 from main import main
 from models.attention_supervision import attention_loss
+from models.segmenter import pad_to_multiple
 from tests.agents.test_segmentation import parts
 from tests.conftest import assert_same, options, summary, tiny, weights
+from utils.palette import VOID
 
 FROZEN = {"task": "segmentation", "backbone__freeze": "true"}
 FIXED = {**FROZEN, "data__views": "fixed"}
@@ -247,6 +250,27 @@ def test_attention_loss_of_class_queries(shapes_root):
     agent, data = parts(shapes_root, **settings, segmentation__attention_loss=0.3)
     found = gradients(agent.train(), batch_of(data))
     assert found["fusion.fusions.fusion3.queries"].abs().max() > 0
+
+
+def attention_part(agent: Segmentation, batch: Any) -> Tensor:
+    """What the attention loss adds to the others in a training step."""
+    logged: dict[str, Any] = {}
+    agent.log = lambda name, value, **_: logged.__setitem__(name, value)  # type: ignore[assignment]
+    agent.trainer = Watched()  # type: ignore[assignment]
+    loss: Tensor = agent.training_step(batch, 0)["loss"].detach()
+    return loss - logged["train/loss"]
+
+
+def test_attention_is_compared_with_the_labels_that_lie_under_it(shapes_root):
+    """Crops of 36 px are padded to 48: their nine patches are of 16 px, not of 12."""
+    settings = {"data__image_size": 36, "segmentation__fusion": "fusion2"}
+    agent, data = parts(shapes_root, **settings, segmentation__attention_loss=0.4)
+    batch = batch_of(data)
+    labels = torch.full((4, 48, 48), VOID, dtype=torch.uint8)
+    labels[:, :36, :36] = batch.labels
+    whole = replace(batch, images=pad_to_multiple(batch.images, 16), labels=labels)
+    assert whole.images.shape[-2:] == (48, 48)
+    torch.testing.assert_close(attention_part(agent, batch), attention_part(agent, whole))
 
 
 def test_attention_learns_where_objects_are(shapes_root):
