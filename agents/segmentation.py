@@ -221,7 +221,8 @@ class Segmentation(Agent):
             settings.attention_loss_terms,
             backbone_learns=not self.backbone.frozen,
         )
-        warmup = settings.attention_loss_warmup_epochs * self.trainer.num_training_batches
+        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        warmup = settings.attention_loss_warmup_epochs * per_epoch
         ramp = min(1.0, (self.trainer.global_step + 1) / max(1.0, warmup))
         self.log_dict({f"train/attention/{name}": term.detach() for name, term in terms.items()})
         return settings.attention_loss * ramp * torch.stack(list(terms.values())).sum()

@@ -33,7 +33,7 @@ def batch_of(data: Any, count: int = 4) -> Any:
 class Watched:
     """Stands in for the trainer that a training step asks."""
 
-    num_training_batches, global_step = 2, 100
+    num_training_batches, accumulate_grad_batches, global_step = 2, 1, 100
     optimizers = (type("O", (), {"param_groups": ({"lr": 0.1},)})(),)
 
 
@@ -309,6 +309,10 @@ def test_the_weight_of_the_attention_loss_rises(shapes_root):
     assert found[1] == pytest.approx(5 * found[0])
     assert found[2] == pytest.approx(10 * found[0])
     assert found[3] == pytest.approx(found[2])
+    # Two batches a step: five epochs are over after five steps.
+    agent.trainer = type("At", (Watched,), {"accumulate_grad_batches": 2, "global_step": 4})()
+    step_loss = agent.training_step(batch, 0)["loss"].detach()
+    assert float(step_loss - logged["train/loss"]) == pytest.approx(found[2])
 
 
 # --- test time ------------------------------------------------------------------------------------
