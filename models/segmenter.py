@@ -13,6 +13,7 @@ from models.backbones.stored import Stored, pack, unpack
 from models.fusions.attention_fusion import AttentionFusion
 from models.heads.base import Head, Size, resize
 from models.inference import WHOLE, Inference
+from models.precision import at_least_float32
 from utils.palette import MEAN_COLOUR, VOID
 
 
@@ -80,9 +81,14 @@ class Segmenter(nn.Module):
         return logits[..., : size[0] // stride, : size[1] // stride]
 
     def padded_logits(self, features: Features, size: Size, stride: int = 1) -> Tensor:
-        """Does the same, but leaves the padding: `(B, C, H', W')`."""
+        """Does the same, but leaves the padding: `(B, C, H', W')`, in float32 or better.
+
+        Interpolated in half precision, neighbouring classes would tie along every border, and the
+        first of them win.
+        """
         padded = [_padded(side, self.multiple) // stride for side in size]
-        return resize(self.fusion(self.head, features), (padded[0], padded[1]))
+        (logits,) = at_least_float32(self.fusion(self.head, features))
+        return resize(logits, (padded[0], padded[1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(B, C, H, W)` of images `(B, 3, H, W)` uint8 of any size."""

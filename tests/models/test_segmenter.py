@@ -50,6 +50,17 @@ def test_a_stride_gives_the_logits_of_the_smaller_image():
     torch.testing.assert_close(found, expected[..., :5, :7])
 
 
+def test_logits_of_a_half_precision_pass_are_upsampled_in_float32():
+    network, given = segmenter().float(), images(40, 40)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = network.encode(given)
+        native = network.fusion(network.head, features)
+        found = network.decode(features, (40, 40))
+    assert native.dtype == torch.bfloat16
+    expected = torch.nn.functional.interpolate(native.float(), (40, 40), mode="bilinear")
+    assert torch.equal(found, expected)
+
+
 def test_the_largest_stride_decides_the_padding():
     assert segmenter().multiple == 8
     coarse = vit()
