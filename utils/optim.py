@@ -63,11 +63,15 @@ def adamw(groups: list[dict[str, Any]]) -> Optimizer:
 
 
 def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
-    """LARS (You et al. 2017) as in Barlow Twins: norms and biases neither decay nor adapt."""
-    rated = [
-        group | {"lr": group["lr"] * (1 if decays(group["params"][0]) else LARS_UNADAPTED_LR)}
-        for group in groups
-    ]
+    """LARS (You et al. 2017) as in Barlow Twins: norms and biases neither decay nor adapt.
+
+    Matrices adapt whether they decay or not; timm's own rule is that only what decays does.
+    """
+    rated = []
+    for group in groups:
+        adapts = decays(group["params"][0])
+        lr = group["lr"] * (1 if adapts else LARS_UNADAPTED_LR)
+        rated.append({**group, "lr": lr, "always_adapt": adapts})
     return Lars(rated, momentum=momentum)
 
 

@@ -61,10 +61,11 @@ def test_adamw_decays_matrices_only():
         torch.testing.assert_close(new.detach(), old * factor)
 
 
-def test_lars_adapts_matrices_and_slows_the_others():
+@pytest.mark.parametrize("decay", [0.0015, 0.0])
+def test_lars_adapts_matrices_and_slows_the_others(decay):
     net = network()
     before = [p.detach().clone() for p in net.parameters()]
-    optimizer = lars(parameter_groups({net: 1.0}, 0.2, 0.0015), momentum=0.0)
+    optimizer = lars(parameter_groups({net: 1.0}, 0.2, decay), momentum=0.0)
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
@@ -73,8 +74,8 @@ def test_lars_adapts_matrices_and_slows_the_others():
             expected = old - 0.2 * LARS_UNADAPTED_LR
         else:
             gradient = torch.ones_like(old)
-            trust = 0.001 * old.norm() / (gradient.norm() + 0.0015 * old.norm())
-            expected = old - 0.2 * trust * (gradient + 0.0015 * old)
+            trust = 0.001 * old.norm() / (gradient.norm() + decay * old.norm())
+            expected = old - 0.2 * trust * (gradient + decay * old)
         torch.testing.assert_close(new.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
