@@ -275,11 +275,11 @@ class DINO(Agent):
         dino = self.settings.dino
         if dino.clip_grad:
             clip_each(self.student.parameters(), dino.clip_grad)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.trainer.global_step < int(dino.freeze_last_layer_steps):
             head: Any = self.student.head
             for parameter in head.last_layer.parameters():
                 parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student."""

@@ -162,12 +162,12 @@ class JointEmbedding(Agent):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips if asked to; at first the backbone may wait for its projector."""
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips if asked to what is to step; at first the backbone may wait for its projector."""
         # Gradients are dropped, not spared: several processes expect each parameter to have one.
         if self.current_epoch < self.settings.backbone.freeze_epochs:
             for parameter in self.backbone.parameters():
                 parameter.grad = None
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""

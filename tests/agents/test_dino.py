@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from agents.backbone import new_backbone
 from agents.dino import DINO
@@ -168,6 +169,29 @@ class StepCounter:
     """What clipping asks of Lightning's trainer."""
 
     global_step = 10**6
+
+
+def clip_together(agent, limit: float) -> None:
+    """Stands in for Lightning, whose way leads through a trainer."""
+    agent.clip_gradients = lambda *_: nn.utils.clip_grad_norm_(agent.parameters(), limit)
+    for parameter in agent.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+
+
+def norm(module: nn.Module) -> float:
+    """Of its gradients together."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def test_a_last_layer_that_waits_does_not_count_in_clipping():
+    agent = agent_for(dino__clip_grad=0.0, dino__freeze_last_layer_steps=2, dino__hidden_dim=16)
+    agent.trainer = trainer = type("At", (), {"global_step": 1})()
+    assert trainer.global_step
+    clip_together(agent, 1.0)
+    agent.configure_gradient_clipping(None)
+    assert all(p.grad is None for p in agent.student.head.last_layer.parameters())
+    assert norm(agent.student) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_gradients_are_clipped_tensor_by_tensor():

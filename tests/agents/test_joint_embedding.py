@@ -7,7 +7,8 @@ import pytest
 
 from callbacks.interruption import Interruption
 from main import main
-from tests.agents.test_barlow_twins import difference
+from tests.agents.test_barlow_twins import agent_for, difference
+from tests.agents.test_dino import clip_together, norm
 from tests.conftest import assert_same, weights
 from utils.metrics_file import read_metrics
 
@@ -64,6 +65,14 @@ def test_mixed_precision_trains_in_chunks(train, method):
     shared = {"trainer__precision": "bf16-mixed", "trainer__chunk_size": 4}
     code, _ = train("amp", **method, **shared, trainer__gradient_clip=1.0, trainer__max_epochs=1)
     assert code == 0
+
+
+def test_a_backbone_that_waits_does_not_count_in_clipping():
+    agent = agent_for(backbone__freeze_epochs=1)
+    clip_together(agent, 1.0)
+    agent.configure_gradient_clipping(None)
+    assert all(p.grad is None for p in agent.backbone.parameters())
+    assert norm(agent.projector) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_the_backbone_waits_for_its_projector(train):
