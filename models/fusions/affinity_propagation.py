@@ -84,10 +84,14 @@ class AffinityPropagation(Fusion):
         return replace(features, maps=tuple(self._propagated(x, walk) for x in features.maps))
 
     def refine(self, logits: Tensor, features: Features) -> Tensor:
-        """See `Fusion.refine`; logits finer than the patches are corrected by the difference."""
+        """See `Fusion.refine`; logits finer than the patches are corrected by the difference.
+
+        In float32 or better: a difference is small, and half precision is not averaged on a CPU.
+        """
         if self.carries == "features":
             return logits
         grid = _grid(features)
+        (logits,) = at_least_float32(logits)
         coarse = logits
         if tuple(logits.shape[-2:]) != grid:
             coarse = F.interpolate(logits, grid, mode="bilinear", antialias=True)

@@ -189,6 +189,19 @@ def test_without_a_share_of_the_neighbours_it_is_the_head(name, carries):
     assert 0 < near < 0.5 * decoder.native(given).std()
 
 
+@pytest.mark.parametrize("side", [4, 16])
+def test_logits_in_half_precision_are_corrected_in_float32(side):
+    """Those of 16 x 16 are finer than the 4 x 4 patches; a CPU averages no bfloat16."""
+    backbone, part = vit().float(), fusion("fusion2").float()
+    logits = torch.randn(2, CLASSES, side, side).bfloat16()
+    with torch.no_grad():
+        given = backbone(images(), attention_request(backbone, (-2, -1), all_pairs=True))
+        expected = part.refine(logits.float(), given)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = part.refine(logits, given)
+    assert torch.equal(found, expected)
+
+
 def test_it_has_few_parameters_and_rows_that_sum_to_one():
     part = AffinityPropagation((384,), (16,), 21, (6, 6))
     assert sum(p.numel() for p in part.parameters()) == 16 < 20

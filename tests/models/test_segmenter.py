@@ -51,7 +51,7 @@ def test_a_stride_gives_the_logits_of_the_smaller_image():
 
 
 def test_logits_of_a_half_precision_pass_are_upsampled_in_float32():
-    network, given = segmenter().float(), images(40, 40)
+    network, given = Segmenter(vit(), head(), AttentionFusion()).float(), images(40, 40)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = network.encode(given)
         native = network.fusion(network.head, features)
