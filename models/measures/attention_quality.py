@@ -33,7 +33,8 @@ class Quality:
         jaccard_chance: the same of displaced maps.
         jaccard_by_head: the same of every head by itself, `(heads,)`.
         lift: log2 of the attention on objects over their share of the area, `(heads,)`.
-        precision: average precision of attention as a score of object patches, `(heads,)`.
+        precision: average precision of attention as a score of object patches, `(heads,)`; NaN
+            where no object fills half a patch.
         precision_chance: the share of object patches.
         information: share of the entropy of a patch's class that the masks of all heads together
             tell, less what displaced masks seem to tell; NaN for more than 12 heads.
@@ -137,9 +138,10 @@ class AttentionMeter:
         Raises:
             ValueError: no image with objects was seen.
         """
-        if "precision" not in self.rows:
+        if "best" not in self.rows:
             raise ValueError("There is no image with objects and background to measure on.")
         means = {name: torch.stack(values).mean(0) for name, values in self.rows.items()}
+        unknown = torch.tensor(math.nan)
         information = math.nan
         if self.joint is not None and self.joint_displaced is not None:
             information = uncertainty_coefficient(self.joint) - uncertainty_coefficient(
@@ -150,8 +152,8 @@ class AttentionMeter:
             jaccard_chance=float(means["chance"]),
             jaccard_by_head=means["by_head"],
             lift=means["lift"],
-            precision=means["precision"],
-            precision_chance=float(means["share"]),
+            precision=means.get("precision", unknown.expand_as(means["lift"])),
+            precision_chance=float(means.get("share", unknown)),
             information=information,
             images=len(self.rows["best"]),
         )

@@ -162,6 +162,19 @@ def test_attention_on_void_patches_counts_nowhere():
     assert first.compute().images == 1
 
 
+def test_objects_smaller_than_half_a_patch_leave_precision_alone_unknown():
+    labels = torch.zeros(64, 64, dtype=torch.uint8)
+    labels[4:12, 4:12] = 1  # a sixteenth of the first patch
+    maps = torch.tensor([[[0.7, 0.1], [0.1, 0.1]]])
+    meter = AttentionMeter()
+    meter.update(maps, pixel_counts(labels, (2, 2), 2))
+    found = meter.compute()
+    assert found.jaccard == pytest.approx(64 / 1024)
+    assert found.lift.tolist() == pytest.approx([math.log2(0.7 / 0.25)])
+    assert found.precision.isnan().tolist() == [True]
+    assert math.isnan(found.precision_chance)
+
+
 def test_images_without_objects_or_background_are_left_out():
     collector = AttentionMeter()
     maps = torch.rand(2, 4, 4)
