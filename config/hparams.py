@@ -132,7 +132,7 @@ class DataHparams:
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
     (cifar10), 224; rounded up to whole patches, and for a ViT but vit_demo to eight of them."""
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
-    """Images per optimizer step, on all GPUs together: a *scientific* choice. Barlow Twins
+    """Images of a batch, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
     result stays the same. auto: 256 (pretraining on shapes: 128), for a segmentation 16; fewer
     where the images are few."""
@@ -228,7 +228,8 @@ class BackboneHparams:
         Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze")
     ] = 0
     """Epochs at the start in which its parameters stay as they are while the new projector learns
-    to read them: for pretraining that goes on from weights."""
+    to read them, for pretraining that goes on from weights. At a rate that unlearns the weights it
+    did not save them; a low rate (optim.lr auto) did."""
 
 
 @dataclass
@@ -543,12 +544,13 @@ class OptimHparams:
     ] = "adamw"
     """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
-    """Peak learning rate. auto, adamw: 1e-3 (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(batch_size / 256);
-    barlow_twins with vit_demo: 2e-3 x sqrt(batch_size / 128); a head on a frozen backbone: 5e-3 x
-    sqrt(batch_size / 16), and 1e-4 x the same when a loaded backbone is trained with it;
-    linear_probe: 1e-3 x sqrt(batch_size / 256). auto, lars and sgd: 0.2 and 0.03 x batch_size /
-    256; a head, or a loaded backbone with it: 0.01 x batch_size / 16; linear_probe: 0.1 x
-    batch_size / 256."""
+    """Peak learning rate. auto, with adamw and n images a step (batch_size x accumulate): 1e-3
+    (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(n / 256), barlow_twins with vit_demo 2e-3 x sqrt(n / 128), and
+    0.03 times that for a backbone with weights: more made Barlow Twins lose what a file knew within
+    a hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), and 1e-4 x the same when a
+    loaded backbone is trained with it; linear_probe 1e-3 x sqrt(n / 256). With lars 0.2 x n / 256,
+    a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256; with sgd 0.03
+    x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
     (sgd); linear_probe: 0."""
@@ -562,7 +564,7 @@ class OptimHparams:
     """cosine | poly (power 0.9), which end exactly with the run | constant; after the warm-up."""
     warmup_epochs: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Linear warm-up from 0, in epochs, fractions allowed. auto: a twentieth of the run, at least 1
-    epoch and at most 10."""
+    epoch and at most 10, but no more than a fifth of the run."""
     final_lr_ratio: Annotated[Fraction, Needs("optim.schedule", "cosine", "poly")] = 0.001
     """Final learning rate as a share of the peak."""
 
@@ -605,8 +607,8 @@ class TrainerHparams:
     saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
     as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
-    """Sum gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins and
-    LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
+    """Average gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins
+    and LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
 
+from config import names
 from config.convert import leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import DINO_TASKS, demonstrates, of_optimizer
@@ -22,16 +23,20 @@ _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
+_LONGEST_WARMUP = 0.2  # of a run that is only an epoch or a few
 # Peak learning rate of self-supervised training at batch 256, from the papers and their code; of
 # methods whose own (DINO's code, LeJEPA's minimal example) differs; of Barlow Twins on the
 # demonstration's images at batch 128 (benchmarks/RESULTS.md, section 1).
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 _OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
 _DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"adamw": 2e-3}, 128
+# Of that, for a backbone with weights (RESULTS, section 14): 1e-4 at batch 32 unlearns a file.
+_GOING_ON = 0.03
 # Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
-# backbone below it when that is trained too (SegFormer's AdamW).
-_HEAD_LR = {"adamw": 5e-3, "lars": 0.01, "sgd": 0.01}
-_FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.01, "sgd": 0.01}
+# backbone below it when that is trained too (SegFormer's AdamW). LARS: what moves a linear
+# classifier of digits within hundreds of steps; below 0.1 it stays where it is.
+_HEAD_LR = {"adamw": 5e-3, "lars": 1.0, "sgd": 0.01}
+_FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.1, "sgd": 0.01}
 # Of a linear classifier on standardised features, at batch 256. MAE's 0.1 for LARS is for all of
 # ImageNet: within hundreds of steps it moves nothing.
 _PROBE_LR = {"adamw": 1e-3, "lars": 1.0, "sgd": 0.1}
@@ -61,7 +66,8 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     steps = steps_of_run(hparams, images)
     epochs = math.ceil(steps / per_epoch)
     if optim.warmup_epochs == "auto":
-        optim.warmup_epochs = float(min(10, max(1, round(epochs / 20))))
+        usual = min(10, max(1, round(epochs / 20)))
+        optim.warmup_epochs = round(min(usual, _LONGEST_WARMUP * steps / per_epoch), 3)
     if optim.lr == "auto":
         optim.lr = _learning_rate(hparams)
     for leaf in leaves(hparams):
@@ -124,9 +130,10 @@ def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
 
 
 def _learning_rate(hparams: Hparams) -> float:
-    """Scales with the batch linearly for LARS and SGD, with its square root for AdamW.
+    """Scales with the images of a step linearly for LARS and SGD, with their root for AdamW.
 
-    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2.
+    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2. What goes on from
+    weights moves slowly, lest it loses what they know.
     """
     name, backbone = hparams.optim.name, hparams.backbone
     if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
@@ -140,7 +147,10 @@ def _learning_rate(hparams: Hparams) -> float:
     else:
         known, batch = _PRETRAINING_LR | _OF_METHODS.get(hparams.task, {}), 256
     base = of_optimizer(known, name, "optim.lr")
-    return base * (int(hparams.data.batch_size) / batch) ** (0.5 if name == "adamw" else 1.0)
+    if hparams.task in names.PRETRAINING and backbone.weights != "none":
+        base *= _GOING_ON
+    images = int(hparams.data.batch_size) * hparams.trainer.accumulate
+    return base * (images / batch) ** (0.5 if name == "adamw" else 1.0)
 
 
 # What DINO needs at a given number of images, after lightly-train's observations: few images need

@@ -154,9 +154,30 @@ def test_resolve_scales_the_learning_rate_and_changes_nothing_given():
         words = ["--data.name", "cifar10", "--optim.name", name, "--data.batch_size", "64"]
         settings = hparams(*words)
         assert resolve_for_data(resolve(settings), 512, False).optim.lr == pytest.approx(expected)
+        words[-1] = "16"
+        settings = hparams(*words, "--trainer.accumulate", "4")
+        assert resolve_for_data(resolve(settings), 512, False).optim.lr == pytest.approx(expected)
+        settings = hparams(*words, "--trainer.accumulate", "4", "--backbone.weights", "pretrained")
+        slow = resolve_for_data(resolve(settings), 512, False).optim.lr
+        assert slow == pytest.approx(0.03 * expected)
     given = hparams("--optim.lr", "0.5", "--optim.weight_decay", "0")
     assert resolve_for_data(resolve(given), 512, False).optim.lr == 0.5
     assert resolve(given).optim.weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "warmup"),  # in epochs of 10 steps
+    [
+        (("max_epochs", "400"), 10.0),
+        (("max_epochs", "100"), 5.0),
+        (("max_epochs", "26"), 1.0),
+        (("max_epochs", "3"), 0.6),
+        (("max_steps", "5"), 0.1),
+    ],
+)
+def test_a_short_run_is_not_all_warm_up(length, warmup):
+    settings = hparams(f"--trainer.{length[0]}", length[1], "--data.batch_size", "64")
+    assert resolve_for_data(resolve(settings), 640, False).optim.warmup_epochs == warmup
 
 
 @pytest.mark.parametrize("path", ["optim.lr", "optim.weight_decay"])
