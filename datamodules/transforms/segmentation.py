@@ -187,9 +187,9 @@ class FixedView:
 
     def __init__(self, image_size: int, protocol: Protocol, scale: float, mirrored: bool) -> None:
         self.protocol = protocol
-        self.pipeline = v2.Compose(
+        self.shorter = max(1, round(image_size * scale))
+        self.place = v2.Compose(
             [
-                v2.Resize(max(1, round(image_size * scale))),
                 v2.RandomCrop(image_size, pad_if_needed=True, fill=_PADDING),
                 v2.RandomHorizontalFlip(1.0 if mirrored else 0.0),
             ]
@@ -197,7 +197,11 @@ class FixedView:
 
     def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `(3, size, size)` uint8 and its labels `(size, size)` uint8."""
-        return _cut(self.pipeline, image, self.protocol.training_labels(labels))
+        kept = self.protocol.training_labels(labels)
+        scaled = F.resize(image, [self.shorter])
+        mask = F.resize(kept[None], [scaled.height, scaled.width], InterpolationMode.NEAREST_EXACT)
+        crop, mask = self.place(scaled, tv_tensors.Mask(mask[0]))
+        return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
 
 
 def _overlap(start: int, side: int, length: int) -> tuple[slice, slice]:
@@ -207,14 +211,11 @@ def _overlap(start: int, side: int, length: int) -> tuple[slice, slice]:
 
 
 def _nearest(stored: int, scaled: int) -> NDArray[np.int64]:
-    """Returns which stored label each of the scaled positions shows, as torch's `nearest`."""
+    """Returns which stored label lies under the centre of each of the scaled positions.
+
+    As torch's `nearest-exact`. Its `nearest`, which torchvision takes for masks, moves them to the
+    upper left of their image by half a pixel.
+    """
     step = np.float32(stored) / np.float32(scaled)
-    return (np.arange(scaled, dtype=np.float32) * step).astype(np.int64).clip(max=stored - 1)
-
-
-def _cut(pipeline: v2.Compose, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
-    size = [image.height, image.width]
-    if list(labels.shape) != size:  # an over-large image, read smaller than its mask
-        labels = F.resize(labels[None], size, InterpolationMode.NEAREST_EXACT)[0]
-    crop, mask = pipeline(image, tv_tensors.Mask(labels))
-    return F.pil_to_tensor(crop), mask.as_subclass(Tensor)
+    centres = (np.arange(scaled, dtype=np.float32) + np.float32(0.5)) * step
+    return centres.astype(np.int64).clip(max=stored - 1)

@@ -68,29 +68,54 @@ def test_crops_keep_image_and_mask_together():
 @pytest.mark.parametrize("size", [32, 64, 200])
 def test_crops_are_torchvisions(size):
     image, labels = marked(80, 100)
+    sides = list(range(size // 2, 2 * size + 1))
     reference = v2.Compose(
         [
-            v2.RandomShortestSize(list(range(size // 2, 2 * size + 1))),
-            v2.RandomCrop(
-                size, pad_if_needed=True, fill={Image.Image: MEAN_COLOUR, tv_tensors.Mask: VOID}
-            ),
+            v2.RandomShortestSize(sides),
+            v2.RandomCrop(size, pad_if_needed=True, fill=MEAN_COLOUR),
             v2.RandomHorizontalFlip(0.5),
             v2.ToImage(),
             v2.ToDtype(torch.float64, scale=True),
             v2.RandomPhotometricDistort(),
         ]
     )
+    # Labels are resized as images are, by their centres; torchvision's masks are not.
+    of_labels = v2.Compose(
+        [
+            v2.RandomShortestSize(sides, interpolation=v2.InterpolationMode.NEAREST_EXACT),
+            v2.RandomCrop(size, pad_if_needed=True, fill=VOID),
+            v2.RandomHorizontalFlip(0.5),
+        ]
+    )
     crop, differences = TrainingCrop(size, Standard(size)), []
     for key in range(40):
         with seeded(key):
-            expected, mask = reference(image, tv_tensors.Mask(labels))
+            expected = reference(image)
             next_draw = torch.rand(1)
+        with seeded(key):
+            mask = of_labels(tv_tensors.Image(labels[None]))[0]
         with seeded(key):
             found, cut = crop(image, labels)
             assert torch.equal(torch.rand(1), next_draw)
         assert torch.equal(cut, mask)
         differences.append((found - expected * 255).abs().mean().item())
     assert np.mean(differences) < 0.6  # grey levels
+
+
+def test_labels_lie_where_their_image_does():
+    # A bright half, whose edge is found in the pixels of the view and in its labels, which round it.
+    labels = np.zeros((75, 100), np.uint8)
+    labels[:, 50:] = 1
+    image = Image.fromarray(np.stack([labels * 255] * 3, -1))
+    shifts = []
+    for side in range(20, 150, 3):
+        view = FixedViews(side, Standard(side), [1.0], 1).view(0)
+        with seeded(side):
+            seen, cut = view(image, torch.from_numpy(labels))
+        shift = (seen[0].float() / 255).mean() - cut.float().mean()
+        shifts.append(float(shift) * side)
+    assert max(map(abs, shifts)) <= 0.51
+    assert abs(np.mean(shifts)) < 0.1  # pixels
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
