@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -17,13 +17,15 @@ import pytorch_lightning as pl
 import torch
 
 from agents.backbone import lay_out
-from agents.build import build_agent
+from agents.build import build_agent, build_data
+from agents.dino import DINO, NUM_GLOBAL
 from agents.sources import build_source
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.parsing import Command, parse
 from config.resolve import resolve
 from datamodules.loading import Batch
+from datamodules.self_supervised import ViewsDataModule
 from models.memory.footprint import forward_flops
 from utils.chunks import chunk_sizes
 from utils.device import use_tensor_cores
@@ -72,8 +74,10 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
     source = build_source(hparams)
     agent = build_agent(hparams, source)
     lay_out(agent, device)
-    sides = views_of(hparams)
-    flops = 3 * sum(forward_flops(agent.trained_backbone, side) for side in sides)
+    sides = cast(ViewsDataModule, build_data(hparams, source)).views.sizes
+    # A pass back costs two; DINO's teacher has no way back.
+    passes = 3 * agent.passes(sides) + (sides[:NUM_GLOBAL] if isinstance(agent, DINO) else ())
+    flops = sum(forward_flops(agent.trained_backbone, side) for side in passes)
     images = batch_of(
         sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
     )
@@ -151,13 +155,6 @@ class Clock(pl.Callback):
             self._watch.__exit__(None, None, None)
             self._watch = None
             self.waits = sum("synchroniz" in str(each.message) for each in self._seen)
-
-
-def views_of(hparams: Hparams) -> tuple[int, ...]:
-    """Returns the sides of the views of an image in pixels."""
-    side, dino = int(hparams.data.image_size), hparams.dino
-    local = dino.local_crops_number if hparams.task in ("dino", "dino_twins") else 0
-    return (side, side, *[int(dino.local_crop_size)] * local) if local else (side, side)
 
 
 def batch_of(sides: tuple[int, ...], size: int, chunk: int | None, pinned: bool) -> Batch:

@@ -30,7 +30,7 @@ _LONGEST_WARMUP = 0.2  # of a run that is only an epoch or a few
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 _OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
 _DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"adamw": 2e-3}, 128
-# Of that, for a backbone with weights (RESULTS, section 14): 1e-4 at batch 32 unlearns a file.
+# Of that, for a backbone with weights: more unlearns a file (benchmarks/RESULTS.md, section 22).
 _GOING_ON = 0.03
 # Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
 # backbone below it when that is trained too (SegFormer's AdamW). LARS: what moves a linear

@@ -103,7 +103,7 @@ def test_crops_are_torchvisions(size):
 
 
 def test_labels_lie_where_their_image_does():
-    # A bright half, whose edge is found in the pixels of the view and in its labels, which round it.
+    # A bright half: its edge is in the pixels of the view, and rounded in its labels.
     labels = np.zeros((75, 100), np.uint8)
     labels[:, 50:] = 1
     image = Image.fromarray(np.stack([labels * 255] * 3, -1))
