@@ -57,6 +57,11 @@ class Agent(LightningModule, ABC):
         return self.backbone
 
     @property
+    def from_weights(self) -> bool:
+        """Whether the backbone started from weights."""
+        return self.settings.backbone.weights != "none"
+
+    @property
     def parts(self) -> Mapping[str, nn.Module]:
         """What the task is made of, by name, for the table at the start of a run."""
         return dict(self.named_children())

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from callbacks import dense_knn, online_probe
 from callbacks.gradient_agreement import GradientAgreement
+from callbacks.inspection import Learner
 from callbacks.readout import Readout
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
-from config.hparams import Hparams
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
 from utils.logging import log_scalars
 
@@ -215,9 +215,10 @@ class Health(Callback):
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share
             pl_module.log("train/data_wait_share", throughput.data_wait_share)
+        goes_on = isinstance(pl_module, Learner) and pl_module.from_weights
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            started_somewhere = isinstance(callback, Readout) and _from_weights(pl_module)
-            if started_somewhere or isinstance(callback, GradientAgreement):
+            judged = isinstance(callback, Readout) and goes_on
+            if judged or isinstance(callback, GradientAgreement):
                 reading |= callback.reading()
         self._readings = {}
         for name, words in raised_alarms(reading).items():
@@ -227,11 +228,6 @@ class Health(Callback):
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0
-
-
-def _from_weights(module: LightningModule) -> bool:
-    settings = getattr(module, "settings", None)
-    return isinstance(settings, Hparams) and settings.backbone.weights != "none"
 
 
 def first_judgement(steps: int) -> int:

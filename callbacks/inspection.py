@@ -40,7 +40,13 @@ class Learner(Protocol):
 
     Attributes:
         trained_backbone: the network that gradients reach.
+        from_weights: whether it started from weights.
     """
+
+    @property
+    def from_weights(self) -> bool:
+        """See above."""
+        ...
 
     @property
     def trained_backbone(self) -> Backbone:
