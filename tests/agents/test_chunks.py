@@ -124,7 +124,7 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     assert "Only 1 optimizer step:" in said
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert saved["data"]["batch_size"] == 16
-    assert saved["optim"]["warmup_epochs"] == 1
+    assert saved["optim"]["warmup_epochs"] == 0.2  # a fifth of one epoch
 
 
 def test_a_try_out_is_not_told_that_it_is_short(train, said):
