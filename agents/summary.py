@@ -212,7 +212,7 @@ def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
 
 
 def _took(result: Mapping[str, Any]) -> list[str]:
-    if not result["training_seconds"]:
+    if not result["images_per_second"]:  # seconds are rounded: those of three tiny steps to none
         return []
     others = {
         "validation and checkpoints": result["validation_seconds"],

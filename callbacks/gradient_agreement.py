@@ -90,10 +90,10 @@ class GradientAgreement(Callback):
         """Returns the numbers by name; none of a batch whose halves would have a single image.
 
         Raises:
-            TypeError: the agent does not give the loss of a part of a batch.
+            TypeError: the agent is no `Learner`.
         """
         if not isinstance(pl_module, Learner):
-            raise TypeError(f"{type(pl_module).__name__} has no batch_loss and trained_backbone.")
+            raise TypeError(f"{type(pl_module).__name__} is no agent that is pretrained on views.")
         if len(batch) < 4:
             self.say(
                 f"gradient_agreement: a batch of {len(batch)} has no halves of two images: "

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agents.next_steps import given_settings, next_steps, resume_command, training_command
+from agents.summary import show
 from config.convert import read_yaml, update, write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -178,6 +179,26 @@ def test_an_interrupted_run_goes_on_as_its_reason_asks(tmp_path):
     resumed = parsed(words)
     assert Path(resumed.run.resume) == folder.path
     assert resumed.data.num_workers == 0
+
+
+def test_seconds_that_round_to_none_are_said(tmp_path, capsys):
+    result = {
+        "status": "finished",
+        "reason": "",
+        "steps": 3,
+        "wall_seconds": 0.0,
+        "images_per_second": 900.0,
+        "data_wait_share": 0.5,
+        "training_seconds": 0.0,
+        "validation_seconds": 0.0,
+        "readout_seconds": 0.0,
+        "test_seconds": 0.0,
+        "alarms": [],
+        "unreadable_images": 0,
+        "transductive": False,
+    }
+    show(RunFolder(tmp_path / "run"), Hparams(), [], result, [], [])
+    assert "Training 0 s (900 images/s, 50% of it waiting for data)." in capsys.readouterr().out
 
 
 def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_path, capsys):

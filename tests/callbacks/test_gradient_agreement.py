@@ -106,6 +106,8 @@ def test_it_costs_one_pass_of_the_batch_a_measurement(train, monkeypatch, task):
 class Linear(nn.Module):
     """A linear regression as a learner, whose loss is that of the indices."""
 
+    from_weights = False
+
     def __init__(self, width: int = 20) -> None:
         super().__init__()
         self.trained_backbone = nn.Linear(width, 1, bias=False).double()
