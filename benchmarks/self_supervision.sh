@@ -2,6 +2,7 @@
 # The runs behind sections 7 to 9 of RESULTS.md:
 #
 #   DATA=… bash benchmarks/self_supervision.sh methods SEED | batches | crutches | lightly SEED
+#   DATA=… bash benchmarks/self_supervision.sh crutches sigreg
 #
 # Runs are written to $RUNS (default runs/). LIGHTLY: a Python that has lightly.
 set -e
@@ -49,15 +50,18 @@ lightly() { # SEED
   probe lightly "$1" "$RUNS/lightly-s$1.pth"
 }
 
-crutches() {
+crutches() { # [sigreg]
+  local second=$PROJECTOR without name
+  [ "${1:-}" != sigreg ] || second="--dino_twins.term sigreg"
   subset
   for crutch in none centering sharpening ema multi_crop; do
     without=""
     [ "$crutch" = none ] || without="--dino.$crutch false"
-    $MAIN --task dino_twins $CIFAR $PRETRAIN $CROPS $PROJECTOR --trainer.max_epochs 5 \
-      --callbacks.health.every_n_steps 5 --run.name "crutch-$crutch" $without
+    name=crutch${1:+-$1}-$crutch
+    $MAIN --task dino_twins $CIFAR $PRETRAIN $CROPS $second --trainer.max_epochs 5 \
+      --callbacks.health.every_n_steps 5 --run.name "$name" $without
     $MAIN --task linear_probe $CIFAR --probe.kind knn --data.batch_size 256 \
-      --run.name "knn-crutch-$crutch" --backbone.weights "run:crutch-$crutch"
+      --run.name "knn-$name" --backbone.weights "run:$name"
   done
 }
 
