@@ -5,6 +5,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.parsing import Command
 
 _SETUP = """This Python lacks {missing}. Set the project up and run it with
     make run
@@ -34,30 +38,27 @@ def main(argv: Sequence[str]) -> int:
         from config.completion import complete
 
         complete()
+    command: Command | str = ""
     try:
         command = parse(argv)
         if isinstance(command, str):
-            _print(command)
+            print(command, flush=True)
             return 0
         set_up_allocator()
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
         from agents.commands.execute import execute
 
         return execute(command)
+    except BrokenPipeError:
+        # What is printed was more than its reader wanted (`… | head`). Python would complain when
+        # it flushes the rest. What trains or tests is not done with it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if isinstance(command, str) or command.print_commands else 1
     except (ValueError, OSError) as error:
         if "--debug" in argv:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _print(text: str) -> None:
-    """Prints what may be more than its reader wants (`… | head`)."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python would complain when it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def set_up_allocator() -> None:

@@ -227,8 +227,9 @@ def test_every_setting_has_advice_and_help_shows_it():
         assert "".join(advice(leaf).split()) in shown, leaf.path
 
 
-def test_help_may_be_cut_short():
-    command = [sys.executable, "main.py", "--help"]
+@pytest.mark.parametrize("words", [["--help"], ["--study", "table1", "--print-commands"]])
+def test_a_reader_may_stop_early(words):
+    command = [sys.executable, "main.py", *words]
     asked = subprocess.Popen(
         command, cwd=CONFIG_DIR.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

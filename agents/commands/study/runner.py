@@ -39,7 +39,7 @@ def print_commands(study: Study) -> int:
     for run in study.runs:
         if not run_folder(study, run.name).finished:
             needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
-            print(shlex.join(_command(study, run)) + needs)
+            print(shlex.join(_command(study, run)) + needs, flush=True)
     return 0
 
 
