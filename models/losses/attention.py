@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.precision import at_least_float32
-from utils.palette import VOID
 
 TEMPERATURE = 0.1  # of the choice of a head for an object
 SHARPNESS = 4.0  # of the step from below to above uniform attention in the shape loss
@@ -32,9 +31,12 @@ def patch_shares(labels: Tensor, grid: tuple[int, int], num_classes: int) -> tup
         `(B, C, h*w)` summing to 1 over the classes of a patch that counts and 0 elsewhere, and
         `(B, h*w)` bool.
     """
-    valid = labels != VOID
-    classes = F.one_hot(labels.long().where(valid, 0), num_classes).movedim(-1, 1) * valid[:, None]
-    sums = F.adaptive_avg_pool2d(classes.float(), grid).flatten(2)
+    # Class by class: all in one would need C times the memory of the masks, in eight bytes a pixel.
+    pooled = [
+        F.adaptive_avg_pool2d((labels == each).float(), grid).flatten(1)
+        for each in range(num_classes)
+    ]
+    sums = torch.stack(pooled, 1)
     seen = sums.sum(1)
     return sums / seen[:, None].clamp_min(_TINY), seen > 0
 
