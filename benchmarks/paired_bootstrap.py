@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+_AT_ONCE = 500
 
 
 def image_counts(file: Path) -> NDArray[np.float64]:
@@ -41,8 +42,10 @@ def mean_iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
 def resampled(counts: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean IoU of every resample; `draws` `(resamples, images)` is how often each image counts."""
     images, classes, _ = counts.shape
-    confusion = draws @ counts.reshape(images, -1)
-    return mean_iou(confusion.reshape(-1, classes, classes))
+    flat = counts.reshape(images, -1)
+    # All resamples of 171 classes at once would be 2.3 GB.
+    parts = np.split(draws, range(_AT_ONCE, len(draws), _AT_ONCE))
+    return np.concatenate([mean_iou((part @ flat).reshape(-1, classes, classes)) for part in parts])
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
