@@ -15,8 +15,7 @@ SUBSET=$RUNS/cifar10-2000.npz
 CIFAR="--data.name cifar10 --data.root $SUBSET --data.image_size 32
   --backbone.name resnet18 --backbone.stem cifar_maxpool"
 QUICK="--callbacks.effective_receptive_field.enabled false --callbacks.feature_maps.enabled false
-  --callbacks.attention_maps.enabled false --callbacks.views.enabled false
-  --callbacks.embeddings.enabled false --trainer.precision bf16-mixed"
+  --callbacks.views.enabled false --callbacks.embeddings.enabled false --trainer.precision bf16-mixed"
 PRETRAIN="$QUICK --data.blur false --data.batch_size 64"
 CROPS="--dino.local_crops_number 2 --dino.hidden_dim 512"
 PROJECTOR="--barlow_twins.projector_dim 256"
@@ -69,7 +68,8 @@ batches() {
   local vit="--data.name image_folder --data.root $DATA/imagenette --data.image_size 96
     --backbone.name vit_tiny"
   local train="$MAIN --task barlow_twins $vit $QUICK --optim.lr 5e-4 --optim.warmup_epochs 0.5
-    --callbacks.cross_correlation.enabled false --callbacks.online_probe.enabled false
+    --callbacks.cross_correlation.enabled false --callbacks.attention_maps.enabled false
+    --callbacks.online_probe.enabled false
     --trainer.limit_val_batches 0"
   $train --data.batch_size 256 --trainer.chunk_size 32 --trainer.max_steps 20 --run.name exact-256
   $train --data.batch_size 32 --trainer.max_steps 20 --run.name 32-equal-steps
