@@ -232,7 +232,7 @@ class Trainer:
         loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
         if self.checkpoint is not None:
             forget_later_steps(loggers, self.checkpoint)
-        observed = summary.Observed(Throughput(), UnreadableImages(), self.stopwatch)
+        observed = summary.Observed(Throughput(self.stopwatch), UnreadableImages(), self.stopwatch)
         report = self.hparams.callbacks.report.enabled and self.leads
         reports = [guard.around("report", Report(folder))] if report else []
         trainer = self._lightning_trainer(

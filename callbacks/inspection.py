@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from callbacks.progress import epochs_of
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
@@ -62,13 +63,21 @@ class Learner(Protocol):
 
 
 def due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether to draw in this epoch: the first, every nth after it, and the last."""
-    return trainer.current_epoch % every_n_epochs == 0 or last_epoch(trainer)
+    """Whether to draw in this epoch: the first, every nth after it, and the last.
+
+    Of validations, which may be rarer than epochs, the first from each of these on.
+    """
+    return trainer.current_epoch % every_n_epochs < epochs_at_once(trainer) or last_epoch(trainer)
+
+
+def epochs_at_once(trainer: Trainer) -> int:
+    """Returns the epochs that are looked at: one, in a validation those since the one before."""
+    return (trainer.check_val_every_n_epoch or 1) if trainer.validating else 1
 
 
 def last_epoch(trainer: Trainer) -> bool:
     """Whether training ends with this epoch."""
-    last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+    last = trainer.current_epoch + 1 >= epochs_of(trainer) or trainer.should_stop
     return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 

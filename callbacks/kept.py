@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pytorch_lightning import Trainer
 from torch import Tensor
 
-from callbacks.inspection import data_of, due
+from callbacks.inspection import data_of, due, epochs_at_once
 from datamodules.feature_cache import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.backbones.base import Backbone
@@ -21,7 +21,9 @@ Result = TypeVar("Result")
 
 def backbone_due(trainer: Trainer, backbone: Backbone, every_n_epochs: int) -> bool:
     """Whether to draw what only the backbone decides: as `due`, a frozen one in the first epoch."""
-    return trainer.current_epoch == 0 if backbone.frozen else due(trainer, every_n_epochs)
+    if backbone.frozen:
+        return trainer.current_epoch < epochs_at_once(trainer)
+    return due(trainer, every_n_epochs)
 
 
 def kept(

@@ -66,7 +66,11 @@ class OnlineProbe(Readout):
         self._saved = state_dict.get("linear", {})
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """See `Readout.measure`."""
+        """See `Readout.measure`.
+
+        Raises:
+            ValueError: no image is left to be judged or to judge by, or features are no numbers.
+        """
         found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
             self.say(
@@ -75,6 +79,11 @@ class OnlineProbe(Readout):
             )
             return {}
         (bank, labels), (queries, truth), classes = found
+        if not (len(bank) and len(queries)):
+            raise ValueError(
+                f"online_probe: {len(queries)} of {len(bank) + len(queries)} labelled images are "
+                "held out, expected some of both parts."
+            )
         backbone = backbone_of(pl_module)
         with inspecting(pl_module, trainer.precision_plugin):
             bank, queries = (pooled_features(backbone, images) for images in (bank, queries))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from utils.stopwatch import Stopwatch
+
 # On a GPU, before one of so many batches.
 EVERY = 10
 
@@ -17,21 +19,26 @@ class Throughput(Callback):
 
     A GPU works on after its host has left a step, and what the host then waits for is not the
     loader alone. So on a GPU it is only after every tenth step, when the GPU has been awaited, that
-    the wait for the next batch is timed; the other waits are taken to be like these.
+    the wait for the next batch is timed; the other waits are taken to be like these. What readouts
+    take after a step is no wait.
+
+    Args:
+        stopwatch: that counts the time of `readouts`.
 
     Attributes:
         images: those of all processes.
         seconds: of this process, waiting for data included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopwatch: Stopwatch | None = None) -> None:
+        self._stopwatch = stopwatch or Stopwatch()
         self.images = 0
         self.seconds = 0.0
         self._first_waits = 0.0  # for the first batches of epochs, which are unlike the others
         self._later_batches = 0
         self._timed_waits = 0.0
         self._timed_batches = 0
-        self._arrived = self._ended = 0.0
+        self._arrived = self._ended = self._read_out = 0.0
         self._is_first = True
 
     @property
@@ -65,7 +72,7 @@ class Throughput(Callback):
             return
         self._later_batches += 1
         if _is_timed(batch_idx, pl_module.device):
-            self._timed_waits += waited
+            self._timed_waits += waited - (self._readouts() - self._read_out)
             self._timed_batches += 1
 
     def on_train_batch_end(
@@ -79,9 +86,12 @@ class Throughput(Callback):
         """The step is done."""
         if trainer.is_last_batch or _is_timed(batch_idx + 1, pl_module.device):
             _await(pl_module.device)
-        self._ended = time.perf_counter()
+        self._ended, self._read_out = time.perf_counter(), self._readouts()
         self.seconds += self._ended - self._arrived
         self.images += len(batch) * trainer.world_size
+
+    def _readouts(self) -> float:
+        return self._stopwatch.seconds.get("readouts", 0.0)
 
 
 def _is_timed(batch_idx: int, device: torch.device) -> bool:

@@ -278,8 +278,9 @@ class Loading:
             raise ValueError(f"{len(dataset)} images cannot be shared by {parts} processes.")
         draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
         count = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
+        count = min(count, len(dataset) // parts)  # some have one image less
         bounds = [i * len(draws) // count for i in range(count + 1)]
-        batches = [draws[start:end] for start, end in pairwise(bounds) if end > start]
+        batches = [draws[start:end] for start, end in pairwise(bounds)]
         return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))
 
     def _data_loader(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from utils.text import printable
@@ -95,6 +96,7 @@ class Opened:
     def __init__(self, name: Path, image: Image.Image) -> None:
         self._name = name
         self._image = image
+        _reduction(image)  # too large a PNG is refused before its orientation is looked for
         self._orientation = _orientation(image)
         # A TIFF has the size that it will have once Pillow has turned it.
         swapped = swaps_sides(self._orientation) and not isinstance(image, TiffImageFile)
@@ -233,6 +235,8 @@ def _reduction(image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int:
+    if isinstance(image, PngImageFile) and "exif" not in image.info:
+        image.load()  # `getexif` would, as it may come last; damaged pixels are no damaged EXIF
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF, as of `_opened`; the pixels may be well

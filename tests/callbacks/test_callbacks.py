@@ -10,7 +10,7 @@ from callbacks.attention_maps import AttentionMaps, draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
-from callbacks.inspection import inspecting
+from callbacks.inspection import due, inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from callbacks.views import draw as draw_views
@@ -108,6 +108,7 @@ class Fixed:
 
     max_epochs, max_steps, should_stop, sanity_checking, global_step = 9, -1, False, False, 0
     current_epoch = 0
+    validating, check_val_every_n_epoch = False, 1
 
 
 def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch):
@@ -131,6 +132,51 @@ def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch)
     assert n == m == 10
     assert torch.equal(train, cross_correlation(z[-10:], z[-10:]))
     assert torch.equal(val, cross_correlation(z[:10], z[:10]))
+
+
+class InSteps(Fixed):
+    """Stands in for a trainer whose last epoch, of ten steps, is the third."""
+
+    max_epochs, max_steps, num_training_batches, accumulate_grad_batches = -1, 25, 20, 2
+
+
+def test_what_is_drawn_of_epochs_and_of_rarer_validations():
+    def epochs(trainer: type[Fixed], every: int, at: range) -> list[int]:
+        found = []
+        for epoch in at:
+            trainer.current_epoch = epoch
+            found += [epoch] * due(trainer(), every)  # type: ignore[arg-type]
+        return found
+
+    class Validation(Fixed):
+        max_epochs, validating, check_val_every_n_epoch = 24, True, 4
+
+    assert epochs(Fixed, 3, range(9)) == [0, 3, 6, 8]
+    assert epochs(Validation, 10, range(3, 24, 4)) == [3, 11, 23]
+    assert epochs(Validation, 2, range(3, 24, 4)) == [3, 7, 11, 15, 19, 23]
+    # Known before the last step, as pictures are collected from the first on.
+    assert epochs(InSteps, 9, range(3)) == [0, 2]
+    Fixed.current_epoch = 0
+
+
+def test_validations_that_are_rarer_than_epochs_are_drawn(train):
+    code, folder = train(
+        "rare",
+        callbacks__cross_correlation__enabled="true",
+        callbacks__cross_correlation__every_n_epochs=3,
+        callbacks__cross_correlation__num_samples=16,
+        trainer__val_every_n_epochs=2,
+        trainer__max_epochs=...,
+        trainer__max_steps=11,
+        trainer__limit_train_batches=2,
+    )
+    drawn = {
+        split: [file.stem for file in sorted(folder.glob(f"figures/cross_correlation/{split}/*g"))]
+        for split in ("train", "val")
+    }
+    assert code == 0
+    assert drawn["train"] == ["step-0000002", "step-0000008", "step-0000011"]
+    assert drawn["val"] == ["step-0000004", "step-0000008"]
 
 
 def test_looking_leaves_no_trace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,3 +68,11 @@ def test_features_that_are_no_numbers_are_not_judged(train, monkeypatch):
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("OnlineProbe"))
     assert all(tensor.isfinite().all() for tensor in state["linear"].values())
+
+
+def test_without_an_image_to_judge_by_there_is_no_accuracy():
+    ten, none = torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8)
+    parts = (ten, torch.zeros(10).long()), (none, torch.zeros(0).long()), ("a", "b")
+    data = SimpleNamespace(labelled_examples=lambda *_: parts)
+    with pytest.raises(ValueError, match="0 of 10 labelled images are held out"):
+        OnlineProbe(1, 10, "both").measure(SimpleNamespace(datamodule=data), torch.nn.Identity())  # type: ignore[arg-type]

@@ -164,6 +164,7 @@ class Fixed:
 
     max_epochs, max_steps, should_stop, global_step, current_epoch = 1, -1, False, 0, 0
     num_val_batches = (4,)
+    validating, check_val_every_n_epoch = False, 1
 
 
 def test_the_shown_images_are_spread_over_the_set():

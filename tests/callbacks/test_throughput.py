@@ -1,5 +1,6 @@
 """Time is counted where it is spent, also on a device that works on while its host goes ahead."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import callbacks.throughput
 from callbacks.throughput import EVERY, Throughput
+from utils.stopwatch import Stopwatch
 
 FORWARD, LAUNCH, LOADING = 0.1, 0.002, 0.003  # seconds
 
@@ -32,7 +34,14 @@ class Machine:
         self.synchronised += 1
         self.finish()
 
-    def train(self, throughput: Throughput, steps: int, loading: float, first: float) -> None:
+    def train(
+        self,
+        throughput: Throughput,
+        steps: int,
+        loading: float,
+        first: float,
+        after: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """One epoch, in which something reads a number of every step when that is over."""
         trainer = SimpleNamespace(world_size=1, is_last_batch=False)
         throughput.on_train_epoch_start(trainer, self.module)
@@ -42,6 +51,7 @@ class Machine:
             throughput.on_train_batch_start(trainer, self.module, range(8), index)
             self.compute(FORWARD)
             throughput.on_train_batch_end(trainer, self.module, None, range(8), index)
+            after(index)
             self.finish()  # a progress bar shows the loss
 
 
@@ -68,6 +78,22 @@ def test_the_share_is_that_of_the_loader(machine, device, loading, steps, epochs
     assert throughput.data_wait_share == pytest.approx(waits / made.now, rel=0.02)
     # What passes between a step's end and the next one's start, a picture say, is of neither.
     assert throughput.images_per_second == pytest.approx(8 * steps * epochs / made.now, rel=0.02)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_readout_after_a_step_is_no_wait_for_the_loader(machine, device):
+    """As `Health` is, which looks at the very steps that are timed on a GPU."""
+    made = machine(device)
+    stopwatch = Stopwatch(lambda: made.now)
+    throughput = Throughput(stopwatch)
+
+    def read_out(step: int) -> None:
+        if step % EVERY == 0:
+            with stopwatch.timing("readouts"):
+                made.now += 4 * FORWARD
+
+    made.train(throughput, 100, LOADING, first=0.0, after=read_out)
+    assert throughput.data_wait_share == pytest.approx(99 * LOADING / made.now, rel=0.05)
 
 
 def test_few_steps_are_awaited(machine):

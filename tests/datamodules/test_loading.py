@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
+from datamodules import loading
 from datamodules.image_folder import ImageFolder
 from datamodules.kept import Kept
 from datamodules.labelled import LabelledDataModule
@@ -90,6 +92,30 @@ def test_only_full_batches():
     sampler = MicroBatchSampler(10, [2, 2], 2, 0, True, lambda: 0)
     assert [len(micro) for micro in sampler] == [2, 2, 2, 2]
     assert len(sampler) == 4
+
+
+class Itself(Dataset):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, draw):
+        return draw[1]
+
+
+@pytest.mark.parametrize(("images", "batch"), [(5, 2), (7, 4), (9, 8), (2, 2), (101, 2)])
+def test_processes_evaluate_every_image_in_equally_many_batches(monkeypatch, images, batch):
+    """A network with BatchNorm exchanges its statistics in each: one more would wait for ever."""
+    monkeypatch.setattr(loading, "num_processes", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(loading, "process_rank", lambda rank=rank: rank)
+        shares.append(list(Loading(batch).every(Itself(images), list)))
+    assert len(shares[0]) == len(shares[1])
+    seen = [index for share in shares for part in share for index in part]
+    assert sorted(seen) == list(range(images))
 
 
 def test_limit(shapes_root):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from datamodules import reading
 from datamodules.base import read_square
@@ -187,6 +188,27 @@ def test_a_bomb_is_an_unreadable_image(tmp_path, image_folder):
         read_rgb(file)
     files = [file, *image_folder.glob("deep/*.png")]
     assert "30000 x 30000" in ImageFiles(files, BarlowTwinsViews(16), 0)[(0, 0)].unreadable[0]
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_decoded(tmp_path, monkeypatch):
+    picture().save(tmp_path / "bomb.png")
+    monkeypatch.setattr(reading, "MAX_PIXELS", 48 * 32 // 4 - 1)
+    decoded = []
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image))
+    with pytest.raises(UnreadableImageError, match="48 x 32 px are more than"):
+        read_rgb(tmp_path / "bomb.png")
+    assert not decoded
+
+
+@pytest.mark.parametrize("tags", [None, exif(6)])
+def test_a_png_with_a_changed_byte_is_unreadable(tmp_path, tags):
+    file = tmp_path / "a.png"
+    picture().save(file, exif=tags)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 40] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="broken data stream"):
+        read_rgb(file)
 
 
 @pytest.mark.parametrize(
