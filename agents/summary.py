@@ -153,9 +153,14 @@ def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]
         f"{words} {readout.before[name]:.2f} → {metrics[name]:.2f}"
         for readout in readouts
         for name, words in readout.headlines.items()
-        if name in metrics and metrics[name] != readout.before.get(name, metrics[name])
+        if name in metrics and _changed(readout.before.get(name), metrics[name])
     ]
     return [f"Before the first step → now: {'; '.join(found)}."] if found else []
+
+
+def _changed(before: float | None, now: float) -> bool:
+    # What is logged is float32.
+    return before is not None and not math.isclose(before, now, rel_tol=1e-6)
 
 
 def show(

@@ -120,7 +120,8 @@ class AttentionQuality(Readout):
         figure = draw(qualities, title, source.published_jaccard)
         log_figure(trainer, f"attention_quality/{split}", figure)
         last = f"{split}/attention/block-{backbone.depth:02d}/mass_lift"
-        self.headlines = {last: "attention on objects (mass lift of the last block, chance 0)"}
+        if split == "train":  # the test has nothing before the first step to be compared with
+            self.headlines = {last: "attention on objects (mass lift of the last block, chance 0)"}
         return {
             f"{split}/attention/block-{block + 1:02d}/{name}": value
             for block, quality in qualities.items()

@@ -67,7 +67,7 @@ class CIFAR10(LabelledSource):
         labels = self._images(split).labels
         if labels is None:
             raise ValueError(f"{self.root} has no labels: y_train and y_test are missing.")
-        return CLASSES, labels.tolist()
+        return CLASSES, labels.astype(int).tolist()  # a file may hold them as float
 
     def _images(self, split: str) -> Images:
         if split not in ("train", "val"):

@@ -83,7 +83,8 @@ def test_a_segmentation_measures_and_evaluate_does_it_again(train, capsys):
             assert math.isfinite(found[f"{split}/attention/block-02/{name}"])
         assert list((folder / "figures" / "attention_quality" / split).glob("*.png"))
     assert 0 < found["test/attention/block-01/jaccard_chance"] < 0.6
-    capsys.readouterr()
+    # Of training images, though the test comes last.
+    assert "attention on objects" in capsys.readouterr().out
     assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
     said = capsys.readouterr().out
     assert "evaluate/voc12_standard/attention/block-02/information" in said
@@ -101,7 +102,7 @@ def test_pretraining_measures_where_there_are_masks(train, capsys, image_folder)
     assert not [name for name in summary(folder) if "attention" in name]
 
 
-def test_a_frozen_backbone_is_measured_once(train):
+def test_a_frozen_backbone_is_measured_once(train, capsys):
     code, folder = train(
         "frozen",
         task="segmentation",
@@ -113,6 +114,7 @@ def test_a_frozen_backbone_is_measured_once(train):
     )
     assert code == 0
     assert len(list((folder / "figures" / "attention_quality" / "train").glob("*.png"))) == 1
+    assert "attention on objects" not in capsys.readouterr().out  # it cannot change
 
 
 def test_a_resnet_has_nothing_to_measure(train):

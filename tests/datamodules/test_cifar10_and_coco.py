@@ -115,6 +115,13 @@ def test_labels_that_are_no_classes_of_cifar10_are_refused(tmp_path, labels):
         CIFAR10(str(npz(tmp_path, y_train=labels))).files("train")
 
 
+def test_labels_of_cifar10_may_be_stored_as_floats(tmp_path):
+    labels = np.arange(20.0) % 10
+    found = CIFAR10(str(npz(tmp_path, y_train=labels))).labels("train")[1]
+    assert found == labels.tolist()
+    assert all(type(label) is int for label in found)
+
+
 @pytest.mark.parametrize("part", ["x_train", "x_test"])
 def test_no_image_of_cifar10_is_none(tmp_path, part):
     with pytest.raises(ValueError, match=rf"{part} is uint8 \(0, 32, 32, 3\)"):
