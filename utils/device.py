@@ -71,10 +71,19 @@ def _remedy() -> str:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true."""
+    """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true.
+
+    Raises:
+        ValueError: 16-mixed on a CPU, in whose place Lightning would train in bf16-mixed.
+    """
+    device = best_device(accelerator).type
+    if precision == "16-mixed" and device == "cpu":
+        raise ValueError(
+            "--trainer.precision 16-mixed needs a GPU. On a CPU: auto (32-true), or bf16-mixed."
+        )
     if precision != "auto":
         return precision
-    if best_device(accelerator).type != "cuda":
+    if device != "cuda":
         return "32-true"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"

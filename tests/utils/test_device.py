@@ -56,6 +56,9 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.resolve_precision("auto", "auto") == expected
     assert device.resolve_precision("auto", "cpu") == "32-true"
     assert device.resolve_precision("64-true", "auto") == "64-true"
+    assert device.resolve_precision("16-mixed", "auto") == "16-mixed"
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        device.resolve_precision("16-mixed", "cpu")
     # A run judged again has its own precision, where the card has it.
     assert device.precision_here(expected, torch.device("cuda")) == expected
     assert device.precision_here("bf16-mixed", torch.device("cuda")) == (
