@@ -40,7 +40,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         images: number of training images.
 
     Returns:
-        The length in one line, and warnings of few steps.
+        The length in one line, and warnings of few steps and of a backbone that never trains.
     """
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
     what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
@@ -53,15 +53,26 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         f"{what}: {images:,} training images, batches of {batch}; {count(epochs, 'epoch')} of "
         f"{count(per_epoch, 'step')}, {steps:,} in all."
     )
+    batches = trainer.limit_train_batches
+    limited = batches is not None and batches < images // batch
+    finer = "more images, or a smaller --data.batch_size"
+    if limited:
+        finer = "a higher --trainer.limit_train_batches"
     warnings = []
     if steps < _FEW_STEPS:
+        more = "--trainer.max_steps" if trainer.max_steps else f"--trainer.max_epochs, {finer}"
         warnings.append(
-            f"Only {count(steps, 'optimizer step')}: too few to train anything. More: "
-            "--trainer.max_epochs, or a smaller --data.batch_size."
+            f"Only {count(steps, 'optimizer step')}: too few to train anything. More: {more}."
         )
     elif per_epoch < _FEW_STEPS_AN_EPOCH:
         warnings.append(
             f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
-            "from one to the next. More images, or a smaller --data.batch_size, make it finer."
+            f"from one to the next. More: {finer}."
+        )
+    waits = hparams.backbone.freeze_epochs
+    if waits >= epochs and unmet(hparams, "backbone.freeze_epochs") is None:
+        warnings.append(
+            f"--backbone.freeze_epochs {waits}: the backbone waits until the end and is not "
+            "trained. Wait for fewer, or train longer."
         )
     return line, warnings

@@ -104,6 +104,18 @@ def settings(**changed):
         ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
         ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
         ({"trainer__limit_train_batches": 5}, 10**6, "40 epochs of 5 steps", None),
+        # What would make more steps is what can be given and counts.
+        ({"trainer__max_steps": 8}, 512, "8 in all", "More: --trainer.max_steps."),
+        ({"trainer__max_epochs": 2}, 512, "8 in all", "or a smaller --data.batch_size."),
+        (
+            {"trainer__max_epochs": 2, "trainer__limit_train_batches": 3},
+            512,
+            "6 in all",
+            "epochs, a higher --trainer.limit_train_batches.",
+        ),
+        ({"trainer__limit_train_batches": 3}, 512, "120 in all", "More: a higher --trainer."),
+        ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", None),
+        ({"backbone__freeze_epochs": 40}, 1024, "40 epochs", "freeze_epochs 40: the backbone wai"),
     ],
 )
 def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
