@@ -98,7 +98,9 @@ def next_steps(
         tried_out: settings of the run that it was a try-out of; None: it was none.
     """
     if tried_out is not None:
-        first = [Step("train", training_command(_own(tried_out)))]
+        trains = unmet(tried_out, "trainer.max_steps") is None
+        what = "train" if trains else "measure all images"
+        first = [Step(what, training_command(_own(tried_out)))]
         given = tried_out
     else:
         first = _train_longer(folder, given, hparams)

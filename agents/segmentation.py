@@ -333,7 +333,8 @@ class Segmentation(Agent):
                 + ("." if held_out is None else f"; on held-out ones mIoU {held_out:.3f}.")
             )
         if absent := len(self.classes) - len(by_class):
-            lines.append(f"{absent} classes neither occur nor are predicted: left out of the mean.")
+            left_out = f"{absent} of {len(self.classes)} classes"
+            lines.append(f"Left out of the mean, neither present nor predicted: {left_out}.")
         return lines
 
 

@@ -19,6 +19,7 @@ from datamodules.transforms.augmentations import View
 from datamodules.workers import Workers, leave_stopping_to_the_main_process
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
+from utils.text import count
 
 
 class Views(Protocol):
@@ -228,8 +229,9 @@ class Loading:
             raise ValueError("The batch size is still to be chosen: data.batch_size is auto.")
         if self.batch_size > images:
             raise ValueError(
-                f"--data.batch_size {self.batch_size} is larger than the data set: {images} "
-                "images. Lower it, or give more images."
+                f"--data.batch_size {self.batch_size} is larger than the data set: "
+                f"{count(images, 'image')}. "
+                + ("Lower it, or give more images." if images > 1 else "Give more images.")
             )
         return self.batch_size
 

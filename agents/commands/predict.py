@@ -27,7 +27,7 @@ from utils.device import best_device
 from utils.files import replacing, write_atomically
 from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
-from utils.text import printable
+from utils.text import count, printable
 
 _SOURCE = "images.txt"  # says where the labelled images lie
 
@@ -90,7 +90,7 @@ def predict(
     write_atomically(out / "class_shares.csv", table.getvalue())
     place = printable(out)
     print(
-        f"{len(rows)} images labelled: {place}/labels (palette PNGs), {place}/overlays, "
+        f"{count(len(rows), 'image')} labelled: {place}/labels (palette PNGs), {place}/overlays, "
         f"{place}/confidence (white: sure), {place}/class_shares.csv."
     )
     others = list(map(printable, found.others))

@@ -92,8 +92,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
     if run and not run.backbone.is_file():
         raise FileNotFoundError(
             f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ (there "
-            f"is no {run.backbone}). Train it first; one of the named experiments with: "
-            f"python main.py --experiment {run.name} --run.dir {runs_dir}"
+            f"is no {run.backbone}). Train it first: --run.name {run.name} --run.dir {runs_dir}, "
+            f"or --experiment {run.name} where that is the name of an experiment."
         )
     file = run.backbone if run else Path(weights)
     return load_state(backbone, tensors_in(read_checkpoint(file), str(file)), str(file))

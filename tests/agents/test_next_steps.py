@@ -93,6 +93,17 @@ def test_after_a_try_out_comes_the_run_itself(tmp_path):
         assert given.trainer.limit_train_batches is None
 
 
+def test_after_a_try_out_of_nearest_patches_nothing_is_trained(tmp_path):
+    words = ["--task", "segmentation", "--segmentation.head", "knn", "--backbone.freeze", "true"]
+    command = parse([*words, "--fast"])
+    assert isinstance(command, Command)
+    folder, hparams = finished(command.hparams, tmp_path)
+    source = Shapes(str(tmp_path))
+    step, *_ = next_steps(folder, command.hparams, hparams, source, command.tried_out)
+    assert step.what == "measure all images"
+    assert parsed(words_of(step.command)) == parsed(words)
+
+
 def test_training_longer_counts_in_what_was_given(tmp_path):
     found = steps_of(["--trainer.max_steps", "30"], Shapes(str(tmp_path)), tmp_path)
     longer = parsed(found["train longer"])

@@ -158,7 +158,7 @@ def test_broken_images_with_such_names_are_named(tmp_path, train, capsys):
     runs = ["--run.dir", str(folder.parent)]
     assert main(["--predict", "first", "--images", str(tmp_path / LATIN1), *runs]) == 0
     said = capsys.readouterr().out
-    assert "1 images labelled" in said
+    assert "1 image labelled" in said
     assert "1 files skipped (unreadable)" in said
     assert "1 files skipped (no images)" in said
     assert said.count(r"caf\xe9.png") == 1
