@@ -17,7 +17,8 @@ CIFAR="--data.name cifar10 --data.root $SUBSET --data.image_size 32
 QUICK="--callbacks.effective_receptive_field.enabled false --callbacks.feature_maps.enabled false
   --callbacks.views.enabled false --callbacks.embeddings.enabled false --trainer.precision bf16-mixed"
 PRETRAIN="$QUICK --data.blur false --data.batch_size 64"
-CROPS="--dino.local_crops_number 2 --dino.hidden_dim 512"
+HEAD="--dino.hidden_dim 512"
+CROPS="--dino.local_crops_number 2 $HEAD"
 PROJECTOR="--barlow_twins.projector_dim 256"
 
 subset() {
@@ -54,10 +55,13 @@ crutches() { # [sigreg]
   [ "${1:-}" != sigreg ] || second="--dino_twins.term sigreg"
   subset
   for crutch in none centering sharpening ema multi_crop; do
-    without=""
-    [ "$crutch" = none ] || without="--dino.$crutch false"
+    case $crutch in
+      none) without=$CROPS ;;
+      multi_crop) without="$HEAD --dino.multi_crop false" ;;
+      *) without="$CROPS --dino.$crutch false" ;;
+    esac
     name=crutch${1:+-$1}-$crutch
-    $MAIN --task dino_twins $CIFAR $PRETRAIN $CROPS $second --trainer.max_epochs 5 \
+    $MAIN --task dino_twins $CIFAR $PRETRAIN $second --trainer.max_epochs 5 \
       --callbacks.health.every_n_steps 5 --run.name "$name" $without
     $MAIN --task linear_probe $CIFAR --probe.kind knn --data.batch_size 256 \
       --run.name "knn-$name" --backbone.weights "run:$name"
