@@ -1,8 +1,7 @@
 #!/bin/bash
 # The runs behind sections 7 to 9 of RESULTS.md:
 #
-#   DATA=… bash benchmarks/self_supervision.sh methods SEED | batches | crutches | lightly SEED
-#   DATA=… bash benchmarks/self_supervision.sh crutches sigreg
+#   DATA=… bash benchmarks/self_supervision.sh methods SEED | batches | crutches [sigreg] | lightly SEED
 #
 # Runs are written to $RUNS (default runs/). LIGHTLY: a Python that has lightly.
 set -e

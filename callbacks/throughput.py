@@ -91,7 +91,7 @@ class Throughput(Callback):
         self.images += len(batch) * trainer.world_size
 
     def _readouts(self) -> float:
-        return self._stopwatch.seconds.get("readouts", 0.0)
+        return self._stopwatch.seconds["readouts"]
 
 
 def _is_timed(batch_idx: int, device: torch.device) -> bool:

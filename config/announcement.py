@@ -53,10 +53,8 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         f"{what}: {images:,} training images, batches of {batch}; {count(epochs, 'epoch')} of "
         f"{count(per_epoch, 'step')}, {steps:,} in all."
     )
-    batches = trainer.limit_train_batches
-    limited = batches is not None and batches < images // batch
-    finer = "more images, or a smaller --data.batch_size"
-    if limited:
+    limit, finer = trainer.limit_train_batches, "more images, or a smaller --data.batch_size"
+    if limit is not None and limit < images // batch:
         finer = "a higher --trainer.limit_train_batches"
     warnings = []
     if steps < _FEW_STEPS:

@@ -279,9 +279,9 @@ class Loading:
         if len(dataset) < parts:
             raise ValueError(f"{len(dataset)} images cannot be shared by {parts} processes.")
         draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
-        count = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
-        count = min(count, len(dataset) // parts)  # some have one image less
-        bounds = [i * len(draws) // count for i in range(count + 1)]
+        wanted = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
+        shared = min(wanted, len(dataset) // parts)  # some have one image less
+        bounds = [i * len(draws) // shared for i in range(shared + 1)]
         batches = [draws[start:end] for start, end in pairwise(bounds)]
         return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))
 

@@ -96,7 +96,8 @@ class Opened:
     def __init__(self, name: Path, image: Image.Image) -> None:
         self._name = name
         self._image = image
-        _reduction(image)  # too large a PNG is refused before its orientation is looked for
+        # Before its orientation is looked for, for which a PNG is decoded.
+        self._reduction = _reduction(image)
         self._orientation = _orientation(image)
         # A TIFF has the size that it will have once Pillow has turned it.
         swapped = swaps_sides(self._orientation) and not isinstance(image, TiffImageFile)
@@ -114,7 +115,7 @@ class Opened:
                 white is.
         """
         with _naming(self._name):
-            stored, factor = self._image.size, _reduction(self._image)
+            stored, factor = self._image.size, self._reduction
             if max(stored) > MAX_ASPECT * min(stored):
                 raise ValueError(
                     f"{self.size[0]} x {self.size[1]} px, more than {MAX_ASPECT} times as long as "

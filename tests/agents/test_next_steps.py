@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.next_steps import given_settings, next_steps, resume_command, training_command
+from agents.next_steps import (
+    Step,
+    given_settings,
+    next_steps,
+    resume_command,
+    training_command,
+)
 from agents.summary import show
 from config.convert import read_yaml, update, write_yaml
 from config.hparams import Hparams
@@ -80,13 +86,18 @@ def test_training_longer_keeps_what_was_given(tmp_path):
     assert longer == expected
 
 
-def test_after_a_try_out_comes_the_run_itself(tmp_path):
-    words = ["--optim.lr", "3e-05", "--trainer.max_epochs", "7", "--data.batch_size", "64"]
+def after_a_try_out(words: list[str], tmp_path: Path) -> list[Step]:
+    """What is proposed after a run with these words and `--fast`."""
     command = parse([*words, "--fast"])
     assert isinstance(command, Command)
     folder, hparams = finished(command.hparams, tmp_path)
     source = Shapes(str(tmp_path))
-    steps = next_steps(folder, command.hparams, hparams, source, command.tried_out)
+    return next_steps(folder, command.hparams, hparams, source, command.tried_out)
+
+
+def test_after_a_try_out_comes_the_run_itself(tmp_path):
+    words = ["--optim.lr", "3e-05", "--trainer.max_epochs", "7", "--data.batch_size", "64"]
+    steps = after_a_try_out(words, tmp_path)
     assert parsed(words_of(steps[0].command)) == parsed(words)
     for step in steps:
         given = parsed([word.replace("RUN", "mine") for word in words_of(step.command)])
@@ -95,11 +106,7 @@ def test_after_a_try_out_comes_the_run_itself(tmp_path):
 
 def test_after_a_try_out_of_nearest_patches_nothing_is_trained(tmp_path):
     words = ["--task", "segmentation", "--segmentation.head", "knn", "--backbone.freeze", "true"]
-    command = parse([*words, "--fast"])
-    assert isinstance(command, Command)
-    folder, hparams = finished(command.hparams, tmp_path)
-    source = Shapes(str(tmp_path))
-    step, *_ = next_steps(folder, command.hparams, hparams, source, command.tried_out)
+    step, *_ = after_a_try_out(words, tmp_path)
     assert step.what == "measure all images"
     assert parsed(words_of(step.command)) == parsed(words)
 

@@ -144,8 +144,9 @@ def test_what_is_drawn_of_epochs_and_of_rarer_validations():
     def epochs(trainer: type[Fixed], every: int, at: range) -> list[int]:
         found = []
         for epoch in at:
-            trainer.current_epoch = epoch
-            found += [epoch] * due(trainer(), every)  # type: ignore[arg-type]
+            made = trainer()
+            made.current_epoch = epoch
+            found += [epoch] * due(made, every)  # type: ignore[arg-type]
         return found
 
     class Validation(Fixed):
@@ -156,7 +157,6 @@ def test_what_is_drawn_of_epochs_and_of_rarer_validations():
     assert epochs(Validation, 2, range(3, 24, 4)) == [3, 7, 11, 15, 19, 23]
     # Known before the last step, as pictures are collected from the first on.
     assert epochs(InSteps, 9, range(3)) == [0, 2]
-    Fixed.current_epoch = 0
 
 
 def test_validations_that_are_rarer_than_epochs_are_drawn(train):
