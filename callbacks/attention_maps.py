@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -130,19 +129,21 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
     patches = mass_mask(maps, mass)
     masks = F.interpolate(patches.float(), size=size).bool().numpy()
     relative = maps.flatten(-2).amax(-1) * maps[0, 0].numel() / maps.flatten(-2).sum(-1)
-    figure, axes = figures.grid(num_images, heads + 2, cell=(1.4, 1.5), title=title)
+    figure, sheet = figures.sheet(
+        num_images, heads + 2, 1.4, title, height=size[0] / size[1], foot=0.25, beside=1.1
+    )
     for row, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        figures.show_image(axes[row, 0], picture)
-        figures.show_image(axes[row, 1], paint_masks(picture, masks[row]))
-        for head, axis in enumerate(axes[row, 2:]):
-            figures.show_image(axis, maps[row, head].numpy(), cmap="viridis")
-            _outline(axis, patches[row, head].numpy())
-            axis.set_xlabel(f"peak {relative[row, head]:.1f} x uniform", fontsize=7)
-    axes[0, 0].set_title("image")
-    axes[0, 1].set_title("masks of all heads")
+        sheet.show(row, 0, picture)
+        sheet.show(row, 1, paint_masks(picture, masks[row]))
+        for head in range(heads):
+            sheet.show(row, head + 2, maps[row, head].numpy(), cmap="viridis")
+            _outline(sheet, row, head + 2, patches[row, head].numpy())
+            sheet.below(row, head + 2, f"peak {relative[row, head]:.1f} x uniform")
+    sheet.above(0, "image")
+    sheet.above(1, "masks of all heads")
     for head in range(heads):
-        axes[0, head + 2].set_title(f"head {head + 1}", color=_colour(head), weight="bold")
-    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=axes, shrink=0.5, ticks=[0, 1])
+        sheet.above(head + 2, f"head {head + 1}", color=_colour(head), weight="bold")
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=sheet.axis, shrink=0.5, ticks=[0, 1])
     bar.ax.set_yticklabels(["least", "most"])
     bar.set_label("attention, of each map by itself")
     figure.supxlabel(
@@ -153,17 +154,18 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
     return figure
 
 
-def _outline(axis: Axes, mask: NDArray[np.bool_]) -> None:
+def _outline(sheet: figures.Sheet, row: int, column: int, mask: NDArray[np.bool_]) -> None:
     """Draws the edges between patches `(h, w)` inside and outside a mask."""
     inside = np.pad(mask, 1)
-    lines = [
-        [(column - 0.5, row - 0.5), (column + 0.5, row - 0.5)]
-        for row, column in np.argwhere(inside[:-1, 1:-1] != inside[1:, 1:-1])
-    ] + [
-        [(column - 0.5, row - 0.5), (column - 0.5, row + 0.5)]
-        for row, column in np.argwhere(inside[1:-1, :-1] != inside[1:-1, 1:])
-    ]
-    axis.add_collection(LineCollection(lines, colors="white", linewidths=0.8), autolim=False)
+    across = np.argwhere(inside[:-1, 1:-1] != inside[1:, 1:-1])
+    down = np.argwhere(inside[1:-1, :-1] != inside[1:-1, 1:])
+    starts = np.vstack([across, down])[:, ::-1]  # (x, y) in patches
+    steps = np.vstack([np.tile([1, 0], (len(across), 1)), np.tile([0, 1], (len(down), 1))])
+    patch = np.array([1 / mask.shape[1], sheet.height / mask.shape[0]])
+    lines = np.stack([starts, starts + steps], 1) * patch + sheet.corner(row, column)
+    sheet.axis.add_collection(
+        LineCollection(list(lines), colors="white", linewidths=0.8), autolim=False
+    )
 
 
 def _colour(head: int) -> tuple[float, float, float]:

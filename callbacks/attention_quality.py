@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from utils.palette import has_background
 
 _SOURCE = "Caron et al. 2021, fig. 4"
 _LEAST_TOP = 0.3  # of the bars' axis
+_MOST_WRITTEN = 8  # heads, up to which each cell holds its number
 _WORDS = (
     "Jaccard: overlap (intersection over union) of a head's mask with an object. Mass lift: log2 "
     "of the attention on objects over their share of the area; 1 is twice their share.\n"
@@ -197,18 +197,26 @@ def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, f
 def _heat_map(
     axis: Axes, values: NDArray[Any], blocks: list[int], label: str, settings: dict[str, Any]
 ) -> None:
-    sns.heatmap(
-        values,
-        annot=values.shape[1] <= 8,
-        fmt=".2f",
-        annot_kws={"fontsize": 6},
-        xticklabels=range(1, values.shape[1] + 1),
-        yticklabels=[block + 1 for block in blocks],
-        ax=axis,
-        **settings,
-    )
-    axis.set(title=label, xlabel="head", ylabel="block")
-    axis.tick_params(axis="y", rotation=0)
+    # Not seaborn's, which draws the whole figure to see whether labels overlap.
+    cells = axis.pcolormesh(values, **settings)
+    axis.figure.colorbar(cells, ax=axis)
+    rows, columns = values.shape
+    for (row, column), value in np.ndenumerate(values) if columns <= _MOST_WRITTEN else ():
+        if np.isfinite(value):
+            brightness = np.dot(cells.to_rgba(value)[:3], (0.299, 0.587, 0.114))
+            axis.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if brightness < 0.5 else "0.15",
+            )
+    axis.set(title=label, xlabel="head", ylabel="block", ylim=(rows, 0))
+    axis.set_xticks(np.arange(columns) + 0.5, range(1, columns + 1))
+    axis.set_yticks(np.arange(rows) + 0.5, [block + 1 for block in blocks])
+    axis.grid(False)
 
 
 def _lines(

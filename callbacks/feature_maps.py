@@ -84,9 +84,11 @@ def principal_colours(maps: Tensor) -> tuple[Tensor, list[float]]:
 
 def draw(images: Tensor, colours: Tensor, title: str) -> Figure:
     """Draws images `(B, 3, H, W)` uint8 above colours `(B, h, w, 3)`."""
-    figure, axes = figures.grid(2, len(images), cell=(1.8, 1.8), title=title)
+    height = images.shape[-2] / images.shape[-1]
+    figure, sheet = figures.sheet(2, len(images), 1.8, title, height)
     for column, (image, colour) in enumerate(zip(images, colours, strict=True)):
-        figures.show_image(axes[0, column], image.permute(1, 2, 0).numpy())
-        figures.show_image(axes[1, column], colour.numpy())
-    figures.label_rows(axes, ["image", "components"])
+        sheet.show(0, column, image.permute(1, 2, 0).numpy())
+        sheet.show(1, column, colour.numpy())
+    sheet.left(0, "image")
+    sheet.left(1, "components")
     return figure

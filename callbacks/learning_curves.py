@@ -103,9 +103,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
         words = (f"{_words(name)} {value:.4g}" for name, value in sorted(flat.items()))
         title += f"\nalways the same: {', '.join(words)}"
     columns = min(3, max(1, len(shown)))
-    figure, axes = figures.grid(
-        max(1, -(-len(shown) // columns)), columns, cell=(3.6, 2.4), title=title
-    )
+    figure, axes = figures.panels(max(1, -(-len(shown) // columns)), columns, title)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat[: len(shown)], shown, strict=True):

@@ -62,11 +62,11 @@ def draw(
         own: colours of the labels, `(256, 3)`; None: those of `palette`.
     """
     colours = palette(names or ("",)) if own is None else own
-    figure, axes = figures.grid(len(views), len(next(iter(views.values()))), title=title)
-    for row, images in zip(axes, views.values(), strict=True):
-        for axis, image in zip(row, images, strict=True):
+    figure, sheet = figures.sheet(len(views), len(next(iter(views.values()))), title=title)
+    for row, (name, images) in enumerate(views.items()):
+        sheet.left(row, name)
+        for column, image in enumerate(images):
             pixels = image.cpu().numpy()
             shown = colours[pixels] if image.ndim == 2 else pixels.transpose(1, 2, 0)
-            figures.show_image(axis, shown)
-    figures.label_rows(axes, list(views))
+            sheet.show(row, column, shown)
     return figure

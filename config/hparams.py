@@ -875,7 +875,7 @@ class LearningCurvesHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: Seldom = "auto"
     """Redraw every n epochs, and at the end."""
 
 

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,3 +27,34 @@ def test_a_picture_is_what_matplotlib_saves():
     np.testing.assert_array_equal(drawn.pixels, np.asarray(Image.open(file))[..., :3])
     np.testing.assert_array_equal(drawn.pixels, np.asarray(Image.open(io.BytesIO(drawn.png))))
     assert drawn.title == "one \\$ and\nanother line"
+
+
+def test_no_words_of_panels_lie_over_others_or_outside():
+    title = "a title\nof two lines"
+    drawn, axes = figures.panels(3, 2, title)
+    for axis in axes.flat:
+        axis.plot([0, 1000], [-0.00025, 0.0001])
+        axis.set(title="name of a scalar", xlabel="step")
+    drawn.canvas.draw()
+    boxes = [axis.get_tightbbox() for axis in axes.flat]
+    boxes.append(drawn._suptitle.get_window_extent())  # type: ignore[attr-defined]
+    width, height = drawn.canvas.get_width_height()
+    for number, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width
+        assert box.y1 <= height
+        assert not any(box.overlaps(other) for other in boxes[:number])
+    figures.close(drawn)
+
+
+def test_pictures_of_a_sheet_fill_their_places_whatever_their_size():
+    drawn, sheet = figures.sheet(2, 3, height=0.5, foot=0.25)
+    small, large = np.zeros((2, 4)), np.ones((20, 40))
+    shown = [sheet.show(0, 0, small), sheet.show(1, 2, large)]
+    assert [image.get_extent() for image in shown] == [
+        pytest.approx((0, 1, 0.5, 0)),
+        pytest.approx((2.14, 3.14, 1.25, 0.75)),
+    ]
+    assert sheet.axis.axis() == pytest.approx((0, 3.14, 1.25, 0))
+    figures.close(drawn)
