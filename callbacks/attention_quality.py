@@ -214,8 +214,8 @@ def _heat_map(
                 color="white" if brightness < 0.5 else "0.15",
             )
     axis.set(title=label, xlabel="head", ylabel="block", ylim=(rows, 0))
-    axis.set_xticks(np.arange(columns) + 0.5, range(1, columns + 1))
-    axis.set_yticks(np.arange(rows) + 0.5, [block + 1 for block in blocks])
+    axis.set_xticks(np.arange(columns) + 0.5, [str(head + 1) for head in range(columns)])
+    axis.set_yticks(np.arange(rows) + 0.5, [str(block + 1) for block in blocks])
     axis.grid(False)
 
 
