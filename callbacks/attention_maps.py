@@ -130,7 +130,7 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
     masks = F.interpolate(patches.float(), size=size).bool().numpy()
     relative = maps.flatten(-2).amax(-1) * maps[0, 0].numel() / maps.flatten(-2).sum(-1)
     figure, sheet = figures.sheet(
-        num_images, heads + 2, 1.4, title, height=size[0] / size[1], foot=0.25, beside=1.1
+        num_images, heads + 2, 1.25, title, height=size[0] / size[1], foot=0.2, beside=1.1
     )
     for row, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
         sheet.show(row, 0, picture)

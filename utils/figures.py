@@ -183,7 +183,7 @@ def sheet(
         cell: width of a picture, in inches.
         title: of the figure.
         height: of a picture, relative to its width.
-        foot: what is left between rows, relative to the width: words need 0.25.
+        foot: what is left between rows, relative to the width: words need 0.2.
         beside: inches for what stands right of them.
     """
     size = (columns * cell + beside, rows * cell * (height + foot))

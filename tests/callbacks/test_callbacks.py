@@ -88,7 +88,7 @@ def test_a_row_an_image_holds_maps_in_their_own_range_and_outlines_of_masks():
     maps = torch.full((4, 3, 4, 4), 0.05)
     maps[:, 0, 1, 2] = 9.0  # the mask is this patch alone
     figure = draw(images, maps, 0.6, "t")
-    assert figure.get_size_inches()[1] * figure.dpi < 850  # a screen
+    assert figure.get_size_inches()[1] * figure.dpi < 800  # a screen
     axis, words = figure.axes[0], [text.get_text() for text in figure.axes[0].texts]
     pictures = np.array(axis.images).reshape(4, 5)
     outlines = np.array(axis.collections).reshape(4, 3)
