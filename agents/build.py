@@ -86,7 +86,7 @@ def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
     """Builds the callbacks that the task has and that are switched on.
 
     One without settings in `CallbackHparams` is always on. All of them only look: what steers a run
-    is no matter of settings, but of the trainer.
+    is made by `agents/steering.py`.
 
     Args:
         hparams: resolved settings.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -29,7 +29,7 @@ from models.losses.dino import (
     dino_loss,
     entropy,
     num_pairs,
-    others,
+    pieces,
     teacher_targets,
     view_loss,
 )
@@ -176,17 +176,7 @@ class DINO(Agent):
         features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
-        return self.with_information(loss, mutual_information)
-
-    def with_information(
-        self, loss: Tensor, mutual_information: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the term of `head_information` to a loss, and names it, if there is one."""
-        if mutual_information is None:
-            return loss, {}
-        return loss - self.information.weight * mutual_information, {
-            "head_information": mutual_information.detach()
-        }
+        return self.information.added(loss, mutual_information)
 
     def _loss_in_pieces(
         self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
@@ -202,18 +192,12 @@ class DINO(Agent):
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
             share = len(chunk) / (len(views) * len(targets[0]))
-            return self.with_information(
+            return self.information.added(
                 found, None if mutual_information is None else share * mutual_information
             )[0]
 
-        def pieces() -> Iterator[Callable[[], Tensor]]:
-            for view, chunks in enumerate(views):
-                start = 0
-                for chunk in chunks:
-                    rows = slice(start, start := start + len(chunk))
-                    yield partial(loss, chunk, [t[rows] for t in others(targets, view)])
-
-        return sum_in_pieces(pieces(), trained, scaler.get_scale() if scaler else 1.0)
+        each = (partial(loss, chunk, against) for chunk, against in pieces(views, targets))
+        return sum_in_pieces(each, trained, scaler.get_scale() if scaler else 1.0)
 
     def embed(self, views: Sequence[list[Tensor]]) -> list[Tensor]:
         """Returns the student's features of every view; see `HeadInformation.pooled`.

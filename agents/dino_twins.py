@@ -59,7 +59,7 @@ class DINOTwins(DINO):
         z = [self.projector(gather_batch(view)) for view in features]
         second, scalars = self._sigreg(z) if self.is_sigreg else self._barlow_twins(z)
         total = dino + float(self.settings.dino_twins.beta) * second
-        loss, extra = self.with_information(total, mutual_information)
+        loss, extra = self.information.added(total, mutual_information)
         return loss, {
             **extra,
             "dino_loss": dino.detach(),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.base import Agent
@@ -18,7 +20,7 @@ from datamodules.base import ImageDataModule
 from datamodules.loading import BatchLoader
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
-from utils.memory import is_out_of_memory
+from utils.memory import is_out_of_memory, peak_mb, reset_peak
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import one_line
@@ -43,9 +45,13 @@ class Fitting:
         folder: of the run.
         checkpoint: that training goes on from.
         stopwatch: takes the time of `fitting` and `test`.
+        device: that trains.
 
     Attributes:
+        end: how it ended.
         metrics: last values by name, of training and of the test.
+        seconds: that all took.
+        peak_mb: the most memory it held.
     """
 
     trainer: pl.Trainer
@@ -54,14 +60,31 @@ class Fitting:
     folder: RunFolder
     checkpoint: Path | None
     stopwatch: Stopwatch
-    metrics: dict[str, Any] = field(default_factory=dict)
+    device: torch.device
+    end: End = field(default=End("failed"), init=False)
+    metrics: dict[str, Any] = field(default_factory=dict, init=False)
+    seconds: float = field(default=0.0, init=False)
+    peak_mb: float = field(default=0.0, init=False)
 
-    def run(self) -> End:
-        """Trains and tests.
+    def run(self) -> None:
+        """Trains and tests, and notes what that came to, however it ended.
 
         Raises:
             Exception: one that no user can be advised about.
         """
+        reset_peak(self.device)
+        started = time.perf_counter()
+        try:
+            self.end = self._run()
+        except BaseException as error:
+            self.end = End("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.metrics |= self.trainer.callback_metrics
+            self.peak_mb = peak_mb(self.device)
+            self.seconds = time.perf_counter() - started
+
+    def _run(self) -> End:
         try:
             self._fit()
             self._test()
@@ -82,8 +105,6 @@ class Fitting:
             if is_out_of_memory(error):
                 return self._exhausted(error)
             raise
-        finally:
-            self.metrics |= self.trainer.callback_metrics
         return End("finished")
 
     def _exhausted(self, error: BaseException) -> End:

@@ -142,11 +142,9 @@ class JointEmbedding(Agent):
         # The projector sees the whole batch, so that its BatchNorm does.
         z = [self.projector(view) for view in features]
         loss, scalars = self.loss(z)
-        scalars = {"loss": loss.detach(), **scalars}  # the method's own, whatever is added
-        if mutual_information is not None:
-            loss = loss - self.information.weight * mutual_information
-            scalars["head_information"] = mutual_information.detach()
-        return _Judged(features, z, loss, scalars)
+        total, extra = self.information.added(loss, mutual_information)
+        # The method's own loss, whatever is added.
+        return _Judged(features, z, total, {"loss": loss.detach(), **scalars, **extra})
 
     def _report(self, split: str, scalars: Mapping[str, Tensor | float], z: Tensor) -> None:
         (embeddings,) = at_least_float32(z)

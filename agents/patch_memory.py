@@ -1,4 +1,4 @@
-"""Fills the memory of a head that is not trained with the patches of the training images."""
+"""A head that remembers training images instead of being trained: filled, and put into words."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
             shares.append(classes.cpu())
     joined = (gather_rows(torch.cat(parts).to(device)) for parts in (features, shares))
     memory.fill(*joined)
+
+
+def memory_in_words(memory: PatchMemory, held_out: float | None) -> str:
+    """Says what a memory labels by, and how well.
+
+    Args:
+        memory: that is filled.
+        held_out: mIoU on held-out training images; None where there are none.
+    """
+    return (
+        f"Nothing was trained: classes are those of the {memory.k} nearest of "
+        f"{len(memory):,} patches of training images"
+        + ("." if held_out is None else f"; on held-out ones mIoU {held_out:.3f}.")
+    )
 
 
 def as_seen(labels: Tensor, size: Size, multiple: int) -> Tensor:

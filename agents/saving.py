@@ -1,10 +1,9 @@
-"""How a run begins in its folder and what it leaves there: nothing that was done is lost."""
+"""How a run begins in its folder and goes on from it: nothing that was done is lost."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence, Set
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,6 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from agents.base import Agent
-from agents.loggers import finish
-from callbacks.guard import Guard
-from callbacks.report import Report
 from config.lookup import check_complete
 from utils.checkpoint_io import resumable
 from utils.checkpoints import read_run_checkpoint
@@ -80,54 +76,6 @@ def flush(loggers: Sequence[Logger]) -> None:
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.flush_for_checkpoint()
-
-
-def close(
-    folder: RunFolder,
-    result: dict[str, Any],
-    loggers: Sequence[Logger],
-    reports: Sequence[Report],
-    guard: Guard,
-    logged: Set[str],
-) -> tuple[list[str], bool]:
-    """Writes what is left to write, the summary last: what it calls finished is complete.
-
-    Then the loggers are closed, which may take what the folder holds.
-
-    Args:
-        folder: of the run.
-        result: for the summary.
-        loggers: of the process; one that does not lead has none.
-        reports: the page, where it is wanted.
-        guard: what failed of the readouts.
-        logged: names in `result` that the loggers have.
-
-    Returns:
-        How to look at what the loggers hold, and whether the summary could be written.
-    """
-    for logger in loggers:
-        _attempt(partial(logger.finalize, result["status"]))
-    if not loggers:
-        return [], True
-    result = folder.read_summary() | result
-    for report in reports:
-        guard.attempt("report", partial(report.write, result))
-    result["readout_failures"] = dict(guard.failures)
-    recorded = _attempt(partial(folder.write_summary, result))
-    facts = {name: value for name, value in result.items() if name not in logged}
-    hints: list[str] = []
-    _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
-    return hints, recorded
-
-
-def _attempt(step: Callable[[], None]) -> bool:
-    # One that fails is said, and keeps none of the others away.
-    try:
-        step()
-    except Exception as error:  # whatever it is, the training is over
-        console.warning("warning: %s", error)
-        return False
-    return True
 
 
 def save_backbone(agent: Agent, folder: RunFolder) -> None:

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
-from agents.class_weights import class_weights
 from agents.feature_cache import keep_features, keeps_features
-from agents.fusion import build_fusion
 from agents.optimizers import configure
-from agents.patch_memory import remember
+from agents.patch_memory import memory_in_words, remember
+from agents.segmentation_loss import build_loss, weigh_classes
+from agents.segmenter import build_segmenter
 from agents.sources import masked
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config import names
 from config.hparams import Hparams
-from config.rules import settings_of
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch
@@ -27,11 +26,9 @@ from datamodules.segmentation import SegmentationDataModule
 from datamodules.transforms.segmentation import FixedViews, Protocol
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
-from models.heads.base import Head
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
-from models.losses.segmentation import Loss, SegmentationLoss, WeightedCrossEntropy
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of, pad_labels
@@ -69,7 +66,7 @@ class Segmentation(Agent):
         self.classes = tuple(classes)
         self.colours = palette(classes)
         settings = hparams.segmentation
-        self.loss = self._summed([load(names.LOSSES[name]) for name in settings.loss])
+        self.loss = build_loss(settings)
         self.training_loss = self.loss
         self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}
@@ -83,30 +80,12 @@ class Segmentation(Agent):
         )
         self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
 
-    def _summed(self, losses: Sequence[Loss]) -> SegmentationLoss:
-        return SegmentationLoss(
-            losses, self.settings.segmentation.loss_weights or [1.0] * len(losses)
-        )
-
     @classmethod
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
         """See `Agent.build`."""
         images = masked(source, f"--data.name {hparams.data.name}")
-        classes = images.classes
-        settings = hparams.segmentation
-        side = load(names.PROTOCOLS[settings.protocol]).side
-        if backbone.fixed_side not in (None, side):
-            raise ValueError(
-                f"--backbone.name {hparams.backbone.name} takes images of {backbone.fixed_side} x "
-                f"{backbone.fixed_side} px only, and --segmentation.protocol {settings.protocol} "
-                "shows whole images of many sizes. Choose a backbone that takes any size."
-            )
-        fusion, channels = build_fusion(hparams, backbone, len(classes))
-        make_head = load(names.HEADS[settings.head])
-        told = settings_of(hparams, "segmentation.head")
-        head: Head = make_head(channels, backbone.map_strides, len(classes), **told)
-        network = Segmenter(backbone, head, fusion)
-        agent = cls(network, classes, hparams)
+        network = build_segmenter(hparams, backbone, len(images.classes))
+        agent = cls(network, images.classes, hparams)
         agent.colours = images.colours
         return agent
 
@@ -151,12 +130,9 @@ class Segmentation(Agent):
         if self.backbone.frozen:
             console.info("The backbone is frozen: what it shows is measured and drawn once.")
         images = cast(SegmentationDataModule, data)
-        weights = class_weights(hparams.segmentation, self.classes, images)
+        weights = weigh_classes(hparams.segmentation, self.classes, images)
         if weights is not None:
-            weighted = {"cross_entropy": WeightedCrossEntropy(weights)}
-            self.training_loss = self._summed(
-                [weighted.get(n) or load(names.LOSSES[n]) for n in hparams.segmentation.loss]
-            )
+            self.training_loss = build_loss(hparams.segmentation, weights)
         if not keeps_features(self.network, hparams):
             return
         if checkpoint is not None:
@@ -282,17 +258,10 @@ class Segmentation(Agent):
         measured.reset()
         confusion, by_class = found.pop("confusion"), found.pop("iou")
         self.confusion[split] = confusion.cpu()
-        self.log_dict({f"{split}/{name}": value for name, value in found.items()})
         if split == "test":
-            self.log_dict(
-                {
-                    f"test/iou/{name}": value
-                    for name, value, there in zip(
-                        self.classes, by_class, occurs(confusion), strict=True
-                    )
-                    if there
-                }
-            )
+            each = zip(self.classes, by_class, occurs(confusion), strict=True)
+            found |= {f"iou/{name}": value for name, value, there in each if there}
+        self.log_dict({f"{split}/{name}": value for name, value in found.items()})
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; frozen parameters are left out."""
@@ -310,13 +279,9 @@ class Segmentation(Agent):
         """Says what the final numbers mean."""
         if "test/miou" not in summary:
             return ["The run did not get as far as the test."]
+        known = {name: summary.get(f"test/iou/{name}") for name in self.classes}
         by_class = sorted(
-            (
-                (summary[f"test/iou/{name}"], name)
-                for name in self.classes
-                if f"test/iou/{name}" in summary
-            ),
-            reverse=True,
+            ((iou, name) for name, iou in known.items() if iou is not None), reverse=True
         )
         pixels = int(self.confusion["test"].sum())
         lines = [
@@ -326,12 +291,7 @@ class Segmentation(Agent):
             *best_and_worst([(name, value) for value, name in by_class]),
         ]
         if self.memory is not None:
-            held_out = summary.get("val/miou")
-            lines.append(
-                f"Nothing was trained: classes are those of the {self.memory.k} nearest of "
-                f"{len(self.memory):,} patches of training images"
-                + ("." if held_out is None else f"; on held-out ones mIoU {held_out:.3f}.")
-            )
+            lines.append(memory_in_words(self.memory, summary.get("val/miou")))
         if absent := len(self.classes) - len(by_class):
             left_out = f"{absent} of {len(self.classes)} classes"
             lines.append(f"Left out of the mean, neither present nor predicted: {left_out}.")

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-import agents.summary as summary
 from agents.backbone import lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
+from agents.closing import close, show
 from agents.fitting import End, Fitting
+from agents.lightning import lightning_trainer
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
+from agents.observers import Observers
 from agents.preflight import ImageCost, announce
 from agents.resuming import check_continues
-from agents.saving import (
-    begin,
-    checkpoint_to_resume,
-    close,
-    flush,
-    forget_later_steps,
-)
+from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
 from agents.sources import build_source
+from agents.steering import check_stopping, choosing, safeguards, validates
+from agents.summary import goals
 from agents.tuning import tune_chunk_size, tune_lr
-from callbacks.early_stopping import early_stopping
 from callbacks.guard import Guard
-from callbacks.interruption import Interruption
-from callbacks.lost_process import LostProcess
-from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.progress import Pace, PartsTable, ProgressBar
-from callbacks.random_state import RandomState
 from callbacks.report import Report
-from callbacks.step_numbers import StepNumbers
 from callbacks.throughput import Throughput
-from callbacks.unreadable_images import UnreadableImages
 from config.convert import write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
-from config.names import PRETRAINING
 from config.resolve import resolve
 from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
@@ -62,8 +50,6 @@ from utils.device import (
     use_own_gpu,
     use_tensor_cores,
 )
-from utils.logging import log_chart
-from utils.memory import peak_mb, reset_peak
 from utils.run_folder import RunFolder, create, folder_of_leader, named_run
 from utils.stopwatch import Stopwatch
 
@@ -134,7 +120,7 @@ class Trainer:
             check_fits(agent, self.checkpoint, saved)
             del saved  # Lightning reads it again: as much memory as the network and its optimizer
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
-        self._check_stopping(data)
+        check_stopping(self.hparams, data)
         folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
             if self.leads:
@@ -156,10 +142,6 @@ class Trainer:
         data.check(Path(self.hparams.run.dir) / ".cache")
         return data
 
-    def _check_stopping(self, data: ImageDataModule) -> None:
-        if self.hparams.callbacks.early_stopping.enabled and not self._validates(data):
-            raise ValueError("--callbacks.early_stopping needs validation images: none here.")
-
     def _open_folder(self) -> RunFolder:
         run = self.hparams.run
         if run.resume != "none":
@@ -170,10 +152,11 @@ class Trainer:
 
     def _tune(self, agent: Agent, data: ImageDataModule) -> None:
         options = self.hparams.trainer
+        make_trainer = partial(lightning_trainer, self.hparams, self.device)
         if options.tune_batch_size:
             batch = int(self.hparams.data.batch_size)
             sizes = cast(ViewsDataModule, data).views.sizes
-            chunk = tune_chunk_size(agent, self._lightning_trainer, batch, sizes, self.device)
+            chunk = tune_chunk_size(agent, make_trainer, batch, sizes, self.device)
             console.info("tune_batch_size: chunk_size %d", chunk)
             if options.compile and chunk < batch:
                 console.info("trainer.compile: no effect, chunks are recomputed uncompiled.")
@@ -182,7 +165,7 @@ class Trainer:
             options.chunk_size = None if options.compile else chunk
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
-            lr = tune_lr(agent, data, self._lightning_trainer, self.device)
+            lr = tune_lr(agent, data, make_trainer, self.device)
             agent.lr = self.hparams.optim.lr = lr
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
@@ -194,130 +177,60 @@ class Trainer:
         saved.run.name, saved.run.resume = None, "none"
         write_yaml(active_settings(saved), folder.hparams)
 
-    def _lightning_trainer(self, **overrides: Any) -> pl.Trainer:
-        options = self.hparams.trainer
-        settings: dict[str, Any] = {
-            "max_epochs": int(options.max_epochs) if options.max_steps is None else -1,
-            "max_steps": -1 if options.max_steps is None else options.max_steps,
-            "precision": options.precision,
-            "accelerator": self.device.type,
-            "devices": options.devices,
-            "num_nodes": options.num_nodes,
-            "strategy": options.strategy,
-            "sync_batchnorm": options.sync_batchnorm,
-            "accumulate_grad_batches": options.accumulate,
-            "gradient_clip_val": options.gradient_clip or None,
-            "limit_val_batches": options.limit_val_batches,
-            "limit_test_batches": options.limit_test_batches,
-            "check_val_every_n_epoch": int(options.val_every_n_epochs),
-            # Convolutions are tried out for each size of images: a pretraining has few.
-            "benchmark": self.hparams.task in PRETRAINING and not self.hparams.run.deterministic,
-            # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
-            "deterministic": "warn" if self.hparams.run.deterministic else None,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": False,
-            "use_distributed_sampler": False,
-        }
-        return pl.Trainer(**settings | overrides)
-
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
-        guard = Guard(self.device, self.stopwatch)
-        callbacks = build_callbacks(self.hparams, guard)
-        goals = summary.goals(agent, callbacks)
         transductive = data.transductive or _weights_are_transductive(self.hparams)
-        loggers = build_loggers(self.hparams, folder, goals, transductive) if self.leads else []
-        if self.checkpoint is not None:
-            forget_later_steps(loggers, self.checkpoint)
-        observed = summary.Observed(Throughput(self.stopwatch), UnreadableImages(), self.stopwatch)
-        report = self.hparams.callbacks.report.enabled and self.leads
-        reports = [guard.around("report", Report(folder))] if report else []
-        trainer = self._lightning_trainer(
-            logger=loggers,
+        observers = self._observers(agent, folder, transductive)
+        trainer = lightning_trainer(
+            self.hparams,
+            self.device,
+            logger=observers.loggers,
             callbacks=[
-                observed.throughput,
-                observed.unreadable,
-                *self._safeguards(folder),
-                *callbacks,
-                *reports,
-                *self._choosing(agent, data, folder),
+                observers.throughput,
+                observers.unreadable,
+                *safeguards(folder, self.hparams.run.seed, self.device),
+                *observers.callbacks,
+                *observers.reports,
+                *choosing(agent, data, self.hparams, folder),
                 PartsTable(agent.parts),
-                Pace(observed.throughput),
-                ProgressBar(goals),
+                Pace(observers.throughput),
+                ProgressBar(goals(agent, observers.callbacks)),
             ],
-            plugins=[RunCheckpoints(folder, partial(flush, loggers))],
-            **({} if self._validates(data) else {"limit_val_batches": 0}),
+            plugins=[RunCheckpoints(folder, partial(flush, observers.loggers))],
+            **({} if validates(self.hparams, data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,
             default_root_dir=folder.path,
         )
-        reset_peak(self.device)
-        fitting = Fitting(trainer, agent, data, folder, self.checkpoint, self.stopwatch)
-        started, end = time.perf_counter(), End("failed")
+        fitting = Fitting(
+            trainer, agent, data, folder, self.checkpoint, self.stopwatch, self.device
+        )
         try:
-            end = fitting.run()
-        except BaseException as error:
-            end = End("failed", f"{type(error).__name__}: {error}")
-            raise
+            fitting.run()
         finally:
-            result = summary.collect(trainer, fitting.metrics, observed, end) | {
-                **agent.facts,
-                **summary.of_callbacks(callbacks),
-                **summary.by_readout(guard.seconds),
-                "transductive": transductive,
-                "peak_memory_mb": round(peak_mb(self.device)),
-                "wall_seconds": round(time.perf_counter() - started, 1),
-            }
-            table = summary.before_and_now(callbacks, result)
-            guard.attempt("readouts", partial(log_chart, trainer, "readouts", table))
-            if self.leads:
-                in_words = partial(summary.in_words, agent, callbacks, result)
-                result["in_words"] = guard.attempt("closing words", in_words) or []
-            logged = set(fitting.metrics)
-            hints, recorded = close(folder, result, loggers, reports, guard, logged)
+            closed = close(fitting, observers, transductive)
+        end = fitting.end
         if self.leads:
-            words = [*result["in_words"], *guard.in_words()]
-            summary.show(folder, self.hparams, words, result, hints, self._next(folder, data, end))
-        return _EXIT_CODES[end.status] if recorded else _EXIT_CODES["failed"]
+            show(folder, self.hparams, closed, self._next(folder, data, end))
+        return _EXIT_CODES[end.status if closed.recorded else "failed"]
 
-    def _safeguards(self, folder: RunFolder) -> list[pl.Callback]:
-        """Returns what lets a run end well, and go on exactly."""
-        return [
-            LostProcess(folder),
-            NonFiniteLoss(folder.last),
-            Interruption(folder.last),
-            RandomState(self.hparams.run.seed, self.device),
-            StepNumbers(),
-        ]
+    def _observers(self, agent: Agent, folder: RunFolder, transductive: bool) -> Observers:
+        """Returns what looks at the run; of several processes the leader's alone writes."""
+        guard = Guard(self.device, self.stopwatch)
+        callbacks = build_callbacks(self.hparams, guard)
+        reports, loggers = [], []
+        if self.leads:
+            best = goals(agent, callbacks)
+            loggers = build_loggers(self.hparams, folder, best, transductive)
+            if self.hparams.callbacks.report.enabled:
+                reports = [guard.around("report", Report(folder))]
+        if self.checkpoint is not None:
+            forget_later_steps(loggers, self.checkpoint)
+        return Observers(guard, callbacks, reports, loggers, Throughput(self.stopwatch))
 
     def _next(self, folder: RunFolder, data: ImageDataModule, end: End) -> list[Step]:
         if end.status == "finished":
             return next_steps(folder, self.given, self.hparams, data.source, self.tried_out)
         return [Step("go on", resume_command(folder, self.given, end.advice))]
-
-    def _choosing(
-        self, agent: Agent, data: ImageDataModule, folder: RunFolder
-    ) -> list[pl.Callback]:
-        """Returns what keeps the best and the last checkpoint, and what stops early."""
-        common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
-        last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-        stopping = self.hparams.callbacks.early_stopping
-        choice = agent.monitor
-        if choice is None or not self._validates(data):
-            return [last]
-        monitor, mode = choice
-        # When the last one is written, and so the same file where this epoch is the best.
-        best = ModelCheckpoint(
-            filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, **common
-        )
-        stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
-        return [best, last, *stop]
-
-    def _validates(self, data: ImageDataModule) -> bool:
-        return self.hparams.trainer.limit_val_batches != 0 and data.validates
 
 
 def _weights_are_transductive(hparams: Hparams) -> bool:

@@ -28,7 +28,8 @@ from callbacks.gradient_agreement import halves
 from config.length import resolve_for_data
 from config.parsing import Command, parse
 from config.resolve import resolve
-from datamodules.loading import Batch, ImageFiles, collate, join
+from datamodules.image_files import ImageFiles
+from datamodules.loading import Batch, collate, join
 from datamodules.self_supervised import ViewsDataModule
 from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
 

@@ -32,7 +32,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from datamodules.loading import ImageFiles
+from datamodules.image_files import ImageFiles
 from datamodules.masked_images import MaskedImages
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.transforms.dino import MultiCropViews

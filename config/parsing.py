@@ -5,50 +5,24 @@ from __future__ import annotations
 import argparse
 import platform
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal, get_args
 
 from simple_parsing import ArgumentGenerationMode, NestedMode
 
 from config import names
-from config.convert import (
-    ConfigError,
-    base_types,
-    leaves,
-    set_leaf,
-    shown,
-    update,
-)
+from config.base_settings import base_settings, early_options, given_name
+from config.convert import ConfigError, base_types, leaves, set_leaf
 from config.fast import shortened
 from config.help_page import Parser
 from config.hparams import Hparams
-from config.lookup import (
-    CONFIG_DIR,
-    damaged,
-    find_run,
-    newest_unfinished,
-    read_experiment,
-    read_settings,
-)
-from config.validation import check, check_values, without_ineffective, without_superseded
+from config.lookup import CONFIG_DIR
+from config.validation import check, check_values, without_superseded
 
-# What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
-ARCHITECTURE = (
-    "name",
-    "patch_size",
-    "depth",
-    "embed_dim",
-    "num_heads",
-    "mlp_ratio",
-    "registers",
-    "stem",
-    "pool",
-)
 _USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …] [--fast]
        python main.py --study NAME | --compare RUN RUN … | --run.resume RUN
        python main.py --evaluate RUN | --predict RUN --images FOLDER
@@ -95,13 +69,6 @@ def _parser(task: str) -> Parser:
     return parser
 
 
-def _name(text: str) -> str:
-    # An unset variable of a shell; taken for no option it would start a training.
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a name, not an empty text")
-    return text
-
-
 def add_actions(parser: argparse.ArgumentParser) -> None:
     """Adds what is no setting."""
     add = parser.add_argument
@@ -109,23 +76,28 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     add("--version", action="store_true", help="the version of this project and of torch")
     add(
         "--experiment",
-        type=_name,
+        type=given_name,
         metavar="NAME_OR_FILE",
         help="settings from config/experiments/NAME.yaml",
     )
     add(
         "--study",
-        type=_name,
+        type=given_name,
         metavar="NAME_OR_FILE",
         help="run config/studies/NAME.yaml, make its table",
     )
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
-    add("--evaluate", type=_name, metavar="RUN", help="judge the best checkpoint of a run again")
-    add("--predict", type=_name, metavar="RUN", help="label images with a segmentation run")
+    add(
+        "--evaluate",
+        type=given_name,
+        metavar="RUN",
+        help="judge the best checkpoint of a run again",
+    )
+    add("--predict", type=given_name, metavar="RUN", help="label images with a segmentation run")
     add(
         "--images",
-        type=_name,
+        type=given_name,
         nargs="+",
         default=[],
         metavar="FOLDER",
@@ -133,13 +105,15 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--compare",
-        type=_name,
+        type=given_name,
         nargs="+",
         default=[],
         metavar="RUN",
         help="table of settings and results",
     )
-    add("--export", type=_name, metavar="RUN", help="write the run's network for use elsewhere")
+    add(
+        "--export", type=given_name, metavar="RUN", help="write the run's network for use elsewhere"
+    )
     add(
         "--format",
         choices=get_args(ExportFormat),
@@ -164,27 +138,13 @@ def parse(argv: Sequence[str]) -> Command | str:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
     if given and "--fast" in argv:
         raise ConfigError(f"--fast has no effect with {given[0]}: it is for a run of its own.")
-    hparams = Hparams()
-    check_values(hparams, "config/hparams.py")
-    early = _early(argv)
+    check_values(Hparams(), "config/hparams.py")
+    early = early_options(argv)
     if "--study" in given and not {"--help", "-h"} & set(argv):
         return _study(argv)
-    resumed = None if early.resume == "none" else early.resume
-    again = resumed or early.evaluate or early.predict or early.export
-    if early.experiment and again:
-        raise ConfigError(f"--experiment has no effect: {shown(again)} keeps its own settings.")
-    settings = read_experiment(early.experiment) if early.experiment else {}
-    source = f"experiment {early.experiment}"
-    named = early.weights or update(deepcopy(hparams), settings, source).backbone.weights
-    _adopt_backbone(hparams, named, early)
-    check_values(update(hparams, settings, source), source)
-    if again:
-        runs_dir = early.dir or hparams.run.dir
-        folder = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
-        _take_settings(hparams, folder)
-        hparams = without_ineffective(hparams)
-        if resumed:
-            argv = _replace_option(argv, "--run.resume", str(folder))
+    hparams, run = base_settings(early)
+    if run and "--run.resume" in given:
+        argv = _replace_option(argv, "--run.resume", str(run))
     below = deepcopy(hparams)
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
@@ -224,11 +184,11 @@ def _version() -> str:
 def _study(argv: Sequence[str]) -> Command:
     # Its runs have settings of their own: what is left is for all of them.
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--study", type=_name)
+    parser.add_argument("--study", type=given_name)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--print-commands", action="store_true")
     parser.add_argument("--debug", action="store_true")
-    parser.add_argument("--run.dir", type=_name, dest="dir", default=Hparams().run.dir)
+    parser.add_argument("--run.dir", type=given_name, dest="dir", default=Hparams().run.dir)
     arguments, overrides = parser.parse_known_args(list(argv))
     if any(word.partition("=")[0] == "--experiment" for word in overrides):
         raise ConfigError("--study and --experiment cannot be combined.")
@@ -237,46 +197,6 @@ def _study(argv: Sequence[str]) -> Command:
     command = Command(hparams, overrides=overrides, **vars(arguments))
     _check_actions(command)
     return command
-
-
-def _take_settings(hparams: Hparams, run: Path) -> None:
-    settings, file = read_settings(run), run / "hparams.yaml"
-    try:
-        check_values(update(hparams, settings, str(file)))
-    except ConfigError as error:  # cut in the middle of a value, edited, or of another version
-        unless = "unless another version wrote it, whose commit environment.json names"
-        raise damaged(file, f"{str(error).rstrip('.')}; {unless}") from error
-
-
-def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
-    """Starts from the architecture of the run that `run:NAME` weights come from."""
-    if not str(weights).startswith("run:"):
-        return
-    try:
-        run = find_run(str(weights), early.dir or hparams.run.dir)
-    except ConfigError:
-        return  # the loader says what is missing
-    backbone = read_settings(run).get("backbone", {})
-    if isinstance(backbone, Mapping):
-        backbone = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
-    check_values(update(hparams, {"backbone": backbone}, str(run)), str(run))
-
-
-def _early(argv: Sequence[str]) -> argparse.Namespace:
-    # These decide the defaults of everything else, so they are read first.
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--task")
-    early.add_argument("--experiment", type=_name)
-    early.add_argument("--evaluate", type=_name)
-    early.add_argument("--predict", type=_name)
-    early.add_argument("--backbone.weights", dest="weights")
-    early.add_argument("--export", type=_name)
-    early.add_argument("--run.resume", type=_name, dest="resume", default=Hparams().run.resume)
-    early.add_argument("--run.dir", dest="dir")
-    try:
-        return early.parse_known_args(list(argv))[0]
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}. --help lists all options.") from error
 
 
 def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -9,10 +9,11 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
+from config.combinations import check_combinations
 from config.convert import ConfigError, base_types, leaves, set_leaf, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
-from config.rules import as_typed, get_leaf, metadata, no_effect, unmet
+from config.rules import as_typed, metadata, no_effect, unmet
 from config.types import Auto, Kept, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
 from utils.text import did_you_mean
@@ -39,7 +40,7 @@ def check(hparams: Hparams) -> Hparams:
         asked = leaf.value != leaf.default and leaf.value is not None
         if asked and (reason := no_effect(hparams, leaf.path)):
             raise ConfigError(f"--{leaf.path} {as_typed(leaf.value)} has no effect {reason}.")
-    _check_combinations(hparams)
+    check_combinations(hparams)
     return hparams
 
 
@@ -144,104 +145,6 @@ def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
     known = [option for options in literals for option in options if isinstance(option, str)]
     near = did_you_mean(value, known) if isinstance(value, str) else ""
     return f".{near}" if near else f", got {type(value).__name__}"
-
-
-def _check_combinations(hparams: Hparams) -> None:
-    data, trainer, segmentation = hparams.data, hparams.trainer, hparams.segmentation
-    open_ones = ("dino.global_crops_scale", "barlow_twins.crop_scale")  # empty: to be chosen
-    for path in (*open_ones, "dino.local_crops_scale", "lejepa.crop_scale"):
-        scale = get_leaf(hparams, path)
-        if not scale and path in open_ones:
-            continue
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(
-                f"--{path} {as_typed(scale)}: expected two shares of the image, smallest and "
-                "largest, such as 0.05 0.4."
-            )
-    if data.split == "trainaug" and data.name != "voc":
-        raise ConfigError(f"--data.split trainaug: only voc has it, not {data.name}.")
-    if hparams.task == "segmentation" and data.split in ("all", "all_minus_val"):
-        raise ConfigError(
-            f"--data.split {data.split}: segmentation needs masks, which train and trainaug have."
-        )
-    _check_segmentation(hparams)
-    if segmentation.loss_weights and len(segmentation.loss) != len(segmentation.loss_weights):
-        raise ConfigError(
-            f"--segmentation.loss_weights {as_typed(segmentation.loss_weights)}: expected one "
-            f"weight for each loss ({as_typed(segmentation.loss)})."
-        )
-    if segmentation.loss_weights and not any(segmentation.loss_weights):
-        raise ConfigError(
-            f"--segmentation.loss_weights {as_typed(segmentation.loss_weights)}: with 0 alone "
-            "nothing is trained."
-        )
-    chunk, batch = trainer.chunk_size, data.batch_size
-    if isinstance(chunk, int) and isinstance(batch, int) and chunk > batch:
-        raise ConfigError(
-            f"--trainer.chunk_size {trainer.chunk_size} exceeds --data.batch_size "
-            f"{data.batch_size}: a chunk is a part of the batch. Lower it, or use null."
-        )
-    processes = trainer.devices * trainer.num_nodes
-    if isinstance(batch, int) and (batch % processes or batch < 2 * processes):
-        raise ConfigError(
-            f"--data.batch_size {data.batch_size} cannot be divided among {processes} processes "
-            f"(devices {trainer.devices} x num_nodes {trainer.num_nodes}), at least two images "
-            "each: choose a multiple."
-        )
-    if processes > 1 and (trainer.tune_batch_size or trainer.tune_lr):
-        raise ConfigError("--trainer.tune_batch_size and tune_lr work on one device; tune first.")
-    if trainer.compile and isinstance(chunk, int):
-        raise ConfigError(
-            "--trainer.compile has no effect together with --trainer.chunk_size: "
-            "chunks are recomputed uncompiled. Choose one."
-        )
-
-
-def _check_segmentation(hparams: Hparams) -> None:
-    data, settings, backbone = hparams.data, hparams.segmentation, hparams.backbone
-    frozen = backbone.freeze and not backbone.unfreeze_last
-    for path in ("data.fixed_scales", "segmentation.test_scales"):
-        if not get_leaf(hparams, path):
-            raise ConfigError(f"--{path}: expected at least one number.")
-    window, stride = settings.test_window, settings.test_stride
-    if window is not None and stride is not None and window < stride:
-        raise ConfigError(
-            f"--segmentation.test_window {window} is smaller than --segmentation.test_stride "
-            f"{stride}: pixels between the windows would never be labelled."
-        )
-    if isinstance(data.image_size, int) and data.image_size % settings.loss_stride:
-        raise ConfigError(
-            f"--data.image_size {data.image_size} is no multiple of --segmentation.loss_stride "
-            f"{settings.loss_stride}."
-        )
-    if hparams.task == "segmentation" and settings.head == "knn" and not frozen:
-        raise ConfigError(
-            "--segmentation.head knn trains nothing, so nothing below it can be in training: it "
-            "needs --backbone.freeze true, without --backbone.unfreeze_last."
-        )
-    if len(set(settings.fusion)) < len(settings.fusion):
-        raise ConfigError(f"--segmentation.fusion {as_typed(settings.fusion)}: each of them once.")
-    control, fusions = settings.fusion_control, settings.fusion
-    if control != "none" and fusions == ["fusion2"] and settings.fusion_edges == ["tokens"]:
-        raise ConfigError(
-            f"--segmentation.fusion_control {control} has no effect on --segmentation.fusion_edges "
-            "tokens: they need no attention."
-        )
-    trained = set() if frozen else {"mass", "shape", "diversity"}
-    trained |= {"affinity"} if "fusion2" in settings.fusion else set()
-    trained |= {"mass", "shape"} if "fusion3" in settings.fusion else set()
-    if settings.attention_loss and not trained & set(settings.attention_loss_terms):
-        raise ConfigError(
-            f"--segmentation.attention_loss {settings.attention_loss} has nothing to train: "
-            f"{as_typed(settings.attention_loss_terms)} need --backbone.unfreeze_last 2 (mass, "
-            "shape, diversity), fusion2 (affinity) or fusion3 (mass, shape)."
-        )
-    tested = window is not None or settings.test_flip or settings.test_scales != [1.0]
-    if tested and settings.fusion_control == "shuffled":
-        raise ConfigError(
-            "--segmentation.fusion_control shuffled judges whole images at one scale: it cannot be "
-            "combined with test_window, test_scales or test_flip."
-        )
 
 
 def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:

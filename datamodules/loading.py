@@ -1,4 +1,4 @@
-"""From image files to batches of uint8 micro-batches."""
+"""From samples to batches of uint8 micro-batches."""
 
 from __future__ import annotations
 
@@ -6,46 +6,18 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from datamodules.reading import ImageItem, UnreadableImageError, opened
-from datamodules.seeding import Draw, MicroBatchSampler, seeded
-from datamodules.transforms.augmentations import View
+from datamodules.image_files import Sample
+from datamodules.seeding import Draw, MicroBatchSampler
 from datamodules.workers import Workers, leave_stopping_to_the_main_process
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 from utils.text import count
-
-
-class Views(Protocol):
-    """The views of an image.
-
-    Attributes:
-        sizes: side of each view in pixels.
-    """
-
-    sizes: tuple[int, ...]
-
-    def draw(self, size: tuple[int, int]) -> Sequence[View]:
-        """Draws the views of an image of this width and height, from torch's generator."""
-        ...
-
-
-# So many files in a row unreadable: not a bad file, a bad folder.
-_MAX_SKIPS = 25
-
-
-class Sample(NamedTuple):
-    """One image: its views `(3, H, W)` uint8, its position, and files skipped to get at it."""
-
-    views: tuple[Tensor, ...]
-    position: int
-    unreadable: tuple[str, ...]
 
 
 class MicroBatch(NamedTuple):
@@ -87,51 +59,6 @@ class Batch:
             name = f"{kind * several}view {number + 1}\n{side} px"
             found[name] = torch.cat(chunks)[:count]
         return found
-
-
-class ImageFiles(Dataset[Sample]):
-    """Images as views. A file that cannot be read is replaced by the next one, and named.
-
-    Args:
-        files: image files.
-        views: what is seen of an image.
-        seed: makes the views a function of (seed, epoch, index).
-    """
-
-    def __init__(self, files: Sequence[ImageItem], views: Views, seed: int) -> None:
-        self.files = list(files)
-        self.views = views
-        self.seed = seed
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.files)
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        """Reads image `index` as seen in `epoch`.
-
-        Raises:
-            ValueError: many files in a row are unreadable.
-        """
-        epoch, index = draw
-        unreadable: list[str] = []
-        for offset in range(min(_MAX_SKIPS, len(self.files))):
-            position = (index + offset) % len(self.files)
-            try:
-                with opened(self.files[position]) as file:
-                    with seeded(self.seed, epoch, index):
-                        drawn = self.views.draw(file.size)
-                    picture = file.decode(max(view.scale for view in drawn))
-            except UnreadableImageError as error:
-                unreadable.append(str(error))
-                continue
-            pixels = np.asarray(picture.image)
-            views = tuple(view.cut(pixels, picture.size) for view in drawn)
-            return Sample(views, position, tuple(unreadable))
-        raise ValueError(
-            f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}. "
-            "Is the data set complete, and --data.root right?"
-        )
 
 
 def collate(samples: Sequence[Sample]) -> MicroBatch:

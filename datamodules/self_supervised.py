@@ -9,9 +9,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, ImageSource, LabelledSource
+from datamodules.image_files import ImageFiles, Views
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.listing import evenly
-from datamodules.loading import BatchLoader, ImageFiles, Loading, Views
+from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import shorter_side
 from utils.distributed import num_processes
 

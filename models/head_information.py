@@ -64,3 +64,13 @@ class HeadInformation:
             return list(views), None
         mutual_information = torch.cat([view[:, -1] for view in views]).mean()
         return [view[:, :-1] for view in views], mutual_information
+
+    def added(
+        self, loss: Tensor, mutual_information: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Adds the term to a loss if it counts, and names the information for what is logged."""
+        if mutual_information is None:
+            return loss, {}
+        return loss - self.weight * mutual_information, {
+            "head_information": mutual_information.detach()
+        }

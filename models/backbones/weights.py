@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
-from utils.checkpoints import Network, find_network, read_checkpoint, tensors_in
+from models.state_dicts import Network, find_network
+from utils.checkpoints import read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from models.heads.base import Head
+from models.state_dicts import find_network
 from utils.checkpoint_io import best_or_last
-from utils.checkpoints import find_network, read_checkpoint, tensors_in
+from utils.checkpoints import read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,22 @@ def dino_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], temperature: 
 def others(targets: Sequence[Tensor], view: int) -> list[Tensor]:
     """Returns the targets that do not come from this view."""
     return [target for index, target in enumerate(targets) if index != view]
+
+
+def pieces(
+    views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yields each micro-batch of each view, and the rows of the targets it is to be like.
+
+    Args:
+        views: each as micro-batches `(n, 3, H, W)`, n summing to N.
+        targets: of the teacher for the first views, `(N, K)` each.
+    """
+    for view, chunks in enumerate(views):
+        start = 0
+        for chunk in chunks:
+            rows = slice(start, start := start + len(chunk))
+            yield chunk, [target[rows] for target in others(targets, view)]
 
 
 def num_pairs(views: int, targets: int) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.closing import Closed, show
 from agents.next_steps import (
     Step,
     given_settings,
@@ -12,7 +13,6 @@ from agents.next_steps import (
     resume_command,
     training_command,
 )
-from agents.summary import show
 from config.convert import read_yaml, update, write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -215,7 +215,7 @@ def test_seconds_that_round_to_none_are_said(tmp_path, capsys):
         "unreadable_images": 0,
         "transductive": False,
     }
-    show(RunFolder(tmp_path / "run"), Hparams(), [], result, [], [])
+    show(RunFolder(tmp_path / "run"), Hparams(), Closed(result), [])
     assert "Training 0 s (900 images/s, 50% of it waiting for data)." in capsys.readouterr().out
 
 

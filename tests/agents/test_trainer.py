@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from callbacks.interruption import Interruption
 from config.names import TASKS
-from datamodules.loading import ImageFiles
+from datamodules.image_files import ImageFiles
 from main import main
 from tests.conftest import assert_same, summary, weights
 from utils.imports import load

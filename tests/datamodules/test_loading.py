@@ -8,11 +8,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules import loading
+from datamodules.image_files import ImageFiles
 from datamodules.image_folder import ImageFolder
 from datamodules.kept import Kept
 from datamodules.labelled import LabelledDataModule
 from datamodules.listing import judging_place
-from datamodules.loading import Batch, ImageFiles, Loading
+from datamodules.loading import Batch, Loading
 from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes

@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from datamodules import reading
 from datamodules.base import read_square
+from datamodules.image_files import ImageFiles
 from datamodules.labelled import LabelledFiles
-from datamodules.loading import ImageFiles
 from datamodules.masked_squares import MaskedSquares
 from datamodules.masks import Fit, read_pair
 from datamodules.reading import (

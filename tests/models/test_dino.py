@@ -8,7 +8,7 @@ from torch import nn
 
 from models.ema import teacher_of, update
 from models.heads.dino import DINOHead
-from models.losses.dino import Center, dino_loss, entropy, teacher_targets
+from models.losses.dino import Center, dino_loss, entropy, pieces, teacher_targets, view_loss
 from models.memory.accumulation import sum_in_pieces
 
 
@@ -41,6 +41,16 @@ def test_loss_is_that_of_the_paper(views):
     targets = [teacher_targets(t, center, 0.04) for t in teacher]
     expected = naive_loss(student, teacher, center, 0.1, 0.04)
     assert float(dino_loss(student, targets, 0.1)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_pieces_of_unequal_micro_batches_make_up_the_loss():
+    torch.manual_seed(0)
+    student = [torch.randn(5, 7, dtype=torch.float64) for _ in range(4)]
+    targets = [torch.rand(5, 7, dtype=torch.float64) for _ in range(2)]
+    each = list(pieces([view.split([2, 3]) for view in student], targets))
+    assert [len(chunk) for chunk, _ in each] == [2, 3] * 4
+    total = sum(view_loss(chunk, against, 0.1) for chunk, against in each)
+    torch.testing.assert_close(total / (2 * 3 * 5), dino_loss(student, targets, 0.1))
 
 
 def test_loss_is_in_float32_under_autocast_and_targets_have_no_gradient():

@@ -46,6 +46,14 @@ def test_the_information_travels_as_a_column():
     torch.testing.assert_close(told, expected.mean() + 0.5)
 
 
+def test_the_term_is_taken_off_a_loss_and_named():
+    off, on = (HeadInformation(net(), weight, [-1]) for weight in (0.0, 0.5))
+    assert off.added(torch.tensor(3.0), None) == (torch.tensor(3.0), {})
+    loss, named = on.added(torch.tensor(3.0), torch.tensor(0.4))
+    assert float(loss) == pytest.approx(3.0 - 0.5 * 0.4)
+    assert named == {"head_information": torch.tensor(0.4)}
+
+
 def test_heads_learn_to_differ():
     backbone, x = net(), images(16)
     on = HeadInformation(backbone, 1.0, [-1])

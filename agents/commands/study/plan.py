@@ -29,10 +29,11 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
+from config.base_settings import ARCHITECTURE
 from config.convert import ConfigError, read_yaml, set_leaf, shown, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
-from config.parsing import ARCHITECTURE, Command, parse
+from config.parsing import Command, parse
 from config.resolve import choose_names
 from config.rules import unmet
 from config.validation import active_settings

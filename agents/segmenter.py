@@ -1,4 +1,4 @@
-"""From the `segmentation.fusion` settings to what brings attention to a head."""
+"""From the `segmentation` settings to the network: a head, and what brings attention to it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,37 @@ from datamodules.seeding import seeded
 from models.backbones.base import Backbone
 from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
 from models.fusions.base import Fusion
+from models.heads.base import Head
+from models.segmenter import Segmenter
 from utils.imports import load
 
 
-def build_fusion(
-    hparams: Hparams, backbone: Backbone, num_classes: int
-) -> tuple[AttentionFusion, tuple[int, ...]]:
-    """Builds the chosen fusions around a head on `backbone`.
-
-    Returns:
-        Them, none by default, and the channels of the maps that the head gets.
+def build_segmenter(hparams: Hparams, backbone: Backbone, num_classes: int) -> Segmenter:
+    """Builds the chosen head and fusions on `backbone`.
 
     Raises:
-        ValueError: the backbone has not the attention they need; or a block outside the network.
+        ValueError: the backbone takes images of one size only, or has not the attention that the
+            fusions need; or a block outside the network.
     """
+    settings = hparams.segmentation
+    side = load(names.PROTOCOLS[settings.protocol]).side
+    if backbone.fixed_side not in (None, side):
+        raise ValueError(
+            f"--backbone.name {hparams.backbone.name} takes images of {backbone.fixed_side} x "
+            f"{backbone.fixed_side} px only, and --segmentation.protocol {settings.protocol} "
+            "shows whole images of many sizes. Choose a backbone that takes any size."
+        )
+    fusion, channels = _build_fusion(hparams, backbone, num_classes)
+    make_head = load(names.HEADS[settings.head])
+    told = settings_of(hparams, "segmentation.head")
+    head: Head = make_head(channels, backbone.map_strides, num_classes, **told)
+    return Segmenter(backbone, head, fusion)
+
+
+def _build_fusion(
+    hparams: Hparams, backbone: Backbone, num_classes: int
+) -> tuple[AttentionFusion, tuple[int, ...]]:
+    """Returns the chosen fusions, none by default, and the channels of the maps the head gets."""
     settings, channels = hparams.segmentation, backbone.map_channels
     if not settings.fusion and not settings.attention_loss:
         return AttentionFusion(), channels

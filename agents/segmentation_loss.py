@@ -1,4 +1,4 @@
-"""How much a pixel of each class counts in the training of a segmentation."""
+"""From the `segmentation` settings to its loss, and how much a pixel of each class counts in it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from config import names
 from config.hparams import SegmentationHparams
 from config.rules import as_typed
 from datamodules.segmentation import SegmentationDataModule
-from models.losses.segmentation import inverse_frequency
+from models.losses.segmentation import SegmentationLoss, WeightedCrossEntropy, inverse_frequency
 from utils.console import console
+from utils.imports import load
 
 _NAMED = 8
 
 
-def class_weights(
+def build_loss(
+    settings: SegmentationHparams, class_weights: Tensor | None = None
+) -> SegmentationLoss:
+    """Builds the weighted sum of the chosen losses.
+
+    Args:
+        settings: that choose.
+        class_weights: `(C,)`, of the cross-entropy; None: all pixels count alike.
+    """
+    terms = {name: load(names.LOSSES[name]) for name in settings.loss}
+    if class_weights is not None and "cross_entropy" in terms:
+        terms["cross_entropy"] = WeightedCrossEntropy(class_weights)
+    return SegmentationLoss(
+        [terms[name] for name in settings.loss], settings.loss_weights or [1.0] * len(settings.loss)
+    )
+
+
+def weigh_classes(
     settings: SegmentationHparams, classes: Sequence[str], data: SegmentationDataModule
 ) -> Tensor | None:
     """Returns the weight of each class, `(C,)`; None where all count as often as they occur.

@@ -1,0 +1,148 @@
+"""How a run is closed: its summary is written, its loggers end, and it says what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from agents.fitting import Fitting
+from agents.loggers import finish
+from agents.next_steps import Step
+from agents.observers import Observers
+from agents.summary import READOUT_SECONDS, before_and_now, collect, in_words
+from config.hparams import Hparams
+from utils.console import console
+from utils.logging import log_chart
+from utils.run_folder import RunFolder
+from utils.text import count
+
+_EXPENSIVE = 0.25  # of a run; from there on its readouts are named with what they take
+
+
+class Closed(NamedTuple):
+    """What is left to say of a run of which everything is written.
+
+    Args:
+        result: the content of summary.json.
+        words: what came out, in sentences.
+        hints: how to look at what the loggers hold.
+        recorded: whether the summary could be written.
+    """
+
+    result: dict[str, Any]
+    words: Sequence[str] = ()
+    hints: Sequence[str] = ()
+    recorded: bool = True
+
+
+def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
+    """Writes what is left to write, the summary last: what it calls finished is complete.
+
+    Then the loggers are closed, which may take what the folder holds.
+
+    Args:
+        fitting: that has ended, in whatever way.
+        observers: of the run.
+        transductive: whether training saw evaluation images.
+    """
+    guard, loggers, folder = observers.guard, observers.loggers, fitting.folder
+    result = collect(fitting, observers, transductive)
+    chart = before_and_now(observers.callbacks, result)
+    guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
+    if not loggers:
+        return Closed(result)
+    said = partial(in_words, fitting.agent, observers.callbacks, result)
+    result["in_words"] = guard.attempt("closing words", said) or []
+    for logger in loggers:
+        _attempt(partial(logger.finalize, result["status"]))
+    written = folder.read_summary() | result
+    for report in observers.reports:
+        guard.attempt("report", partial(report.write, written))
+    written["readout_failures"] = dict(guard.failures)
+    recorded = _attempt(partial(folder.write_summary, written))
+    # Of the numbers the loggers have all that were measured.
+    facts = {name: value for name, value in written.items() if name not in fitting.metrics}
+    hints: list[str] = []
+    _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
+    return Closed(result, [*result["in_words"], *guard.in_words()], hints, recorded)
+
+
+def _attempt(step: Callable[[], None]) -> bool:
+    # One that fails is said, and keeps none of the others away.
+    try:
+        step()
+    except Exception as error:  # whatever it is, the training is over
+        console.warning("warning: %s", error)
+        return False
+    return True
+
+
+def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[Step]) -> None:
+    """Prints the closing words: what was trained, what came out, where it lies, what is next.
+
+    Args:
+        folder: of the run.
+        hparams: its settings.
+        closed: what it came to.
+        steps: what to do next.
+    """
+    result = closed.result
+    lines = [_what(hparams, result), *_took(result)]
+    if result["reason"]:
+        lines.append(result["reason"])
+    lines += [*closed.words, *result["alarms"]]
+    if result["unreadable_images"]:
+        names = ", ".join(result["unreadable_names"][:3])
+        lines.append(f"{result['unreadable_images']} images could not be read: {names}.")
+    if result["transductive"]:
+        lines.append("TRANSDUCTIVE: training saw images that evaluation uses (data.split all).")
+    console = Console()
+    # Text: names may hold what looks like markup.
+    box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)
+    console.print(box, highlight=False)
+    places = {
+        "figures": folder.figures,
+        "checkpoints": folder.checkpoints,
+        "settings": folder.hparams,
+    }
+    below = [f"{what:12} {place}" for what, place in places.items()]
+    below += [line for step in steps for line in (f"Next: {step.what}", f"    {step.command}")]
+    for line in [*below, *closed.hints]:  # to be copied: not broken into lines
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
+    what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
+    if result["status"] == "finished" and not result["steps"]:
+        return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
+    verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
+    return (
+        f"{verb[result['status']]}: {what}, {count(result['steps'], 'step')} of "
+        f"{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
+    )
+
+
+def _took(result: Mapping[str, Any]) -> list[str]:
+    if not result["images_per_second"]:  # seconds are rounded: those of three tiny steps to none
+        return []
+    others = {
+        "validation and checkpoints": result["validation_seconds"],
+        "readouts and pictures": result["readout_seconds"],
+        "test": result["test_seconds"],
+    }
+    lines = [
+        f"Training {result['training_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
+        f"{result['data_wait_share']:.0%} of it waiting for data)"
+        + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds)
+        + "."
+    ]
+    if result["readout_seconds"] > _EXPENSIVE * result["wall_seconds"]:
+        each = [item for item in result.items() if item[0].startswith(READOUT_SECONDS)]
+        named = (f"{name.removeprefix(READOUT_SECONDS)} {taken:.0f} s" for name, taken in each[:3])
+        lines.append(f"Most of the readouts: {', '.join(named)} (--callbacks.NAME: how often).")
+    return lines

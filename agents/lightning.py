@@ -1,0 +1,49 @@
+"""Lightning's trainer, as the settings of a run want it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from config.hparams import Hparams
+from config.names import PRETRAINING
+
+
+def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) -> pl.Trainer:
+    """Returns a trainer that keeps, logs and shows nothing, unless told to.
+
+    Args:
+        hparams: resolved settings.
+        device: that trains.
+        **overrides: arguments of Lightning's, in the place of those that the settings say.
+    """
+    options = hparams.trainer
+    settings: dict[str, Any] = {
+        "max_epochs": int(options.max_epochs) if options.max_steps is None else -1,
+        "max_steps": -1 if options.max_steps is None else options.max_steps,
+        "precision": options.precision,
+        "accelerator": device.type,
+        "devices": options.devices,
+        "num_nodes": options.num_nodes,
+        "strategy": options.strategy,
+        "sync_batchnorm": options.sync_batchnorm,
+        "accumulate_grad_batches": options.accumulate,
+        "gradient_clip_val": options.gradient_clip or None,
+        "limit_val_batches": options.limit_val_batches,
+        "limit_test_batches": options.limit_test_batches,
+        "check_val_every_n_epoch": int(options.val_every_n_epochs),
+        # Convolutions are tried out for each size of images: a pretraining has few.
+        "benchmark": hparams.task in PRETRAINING and not hparams.run.deterministic,
+        # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
+        "deterministic": "warn" if hparams.run.deterministic else None,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "use_distributed_sampler": False,
+    }
+    return pl.Trainer(**settings | overrides)

@@ -1,0 +1,35 @@
+"""What looks at a run without steering it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+
+from callbacks.guard import Guard
+from callbacks.report import Report
+from callbacks.throughput import Throughput
+from callbacks.unreadable_images import UnreadableImages
+
+
+@dataclass(frozen=True)
+class Observers:
+    """All that looks at a run; each reports in its own way at the end (`agents/closing.py`).
+
+    Args:
+        guard: around those that may fail.
+        callbacks: that the settings switch on.
+        reports: the page, where it is wanted.
+        loggers: of the process; one that does not lead has none.
+        throughput: of its training steps.
+        unreadable: images.
+    """
+
+    guard: Guard
+    callbacks: Sequence[pl.Callback]
+    reports: Sequence[Report]
+    loggers: list[Logger]
+    throughput: Throughput
+    unreadable: UnreadableImages = field(default_factory=UnreadableImages)

@@ -1,0 +1,78 @@
+"""What steers a run: its checkpoints, early stopping, and what lets it end well and go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from agents.base import Agent
+from callbacks.early_stopping import early_stopping
+from callbacks.interruption import Interruption
+from callbacks.lost_process import LostProcess
+from callbacks.non_finite_loss import NonFiniteLoss
+from callbacks.random_state import RandomState
+from callbacks.step_numbers import StepNumbers
+from config.hparams import Hparams
+from datamodules.base import ImageDataModule
+from utils.run_folder import RunFolder
+
+
+def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Callback]:
+    """Returns what lets a run end well, and go on exactly.
+
+    Args:
+        folder: of the run.
+        seed: of the run.
+        device: that trains.
+    """
+    return [
+        LostProcess(folder),
+        NonFiniteLoss(folder.last),
+        Interruption(folder.last),
+        RandomState(seed, device),
+        StepNumbers(),
+    ]
+
+
+def choosing(
+    agent: Agent, data: ImageDataModule, hparams: Hparams, folder: RunFolder
+) -> list[pl.Callback]:
+    """Returns what keeps the best and the last checkpoint, and what stops early.
+
+    Args:
+        agent: says what is best.
+        data: that it trains on.
+        hparams: resolved settings.
+        folder: of the run.
+    """
+    common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
+    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
+    stopping = hparams.callbacks.early_stopping
+    choice = agent.monitor
+    if choice is None or not validates(hparams, data):
+        return [last]
+    monitor, mode = choice
+    # When the last one is written, and so the same file where this epoch is the best.
+    best = ModelCheckpoint(
+        filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, **common
+    )
+    stop = [early_stopping(monitor, mode, stopping.patience)] if stopping.enabled else []
+    return [best, last, *stop]
+
+
+def check_stopping(hparams: Hparams, data: ImageDataModule) -> None:
+    """Checks that there is something to stop by, where a run is to stop early.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if hparams.callbacks.early_stopping.enabled and not validates(hparams, data):
+        raise ValueError("--callbacks.early_stopping needs validation images: none here.")
+
+
+def validates(hparams: Hparams, data: ImageDataModule) -> bool:
+    """Whether training is interrupted to measure held-out images."""
+    return hparams.trainer.limit_val_batches != 0 and data.validates

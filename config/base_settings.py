@@ -1,0 +1,108 @@
+"""The settings that a command line overrides: the defaults, an experiment's, or those of a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from config.convert import ConfigError, shown, update
+from config.hparams import Hparams
+from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
+from config.validation import check_values, without_ineffective
+
+# What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
+ARCHITECTURE = (
+    "name",
+    "patch_size",
+    "depth",
+    "embed_dim",
+    "num_heads",
+    "mlp_ratio",
+    "registers",
+    "stem",
+    "pool",
+)
+
+
+def given_name(text: str) -> str:
+    """Returns the name that an option is given, which is not empty."""
+    # An unset variable of a shell; taken for no option it would start a training.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name, not an empty text")
+    return text
+
+
+def early_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the options that decide the defaults of everything else.
+
+    Raises:
+        ConfigError: one of them is given without its value.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--task")
+    early.add_argument("--experiment", type=given_name)
+    early.add_argument("--evaluate", type=given_name)
+    early.add_argument("--predict", type=given_name)
+    early.add_argument("--backbone.weights", dest="weights")
+    early.add_argument("--export", type=given_name)
+    early.add_argument("--run.resume", type=given_name, dest="resume", default=Hparams().run.resume)
+    early.add_argument("--run.dir", dest="dir")
+    try:
+        return early.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}. --help lists all options.") from error
+
+
+def base_settings(early: argparse.Namespace) -> tuple[Hparams, Path | None]:
+    """Returns the settings that hold where the command line says nothing else.
+
+    Args:
+        early: see `early_options`.
+
+    Returns:
+        Them, and the folder of the run whose they are; None where they are of no run.
+
+    Raises:
+        ConfigError: there is no such experiment or run, or its settings are impossible.
+    """
+    hparams = Hparams()
+    resumed = None if early.resume == "none" else early.resume
+    again = resumed or early.evaluate or early.predict or early.export
+    if early.experiment and again:
+        raise ConfigError(f"--experiment has no effect: {shown(again)} keeps its own settings.")
+    settings = read_experiment(early.experiment) if early.experiment else {}
+    source = f"experiment {early.experiment}"
+    named = early.weights or update(deepcopy(hparams), settings, source).backbone.weights
+    _adopt_backbone(hparams, named, early)
+    check_values(update(hparams, settings, source), source)
+    if not again:
+        return hparams, None
+    runs_dir = early.dir or hparams.run.dir
+    run = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
+    _take_settings(hparams, run)
+    return without_ineffective(hparams), run
+
+
+def _take_settings(hparams: Hparams, run: Path) -> None:
+    settings, file = read_settings(run), run / "hparams.yaml"
+    try:
+        check_values(update(hparams, settings, str(file)))
+    except ConfigError as error:  # cut in the middle of a value, edited, or of another version
+        unless = "unless another version wrote it, whose commit environment.json names"
+        raise damaged(file, f"{str(error).rstrip('.')}; {unless}") from error
+
+
+def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
+    """Starts from the architecture of the run that `run:NAME` weights come from."""
+    if not str(weights).startswith("run:"):
+        return
+    try:
+        run = find_run(str(weights), early.dir or hparams.run.dir)
+    except ConfigError:
+        return  # the loader says what is missing
+    backbone = read_settings(run).get("backbone", {})
+    if isinstance(backbone, Mapping):
+        backbone = {leaf: backbone[leaf] for leaf in ARCHITECTURE if leaf in backbone}
+    check_values(update(hparams, {"backbone": backbone}, str(run)), str(run))
