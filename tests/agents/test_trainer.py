@@ -303,7 +303,7 @@ def test_one_corrupt_image_of_many_is_named_many_are_an_error(train, image_folde
     assert code == 0
     assert summary(folder)["unreadable_images"] == 1
     assert files[5].name in summary(folder)["unreadable_names"][0]
-    assert "1 images could not be read" in capsys.readouterr().out
+    assert "1 image could not be read" in capsys.readouterr().out
     for file in files[6:12]:
         file.write_text("no image")
     code, folder = train("many", **shared)
