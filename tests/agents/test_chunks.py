@@ -114,7 +114,13 @@ def settings(**changed):
             "epochs, a higher --trainer.limit_train_batches.",
         ),
         ({"trainer__limit_train_batches": 3}, 512, "120 in all", "More: a higher --trainer."),
-        ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", None),
+        (
+            {"backbone__freeze_epochs": 39, "backbone__weights": "dino"},
+            1024,
+            "40 epochs",
+            None,
+        ),
+        ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", "waits with random values"),
         ({"backbone__freeze_epochs": 40}, 1024, "40 epochs", "freeze_epochs 40: the backbone wai"),
     ],
 )
