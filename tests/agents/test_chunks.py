@@ -85,7 +85,7 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_training(train, monk
     monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
     code, _ = train("run", trainer__max_steps=1)
     assert code == 0
-    assert "will be full before the run ends" in " ".join(capsys.readouterr().err.split())
+    assert "will be full before the end" in " ".join(capsys.readouterr().err.split())
 
 
 def settings(**changed):
