@@ -98,7 +98,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
     lines += [*closed.words, *result["alarms"]]
     if result["unreadable_images"]:
         names = ", ".join(result["unreadable_names"][:3])
-        lines.append(f"{result['unreadable_images']} images could not be read: {names}.")
+        lines.append(f"{count(result['unreadable_images'], 'image')} could not be read: {names}.")
     if result["transductive"]:
         lines.append("TRANSDUCTIVE: training saw images that evaluation uses (data.split all).")
     console = Console()

@@ -22,6 +22,7 @@ from models.measures.counting import Confusion
 from models.measures.knn import knn_accuracy
 from utils.console import console
 from utils.distributed import gather_rows
+from utils.text import count
 
 _MEASURED = ("val", "test", "test_last")
 
@@ -103,7 +104,7 @@ class LinearProbe(Agent):
         """
         if split not in self._features:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            console.info("features of %d %s images, once", len(data.splits[split]), split)
+            console.info("features of %s, once", count(len(data.splits[split]), f"{split} image"))
             self._features[split] = self._extract(data.images(split))
         return self._features[split]
 

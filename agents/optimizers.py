@@ -16,7 +16,7 @@ from config import names
 from config.hparams import Hparams
 from config.rules import settings_of
 from utils.imports import load
-from utils.optim import decays, parameter_groups
+from utils.optim import parameter_groups
 
 
 def configure(
@@ -82,5 +82,5 @@ class StepSchedule(LambdaLR):
 def set_weight_decay(optimizer: Optimizer, value: float) -> None:
     """Sets the weight decay of the parameters that have one."""
     for group in optimizer.param_groups:
-        if decays(group["params"][0]):
+        if group["decays"]:
             group["weight_decay"] = value

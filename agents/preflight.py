@@ -106,23 +106,33 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     passes = _FROZEN if agent.trained_backbone.frozen else _RECOMPUTED if chunk else _TRAINED
     batch, share = int(hparams.data.batch_size), images_a_process(hparams)
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
-    sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
-    bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
-    needed, free = _CHECKPOINTS * bytes_, _free_bytes(Path(hparams.run.dir))
+    room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
     operations = "" if cost.flops is None else f"{in_units(passes * batch * cost.flops)}FLOP in "
-    line = (
-        f"a step: {operations}the backbone{keeps}; "
-        f"checkpoints: up to {in_units(needed)}B of {in_units(free)}B that are free."
-    )
+    line = f"a step: {operations}the backbone{keeps}; checkpoints: {room}"
+    return line, warnings
+
+
+def checkpoint_bytes(agent: Agent) -> int:
+    """Returns how much the checkpoints of a run take at most."""
+    sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
+    bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
+    return _CHECKPOINTS * bytes_
+
+
+def room_in_words(needed: int, folder: Path) -> tuple[str, list[str]]:
+    """Returns what of the disk will be taken, and a warning where there is too little.
+
+    Args:
+        needed: bytes.
+        folder: where they are to be written; it need not be there yet.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    line = f"up to {in_units(needed)}B of {in_units(free)}B that are free."
     if needed < free:
         return line, []
     return line, [
-        f"The disk of {hparams.run.dir} will be full before the run ends: free some of it, or "
-        "write elsewhere with --run.dir."
+        f"The disk of {folder} will be full before the end: free some of it, or write elsewhere "
+        "with --run.dir."
     ]
-
-
-def _free_bytes(folder: Path) -> int:
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free

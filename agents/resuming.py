@@ -18,6 +18,7 @@ from config.hparams import Hparams
 from config.length import steps_of_run
 from config.validation import check_kept
 from datamodules.base import ImageDataModule
+from utils.text import count
 
 
 def check_continues(
@@ -52,8 +53,8 @@ def check_continues(
     before = checkpoint.get(type(data).__qualname__, {}).get("train_images", images)
     if images != before:
         raise ValueError(
-            f"The run was started with {before} training images, and there are {images} now, which "
-            "would come in another order: restore them, or start a new run."
+            f"The run was started with {count(before, 'training image')}, and there are "
+            f"{images} now, which would come in another order: restore them, or start a new run."
         )
     done, end = int(checkpoint["global_step"]), steps_of_run(hparams, images)
     if done > end:

@@ -11,6 +11,7 @@ from callbacks.confusion_figure import ConfusionFigure, Counts
 from utils import figures
 from utils.logging import Chart
 from utils.palette import palette
+from utils.text import count
 
 _MOST_ROWS = 60  # bars below each other
 _UNSTRUCK = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # lines end before a number
@@ -56,7 +57,7 @@ def draw(
     """
     iou, there = by_class(confusion)
     mean = iou[there].mean() if there.any() else 0.0
-    title = f"IoU by class, {where}: mean {mean:.3f} over {there.sum()} classes"
+    title = f"IoU by class, {where}: mean {mean:.3f} over {count(int(there.sum()), 'class')}"
     colours = (palette(names) if own is None else own) / 255
     columns = -(-len(names) // _MOST_ROWS)
     longest = -(-len(names) // columns)

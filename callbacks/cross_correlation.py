@@ -15,6 +15,7 @@ from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from models.losses.barlow_twins import cross_correlation
 from utils import figures
 from utils.logging import log_figure
+from utils.text import count
 
 
 class CrossCorrelation(Callback):
@@ -79,8 +80,8 @@ class CrossCorrelation(Callback):
             z1, z2 = (torch.cat(part)[wanted] for part in zip(*pairs, strict=True))
             if len(z1) < self.num_samples:
                 self.say(
-                    f"cross_correlation: {split} offers {len(z1)} samples, fewer than num_samples "
-                    f"{self.num_samples}; such pictures compare only among themselves."
+                    f"cross_correlation: {split} offers {count(len(z1), 'sample')}, fewer than "
+                    f"num_samples {self.num_samples}; such pictures compare only among themselves."
                 )
             where = f"{split} images, step {trainer.global_step}"
             matrix = cross_correlation(z1, z2).cpu()

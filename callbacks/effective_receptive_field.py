@@ -17,6 +17,7 @@ from callbacks.inspection import backbone_of, held_out_examples, inspecting, las
 from callbacks.kept import backbone_due, kept
 from utils import figures
 from utils.logging import log_figure, log_scalars
+from utils.text import count
 
 LayerMaps = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -93,8 +94,9 @@ class EffectiveReceptiveField(Callback):
         fields = kept(trainer, backbone, "effective receptive fields", facts, images, look)
         how = "all images for every layer" if exact else "each image for one layer"
         title = (
-            f"Effective receptive field of the central unit, {len(images)} {split} images of "
-            f"{side} px ({how}), step {trainer.global_step}"
+            "Effective receptive field of the central unit, "
+            f"{count(len(images), f'{split} image')} of {side} px ({how}), "
+            f"step {trainer.global_step}"
         )
         log_scalars(trainer, numbers(fields))
         arrays = {name: field.numpy() for name, field in fields.items()}

@@ -21,6 +21,7 @@ from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, sum_over_processes
 from utils.logging import log_scalars
 from utils.rng import rng_preserved
+from utils.text import count
 
 # The newest measurements are averaged: signal and noise change while a network learns.
 WINDOW = 20
@@ -142,7 +143,7 @@ class GradientAgreement(Callback):
         return [
             f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
             f"{now:.2f} (cosine; {low:.2f} to {high:.2f} with the error of "
-            f"{len(self.measured)} measurements; predicted from halves, which agree to "
+            f"{count(len(self.measured), 'measurement')}; predicted from halves, which agree to "
             f"{of_halves:.2f}); {2 * self.images} would agree to {double:.2f}, "
             f"{4 * self.images} to {fourfold:.2f}. {sure}{_verdict(now)}"
         ]

@@ -42,7 +42,7 @@ class GradientHistograms(Callback):
             self._counts = {
                 name: sizes(parameter.grad)
                 for name, parameter in pl_module.named_parameters()
-                if parameter.grad is not None and decays(parameter)
+                if parameter.grad is not None and decays(name, parameter)
             }
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -41,6 +41,8 @@ class Judged(NamedTuple):
 class SegmentationPredictions(Callback):
     """Draws some training crops, held-out images and, at the end, test images.
 
+    With several processes these are images of the first one's share.
+
     Args:
         every_n_epochs: when to draw.
         num_images: rows, the same images every time, evenly spaced over the set.

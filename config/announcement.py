@@ -40,7 +40,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         images: number of training images.
 
     Returns:
-        The length in one line, and warnings of few steps and of a backbone that never trains.
+        The length in one line, and warnings of few steps and of a backbone that waits in vain.
     """
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
     what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
@@ -67,10 +67,15 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
             f"from one to the next. More: {finer}."
         )
-    waits = hparams.backbone.freeze_epochs
-    if waits >= epochs and unmet(hparams, "backbone.freeze_epochs") is None:
+    waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
+    if waits >= epochs:
         warnings.append(
             f"--backbone.freeze_epochs {waits}: the backbone waits until the end and is not "
             "trained. Wait for fewer, or train longer."
+        )
+    elif waits and hparams.backbone.weights == "none":
+        warnings.append(
+            f"--backbone.freeze_epochs {waits}: the backbone waits with random values, which teach "
+            "the projector nothing. Leave it out, or give --backbone.weights."
         )
     return line, warnings

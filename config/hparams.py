@@ -52,7 +52,7 @@ PASSES_IMAGES = Needs("task", *names.PRETRAINING, "segmentation")  # in every st
 TRAINS = Unless("task", "linear_probe") | Unless("probe.kind", "knn")
 LEARNT_HEAD = Unless("segmentation.head", "knn")
 HEAD_LEARNS = Unless("task", "segmentation") | LEARNT_HEAD
-BACKBONE_LEARNS = Unless("backbone.freeze") | Needs("backbone.unfreeze_last")
+BACKBONE_LEARNS = Needs("backbone.unfreeze_last") | Unless("backbone.freeze")
 IS_VIT = Needs("backbone.name", *names.VITS)
 IS_TIMM = Needs("backbone.name", names.TIMM)
 IS_VICREG = Needs("barlow_twins.loss", "vicreg")
@@ -311,7 +311,8 @@ class DINOHparams:
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
     """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250."""
     clip_grad: NonNegative = 3.0
-    """Largest gradient norm of each tensor by itself; 0: no clipping."""
+    """Largest gradient norm of each tensor of the student by itself; 0: no clipping. The projector
+    of dino_twins is not clipped, as it is not in Barlow Twins."""
     local_crops_number: Annotated[Natural, Needs("dino.multi_crop", True)] = 8
     """Local views beside the two global ones, for the student alone. Eight of 96 px have as many
     pixels as one and a half global views of 224 px."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from config.names import split
+from config.names import TASKS, split
 from config.types import Switch
 
 
@@ -68,7 +68,7 @@ class Unless(Needs):
 
     def __str__(self) -> str:
         """What must not be given, as on a command line."""
-        return f"not with {super().__str__()}"
+        return f"no {super().__str__()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Either:
 
     def __str__(self) -> str:
         """What has to be given, as on a command line."""
-        return ", or ".join(map(str, self.conditions))
+        return " or ".join(map(str, self.conditions))
 
 
 Condition = Needs | Either
@@ -187,19 +187,22 @@ def no_effect(hparams: object, path: str) -> str | None:
     condition = unmet(hparams, path)
     if condition is None:
         return None
-    return " and ".join(_failure(hparams, each) for each in _alternatives(condition))
-
-
-def _failure(hparams: object, condition: Needs) -> str:
-    value = get_leaf(hparams, condition.path)
-    if condition.path == "task":
-        instead = "" if isinstance(condition, Unless) else f" (only {as_typed(condition.values)})"
-        return f"on task {value}{instead}"
-    if isinstance(condition, Unless):
-        return f"with --{condition.path} {as_typed(value)}"
-    # The other setting has the right value, but no effect itself.
-    deeper = no_effect(hparams, condition.path) if condition.matches(value) else None
-    return deeper or f"without {condition}"
+    settings, task = type(hparams), get_leaf(hparams, "task")
+    if not possible_on(settings, path, task):
+        tasks = [each for each in TASKS if possible_on(settings, path, each)]
+        return f"on task {task} (only {', '.join(tasks)})"
+    # What another task would do is no way out of this one.
+    ways = [each for each in _alternatives(condition) if _possible(settings, each, task)]
+    values = {each: get_leaf(hparams, each.path) for each in ways}
+    lacking = [each for each in ways if type(each) is Needs and not each.matches(values[each])]
+    reasons = [
+        f"with --{each.path} {as_typed(values[each])}"
+        if isinstance(each, Unless)
+        else str(no_effect(hparams, each.path))  # of the right value, but without effect itself
+        for each in ways
+        if each not in lacking
+    ]
+    return " and ".join([*reasons, *([f"without {Either(tuple(lacking))}"] if lacking else [])])
 
 
 def as_typed(value: Any) -> str:
@@ -209,16 +212,16 @@ def as_typed(value: Any) -> str:
 
 def possible_on(settings: type, path: str, task: str) -> bool:
     """Whether a setting can have an effect on a task, whatever the other settings are."""
-    rules = rules_of(settings)
+    return all(
+        any(_possible(settings, alternative, task) for alternative in _alternatives(each))
+        for each in rules_of(settings)[path]
+    )
 
-    def possible(condition: Needs) -> bool:
-        if condition.path == "task":
-            return condition.holds(lambda _: task)
-        if isinstance(condition, Unless):
-            return True
-        return possible_on(settings, condition.path, task)
 
-    return all(any(map(possible, _alternatives(each))) for each in rules[path])
+def _possible(settings: type, condition: Needs, task: str) -> bool:
+    if condition.path == "task":
+        return condition.holds(lambda _: task)
+    return isinstance(condition, Unless) or possible_on(settings, condition.path, task)
 
 
 def settings_of(hparams: object, selector: str, choice: Any = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from PIL import ImageColor
 from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
 from utils.strict_yaml import load_yaml
-from utils.text import did_you_mean
+from utils.text import count, did_you_mean
 
 _KEYS = ("names", "colours", "ignore", "background")
 _MOST = VOID  # labels 0 … 254
@@ -155,8 +155,8 @@ def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
     elif isinstance(given, list) and len(given) == len(names):
         pairs = dict(zip(names, given, strict=True))
     else:
-        number = len(given) if isinstance(given, list) else "no list of"
-        raise ValueError(f"{CLASS_LIST}: {number} colours, expected {len(names)}, one a name.")
+        number = count(len(given), "colour") if isinstance(given, list) else "no list of colours"
+        raise ValueError(f"{CLASS_LIST}: {number}, expected {len(names)}, one a name.")
     found = {name: _colour(pairs[name], f"the colour of {name}") for name in names}
     users: dict[int, str] = {}
     for name, colour in found.items():

@@ -28,6 +28,7 @@ from datamodules.loading import Loading
 from utils.checkpoints import check_readable, read_checkpoint
 from utils.console import console
 from utils.files import owner, remove_abandoned, write_atomically
+from utils.text import count
 
 Result = TypeVar("Result")
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
@@ -159,11 +160,11 @@ class FeatureCache:
                 found = self.encode(torch.stack([sample.image for sample in together]))
                 yield from zip(together, found, strict=True)
 
-    def _check_room(self, needed: int, count: int, name: str) -> None:
+    def _check_room(self, needed: int, images: int, name: str) -> None:
         free = shutil.disk_usage(self.root).free
         console.info(
-            "feature cache: %s needs about %s for %d images in %s (%s free).",
-            *(name, _gigabytes(needed), count, self.root, _gigabytes(free)),
+            "feature cache: %s needs about %s for %s in %s (%s free).",
+            *(name, _gigabytes(needed), count(images, "image"), self.root, _gigabytes(free)),
         )
         if needed > free:
             raise OSError(errno.ENOSPC, f"{_gigabytes(needed)} needed, {_gigabytes(free)} free")

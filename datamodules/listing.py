@@ -12,6 +12,8 @@ from typing import NoReturn, TypeVar
 
 from pytorch_lightning.utilities import rank_zero_warn
 
+from utils.text import count
+
 Item = TypeVar("Item")
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -168,7 +170,7 @@ def set_apart(
         ValueError: there is one file only.
     """
     if len(files) < 2:
-        raise ValueError(f"{folder} holds {len(files)} image, expected at least two.")
+        raise ValueError(f"{folder} holds {count(len(files), 'image')}, expected at least two.")
     places = {file: judging_place(file, folder) for file in files}
     first = min(places, key=places.__getitem__)
     apart = {file for file, place in places.items() if place < fraction or file == first}

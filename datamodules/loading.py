@@ -204,7 +204,9 @@ class Loading:
         """
         parts = num_processes()
         if len(dataset) < parts:
-            raise ValueError(f"{len(dataset)} images cannot be shared by {parts} processes.")
+            raise ValueError(
+                f"{count(len(dataset), 'image')} cannot be shared by {parts} processes."
+            )
         draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
         wanted = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
         shared = min(wanted, len(dataset) // parts)  # some have one image less

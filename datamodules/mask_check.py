@@ -24,7 +24,7 @@ from datamodules.reading import UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
-from utils.text import percent, printable
+from utils.text import count, percent, printable
 
 # Of more masks than this so many are looked at, evenly spaced.
 MAX_MASKS = 5000
@@ -180,6 +180,6 @@ def _say(census: Census, classes: tuple[str, ...], which: str) -> None:
     for fit in (Fit.STORED, Fit.EITHER):
         if found := census.fits[fit.name]:
             console.warning(
-                "warning: %d images have an EXIF orientation, and their masks fit %s. First: %s",
-                *(len(found), fit.value, found[0]),
+                "warning: of %s with an EXIF orientation the masks fit %s. First: %s",
+                *(count(len(found), "image"), fit.value, found[0]),
             )

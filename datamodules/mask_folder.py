@@ -15,7 +15,7 @@ from datamodules.masks import FilePair
 from datamodules.meanings import CLASS_LIST
 from utils.console import console
 from utils.files import write_atomically
-from utils.text import printable
+from utils.text import count, printable
 
 _LAYOUT = "images/train, images/val, masks/train, masks/val"
 
@@ -56,9 +56,8 @@ class MaskFolder(ListedClasses):
             return
         found = survey([mask for _, mask in self.pairs("train")])
         written = proposal(found)
-        start = (
-            f"There is no {CLASS_LIST} in {self.root}. {found.masks} masks hold {found.shares()}. "
-        )
+        held = f"In {count(found.masks, 'mask')}: {found.shares()}."
+        start = f"There is no {CLASS_LIST} in {self.root}. {held} "
         try:
             write_atomically(file, written)
         except OSError as error:
@@ -112,8 +111,8 @@ class MaskFolder(ListedClasses):
         folder = self.root / "images" / inside
         train, test = set_apart(image_files(folder), folder, self.val_fraction)
         console.info(
-            "%s has no val/: of %d images %d are set apart by a hash of their names, to judge by.",
-            *(printable(self.root / "images"), len(train) + len(test), len(test)),
+            "%s has no val/: a hash of their names sets %d of %s apart, to judge by.",
+            *(printable(self.root / "images"), len(test), count(len(train) + len(test), "image")),
         )
         return {"train": _Part(inside, train), "test": _Part(inside, test)}
 

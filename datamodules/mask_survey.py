@@ -17,7 +17,7 @@ from datamodules.listing import JPEG_SUFFIXES, evenly
 from datamodules.meanings import CLASS_LIST, Codes, as_hex, colours_of, in_words, values_of
 from datamodules.reading import UnreadableImageError, read_values
 from utils.palette import BACKGROUND, VOID
-from utils.text import percent
+from utils.text import count, percent
 
 _MOST_MASKS = 1000
 _MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
@@ -159,7 +159,7 @@ def _no_classes(found: Survey, number: int) -> str:
     if found.rich:
         why = "It is no mask" if found.rich.suffix.lower() not in JPEG_SUFFIXES else _RESAVED
         return f"{found.rich} holds more values or colours than classes can be. {why}."
-    return f"The masks hold {number} classes ({found.shares()}), expected 2 to {VOID}."
+    return f"The masks hold {count(number, 'class')} ({found.shares()}), expected 2 to {VOID}."
 
 
 _RESAVED = "JPEG changes the colours of masks: they have to be PNGs from the beginning"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from utils.palette import VOID, hex_colour
-from utils.text import percent
+from utils.text import count, percent
 
 Codes = NDArray[np.int64]  # (H, W): grey levels or palette indices, or colours as 0xrrggbb
 
@@ -120,10 +120,9 @@ class DeclaredMeanings(Meanings):
 
     def _foreign_colours(self, foreign: Codes, pixels: int) -> str:
         found, share = np.unique(foreign), percent(len(foreign), pixels)
-        number = "1 colour" if len(found) == 1 else f"{len(found)} colours"
         return (
-            f"has {number} that {CLASS_LIST} does not have ({share} of its pixels): "
-            f"{', '.join(map(as_hex, found[:_NAMED].tolist()))}."
+            f"has {count(len(found), 'colour')} that {CLASS_LIST} does not have "
+            f"({share} of its pixels): {', '.join(map(as_hex, found[:_NAMED].tolist()))}."
         )
 
     def _foreign_values(self, foreign: Codes, pixels: int) -> str:

@@ -1,7 +1,7 @@
 """The one place where image files are decoded: as they are displayed, in 8 bits, within bounds.
 
 Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 255 * 257; of a TIFF
-of 12 bits v / 16.06.
+of 12 bits v / 16.06; of a PGM v * 255 over its own white.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from utils.text import printable
@@ -246,12 +247,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _WITHOUT_WHITE:
+    # A PGM of more than 8 bits says its white, which Pillow makes 65535 in a mode of 32 bits.
+    is_pgm = isinstance(image, PpmImageFile) and image.mode == "I"
+    if image.mode in _WITHOUT_WHITE and not is_pgm:
         raise ValueError(
             f"its pixels are {_WITHOUT_WHITE[image.mode]}, of which no rule says what is white: "
             "save it with 8 or 16 bits a pixel"
         )
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or is_pgm:
         white, negative = 2**16 - 1, False
         if isinstance(image, TiffImageFile):  # 12 bits may be stored, and negatives
             white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1

@@ -85,7 +85,10 @@ class SegmentationDataModule(ImageDataModule):
 
     @property
     def class_pixels(self) -> tuple[int, ...]:
-        """How many pixels of the training images each class has, as `check_masks` found."""
+        """How many pixels each class has, as `check_masks` found.
+
+        Of all images of the split: those set apart by a hash to choose a checkpoint are among them.
+        """
         return self.censuses["training images"].pixels[: self.num_classes]
 
     def _setup_training(self) -> None:

@@ -13,6 +13,7 @@ from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
 from datamodules.listing import by_stem, composed, image_files, is_image, read_list
 from datamodules.meanings import CLASS_LIST
+from utils.text import count
 
 CLASSES = (
     "background",
@@ -85,8 +86,8 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     require(files, listing, "images")
     if split != "val" and (shared := sorted(set(names) & set(_listed(_listing(folder, "val"))))):
         raise ValueError(
-            f"{listing} holds {len(shared)} validation images, first: {shared[0]}. Training "
-            "on them would make the result worthless; use a list without them."
+            f"{listing} holds {count(len(shared), 'validation image')}, first: {shared[0]}. "
+            "Training on them would make the result worthless; use a list without them."
         )
     return files
 

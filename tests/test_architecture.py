@@ -59,7 +59,8 @@ def test_no_import_leads_in_a_circle():
 
 def test_only_the_trainer_and_commands_assemble():
     users = {module_of(file) for file in FILES if "agents.build" in dependencies(file)}
-    assert users <= {"agents.trainer", "agents.commands.evaluate", "agents.commands.trained"}
+    commands = {f"agents.commands.{name}" for name in ("evaluate", "trained", "study.room")}
+    assert users <= {"agents.trainer", *commands}
 
 
 def test_only_main_agents_and_config_know_hparams():

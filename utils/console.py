@@ -17,9 +17,10 @@ def quiet_libraries() -> None:
         console.setLevel(logging.INFO)
         console.propagate = False
     warnings.formatwarning = _plainly  # type: ignore[assignment]
-    # One-process runs: tips and hardware lines of Lightning.
-    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
-        logging.getLogger(name).addFilter(_no_tips)
+    # One-process runs: tips, hardware lines and notes on saving of Lightning.
+    parts = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
+    for part in parts:
+        logging.getLogger(f"pytorch_lightning.{part}").addFilter(_no_tips)
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21296: on torch >= 2.10.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # On purpose: micro-batches stay on the host until they are needed.

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.files import append, name_damaged, write_atomically
+from utils.text import count
 
 
 class MetricsFile:
@@ -131,5 +132,5 @@ def _read(file: Path) -> tuple[dict[int, dict[str, float]], bool]:
     if "step" not in columns:
         name_damaged(file, "it has no column `step`")
     elif lost:
-        name_damaged(file, f"{lost} rows cannot be read, {len(rows)} can")
+        name_damaged(file, f"{count(lost, 'row')} cannot be read, {len(rows)} can")
     return rows, "step" in columns and not lost

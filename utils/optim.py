@@ -1,4 +1,4 @@
-"""Optimizers, with weight decay on matrices only."""
+"""Optimizers, with weight decay on matrices that are no biases."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from torch.optim import Optimizer
 LARS_UNADAPTED_LR = 0.0048 / 0.2
 
 
-def decays(parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices, not to norms and biases."""
-    return parameter.ndim > 1
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, not to norms and biases.
+
+    Biases may be tables: Swin's `relative_position_bias_table`, which Swin does not decay either.
+    """
+    return parameter.ndim > 1 and "bias" not in name.rpartition(".")[2]
 
 
 def parameter_groups(
@@ -32,7 +35,8 @@ def parameter_groups(
         weight_decay: of the matrices.
 
     Returns:
-        At most two groups a module, matrices first; frozen parameters are left out.
+        At most two groups a module, matrices first, and whether each `decays`; frozen parameters
+        are left out.
 
     Raises:
         ValueError: nothing is trainable.
@@ -40,12 +44,16 @@ def parameter_groups(
     groups: list[dict[str, Any]] = []
     taken: set[nn.Parameter] = set()
     for module, factor in modules.items():
-        trained = [p for p in module.parameters() if p.requires_grad and p not in taken]
+        trained = {
+            parameter: decays(name, parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and parameter not in taken
+        }
         taken.update(trained)
-        matrices, others = ([p for p in trained if decays(p) == big] for big in (True, False))
-        for members, decay in ((matrices, weight_decay), (others, 0.0)):
-            if members:
-                groups.append({"params": members, "lr": factor * lr, "weight_decay": decay})
+        for decay in (True, False):
+            if members := [parameter for parameter in trained if trained[parameter] is decay]:
+                own = {"weight_decay": weight_decay if decay else 0.0, "decays": decay}
+                groups.append({"params": members, "lr": factor * lr, **own})
     if not groups:
         raise ValueError("There is nothing to train: every parameter is frozen.")
     return groups
@@ -69,7 +77,7 @@ def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """
     rated = []
     for group in groups:
-        adapts = decays(group["params"][0])
+        adapts = group["decays"]
         lr = group["lr"] * (1 if adapts else LARS_UNADAPTED_LR)
         rated.append({**group, "lr": lr, "always_adapt": adapts})
     return Lars(rated, momentum=momentum)

@@ -29,9 +29,10 @@ def format_result(value: Any, missing: str = "–") -> str:
 
 
 def count(number: float, word: str) -> str:
-    """Counts things: `1 step`, `2,028 steps`, `2.5 epochs`."""
+    """Counts things: `1 step`, `2,028 steps`, `2.5 epochs`, `2 classes`."""
     spelt = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
-    return f"{spelt} {word}{'' if spelt == '1' else 's'}"
+    ending = "es" if word.endswith("s") else "s"
+    return f"{spelt} {word}{'' if spelt == '1' else ending}"
 
 
 def percent(part: float, whole: float) -> str:

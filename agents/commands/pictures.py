@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules.listing import IMAGE_SUFFIXES, files_below, is_image
 from datamodules.reading import Picture, UnreadableImageError, read_picture
 from utils.imports import is_installed
+from utils.text import count
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
 
@@ -72,7 +73,7 @@ def find_pictures(places: Sequence[str]) -> Found:
     if not files:
         videos = "" if is_installed("cv2") else "; videos need pip install opencv-python-headless"
         raise ValueError(
-            f"--images {' '.join(places)}: none of {len(found)} files is an image "
+            f"--images {' '.join(places)}: none of {count(len(found), 'file')} is an image "
             f"({', '.join(sorted(IMAGE_SUFFIXES))}{videos})."
         )
     root = Path(os.path.commonpath(roots))

@@ -84,7 +84,9 @@ def predict(
         counts = np.bincount(labelled.labels.ravel(), minlength=len(agent.classes))
         rows.append((printable(name), *(f"{n / labelled.labels.size:.6f}" for n in counts)))
     if not rows:
-        raise ValueError(f"None of {len(found.files)} files could be read, first: {unreadable[0]}.")
+        raise ValueError(
+            f"None of {count(len(found.files), 'file')} could be read, first: {unreadable[0]}."
+        )
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("image", *agent.classes), *rows])
     write_atomically(out / "class_shares.csv", table.getvalue())
@@ -96,7 +98,7 @@ def predict(
     others = list(map(printable, found.others))
     for skipped, what in ((unreadable, "unreadable"), (others, "no images")):
         if skipped:
-            print(f"{len(skipped)} files skipped ({what}): {', '.join(skipped[:3])}")
+            print(f"{count(len(skipped), 'file')} skipped ({what}): {', '.join(skipped[:3])}")
     return 0
 
 

@@ -101,8 +101,9 @@ class TrainingCrop:
     """A random square of a randomly scaled image, as in mmsegmentation and DeepLab.
 
     The shorter side becomes 0.5 to 2 times `image_size`, then a square is cut (where the image is
-    smaller it is padded, and the padding is void), flipped left to right or not, and its colours
-    are distorted (Liu et al. 2016, SSD).
+    smaller it is padded, and the padding is void), flipped left to right or not. Its colours are
+    distorted as in torchvision (Liu et al. 2016, SSD), which permutes the channels of half the
+    crops: mmsegmentation does not.
 
     Args:
         image_size: side of the crop in pixels.

@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from utils.text import count
+
 ANOTHER_ARCHITECTURE = (
     "These weights are of another architecture. Make --backbone.name, patch_size, depth, embed_dim "
     "fit the file (null: the architecture's own value)."
@@ -96,9 +98,9 @@ class Leftovers:
 
 def _of_other_sizes(places: Sequence[str], lacking: Sequence[str]) -> Iterator[str]:
     if places:
-        yield f"It has {len(places)} tensors without a place here, such as {places[-1]}."
+        yield f"It has {count(len(places), 'tensor')} without a place here, such as {places[-1]}."
     if lacking:
-        yield f"It lacks {len(lacking)} tensors, such as {lacking[-1]}."
+        yield f"It lacks {count(len(lacking), 'tensor')}, such as {lacking[-1]}."
 
 
 def _split(keys: Sequence[str], others: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:

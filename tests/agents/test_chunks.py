@@ -85,7 +85,7 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_training(train, monk
     monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
     code, _ = train("run", trainer__max_steps=1)
     assert code == 0
-    assert "will be full before the run ends" in " ".join(capsys.readouterr().err.split())
+    assert "will be full before the end" in " ".join(capsys.readouterr().err.split())
 
 
 def settings(**changed):
@@ -114,7 +114,13 @@ def settings(**changed):
             "epochs, a higher --trainer.limit_train_batches.",
         ),
         ({"trainer__limit_train_batches": 3}, 512, "120 in all", "More: a higher --trainer."),
-        ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", None),
+        (
+            {"backbone__freeze_epochs": 39, "backbone__weights": "dino"},
+            1024,
+            "40 epochs",
+            None,
+        ),
+        ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", "waits with random values"),
         ({"backbone__freeze_epochs": 40}, 1024, "40 epochs", "freeze_epochs 40: the backbone wai"),
     ],
 )

@@ -139,7 +139,7 @@ def test_settings_of_the_memory_reach_it(train):
         ({"backbone__unfreeze_last": 1}, "without --backbone.unfreeze_last"),
         ({"segmentation__knn__k": 0}, "expected at least 1"),
         ({"segmentation__test_flip": "true"}, "no effect with --segmentation.head knn"),
-        ({"trainer__max_epochs": 3}, "and with --segmentation.head knn"),
+        ({"trainer__max_epochs": 3}, "max_epochs 3 has no effect with --segmentation.head knn"),
     ],
 )
 def test_what_it_cannot_do_is_refused_in_words(train, capsys, changed, message):

@@ -62,7 +62,7 @@ def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys)
     assert main(["--predict", "run", "--images", str(photos), *runs]) == 0
     said = capsys.readouterr().out
     assert "6 images labelled" in said
-    assert "1 files skipped (unreadable)" in said
+    assert "1 file skipped (unreadable)" in said
     assert "broken.mp4 (no video that OpenCV can read)" in said
     out = folder / "predictions" / "photos"
     names = [

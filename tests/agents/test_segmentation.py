@@ -483,8 +483,8 @@ def test_any_image_is_labelled(train, tmp_path, capsys):
     assert main(["--predict", "first", "--images", str(images), *runs]) == 0
     said = capsys.readouterr().out
     assert "2 images labelled" in said
-    assert "1 files skipped (unreadable)" in said
-    assert "1 files skipped (no images)" in said
+    assert "1 file skipped (unreadable)" in said
+    assert "1 file skipped (no images)" in said
     out = folder / "predictions" / "photos"
     for name, size in (("a.jpg", (61, 33)), ("deep/a.png", (20, 90))):
         with Image.open(out / "labels" / f"{name}.png") as labels:
@@ -524,8 +524,8 @@ def test_predictions_lie_as_their_images_are_displayed(train, tmp_path, monkeypa
     ("make", "message"),
     [
         (lambda place: place.mkdir(), "none of 0 files is an image"),
-        (lambda place: (place.mkdir(), (place / "a.txt").write_text("x")), "none of 1 files"),
-        (lambda place: (place.mkdir(), (place / "a.jpg").write_text("x")), "None of 1 files could"),
+        (lambda place: (place.mkdir(), (place / "a.txt").write_text("x")), "none of 1 file is"),
+        (lambda place: (place.mkdir(), (place / "a.jpg").write_text("x")), "None of 1 file could"),
         (lambda place: None, "no such file or folder"),
     ],
 )

@@ -31,7 +31,9 @@ from main import main
 from tests.conftest import summary, tiny
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
+from utils.checkpoints import read_checkpoint
 from utils.run_folder import RunFolder, write_environment
+from utils.text import in_units
 
 SEGMENT = {
     "task": "segmentation",
@@ -79,6 +81,30 @@ TWO_STAGES = [
     {"name": "measured", "settings": {**SEGMENT, "backbone.weights": "run:pretrained"}},
     {"name": "pretrained", "settings": BT, "shown": False},
 ]
+
+
+def test_a_study_says_what_all_its_checkpoints_will_take(
+    study_file, tmp_path, in_process, said, monkeypatch
+):
+    file, runs_dir = study_file(TWO_STAGES), tmp_path / "runs"
+    words = ["--study", str(file), "--seeds", "2", "--run.dir", str(runs_dir)]
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
+    assert main(words) == 0
+    needed = 0
+    for name in ("pretrained", "measured"):
+        state = read_checkpoint(runs_dir / "mine" / f"{name}-s0" / "checkpoints" / "last.ckpt")
+        for key, value in state["state_dict"].items():
+            if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                frozen = name == "measured" and "backbone" in key
+                needed += value.numel() * (4 if frozen else 12)
+    of_all = f"checkpoints of 4 runs: up to {in_units(2 * 3 * needed)}B of 1 kB that are free."
+    warning = f"warning: The disk of {runs_dir / 'mine'} will be full before the end"
+    assert said[0] == of_all
+    assert said[1].startswith(warning)
+    said.clear()
+    assert main(words) == 0
+    assert not said  # nothing is left to do
 
 
 def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):

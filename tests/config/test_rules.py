@@ -235,14 +235,59 @@ def check_first(hparams: Hparams, path: str) -> None:
         (f"{KNN} --segmentation.fusion fusion2", "with --segmentation.head knn"),
         (f"{KNN} --trainer.max_epochs 3", "with --segmentation.head knn"),
         (f"{KNN} --data.views fixed", "with --segmentation.head knn"),
-        ("--data.feature_cache off", "without --data.views fixed"),
-        ("--task segmentation --probe.k 3", "on task segmentation (only linear_probe)"),
+        ("--task segmentation --data.feature_cache off", "without --data.views fixed"),
+        ("--task segmentation --probe.k 3", "on task segmentation (only barlow_twins, dino,"),
     ],
 )
 def test_combinations_that_do_nothing_are_refused_in_words(given, reason):
     with pytest.raises(ConfigError, match="has no effect") as caught:
         parse(given.split())
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        # One of two settings would do.
+        (
+            "--callbacks.online_probe.enabled false --callbacks.embeddings.enabled false "
+            "--probe.data.name shapes",
+            "without --callbacks.online_probe.enabled or --callbacks.embeddings.enabled",
+        ),
+        # Both at once are what takes the effect away.
+        (
+            "--trainer.sync_batchnorm true",
+            "with --trainer.devices 1 and with --trainer.num_nodes 1",
+        ),
+        (
+            "--backbone.freeze true --backbone.drop_path 0.1",
+            "with --backbone.freeze true and without --backbone.unfreeze_last",
+        ),
+        # Other tasks are named where this one never reads it, and there only.
+        (
+            "--task lejepa --barlow_twins.projector_dim 8",
+            "on task lejepa (only barlow_twins, dino_twins)",
+        ),
+        (
+            "--task dino_twins --dino_twins.term sigreg --barlow_twins.projector_dim 8",
+            "without --dino_twins.term barlow_twins",
+        ),
+        (
+            "--data.name voc --data.val_fraction 0.3",
+            "without --data.name mask_folder or image_folder",
+        ),
+        ("--task linear_probe --probe.kind knn --optim.lr 1", "with --probe.kind knn"),
+    ],
+)
+def test_the_whole_reason_is_true(given, reason):
+    with pytest.raises(ConfigError) as caught:
+        parse(given.split())
+    assert str(caught.value).endswith(f" has no effect {reason}.")
+
+
+def test_alternatives_in_help_read_as_alternatives():
+    assert str(Unless("a", 1) | Unless("b", 2)) == "no --a 1 or no --b 2"
+    assert str(Needs("a", "x", "y") | Needs("b")) == "--a x or y or --b"
 
 
 def test_names_of_fusions_and_backbones():

@@ -159,8 +159,8 @@ def test_broken_images_with_such_names_are_named(tmp_path, train, capsys):
     assert main(["--predict", "first", "--images", str(tmp_path / LATIN1), *runs]) == 0
     said = capsys.readouterr().out
     assert "1 image labelled" in said
-    assert "1 files skipped (unreadable)" in said
-    assert "1 files skipped (no images)" in said
+    assert "1 file skipped (unreadable)" in said
+    assert "1 file skipped (no images)" in said
     assert said.count(r"caf\xe9.png") == 1
     assert said.encode()
 

@@ -101,7 +101,8 @@ def test_masks_of_the_stored_orientation_are_said(folder, tmp_path, capsys):
         named = [pairs[0][0]], [pairs[1][0], pairs[2][0]]
         for fit, files in zip(("STORED", "EITHER"), named, strict=True):
             assert census.fits[fit] == [str(file) for file in files]
-            assert f"warning: {len(files)} images have an EXIF orientation" in said
+            images = "image" if len(files) == 1 else "images"
+            assert f"warning: of {len(files)} {images} with an EXIF orientation" in said
             assert f"First: {files[0]}" in said
 
 

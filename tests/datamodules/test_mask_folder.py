@@ -104,7 +104,7 @@ def test_without_a_list_one_is_written_that_works(
     tmp_path, capsys, encode, classes, names, colours
 ):
     root = folder(tmp_path, encode, classes=classes)
-    with pytest.raises(FileNotFoundError, match=r"4 masks hold .*written to .*classes\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"In 4 masks: .*written to .*classes\.yaml"):
         MaskFolder(str(root)).propose_classes()
     written = yaml.safe_load((root / "classes.yaml").read_text())
     assert names is ... or written["names"] == names
@@ -216,7 +216,7 @@ def test_without_val_a_share_is_set_apart_for_good(tmp_path, capsys, inside):
     root = folder(tmp_path, grey, names, parts=(inside,), count=40)
     train, val = parts(MaskFolder(str(root), val_fraction=0.25))
     said = capsys.readouterr().err
-    assert f"has no val/: of 40 images {len(val)} are set apart by a hash" in said
+    assert f"has no val/: a hash of their names sets {len(val)} of 40 images apart" in said
     assert len(train) + len(val) == 40
     assert 4 <= len(val) <= 16
     root = folder(tmp_path, grey, names, parts=(inside,), count=60)
@@ -374,7 +374,7 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
         ("names: [a, [b]]", r"\['b'\] is no name"),
         ("names: {a: 0, b: 1}", "names has 'a' where the value"),
         ("names: {-1: a, 1: b}", "names has -1 where the value"),
-        ("names: [a, b]\ncolours: [red]", "1 colours, expected 2"),
+        ("names: [a, b]\ncolours: [red]", "1 colour, expected 2"),
         ("names: [a, b]\ncolours: [red, rde]", "the colour of b is 'rde', expected"),
         ("names: [a, b]\ncolours: [[0, 0, 300], red]", r"the colour of a is \[0, 0, 300\]"),
         ("names: [a, b]\ncolours:\n  - #ff0000\n  - red", "the colour of a is None, expected"),
@@ -402,7 +402,7 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
         "trainer__max_epochs": 1,
     }
     assert train("run", **settings)[0] == 2
-    assert "16 masks hold #282828 (9" in capsys.readouterr().err
+    assert "In 16 masks: #282828 (9" in capsys.readouterr().err
     text = (root / "classes.yaml").read_text()
     (root / "classes.yaml").write_text(text.replace("class 0", "background"))
     code, run = train("run", **settings)

@@ -129,6 +129,18 @@ def grey_tiff(file: Path, values: np.ndarray, bits: int, photometric: int) -> Pa
     return file
 
 
+@pytest.mark.parametrize("white", [255, 1000, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_pgm_is_as_bright_as_its_header_says(tmp_path, white, plain):
+    values = np.linspace(0, white, 64).round().astype(np.int64).reshape(8, 8)
+    file = tmp_path / "a.pgm"
+    stored = values.astype(">u2" if white > 255 else np.uint8).tobytes()
+    content = " ".join(map(str, values.ravel().tolist())).encode() if plain else stored
+    file.write_bytes(b"P%d 8 8 %d\n" % (2 if plain else 5, white) + content)
+    read = np.array(read_rgb(file))[..., 0]
+    assert np.abs(read - values * 255 / white).max() <= 0.5 + 0.01  # Pillow rounds before
+
+
 # Photometric 0: white is zero; 12 bits of it Pillow does not read.
 @pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
 def test_a_grey_tiff_is_as_bright_as_its_header_says(tmp_path, bits, photometric):

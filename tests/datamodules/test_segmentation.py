@@ -295,5 +295,5 @@ def test_trainaug_has_masks_of_its_own_and_no_validation_images(tmp_path):
     read_labels(pairs[0][1], 9)
     first = voc_files(folder, "val")[0].stem
     listing.write_text("\n".join([*names[:3], first]))
-    with pytest.raises(ValueError, match=f"1 validation images, first: {first}"):
+    with pytest.raises(ValueError, match=f"1 validation image, first: {first}"):
         voc_pairs(folder, "trainaug")

@@ -78,3 +78,7 @@ def test_a_sentence_is_one_line_that_can_be_read():
 )
 def test_things_are_counted_in_words(number, text):
     assert count(number, "step") == text
+
+
+def test_classes_are_counted_too():
+    assert [count(number, "class") for number in (1, 2)] == ["1 class", "2 classes"]

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from tests.conftest import files_at_most
@@ -38,6 +39,15 @@ def test_norms_and_biases_do_not_decay():
     assert [p.ndim for p in decayed["params"]] == [4, 2]
     assert {p.ndim for p in others["params"]} == {1}
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+
+
+def test_a_table_of_biases_does_not_decay():
+    attention = WindowAttention(dim=8, num_heads=2, window_size=2)
+    decayed, others = parameter_groups({attention: 1.0}, 1.0, 0.1)
+    names = {parameter: name for name, parameter in attention.named_parameters()}
+    assert [names[p] for p in decayed["params"]] == ["qkv.weight", "proj.weight"]
+    rest = {"relative_position_bias_table", "qkv.bias", "proj.bias"}
+    assert {names[p] for p in others["params"]} == rest
 
 
 def test_frozen_parameters_are_left_out():

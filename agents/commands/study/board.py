@@ -23,7 +23,7 @@ from config.convert import read_yaml
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
-from utils.text import format_result
+from utils.text import count, format_result
 
 _STYLES = {
     "finished": "green",
@@ -130,7 +130,7 @@ class Board:
             table.add_row(
                 Text(name), Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
             )
-        lines = [f"{hidden} finished runs are not shown."] if hidden and finished else []
+        lines = [f"Not shown: {count(hidden, 'finished run')}."] if hidden and finished else []
         left = self.seconds_left(progress)
         lines += [f"About {_clock(left)} left." if left else "Time left: known after a run."]
         return Group(table, *([] if self._over() else map(Text, lines)))

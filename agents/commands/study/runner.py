@@ -20,6 +20,7 @@ from agents.commands.study import run_folder
 from agents.commands.study.board import Board
 from agents.commands.study.output import write_output, write_table
 from agents.commands.study.plan import Run, Study
+from agents.commands.study.room import announce_room
 from agents.commands.study.table import last_reason
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
@@ -54,6 +55,7 @@ def run_study(study: Study) -> int:
     """
     quiet_libraries()
     check_settings(study)
+    announce_room(study)
     runner = _Runner(study)
     code = runner.run()
     for line in write_output(study):

@@ -16,7 +16,7 @@ from agents.commands.study.options import as_command_line
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
-from utils.text import format_result
+from utils.text import count, format_result
 
 _LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
     "\\": r"\textbackslash{}",
@@ -95,7 +95,7 @@ class StudyTable:
             words.append(f"Judged by: {'; '.join(sorted(facts))}.")
         if len(facts) > 1:
             words.append("NOT ONE PROTOCOL: rows judged differently do not compare.")
-        words.append(f"Mean ± standard deviation over {study.seeds} seed(s).")
+        words.append(f"Mean ± standard deviation over {count(study.seeds, 'seed')}.")
         if study.overrides:
             words.append(f"Settings for all: {' '.join(as_command_line(study.overrides))}")
         if any(line.transductive for line in self.lines):

@@ -1,0 +1,64 @@
+"""Whether the disk has room for what a study will write, told before its first run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agents.base import Agent
+from agents.build import build_agent, build_data
+from agents.commands.study import run_folder
+from agents.commands.study.plan import Run, Study
+from agents.preflight import checkpoint_bytes, room_in_words
+from agents.sources import build_source
+from config.convert import update
+from config.hparams import Hparams
+from config.length import resolve_for_data
+from config.resolve import resolve
+from utils.console import console
+from utils.nested import nested
+from utils.text import count
+
+
+def announce_room(study: Study) -> None:
+    """Says what the checkpoints of all runs that have none yet will take, and warns of too little.
+
+    Caches of features do not count: rows share them, and only a first image shows how large one is.
+    """
+    waiting = [run for run in study.runs if not run_folder(study, run.name).has_checkpoint]
+    sizes: dict[str, int] = {}
+    for run in {run.row: run for run in waiting}.values():
+        try:
+            agent = _untrained(study, run)
+        except (OSError, ValueError):  # no images yet, say: the run will tell
+            continue
+        sizes[run.row] = checkpoint_bytes(agent) if agent.trains else 0
+    known = [sizes[run.row] for run in waiting if run.row in sizes]
+    if not known:
+        return
+    said, warnings = room_in_words(sum(known), study.folder)
+    runs = count(len(known), "run")
+    of = runs if len(known) == len(waiting) else f"{runs} (of {len(waiting)}, others are unknown)"
+    console.info("checkpoints of %s: %s", of, said)
+    for warning in warnings:
+        console.warning("warning: %s", warning)
+
+
+def _untrained(study: Study, run: Run) -> Agent:
+    hparams = resolve(update(Hparams(), nested(_settings(study, run)), study.name))
+    source = build_source(hparams)
+    data = build_data(hparams, source)
+    data.setup("fit")
+    # Of a GPU or not: the length of the run, which no checkpoint shows.
+    hparams = resolve_for_data(hparams, len(data.train_files), on_gpu=False)
+    return build_agent(hparams, source, loaded=False)
+
+
+def _settings(study: Study, run: Run) -> Mapping[str, Any]:
+    """Returns what a run reads; its architecture may be that of another, not yet there."""
+    found = dict(run.settings)
+    for other in study.runs:
+        if other.name in run.needs:
+            theirs = _settings(study, other)
+            found = {p: v for p, v in theirs.items() if p.startswith("backbone.")} | found
+    return found
