@@ -221,7 +221,7 @@ def test_views_show_labels_in_the_colours_of_their_classes():
     }
     for names, colour in ((("background", "cat"), [0, 0, 0]), (("cat", "dog"), [128, 0, 0])):
         figure = draw_views(views, "title", names)
-        shown = np.asarray(figure.axes[2].images[0].get_array())
+        shown = np.asarray(figure.axes[0].images[2].get_array())
         assert shown[0, 0].tolist() == colour
         figures.close(figure)
 
