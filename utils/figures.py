@@ -93,29 +93,25 @@ def show_image(axis: Axes, image: NDArray[np.generic], **settings: object) -> ob
 def panels(rows: int, columns: int, title: str = "") -> tuple[Figure, NDArray[Any]]:
     """Makes a figure of `(rows, columns)` charts with titles and labels, of 3.6 x 2.4 inches each.
 
-    Their room is set, not measured as in `grid`: twenty charts are drawn in half the time.
+    Their room is set, not measured as in `grid`: twenty charts are drawn in 0.6 of the time.
 
     Returns:
         The figure and its axes, always a two-dimensional array.
     """
-    width, height = 3.6 * columns, 2.4 * rows + 0.1 + 0.2 * len(title.splitlines())
-    left, right, bottom, above, between = 0.7, 0.15, 0.5, 0.25, 0.75
-    top = height - 2.4 * rows + above
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        bottom=bottom / height,
-        top=1 - top / height,
-        wspace=(left + right) * columns / (width - columns * (left + right)),
-        hspace=between * rows / (height - top - bottom - (rows - 1) * between),
-    )
-    figure.suptitle(plain(title), y=1 - 0.05 / height, va="top")
+    head = 0.1 + 0.2 * len(title.splitlines())
+    size = np.array([3.6 * columns, 2.4 * rows + head])
+    figure = plt.figure(figsize=tuple(size))
+    figure.suptitle(plain(title), y=1 - 0.05 / size[1], va="top")
+    axes = np.empty((rows, columns), object)
+    for row, column in np.ndindex(rows, columns):
+        # Inches from the lower left; what the axes leave of a panel is for its words.
+        corner = np.array([3.6 * column + 0.7, 2.4 * (rows - 1 - row) + 0.5])
+        axes[row, column] = figure.add_axes((*corner / size, *np.array([2.75, 1.65]) / size))
     return figure, axes
 
 
 class Sheet:
-    """Pictures in rows and columns on one pair of axes: each on its own takes five times as long.
+    """Pictures in rows and columns on one pair of axes: axes for each take three times as long.
 
     A picture is 1 wide; rows and columns are numbered from the upper left.
 
