@@ -49,6 +49,8 @@ _STUDY_KEYS: dict[str, tuple[type, ...]] = {
     "rows": (list,),
     "figures": (list,),
 }
+# Settings that a run takes over from the run whose weights it starts from.
+ADOPTED = frozenset(f"backbone.{leaf}" for leaf in ARCHITECTURE)
 # Where and how a run is computed; everything else is what it computes.
 _OF_THE_MACHINE = (
     "run.",
@@ -242,7 +244,7 @@ class _Plans:
         if str(settings.get("backbone.weights")).startswith("run:"):
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
-            settings = {p: v for p, v in settings.items() if p not in _ADOPTED or p in given}
+            settings = {p: v for p, v in settings.items() if p not in ADOPTED or p in given}
         machine = {path: w for path, w in options.items() if path.startswith(_OF_THE_MACHINE)}
         runs = []
         for seed in range(seeds):
@@ -296,6 +298,3 @@ class _Plans:
         for path in {**self.common, **self.overrides}:
             if path not in self.used:
                 raise ConfigError(f"--{path} has no effect on any run of the study.")
-
-
-_ADOPTED = {f"backbone.{leaf}" for leaf in ARCHITECTURE}

@@ -8,7 +8,7 @@ from typing import Any
 from agents.base import Agent
 from agents.build import build_agent, build_data
 from agents.commands.study import run_folder
-from agents.commands.study.plan import Run, Study
+from agents.commands.study.plan import ADOPTED, Run, Study
 from agents.preflight import checkpoint_bytes, room_in_words
 from agents.sources import build_source
 from config.convert import update
@@ -60,5 +60,5 @@ def _settings(study: Study, run: Run) -> Mapping[str, Any]:
     for other in study.runs:
         if other.name in run.needs:
             theirs = _settings(study, other)
-            found = {p: v for p, v in theirs.items() if p.startswith("backbone.")} | found
+            found = {path: theirs[path] for path in ADOPTED & theirs.keys()} | found
     return found
