@@ -44,7 +44,8 @@ class BarlowTwins(JointEmbedding):
     def make_projector(width: int, hparams: Hparams) -> nn.Module:
         """The paper's."""
         method = hparams.barlow_twins
-        return projector(width, int(method.projector_dim), method.projector_layers)
+        dim, hidden = int(method.projector_dim), int(method.hidden_dim)
+        return projector(width, dim, method.projector_layers, hidden)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:

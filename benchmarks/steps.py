@@ -110,8 +110,9 @@ def measure(case: Case, device: torch.device, rounds: int, steps: int) -> dict[s
     """Returns median seconds of a step by who takes it."""
     precision = "bf16-mixed" if device.type == "cuda" else "32-true"
     hparams = case.settings(precision)
-    width, dim = new_backbone(hparams).embed_dim, int(hparams.barlow_twins.projector_dim)
-    head = projector(width, dim, hparams.barlow_twins.projector_layers)
+    width, method = new_backbone(hparams).embed_dim, hparams.barlow_twins
+    dim, hidden = int(method.projector_dim), int(method.hidden_dim)
+    head = projector(width, dim, method.projector_layers, hidden)
     runners: dict[str, Callable[[], float]] = {
         "here": lambda: case.batch / step_cost(hparams, device, steps).images_per_second,
         "bare loop": loop(hparams, device, steps, head, plain_loss),

@@ -242,6 +242,11 @@ class BarlowTwinsHparams:
     batch_size."""
     projector_layers: Count = 3
     """Linear layers of the projector, BatchNorm and ReLU between them."""
+    hidden_dim: Annotated[
+        int | str, Auto(), Between(2, 2**17), Unless("barlow_twins.projector_layers", 1)
+    ] = "auto"
+    """Width of the projector's other layers. auto: projector_dim, the paper's. A narrow last
+    layer needs wide ones before it."""
     loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
         "barlow_twins"
     )

@@ -4,8 +4,11 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
+from agents.barlow_twins import BarlowTwins
 from config.hparams import Hparams
+from config.resolve import resolve
 from tests.conftest import assert_same, summary, weights
 from utils.metrics_file import read_metrics
 
@@ -76,7 +79,6 @@ def agent_for(**changed):
     from agents.build import build_agent
     from agents.sources import build_source
     from config.length import resolve_for_data
-    from config.resolve import resolve
 
     hparams = Hparams()
     for path, value in changed.items():
@@ -148,13 +150,36 @@ def test_a_mixed_image_counts_when_memory_is_measured():
         ),
         ({"barlow_twins__loss": "vicreg", "task": "dino_twins"}, "on task dino_twins"),
         ({"barlow_twins__mix": 1, "task": "dino_twins"}, "on task dino_twins"),
+        (
+            {"barlow_twins__projector_layers": 1, "barlow_twins__hidden_dim": 8},
+            "with --barlow_twins.projector_layers 1",
+        ),
     ],
 )
-def test_settings_of_the_other_loss_are_refused(train, capsys, changed, reason):
+def test_settings_without_effect_are_refused(train, capsys, changed, reason):
     assert train("run", **changed)[0] == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "has no effect" in said
     assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("given", "widths"),
+    [
+        ({}, [(24, 16), (16, 16), (16, 16)]),
+        ({"hidden_dim": 40}, [(24, 40), (40, 40), (40, 16)]),
+        ({"hidden_dim": 40, "projector_layers": 2}, [(24, 40), (40, 16)]),
+    ],
+)
+def test_the_projectors_layers_are_as_wide_as_the_last_unless_said(given, widths):
+    hparams = Hparams()
+    hparams.data.name = "cifar10"  # the demonstration's images have widths of their own
+    hparams.barlow_twins.projector_dim = 16
+    for name, value in given.items():
+        setattr(hparams.barlow_twins, name, value)
+    layers = BarlowTwins.make_projector(24, resolve(hparams))
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == widths
 
 
 def test_vicreg_is_not_warned_of_a_noise_it_does_not_have():
