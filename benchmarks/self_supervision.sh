@@ -18,7 +18,7 @@ QUICK="--callbacks.effective_receptive_field.enabled false --callbacks.feature_m
 PRETRAIN="$QUICK --data.blur false --data.batch_size 64"
 HEAD="--dino.hidden_dim 512"
 CROPS="--dino.local_crops_number 2 $HEAD"
-PROJECTOR="--barlow_twins.projector_dim 256"
+PROJECTOR="--barlow_twins.projector_dim 256 --barlow_twins.hidden_dim 256"
 
 subset() {
   mkdir -p "$RUNS"

@@ -245,8 +245,8 @@ class BarlowTwinsHparams:
     hidden_dim: Annotated[
         int | str, Auto(), Between(2, 2**17), Unless("barlow_twins.projector_layers", 1)
     ] = "auto"
-    """Width of the projector's other layers. auto: projector_dim, the paper's. A narrow last
-    layer needs wide ones before it."""
+    """Width of the projector's other layers. auto: projector_dim, as in the paper, but 512 at
+    least: a narrow last layer needs wide ones before it."""
     loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
         "barlow_twins"
     )

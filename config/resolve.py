@@ -95,7 +95,7 @@ def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
     if method.projector_dim == "auto":
         method.projector_dim = _PROJECTOR_DIM
     if method.hidden_dim == "auto":
-        method.hidden_dim = method.projector_dim
+        method.hidden_dim = max(_PROJECTOR_DIM, int(method.projector_dim))
     if method.lambd == "auto":
         method.lambd = round(_LAMBDA * _PROJECTOR_DIM / int(method.projector_dim), 6)
     method.crop_scale = method.crop_scale or [0.08, 1.0]

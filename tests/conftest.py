@@ -41,6 +41,7 @@ TINY = {
     "backbone.depth": 2,
     "backbone.embed_dim": 24,
     "barlow_twins.projector_dim": 16,
+    "barlow_twins.hidden_dim": 16,
     "trainer.max_epochs": 2,
     "trainer.accelerator": "cpu",
     "logger.mode": "disabled",

@@ -166,14 +166,14 @@ def test_settings_without_effect_are_refused(train, capsys, changed, reason):
 @pytest.mark.parametrize(
     ("given", "widths"),
     [
-        ({}, [(24, 16), (16, 16), (16, 16)]),
+        ({}, [(24, 512), (512, 512), (512, 16)]),
+        ({"projector_dim": 600}, [(24, 600), (600, 600), (600, 600)]),
         ({"hidden_dim": 40}, [(24, 40), (40, 40), (40, 16)]),
         ({"hidden_dim": 40, "projector_layers": 2}, [(24, 40), (40, 16)]),
     ],
 )
-def test_the_projectors_layers_are_as_wide_as_the_last_unless_said(given, widths):
+def test_a_narrow_projector_has_wide_layers_inside_unless_said(given, widths):
     hparams = Hparams()
-    hparams.data.name = "cifar10"  # the demonstration's images have widths of their own
     hparams.barlow_twins.projector_dim = 16
     for name, value in given.items():
         setattr(hparams.barlow_twins, name, value)

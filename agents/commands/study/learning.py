@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from callbacks.dense_knn import METRIC as DENSE_KNN
 from callbacks.online_probe import KNN, LINEAR
@@ -47,6 +48,8 @@ def learning(found: Sequence[tuple[str, Sequence[RunFolder]]], title: str) -> Fi
             _line(axis, label, f"C{index}", [seed[name] for seed in seeds if name in seed])
         axis.set(title=_PANELS[name], xlabel="training images seen, with repetitions")
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter("{x:,.0f}")
     axes[0, 0].legend(fontsize=7)
     return figure
 
