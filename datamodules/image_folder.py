@@ -47,7 +47,11 @@ class ImageFolder(LabelledSource):
         return [f for f in files if (judging_place(f, train) < self.val_fraction) == judged]
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
-        """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`."""
+        """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
+
+        Where a hash parts the images, all of them have the classes: it may leave a class of few
+        images to one part alone.
+        """
         train, val = self._folders
         if split == "all" and train != val:
             raise ValueError("--data.split all: with train/ and val/ folders, labels need a split.")
@@ -59,7 +63,8 @@ class ImageFolder(LabelledSource):
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
         self._say_what_is_left_out(folder)
-        classes = tuple(sorted({parts[0] for parts in inside}))
+        every = (file.relative_to(folder).parts for file in self._below(folder))
+        classes = tuple(sorted({parts[0] for parts in every if len(parts) > 1}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
 
