@@ -200,6 +200,14 @@ def _study(argv: Sequence[str]) -> Command:
 
 
 def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes the options that are given null out of a command line.
+
+    Returns:
+        The rest, and their dotted paths.
+
+    Raises:
+        ConfigError: one that may be null has no value at all.
+    """
     # simple-parsing has no spelling for None: `--x null` is taken out here and set afterwards.
     optional = {
         f"--{leaf.path}": leaf.path
@@ -215,6 +223,9 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
         if option in optional and (value in _NULLS or (not value and following in _NULLS)):
             nulls.append(optional[option])
             position += 1 if value else 2
+        elif argv[position] in optional and following[:2] in ("", "--"):
+            # An unset variable of a shell; simple-parsing would take it for null.
+            raise ConfigError(f"{option}: expected a value, or null.")
         else:
             kept.append(argv[position])
             position += 1
