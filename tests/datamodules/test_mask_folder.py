@@ -253,6 +253,24 @@ def test_test_is_judged_and_val_chooses(tmp_path):
     assert {pair[0].parts[-3] for pair in MaskFolder(str(root)).pairs("val")} == {"val"}
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_labels_in_a_pgm_are_what_the_file_says(tmp_path, plain):
+    """Not stretched to white by the largest value that its header names, one a mask."""
+    (tmp_path / "classes.yaml").write_text("names: {0: a, 1: b, 2: c, 300: d}")
+    meanings = MaskFolder(str(tmp_path)).meanings
+    for largest in (1, 2, 254, 255, 300, 65535):
+        values = np.array([[0, 1, 2, 300]])
+        values[values > largest] = 1
+        stored = values.astype(">u2" if largest > 255 else np.uint8).tobytes()
+        spelt = " ".join(map(str, values.ravel().tolist())).encode()
+        file = tmp_path / f"{largest}.pgm"
+        file.write_bytes(
+            b"P%d 4 1 %d\n" % (2 if plain else 5, largest) + (spelt if plain else stored)
+        )
+        labels = read_labels(file, 4, meanings).ravel().tolist()
+        assert labels == [{0: 0, 1: 1, 2: 2, 300: 3}[value] for value in values.ravel().tolist()]
+
+
 def test_negative_values_count_for_nothing(tmp_path):
     with_void = times(1, offset=-1, kind=np.int32)  # -1, 0 and 1
     root = folder(tmp_path, with_void, classes=3, suffix=".tif")
