@@ -208,6 +208,7 @@ def put(file: Path) -> None:
         ("train valid", "train", "valid"),
         ("train validation test", "train", "validation"),
         ("Train Val", "Train", "Val"),
+        ("training validation testing", "training", "validation"),
     ],
 )
 def test_folders_of_splits_are_no_classes(tmp_path, parts, train, val):

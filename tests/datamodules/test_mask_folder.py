@@ -253,6 +253,25 @@ def test_test_is_judged_and_val_chooses(tmp_path):
     assert {pair[0].parts[-3] for pair in MaskFolder(str(root)).pairs("val")} == {"val"}
 
 
+@pytest.mark.parametrize(
+    "parts", [("train", "valid"), ("training", "validation"), ("Train", "Val"), ("train", "test")]
+)
+def test_parts_by_other_names_are_not_mixed(tmp_path, parts):
+    source = MaskFolder(str(folder(tmp_path, grey, "names: [a, b]", parts)))
+    for split, inside in zip(("train", "val"), parts, strict=True):
+        pairs = source.pairs(split)
+        assert len(pairs) == 4
+        assert {file.relative_to(tmp_path).parts[1] for pair in pairs for file in pair} == {inside}
+    assert source.held_out() is None
+
+
+def test_valid_chooses_where_test_judges(tmp_path):
+    root = folder(tmp_path, grey, "names: [a, b]", ("train", "valid", "test"))
+    source = MaskFolder(str(root))
+    assert {image.parts[-3] for image, _ in source.held_out() or ()} == {"valid"}
+    assert {image.parts[-3] for image, _ in source.pairs("val")} == {"test"}
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_labels_in_a_pgm_are_what_the_file_says(tmp_path, plain):
     """Not stretched to white by the largest value that its header names, one a mask."""
