@@ -52,6 +52,8 @@ class MaskFolder(ListedClasses):
     def class_list(self) -> ClassList:
         """See `ListedClasses.class_list`."""
         file = self.root / CLASS_LIST
+        if self.learnt and not self.root.is_dir():
+            return self.of_checkpoint()
         if not file.exists():
             raise FileNotFoundError(
                 f"There is no {CLASS_LIST} in {self.root}, with the names of the classes. --task "

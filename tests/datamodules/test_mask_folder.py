@@ -452,6 +452,28 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
     assert {colour for _, colour in colours or ()} <= set(map(tuple, COLOURS[:2].tolist()))
 
 
+def test_a_run_labels_images_where_its_data_is_not(train, tmp_path, capsys):
+    root = folder(tmp_path / "data", grey, "names: [background, crop]", count=16)
+    settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
+    assert train("run", **settings, trainer__max_steps=1)[0] == 0
+    images = root.rename(tmp_path / "elsewhere") / "images" / "val"
+    place = ["--run.dir", str(tmp_path / "runs")]
+    capsys.readouterr()
+    assert main(["--predict", "run", "--images", str(images), *place]) == 0
+    said = capsys.readouterr()
+    assert "16 images labelled" in said.out
+    assert f"There is no {root}: the classes are those of the checkpoint" in said.out + said.err
+    header = next(tmp_path.glob("runs/run/predictions/val/class_shares.csv")).read_text()
+    assert header.startswith("image,background,crop\n")
+    assert main(["--evaluate", "run", *place]) == 2
+    assert f"There is no folder {root}" in capsys.readouterr().err
+    with files_at_most(200):  # its summary cannot be written
+        assert main(["--evaluate", "run", *place, "--data.root", str(images.parents[1])]) == 2
+    said = capsys.readouterr()
+    assert "evaluate/voc12_standard/miou" in said.out
+    assert "summary.json cannot be written" in said.err
+
+
 def test_classes_in_another_order_are_not_those_of_the_run(train, tmp_path, capsys):
     names = "names: [background, crop]"
     root = folder(tmp_path / "data", grey, names, count=16)
