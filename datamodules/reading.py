@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import floor, log2
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,9 +255,8 @@ def _largest_of_pgm(image: Image.Image) -> int | None:
         image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
     """
     if isinstance(image, PpmImageFile) and image.mode in ("L", "I"):
-        decoder, *_, arguments = image.tile[0]
-        if decoder != "raw":
-            return int(arguments[-1])
+        tile: Any = image.tile[0]
+        return None if tile.codec_name == "raw" else int(tile.args[-1])
     return None
 
 

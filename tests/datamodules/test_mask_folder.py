@@ -114,9 +114,9 @@ def test_without_a_list_one_is_written_that_works(
 
 def checked(root, split="train") -> Census:
     source = MaskFolder(str(root))
-    return check_masks(
-        source, source.pairs(split), "images", every_image=True, cache=root / "cache"
-    )
+    pairs = source.pairs(split)
+    images = [image for image, _ in pairs]
+    return check_masks(source, pairs, "images", judged=images, cache=root / "cache")
 
 
 def test_only_who_needs_classes_writes_a_list(tmp_path):
@@ -305,43 +305,36 @@ def test_negative_values_count_for_nothing(tmp_path):
 
     (root / "classes.yaml").write_text("names: [ground, weed]")
     with pytest.raises(ValueError, match=r"does not name.*: `ignore: \[-1\]`, as no class is neg"):
-        judged(root)
+        checked(root)
     values = np.array([-1, 3, 4], np.int32)
     masks = {"classes": 3, "suffix": ".tif"}
     root = folder(tmp_path / "b", lambda labels: Image.fromarray(values[labels]), **masks)
     (root / "classes.yaml").write_text("names: [ground, weed]")
     with pytest.raises(ValueError, match=r"`names: \{3: ground, 4: weed\}` and `ignore: \[-1\]`$"):
-        judged(root)
-
-
-def judged(root) -> Census:
-    source = MaskFolder(str(root))
-    return check_masks(
-        source, source.pairs("train"), "images", every_image=True, cache=root / "cache"
-    )
+        checked(root)
 
 
 def test_what_is_wrong_with_a_file_is_not_advised_to_be_named(tmp_path):
     root = folder(tmp_path, grey, "names: [a, b]")
     grey(drawn(0)[1:]).save(root / "masks/train/deep0/00.png")
     with pytest.raises(ValueError, match=r"they do not belong together\.$"):
-        judged(root)
+        checked(root)
     for mask in (root / "masks").rglob("*.png"):
         mask.write_bytes(b"")
     with pytest.raises(ValueError, match=r"^4 of 4 .*cannot be read\.$"):
-        judged(root)
+        checked(root)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.5])
 @pytest.mark.filterwarnings("error")
 def test_numbers_that_are_not_whole_are_no_labels(tmp_path, value):
     root = folder(tmp_path, times(1, kind=np.float32), "names: [a, b]", suffix=".tif")
-    assert sum(judged(root).pixels) == 4 * drawn(0).size
+    assert sum(checked(root).pixels) == 4 * drawn(0).size
     mask = drawn(0).astype(np.float32)
     mask[0, 0] = value
     Image.fromarray(mask).save(root / "masks/train/deep0/00.tif")
     with pytest.raises(ValueError, match=r"00\.tif has numbers that are not whole"):
-        judged(root)
+        checked(root)
 
 
 def test_an_accent_is_one_name_however_it_is_written(tmp_path):
