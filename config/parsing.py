@@ -143,6 +143,12 @@ def parse(argv: Sequence[str]) -> Command | str:
     if "--study" in given and not {"--help", "-h"} & set(argv):
         return _study(argv)
     hparams, run = base_settings(early)
+    if run and early.task not in (None, hparams.task):
+        (action,) = given
+        raise ConfigError(
+            f"--task {early.task} has no effect with {action}: {run.name} is a run of task "
+            f"{hparams.task}."
+        )
     if run and "--run.resume" in given:
         argv = _replace_option(argv, "--run.resume", str(run))
     below = deepcopy(hparams)

@@ -297,3 +297,12 @@ def test_null_may_be_given_where_it_does_nothing():
     command = parse([*words, "--backbone.patch_size", "null"])
     assert isinstance(command, Command)
     assert "patch_size" not in active_settings(command.hparams)["backbone"]
+
+
+@pytest.mark.parametrize("action", [["--evaluate"], ["--export"], ["--run.resume"]])
+def test_a_run_keeps_its_task(tmp_path, action):
+    (tmp_path / "hparams.yaml").write_text("task: segmentation\n")
+    words = [*action, str(tmp_path), "--task"]
+    assert parse([*words, "segmentation"]).hparams.task == "segmentation"
+    with pytest.raises(ConfigError, match=f"^--task dino has no effect with {action[0]}: "):
+        parse([*words, "dino"])
