@@ -227,17 +227,17 @@ class LabelledDataModule(ImageDataModule):
                 f"None of {count(len(train), 'image')} is left to judge by: give them a val/ "
                 "folder, or raise --data.val_fraction."
             )
-        if self.most is not None:
-            train, test = train.evenly(self.most), test.evenly(self.most)
-        train, val = train.parted(self.val_fraction)
-        self.splits = {"train": train, "val": val, "test": test}
-        self.train_files, self.val_files = train.files, val.files
         if unseen := sorted(set(range(len(train.classes))) - set(train.labels)):
             every = count(len(train.classes), "class")
             rank_zero_warn(
                 f"{len(unseen)} of {every} without a training image, as "
                 f"{train.classes[unseen[0]]}: a linear classifier cannot tell what it never saw."
             )
+        if self.most is not None:
+            train, test = train.evenly(self.most), test.evenly(self.most)
+        train, val = train.parted(self.val_fraction)
+        self.splits = {"train": train, "val": val, "test": test}
+        self.train_files, self.val_files = train.files, val.files
 
     @property
     def transductive(self) -> bool:
