@@ -128,7 +128,8 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
             there, here = (str(tuple(s[key])) if key in s else "absent" for s in (saved, own))
             raise ValueError(
                 f"{file} is of another architecture: {key} is {there} there and {here} with "
-                "these settings. Resume without changing --backbone or projector sizes."
+                "these settings. Leave --backbone, --data.image_size and projector sizes as they "
+                "were."
             )
 
 

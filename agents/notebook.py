@@ -35,7 +35,7 @@ def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> 
 
     Raises:
         ValueError: there is no such run; it, or what it was trained on, is damaged.
-        FileNotFoundError: it has no checkpoint, or its data set has gone.
+        FileNotFoundError: it has no checkpoint.
     """
     command = parse(["--evaluate", os.fspath(run), "--run.dir", runs_dir])
     assert isinstance(command, Command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,9 +58,27 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
 
     To be registered as a hook before loading: what then comes from the checkpoint is the memory of
     each parameter alone.
+
+    Raises:
+        ValueError: its groups are of other sizes.
     """
+    here, there = (
+        [len(group["params"]) for group in groups]
+        for groups in (optimizer.param_groups, state["param_groups"])
+    )
+    if here != there:
+        raise ValueError(
+            f"The checkpoint's optimizer remembers {_in_words(there)} parameters, and with these "
+            f"settings and this version they are {_in_words(here)}: what is trained, or what of it "
+            "decays, has changed since. Go on with the version that environment.json names, or "
+            "start a new run from the weights: --backbone.weights CHECKPOINT."
+        )
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
     return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
+
+
+def _in_words(sizes: Sequence[int]) -> str:
+    return " + ".join(map(str, sizes))
 
 
 class StepSchedule(LambdaLR):

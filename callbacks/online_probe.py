@@ -74,8 +74,9 @@ class OnlineProbe(Readout):
         found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
             self.say(
-                "online_probe: these images have no classes. To follow k-NN and linear accuracy "
-                "set --probe.data.name (cifar10, image_folder) and --probe.data.root."
+                "online_probe: these images have no classes, or all the same. To follow k-NN and "
+                "linear accuracy set --probe.data.name (cifar10, image_folder) and "
+                "--probe.data.root."
             )
             return {}
         (bank, labels), (queries, truth), classes = found

@@ -143,6 +143,12 @@ def parse(argv: Sequence[str]) -> Command | str:
     if "--study" in given and not {"--help", "-h"} & set(argv):
         return _study(argv)
     hparams, run = base_settings(early)
+    if run and early.task not in (None, hparams.task):
+        (action,) = given
+        raise ConfigError(
+            f"--task {early.task} has no effect with {action}: {run.name} is a run of task "
+            f"{hparams.task}."
+        )
     if run and "--run.resume" in given:
         argv = _replace_option(argv, "--run.resume", str(run))
     below = deepcopy(hparams)
@@ -200,6 +206,14 @@ def _study(argv: Sequence[str]) -> Command:
 
 
 def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Takes the options that are given null out of a command line.
+
+    Returns:
+        The rest, and their dotted paths.
+
+    Raises:
+        ConfigError: one that may be null has no value at all.
+    """
     # simple-parsing has no spelling for None: `--x null` is taken out here and set afterwards.
     optional = {
         f"--{leaf.path}": leaf.path
@@ -215,6 +229,9 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
         if option in optional and (value in _NULLS or (not value and following in _NULLS)):
             nulls.append(optional[option])
             position += 1 if value else 2
+        elif argv[position] in optional and following[:2] in ("", "--"):
+            # An unset variable of a shell; simple-parsing would take it for null.
+            raise ConfigError(f"{option}: expected a value, or null.")
         else:
             kept.append(argv[position])
             position += 1

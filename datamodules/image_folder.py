@@ -10,22 +10,26 @@ from pytorch_lightning.utilities import rank_zero_warn
 from datamodules.base import LabelledSource
 from datamodules.listing import (
     IMAGE_SUFFIXES,
+    TEST,
+    TRAIN,
+    VAL,
     files_below,
     folders_in,
     image_files,
     judging_place,
+    part_of,
 )
 from utils.text import printable
 
-_HELD_OUT = ("val", "valid", "validation", "test")  # the first of them that is there
+_HELD_OUT = (*VAL, *TEST)  # the first of them that is there
 
 
 class ImageFolder(LabelledSource):
     """Images at any depth below `root`; those of a class share a folder, if they have classes.
 
-    With `root/train` and `root/val` (or `valid`, `validation`, `test`; upper case too) these are
-    the splits. Otherwise `val_fraction` of the images, or of `root/train` where nothing else lies
-    beside it, is held out by a hash of the path.
+    With `root/train` (or `training`) and `root/val` (or `valid`, `validation`, `test`, `testing`;
+    upper case too) these are the splits. Otherwise `val_fraction` of the images, or of `root/train`
+    where nothing else lies beside it, is held out by a hash of the path.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
@@ -47,7 +51,11 @@ class ImageFolder(LabelledSource):
         return [f for f in files if (judging_place(f, train) < self.val_fraction) == judged]
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
-        """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`."""
+        """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
+
+        Where a hash parts the images, all of them have the classes: it may leave a class of few
+        images to one part alone.
+        """
         train, val = self._folders
         if split == "all" and train != val:
             raise ValueError("--data.split all: with train/ and val/ folders, labels need a split.")
@@ -59,7 +67,8 @@ class ImageFolder(LabelledSource):
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
         self._say_what_is_left_out(folder)
-        classes = tuple(sorted({parts[0] for parts in inside}))
+        every = (file.relative_to(folder).parts for file in self._below(folder))
+        classes = tuple(sorted({parts[0] for parts in every if len(parts) > 1}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
 
@@ -81,11 +90,12 @@ class ImageFolder(LabelledSource):
     @cached_property
     def _folders(self) -> tuple[Path, Path]:
         """Where training and validation images lie; twice the same where no folder parts them."""
-        there = {folder.name.lower(): folder for folder in folders_in(self.root)}
-        train, val = there.get("train"), next(filter(None, map(there.get, _HELD_OUT)), None)
+        folders = folders_in(self.root)
+        there = {folder.name.lower() for folder in folders}
+        train, val = part_of(folders, TRAIN), part_of(folders, _HELD_OUT)
         if train and val:
             return train, val
-        if val and not there.keys() - set(_HELD_OUT):
+        if val and not there - set(_HELD_OUT):
             raise FileNotFoundError(
                 f"There is {val}, but no {self.root / 'train'}: expected train and val, or a "
                 "folder for each class."

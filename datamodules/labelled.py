@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +19,7 @@ from datamodules.listing import evenly, held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem
 from datamodules.seeding import Draw, seeded
+from utils.text import count
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ class LabelledDataModule(ImageDataModule):
         """Lists the images.
 
         Raises:
-            ValueError: training and test images do not have the same classes.
+            ValueError: training and test images do not have the same classes, or there is no test
+                image.
         """
         train, test = (labelled_files(self.source, s) for s in (self.source.split, "val"))
         if train.classes != test.classes:
@@ -218,6 +221,17 @@ class LabelledDataModule(ImageDataModule):
             raise ValueError(
                 f"Training and test images have different classes: {', '.join(different[:6])} "
                 f"occur in one of them only ({len(train.classes)} and {len(test.classes)} classes)."
+            )
+        if not len(test):
+            raise ValueError(
+                f"None of {count(len(train), 'image')} is left to judge by: give them a val/ "
+                "folder, or raise --data.val_fraction."
+            )
+        if unseen := sorted(set(range(len(train.classes))) - set(train.labels)):
+            every = count(len(train.classes), "class")
+            rank_zero_warn(
+                f"{len(unseen)} of {every} without a training image, as "
+                f"{train.classes[unseen[0]]}: a linear classifier cannot tell what it never saw."
             )
         if self.most is not None:
             train, test = train.evenly(self.most), test.evenly(self.most)

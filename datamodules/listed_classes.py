@@ -13,11 +13,19 @@ from datamodules.base import MaskedSource
 from datamodules.class_list import ClassList
 from datamodules.mask_survey import advice, survey
 from datamodules.meanings import Meanings
+from utils.console import console
 from utils.palette import palette, with_colours
+from utils.text import printable
 
 
 class ListedClasses(MaskedSource):
-    """A data set with a list of its classes, which is read when they are asked for."""
+    """A data set with a list of its classes, which is read when they are asked for.
+
+    Attributes:
+        learnt: what a checkpoint tells apart, for a run that is taken where its data is not.
+    """
+
+    learnt: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -28,6 +36,14 @@ class ListedClasses(MaskedSource):
             FileNotFoundError: there is no list.
             ValueError: it cannot be understood.
         """
+
+    def of_checkpoint(self) -> ClassList:
+        """Returns what is known without any data, and says so."""
+        console.warning(
+            "There is no %s: the classes are those of the checkpoint, in colours of our own.",
+            printable(self.root),
+        )
+        return ClassList.of_names(self.learnt)
 
     @property
     def classes(self) -> tuple[str, ...]:

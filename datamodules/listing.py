@@ -21,6 +21,8 @@ IMAGE_SUFFIXES = JPEG_SUFFIXES | {
     *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
+# What people call the folders of the parts of a data set, in upper case as well.
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 # What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
 _OF_SYSTEMS = frozenset(
     {
@@ -81,6 +83,12 @@ def folders_in(folder: Path) -> list[Path]:
     """Lists the folders right inside a folder but for what is hidden or a system's own."""
     _, inner, _ = next(os.walk(folder), ("", [], []))
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
+
+
+def part_of(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
+    """Returns the folder that has the first of these names, in upper or lower case."""
+    there = {folder.name.lower(): folder for folder in folders}
+    return next(filter(None, map(there.get, names)), None)
 
 
 def _is_hidden(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from datamodules.feature_cache import file_facts
 from datamodules.listing import evenly
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
-from datamodules.reading import UnreadableImageError
+from datamodules.reading import ImageItem, UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
@@ -50,7 +50,7 @@ def check_masks(
     pairs: Sequence[FilePair],
     what: str,
     *,
-    every_image: bool,
+    judged: Collection[ImageItem],
     cache: Path,
     threads: int = 1,
 ) -> Census:
@@ -60,7 +60,8 @@ def check_masks(
         source: says what values of masks mean.
         pairs: image and mask files.
         what: to call the images.
-        every_image: whether an image that cannot be read is a problem as well.
+        judged: images of an evaluation, which cannot do without them: here one that cannot be read
+            is a problem, where training passes over it.
         cache: folder that keeps what was found, until a file changes.
         threads: that read files at a time.
 
@@ -68,10 +69,10 @@ def check_masks(
         ValueError: some cannot be used, and names the first; or all but one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
-    known = cache / f"masks-{_digest(source, chosen, every_image)}.json"
+    known = cache / f"masks-{_digest(source, chosen, judged)}.json"
     census = _recalled(known)
     if census is None:
-        census = _take(source, chosen, what, every_image, threads)
+        census = _take(source, chosen, what, judged, threads)
         with suppress(OSError):  # without it the masks are looked at again
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(known, json.dumps(asdict(census)))
@@ -80,10 +81,11 @@ def check_masks(
     return census
 
 
-def _digest(source: MaskedSource, pairs: Sequence[FilePair], every_image: bool) -> str:
+def _digest(source: MaskedSource, pairs: Sequence[FilePair], judged: Collection[ImageItem]) -> str:
     meanings = None if source.meanings is None else source.meanings.facts
     files = file_facts([file for pair in pairs for file in pair if file.exists()])
-    facts = [_FORMAT, source.classes, meanings, every_image, files]
+    needed = [image in judged for image, _ in pairs]
+    facts = [_FORMAT, source.classes, meanings, needed, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
@@ -99,7 +101,7 @@ def _take(
     source: MaskedSource,
     pairs: Sequence[FilePair],
     what: str,
-    every_image: bool,
+    judged: Collection[ImageItem],
     threads: int,
 ) -> Census:
     pixels = np.zeros(VOID + 1, np.int64)
@@ -111,7 +113,7 @@ def _take(
         try:
             found = read_pair(*pair, len(source.classes), source.meanings)
         except UnreadableImageError as error:
-            return f"{error} cannot be read" if every_image else ""
+            return f"{error} cannot be read" if pair[0] in judged else ""
         except ForeignPixelsError as error:
             foreign.append(pair[1])
             return str(error)

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
-from datamodules.listing import by_stem, image_files, set_apart
+from datamodules.listing import (
+    TEST,
+    TRAIN,
+    VAL,
+    by_stem,
+    folders_in,
+    image_files,
+    part_of,
+    set_apart,
+)
 from datamodules.mask_survey import proposal, survey
 from datamodules.masks import FilePair
 from datamodules.meanings import CLASS_LIST
@@ -23,9 +32,10 @@ _LAYOUT = "images/train, images/val, masks/train, masks/val"
 class MaskFolder(ListedClasses):
     """`root/images/{train,val}` and `root/masks/{train,val}`, at any depth; `root/classes.yaml`.
 
-    An image and its mask have the same name but for the suffix. What is judged in the end is
-    `val`, or `test` where that has masks; then `val` is what choices are made on. Without `val`,
-    also without `train`, a share of the images is set apart by a hash of their names.
+    Also `training`, `valid`, `validation`, `testing` and upper case, of images and masks alike. An
+    image and its mask have the same name but for the suffix. What is judged in the end is `val`, or
+    `test` where that has masks; then `val` is what choices are made on. Without `val`, also without
+    `train`, a share of the images is set apart by a hash of their names.
 
     Args:
         root: the folder.
@@ -42,6 +52,8 @@ class MaskFolder(ListedClasses):
     def class_list(self) -> ClassList:
         """See `ListedClasses.class_list`."""
         file = self.root / CLASS_LIST
+        if self.learnt and not self.root.is_dir():
+            return self.of_checkpoint()
         if not file.exists():
             raise FileNotFoundError(
                 f"There is no {CLASS_LIST} in {self.root}, with the names of the classes. --task "
@@ -93,18 +105,24 @@ class MaskFolder(ListedClasses):
     def _parts(self) -> dict[str, _Part]:
         """Images to train on, to judge by (`test`) and, where both are there, to choose by."""
         images, masks = self._folder("images"), self._folder("masks")
-        there = [name for name in ("train", "val", "test") if (images / name).is_dir()]
+        known = {"train": TRAIN, "val": VAL, "test": TEST}
+        folders = folders_in(images)
+        found = {name: part_of(folders, names) for name, names in known.items()}
+        there = {name: folder.name for name, folder in found.items() if folder}
         if not there:
             return self._divided(".")
         if "train" not in there:
+            (first, *_) = there.values()
             raise FileNotFoundError(
-                f"There is {images}/{there[0]}, but no {images / 'train'}: expected {_LAYOUT}."
+                f"There is {images / first}, but no {images / 'train'}: expected {_LAYOUT}."
             )
-        if not (masks / "test").is_dir():
-            there = [name for name in there if name != "test"]
-        parts = {name: _Part(name, image_files(images / name)) for name in there}
-        if there == ["train"]:
-            return self._divided("train")
+        if "test" in there and not (masks / there["test"]).is_dir():
+            del there["test"]
+        if [*there] == ["train"]:
+            return self._divided(there["train"])
+        parts = {
+            name: _Part(inside, image_files(images / inside)) for name, inside in there.items()
+        }
         return parts if "test" in parts else {"train": parts["train"], "test": parts["val"]}
 
     def _divided(self, inside: str) -> dict[str, _Part]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import floor, log2
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,8 +180,10 @@ def read_values(file: Path) -> Image.Image:
     """
     with _naming(file), _image_of(file) as image:
         _reduction(image)  # never reduced, but not larger either
+        largest = _largest_of_pgm(image)
         image.load()
-        return turned(image, _orientation(image))
+        values = image if largest is None else _unstretched(image, largest)
+        return turned(values, _orientation(image))
 
 
 def shorter_side(item: ImageItem) -> int | None:
@@ -244,6 +246,26 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF, as of `_opened`; the pixels may be well
         return 1
     return found if found in _TURNS else 1
+
+
+def _largest_of_pgm(image: Image.Image) -> int | None:
+    """Returns the largest value that the header of a PGM names; None of others.
+
+    Args:
+        image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
+    """
+    if isinstance(image, PpmImageFile) and image.mode in ("L", "I"):
+        tile: Any = image.tile[0]
+        return None if tile.codec_name == "raw" else int(tile.args[-1])
+    return None
+
+
+def _unstretched(image: Image.Image, largest: int) -> Image.Image:
+    # Pillow makes the largest value white: 0 to 3 would be 0, 85, 170 and 255, and the same label
+    # another value in each mask whose header names its own largest one.
+    white = 2**16 - 1 if image.mode == "I" else 255
+    values = np.rint(np.asarray(image) * (largest / white))
+    return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:

@@ -73,12 +73,13 @@ class SegmentationDataModule(ImageDataModule):
 
     def check_masks(self, cache: Path) -> None:
         """See `ImageDataModule.check_masks`; says what the masks hold."""
+        judged = {*self.val_files, *(image for image, _ in self._pairs["test images"])}
         for what, pairs in self._pairs.items():
             self.censuses[what] = check_masks(
                 self.source,
                 pairs,
                 what,
-                every_image=what == "test images",
+                judged=judged,
                 cache=cache,
                 threads=max(1, self.loading.num_workers),
             )

@@ -69,9 +69,16 @@ class ViewsDataModule(ImageDataModule):
 
     @cached_property
     def labelled(self) -> LabelledFiles | None:
-        """Labelled training images, listed when they are first looked at; None without labels."""
-        if self._labelled_elsewhere is not None:
-            return self._labelled_elsewhere
+        """Labelled training images, listed when they are first looked at; None without labels.
+
+        One class for all of them, as of photographs in one folder, tells nothing: any features are
+        perfect on it.
+        """
+        elsewhere = self._labelled_elsewhere
+        found = self._own_labels() if elsewhere is None else elsewhere
+        return found if found is not None and len(found.classes) > 1 else None
+
+    def _own_labels(self) -> LabelledFiles | None:
         if not isinstance(self.source, LabelledSource):
             return None
         try:

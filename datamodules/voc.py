@@ -182,6 +182,8 @@ class VOC(ListedClasses):
     @cached_property
     def class_list(self) -> ClassList:
         """See `ListedClasses.class_list`; VOC's where there is none, or no data (yet)."""
+        if self.learnt not in ((), CLASSES) and not self.root.is_dir():
+            return self.of_checkpoint()
         try:
             file = find_voc(self.root) / CLASS_LIST
         except FileNotFoundError:

@@ -27,6 +27,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
 
     Raises:
         ValueError: masks that cannot be used; and see `trained_agent`.
+        OSError: the summary cannot be written; what was found is printed before.
     """
     agent, hparams, source = trained_agent(folder, hparams, best_or_last(folder))
     data = build_data(hparams, source)
@@ -60,7 +61,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, new = "val/", "evaluate/"
     found = {name.replace(old, new, 1): value for name, value in metrics.items()}
-    folder.write_summary(folder.read_summary() | found)
-    for name, value in found.items():
+    for name, value in found.items():  # first: the folder may be one that can only be read
         print(f"{name:48s} {value:.4f}")
+    folder.write_summary(folder.read_summary() | found)
     return 0

@@ -11,6 +11,7 @@ from config.hparams import Hparams
 from config.lookup import check_complete
 from config.resolve import resolve
 from datamodules.base import ImageSource
+from datamodules.listed_classes import ListedClasses
 from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder
@@ -38,6 +39,8 @@ def trained_agent(
         check_complete(folder.hparams, saved["hyper_parameters"])
     hparams = resolve(hparams)
     source = build_source(hparams)
+    if isinstance(source, ListedClasses):
+        source.learnt = tuple(saved.get("classes", ()))
     agent = build_agent(hparams, source, loaded=False)
     check_fits(agent, checkpoint, saved)
     agent.load_state_dict(saved["state_dict"])

@@ -15,7 +15,7 @@ ANOTHER_ARCHITECTURE = (
 
 # Counters, what a network derives from its sizes, and the token that stands for hidden patches.
 _NO_EFFECT = re.compile(
-    r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|mask_token|attn_mask"
+    r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|mask_token|masked_embed|attn_mask"
     r"|relative_position_index)$"
 )
 # Top-level modules that read the features.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +16,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
-from models.backbones.base import Features, answered
+from models.backbones.base import Features, StateDict, answered
 from models.backbones.timm_base import TimmBackbone, pretrained
 from models.scores import scores_of
 
@@ -115,6 +116,21 @@ class Swin(TimmBackbone):
         """The four stages; the final norm belongs to the last one."""
         *stages, last = self.net.layers
         return [*stages, nn.ModuleList([last, self.net.norm])]
+
+    def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
+        """See `Backbone.fold`: names of Swin's own code.
+
+        There, and in timm before 0.9, patches are merged where a stage ends: the first one has such
+        a layer, and the last one none.
+        """
+        if not any(key.startswith("layers.0.downsample.") for key in state):
+            return state, ()
+
+        def behind(stage: re.Match[str]) -> str:
+            return f"layers.{int(stage[1]) + 1}.downsample."
+
+        merging = r"^layers\.(\d+)\.downsample\."
+        return {re.sub(merging, behind, key): value for key, value in state.items()}, ()
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples relative positions of another window size (bicubic)."""

@@ -356,6 +356,15 @@ def test_without_labels_it_says_what_to_do(train, shapes_root, capsys):
     assert capsys.readouterr().err.count("set --probe.data.name") == 1
 
 
+def test_images_of_one_class_are_no_readout(train, tmp_path, capsys):
+    """Photographs in one folder: whatever the features are, all of them are told right."""
+    root = colours(tmp_path / "photos", classes=1, each=40)
+    code, folder = train("run", **ONLINE, data__name="image_folder", data__root=root)
+    assert code == 0
+    assert not [name for name in summary(folder) if "accuracy" in name]
+    assert capsys.readouterr().err.count("no classes, or all the same. To follow") == 1
+
+
 def test_embeddings_are_drawn_with_and_without_classes(train, tmp_path):
     for name, labelled in (("plain", {}), ("coloured", {"probe__data__name": "image_folder"})):
         if labelled:

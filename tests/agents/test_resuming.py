@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
@@ -51,6 +52,19 @@ TASKS: dict[str, dict[str, Any]] = {
     "segmentation": {"segmentation__head_lr_multiplier": 3.0, "data__batch_size": 6},
     "linear_probe": {"backbone__patch_size": 8},
 }
+
+
+def test_an_optimizer_of_other_groups_is_refused_in_words():
+    """As of a Swin whose tables of biases were among the matrices that decay."""
+    net = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    first, second = list(net.parameters())[:3], list(net.parameters())[3:]
+    saved = torch.optim.AdamW([{"params": first}, {"params": second}]).state_dict()
+    for now in ([second, first], [first + second]):
+        optimizer = torch.optim.AdamW([{"params": group} for group in now])
+        optimizer.register_load_state_dict_pre_hook(keep_own_settings)
+        sizes = " \\+ ".join(str(len(group)) for group in now)
+        with pytest.raises(ValueError, match=rf"3 \+ 1 parameters, .* they are {sizes}: .*weights"):
+            optimizer.load_state_dict(saved)
 
 
 def groups(folder: Path) -> list[dict[str, Any]]:

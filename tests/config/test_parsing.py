@@ -41,6 +41,14 @@ def test_command_line_wins_over_experiment_wins_over_defaults(tmp_path):
     assert settings.data.name == Hparams().data.name
 
 
+@pytest.mark.parametrize("following", [[], ["--run.seed", "1"]])
+def test_an_option_without_its_value_is_no_null(following):
+    """`--data.root $UNSET` would train on other images."""
+    for option in ("--data.root", "--trainer.max_steps", "--data.blur"):
+        with pytest.raises(ConfigError, match=rf"^{option}: expected a value, or null"):
+            parse([option, *following])
+
+
 @pytest.mark.parametrize("spelling", [("--backbone.depth", "null"), ("--backbone.depth=null",)])
 def test_null_on_the_command_line(spelling):
     assert hparams(*spelling).backbone.depth is None
@@ -289,3 +297,12 @@ def test_null_may_be_given_where_it_does_nothing():
     command = parse([*words, "--backbone.patch_size", "null"])
     assert isinstance(command, Command)
     assert "patch_size" not in active_settings(command.hparams)["backbone"]
+
+
+@pytest.mark.parametrize("action", [["--evaluate"], ["--export"], ["--run.resume"]])
+def test_a_run_keeps_its_task(tmp_path, action):
+    (tmp_path / "hparams.yaml").write_text("task: segmentation\n")
+    words = [*action, str(tmp_path), "--task"]
+    assert parse([*words, "segmentation"]).hparams.task == "segmentation"
+    with pytest.raises(ConfigError, match=f"^--task dino has no effect with {action[0]}: "):
+        parse([*words, "dino"])

@@ -208,6 +208,7 @@ def put(file: Path) -> None:
         ("train valid", "train", "valid"),
         ("train validation test", "train", "validation"),
         ("Train Val", "Train", "Val"),
+        ("training validation testing", "training", "validation"),
     ],
 )
 def test_folders_of_splits_are_no_classes(tmp_path, parts, train, val):
@@ -233,6 +234,38 @@ def test_train_alone_is_parted_and_val_alone_is_explained(tmp_path):
     (tmp_path / "train").rename(tmp_path / "test")
     with pytest.raises(FileNotFoundError, match=r"There is .*test, but no .*train"):
         ImageFolder(str(tmp_path)).files("train")
+
+
+def test_few_images_of_a_class_may_all_fall_to_one_part(tmp_path):
+    for name in "abcd":
+        for index in range(4):
+            put(tmp_path / name / f"{index}.png")
+    source = ImageFolder(str(tmp_path), val_fraction=0.2)
+    judged = {file.parent.name for file in source.files("val")}
+    assert 0 < len(judged) < 4
+    for split in ("train", "val"):
+        classes, labels = source.labels(split)
+        assert classes == ("a", "b", "c", "d")
+        assert [classes[n] for n in labels] == [f.parent.name for f in source.files(split)]
+    data = LabelledDataModule(source, 8, Loading(2), val_fraction=0.0)
+    data.setup("fit")
+    assert set(data.splits["test"].labels) == {"abcd".index(name) for name in judged}
+    rare = (tmp_path / "rare" / f"{number}.png" for number in range(100))
+    put(next(file for file in rare if judging_place(file, tmp_path) < 0.2))
+    source = ImageFolder(str(tmp_path), val_fraction=0.2)
+    data = LabelledDataModule(source, 8, Loading(2), val_fraction=0.0)
+    with pytest.warns(UserWarning, match="1 of 5 classes without a training image, as rare"):
+        data.setup("fit")
+
+
+def test_no_image_to_judge_a_probe_by_is_said_before_it_trains(train, tmp_path, capsys):
+    for name in "ab":
+        for index in range(3):
+            put(tmp_path / "few" / name / f"{index}.png")
+    shared = {"data__name": "image_folder", "data__root": tmp_path / "few"}
+    assert train(task="linear_probe", data__batch_size=2, **shared)[0] == 2
+    error = "None of 6 images is left to judge by: give them a val/ folder"
+    assert error in capsys.readouterr().err
 
 
 def test_beside_other_classes_train_is_one(tmp_path):

@@ -7,9 +7,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from datamodules import mask_check
+from datamodules.listing import held_out
 from datamodules.mask_check import Census, check_masks
 from datamodules.shapes import Shapes, generate
-from datamodules.voc import voc_pairs
+from datamodules.voc import find_voc, voc_pairs
 from utils.console import quiet_libraries
 from utils.palette import VOID
 
@@ -19,10 +20,11 @@ def _console():
     quiet_libraries()
 
 
-def check(root: Path, split: str = "train", every_image: bool = False) -> Census:
+def check(root: Path, split: str = "train", judged: bool = False) -> Census:
     source = Shapes(str(root))
     pairs, cache = source.pairs(split), root / "cache"
-    return check_masks(source, pairs, split, every_image=every_image, cache=cache, threads=2)
+    images = [image for image, _ in pairs] if judged else []
+    return check_masks(source, pairs, split, judged=images, cache=cache, threads=2)
 
 
 def test_the_shares_are_those_of_all_pixels(shapes_root, tmp_path, capsys):
@@ -30,7 +32,7 @@ def test_the_shares_are_those_of_all_pixels(shapes_root, tmp_path, capsys):
     pairs = source.pairs("train")
     drawn = np.concatenate([np.asarray(Image.open(mask)).ravel() for _, mask in pairs])
     expected = np.bincount(drawn, minlength=VOID + 1)
-    census = check_masks(source, pairs, "images", every_image=True, cache=tmp_path)
+    census = check_masks(source, pairs, "images", judged=(), cache=tmp_path)
     assert census.pixels == (*expected[: len(source.classes)], expected[VOID])
     share = 100 * expected[0] / expected[: len(source.classes)].sum()
     assert f"masks: 24 of 24 images: background {share:.2g} %" in capsys.readouterr().err
@@ -57,13 +59,13 @@ def break_labels(_: Path, mask: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_named(folder, tmp_path, damage, message):
-    check(tmp_path, every_image=True)  # what was found to be good is not believed for ever
+    check(tmp_path, judged=True)  # what was found to be good is not believed for ever
     image, mask = voc_pairs(folder, "train")[2]
     damage(image, mask)
     words = message.format(image=image.name, mask=mask.name)
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"^1 of 6 masks or images .*{words}"):
-            check(tmp_path, every_image=True)
+            check(tmp_path, judged=True)
 
 
 def test_training_goes_on_without_an_unreadable_image(folder, tmp_path):
@@ -115,4 +117,19 @@ def test_a_bad_mask_ends_a_run_before_it_starts(train, tmp_path, capsys, split):
     code, run = train("bad", task="segmentation", **settings)
     assert code == 2
     assert f"{mask} is 7 x 8 px" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_bad_image_that_is_held_out_ends_a_run_before_it_starts(train, tmp_path, capsys):
+    """It would end it in its first validation: training alone can do without an image."""
+    generate(tmp_path / "data", 16, 4)
+    settings = {"data__name": "voc", "data__root": tmp_path / "data", "data__val_fraction": 0.3}
+    pairs = voc_pairs(find_voc(tmp_path / "data"), "train")
+    bad = next(image for image, _ in pairs if held_out(image.stem, 0.3))
+    bad.write_bytes(bad.read_bytes()[:100])
+    code, run = train("bad", task="segmentation", trainer__max_epochs=1, **settings)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "1 of 16 masks or images cannot be used (training images)" in error
+    assert bad.name in error
     assert not run.exists()

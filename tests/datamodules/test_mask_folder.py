@@ -114,9 +114,9 @@ def test_without_a_list_one_is_written_that_works(
 
 def checked(root, split="train") -> Census:
     source = MaskFolder(str(root))
-    return check_masks(
-        source, source.pairs(split), "images", every_image=True, cache=root / "cache"
-    )
+    pairs = source.pairs(split)
+    images = [image for image, _ in pairs]
+    return check_masks(source, pairs, "images", judged=images, cache=root / "cache")
 
 
 def test_only_who_needs_classes_writes_a_list(tmp_path):
@@ -253,6 +253,43 @@ def test_test_is_judged_and_val_chooses(tmp_path):
     assert {pair[0].parts[-3] for pair in MaskFolder(str(root)).pairs("val")} == {"val"}
 
 
+@pytest.mark.parametrize(
+    "parts", [("train", "valid"), ("training", "validation"), ("Train", "Val"), ("train", "test")]
+)
+def test_parts_by_other_names_are_not_mixed(tmp_path, parts):
+    source = MaskFolder(str(folder(tmp_path, grey, "names: [a, b]", parts)))
+    for split, inside in zip(("train", "val"), parts, strict=True):
+        pairs = source.pairs(split)
+        assert len(pairs) == 4
+        assert {file.relative_to(tmp_path).parts[1] for pair in pairs for file in pair} == {inside}
+    assert source.held_out() is None
+
+
+def test_valid_chooses_where_test_judges(tmp_path):
+    root = folder(tmp_path, grey, "names: [a, b]", ("train", "valid", "test"))
+    source = MaskFolder(str(root))
+    assert {image.parts[-3] for image, _ in source.held_out() or ()} == {"valid"}
+    assert {image.parts[-3] for image, _ in source.pairs("val")} == {"test"}
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_labels_in_a_pgm_are_what_the_file_says(tmp_path, plain):
+    """Not stretched to white by the largest value that its header names, one a mask."""
+    (tmp_path / "classes.yaml").write_text("names: {0: a, 1: b, 2: c, 300: d}")
+    meanings = MaskFolder(str(tmp_path)).meanings
+    for largest in (1, 2, 254, 255, 300, 65535):
+        values = np.array([[0, 1, 2, 300]])
+        values[values > largest] = 1
+        stored = values.astype(">u2" if largest > 255 else np.uint8).tobytes()
+        spelt = " ".join(map(str, values.ravel().tolist())).encode()
+        file = tmp_path / f"{largest}.pgm"
+        file.write_bytes(
+            b"P%d 4 1 %d\n" % (2 if plain else 5, largest) + (spelt if plain else stored)
+        )
+        labels = read_labels(file, 4, meanings).ravel().tolist()
+        assert labels == [{0: 0, 1: 1, 2: 2, 300: 3}[value] for value in values.ravel().tolist()]
+
+
 def test_negative_values_count_for_nothing(tmp_path):
     with_void = times(1, offset=-1, kind=np.int32)  # -1, 0 and 1
     root = folder(tmp_path, with_void, classes=3, suffix=".tif")
@@ -268,43 +305,36 @@ def test_negative_values_count_for_nothing(tmp_path):
 
     (root / "classes.yaml").write_text("names: [ground, weed]")
     with pytest.raises(ValueError, match=r"does not name.*: `ignore: \[-1\]`, as no class is neg"):
-        judged(root)
+        checked(root)
     values = np.array([-1, 3, 4], np.int32)
     masks = {"classes": 3, "suffix": ".tif"}
     root = folder(tmp_path / "b", lambda labels: Image.fromarray(values[labels]), **masks)
     (root / "classes.yaml").write_text("names: [ground, weed]")
     with pytest.raises(ValueError, match=r"`names: \{3: ground, 4: weed\}` and `ignore: \[-1\]`$"):
-        judged(root)
-
-
-def judged(root) -> Census:
-    source = MaskFolder(str(root))
-    return check_masks(
-        source, source.pairs("train"), "images", every_image=True, cache=root / "cache"
-    )
+        checked(root)
 
 
 def test_what_is_wrong_with_a_file_is_not_advised_to_be_named(tmp_path):
     root = folder(tmp_path, grey, "names: [a, b]")
     grey(drawn(0)[1:]).save(root / "masks/train/deep0/00.png")
     with pytest.raises(ValueError, match=r"they do not belong together\.$"):
-        judged(root)
+        checked(root)
     for mask in (root / "masks").rglob("*.png"):
         mask.write_bytes(b"")
     with pytest.raises(ValueError, match=r"^4 of 4 .*cannot be read\.$"):
-        judged(root)
+        checked(root)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.5])
 @pytest.mark.filterwarnings("error")
 def test_numbers_that_are_not_whole_are_no_labels(tmp_path, value):
     root = folder(tmp_path, times(1, kind=np.float32), "names: [a, b]", suffix=".tif")
-    assert sum(judged(root).pixels) == 4 * drawn(0).size
+    assert sum(checked(root).pixels) == 4 * drawn(0).size
     mask = drawn(0).astype(np.float32)
     mask[0, 0] = value
     Image.fromarray(mask).save(root / "masks/train/deep0/00.tif")
     with pytest.raises(ValueError, match=r"00\.tif has numbers that are not whole"):
-        judged(root)
+        checked(root)
 
 
 def test_an_accent_is_one_name_however_it_is_written(tmp_path):
@@ -413,6 +443,28 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
     labels = next(run.glob("predictions/val/labels/deep0/00.webp.png"))
     colours = Image.open(labels).convert("RGB").getcolors()
     assert {colour for _, colour in colours or ()} <= set(map(tuple, COLOURS[:2].tolist()))
+
+
+def test_a_run_labels_images_where_its_data_is_not(train, tmp_path, capsys):
+    root = folder(tmp_path / "data", grey, "names: [background, crop]", count=16)
+    settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
+    assert train("run", **settings, trainer__max_steps=1)[0] == 0
+    images = root.rename(tmp_path / "elsewhere") / "images" / "val"
+    place = ["--run.dir", str(tmp_path / "runs")]
+    capsys.readouterr()
+    assert main(["--predict", "run", "--images", str(images), *place]) == 0
+    said = capsys.readouterr()
+    assert "16 images labelled" in said.out
+    assert f"There is no {root}: the classes are those of the checkpoint" in said.out + said.err
+    header = next(tmp_path.glob("runs/run/predictions/val/class_shares.csv")).read_text()
+    assert header.startswith("image,background,crop\n")
+    assert main(["--evaluate", "run", *place]) == 2
+    assert f"There is no folder {root}" in capsys.readouterr().err
+    with files_at_most(200):  # its summary cannot be written
+        assert main(["--evaluate", "run", *place, "--data.root", str(images.parents[1])]) == 2
+    said = capsys.readouterr()
+    assert "evaluate/voc12_standard/miou" in said.out
+    assert "summary.json cannot be written" in said.err
 
 
 def test_classes_in_another_order_are_not_those_of_the_run(train, tmp_path, capsys):

@@ -217,6 +217,9 @@ LAYOUTS: dict[str, Layout] = {
         _reg4, _facebook_registers, _ours(14, 56, registers=4), side=56
     ),
     "MAE": Layout(_plain(), _mae, _ours()),
+    "iBOT, student": Layout(
+        _plain(), lambda state: {"student": state | {"masked_embed": torch.ones(1, 48)}}, _ours()
+    ),
     "DeiT-III": Layout(_timm("deit3_small_patch16_224"), _as_is, _ours()),
     "ViT as EMA of timm": Layout(
         _plain(), lambda state: {"state_dict": other(state), "state_dict_ema": state}, _ours()

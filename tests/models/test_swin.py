@@ -149,6 +149,32 @@ def test_weights_of_another_window_are_resized():
     assert report.coverage == 1
 
 
+def test_weights_in_the_names_of_swins_own_code():
+    """Where a stage ends its patches are merged; timm does that where the next one begins."""
+    source, target = tiny(), tiny()
+    for name, value in source.net.state_dict().items():
+        if value.is_floating_point():
+            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.1)
+    state = source.net.state_dict()
+    written = {}
+    for key, value in state.items():
+        stage, merges, rest = key.partition(".downsample.")
+        if merges:
+            key = f"layers.{int(stage.removeprefix('layers.')) - 1}{merges}{rest}"
+        written[f"model.{key}"] = value
+    assert "model.layers.0.downsample.norm.weight" in written
+    written |= {
+        "model.head.weight": torch.zeros(5, 96),
+        "model.layers.0.blocks.1.attn_mask": torch.zeros(16, 16, 16),
+        "model.layers.0.blocks.1.attn.relative_position_index": torch.zeros(16, 16),
+    }
+    report = load_state(target, written, "here")
+    assert report.coverage == 1
+    assert not report.missing
+    for ours, theirs in zip(target(images()).maps, source(images()).maps, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_parameter_count_is_the_papers():
     backbone = swin_tiny(image_size=224)
     count = sum(p.numel() for p in backbone.parameters())

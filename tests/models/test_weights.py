@@ -236,3 +236,13 @@ def test_pretrained_vits_see_images_as_they_were_trained_to(monkeypatch):
         expected = net.eval()((images - 0.5) / 0.5)
         found = backbone(images).pooled
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_folder_of_a_run_is_no_file_but_may_be_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"the weights of a run are run:{tmp_path}"):
+        load_weights(vit(1), str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(vit(2).net.state_dict(), tmp_path / "checkpoints" / "backbone.pth")
+    report = load_weights(vit(1), f"run:{tmp_path}")
+    assert report is not None
+    assert report.coverage == 1
