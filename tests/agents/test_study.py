@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,10 @@ from agents.commands.study.board import Board, share_done
 from agents.commands.study.figures import study_figure
 from agents.commands.study.output import write_output
 from agents.commands.study.plan import load_study
+from agents.commands.study.room import announce_room
 from agents.commands.study.table import study_table
 from config.parsing import parse
+from datamodules.shapes import Shapes
 from main import main
 from tests.conftest import summary, tiny
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
@@ -105,6 +108,34 @@ def test_a_study_says_what_all_its_checkpoints_will_take(
     said.clear()
     assert main(words) == 0
     assert not said  # nothing is left to do
+
+
+def test_rows_on_the_same_images_share_one_listing(study_file, tmp_path, said, monkeypatch):
+    listed: list[str] = []
+
+    def noted(listing):
+        def call(source, split):
+            listed.append(f"{listing.__name__} {split}")
+            return listing(source, split)
+
+        return call
+
+    for name in ("files", "pairs"):
+        monkeypatch.setattr(Shapes, name, noted(getattr(Shapes, name)))
+    held_out = {**SEGMENT, "data.val_fraction": 0.3}
+    rows = [
+        {"name": "a", "settings": BT},
+        {"name": "b", "settings": {**BT, "data.batch_size": 4}},
+        {"name": "c", "settings": {"task": "lejepa"}},
+        {"name": "d", "settings": SEGMENT},
+        {"name": "e", "settings": {**SEGMENT, "backbone.weights": "run:a"}},
+        {"name": "f", "settings": held_out},
+    ]
+    study = load_study(str(study_file(rows)), None, [], str(tmp_path / "runs"))
+    announce_room(study)
+    assert said[0].startswith("checkpoints of 6 runs: ")
+    assert Counter(listed)["files train"] == 1  # views, of a, b and c
+    assert Counter(listed)["pairs train"] == 2  # masks, of d and e, and with fewer images of f
 
 
 def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
