@@ -409,6 +409,40 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
     assert figure.axes[2].get_xlabel() == "0% right"
 
 
+def test_attention_is_drawn_a_column_a_row_and_named(study_file, tmp_path):
+    rows = [{"name": name, "settings": BT} for name in ("a", "b", "c")]
+    file = study_file(rows, figures=[{"picture": "attention", "title": "A"}])
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    images = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8), np.uint8)
+    for name, side in (("a", 2), ("c", 4)):
+        folder = RunFolder(study.folder / f"{name}-s0")
+        place = folder.figures / "attention_maps" / "val" / "block-02"
+        place.mkdir(parents=True)
+        # One head, which sees the upper left patch alone: all else is darkened.
+        maps = np.zeros((2, 1, side, side), np.float16)
+        maps[..., 0, 0] = 1
+        np.savez_compressed(place / "newest.npz", images=images, maps=maps, mass=np.array(0.6))
+        folder.write_summary({"status": "finished"})
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    (axis,) = figure.axes
+    words = {text.get_text() for text in axis.texts}
+    assert {"image", "a\n2 x 2 patches", "c\n4 x 4 patches"} < words
+    shown = {
+        (round(x), round(y)): image for image in axis.images for x, _, _, y in [image.get_extent()]
+    }
+    assert len(shown) == 6  # two images, each as it is and for two runs
+    for row in (0, 1):
+        whole = images[row].transpose(1, 2, 0)
+        np.testing.assert_array_equal(shown[0, row].get_array(), whole)
+        for column, side in ((1, 2), (2, 4)):
+            seen = np.zeros((8, 8), bool)
+            seen[: 8 // side, : 8 // side] = True
+            pixels = np.asarray(shown[column, row].get_array())
+            np.testing.assert_array_equal(pixels[~seen], (whole[~seen] * 0.35).astype(np.uint8))
+            assert (pixels[seen] != (whole[seen] * 0.35).astype(np.uint8)).any()
+
+
 def test_time_left(study_file, tmp_path):
     file = study_file([{"name": name, "settings": BT} for name in ("a", "b")])
     study = load_study(str(file), 2, [], str(tmp_path / "runs"))
