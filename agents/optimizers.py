@@ -58,7 +58,21 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
 
     To be registered as a hook before loading: what then comes from the checkpoint is the memory of
     each parameter alone.
+
+    Raises:
+        ValueError: it is the memory of other groups of parameters.
     """
+    there, here = (
+        [len(group["params"]) for group in groups]
+        for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if there != here:
+        raise ValueError(
+            f"The optimizer of the checkpoint has groups of {' + '.join(map(str, there))} "
+            f"parameters, and with this version they are {' + '.join(map(str, here))}: others "
+            "decayed when the run was begun. Finish it with the version that began it "
+            "(environment.json has its commit), or start a new run."
+        )
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
     return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
 

@@ -553,8 +553,9 @@ class OptimHparams:
     a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256; with sgd 0.03
     x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
-    (sgd); linear_probe: 0."""
+    """Never applied to norms and biases, Swin's tables of biases among them; what is learnt for a
+    position or a token decays, as in DINO's own code. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
+    (lars), 1e-4 (sgd); linear_probe: 0."""
     final_weight_decay: Annotated[
         float | str, Auto(), Between(0.0), Needs("task", "dino", "dino_twins")
     ] = "auto"

@@ -194,6 +194,22 @@ def test_refused_before_anything_is_written(train, capsys):
         assert before == [(folder / file).read_bytes() for file in files]
 
 
+def test_a_run_in_which_other_parameters_decayed(train, capsys):
+    _, folder = train("run", trainer__max_epochs=1)
+    file = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    decayed, others = saved["optimizer_states"][0]["param_groups"][:2]
+    sizes = [len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]]
+    others["params"].append(decayed["params"].pop())
+    torch.save(saved, file)
+    assert resume(folder, trainer__max_epochs=2) == 2
+    said = capsys.readouterr().err
+    moved = [sizes[0] - 1, sizes[1] + 1, *sizes[2:]]
+    assert f"groups of {' + '.join(map(str, moved))} parameters" in said
+    assert f"they are {' + '.join(map(str, sizes))}: others decayed" in said
+    assert summary(folder)["status"] == "failed"
+
+
 def test_a_finished_run_is_as_long_as_it_is(train):
     _, folder = train("run", trainer__max_epochs=1)
     before = weights(folder)
