@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
-from agents.feature_cache import keep_features, keeps_features
+from agents.feature_cache import cache_features, caches_features
 from agents.optimizers import configure
 from agents.patch_memory import memory_in_words, remember
 from agents.protocols import build_protocol, inference_of_test, protocol_of_test
@@ -119,19 +119,19 @@ class Segmentation(Agent):
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:
-        """See `Agent.prepare`: weighs classes, and keeps features that never change."""
+        """See `Agent.prepare`: weighs classes, and caches features that never change."""
         if self.backbone.frozen:
             console.info("The backbone is frozen: what it shows is measured and drawn once.")
         images = cast(SegmentationDataModule, data)
         weights = weigh_classes(hparams.segmentation, self.classes, images)
         if weights is not None:
             self.training_loss = build_loss(hparams.segmentation, weights)
-        if not keeps_features(self.network, hparams):
+        if not caches_features(self.network, hparams):
             return
         if checkpoint is not None:
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
-        keep_features(self.network, images, hparams, self.classes, whole, device)
+        cache_features(self.network, images, hparams, self.classes, whole, device)
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]

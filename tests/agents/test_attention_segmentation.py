@@ -1,4 +1,4 @@
-"""Attention in a segmentation from end to end: fusions, controls, its loss, kept features."""
+"""Attention in a segmentation from end to end: fusions, controls, its loss, cached features."""
 
 import os
 import signal
@@ -113,7 +113,7 @@ def test_fusion_in_judgement_does_not_depend_on_the_batch(shapes_root):
 
 
 def test_a_run_reads_and_computes_the_same(train):
-    """Kept features are those computed, to half precision: so is what is learnt from them."""
+    """Cached features are those computed, to half precision: so is what is learnt from them."""
     shared = {
         **FIXED,
         "segmentation__fusion": "fusion2",
@@ -139,7 +139,7 @@ def test_gradients_of_kept_features_are_those_computed(shapes_root, tmp_path):
     agent, data = parts(shapes_root, **settings, segmentation__fusion="fusion2")
     agent.train()
     computed = gradients(agent, batch_of(data))
-    data.keep(tmp_path, {}, agent.network.stored_features, True)
+    data.cache_features(tmp_path, {}, agent.network.stored_features, True)
     batch = batch_of(data)
     assert len(batch.stored) == 4
     read = gradients(agent, batch)
