@@ -134,7 +134,7 @@ def test_a_run_reads_and_computes_the_same(train):
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-def test_gradients_of_kept_features_are_those_computed(shapes_root, tmp_path):
+def test_gradients_of_cached_features_are_those_computed(shapes_root, tmp_path):
     settings = {"data__views": "fixed", "backbone__freeze": "true", "backbone__layers": "0,1"}
     agent, data = parts(shapes_root, **settings, segmentation__fusion="fusion2")
     agent.train()
@@ -185,7 +185,7 @@ def test_fusions_in_mixed_precision(train, settings):
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
 
 
-def test_random_views_keep_nothing(train):
+def test_random_views_cache_nothing(train):
     code, folder = train("random", **FROZEN)
     assert code == 0
     # What the masks hold is kept, their features are not.
