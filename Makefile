@@ -43,6 +43,7 @@ docs: $(STAMP) ## build the documentation into site/, without network
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo 'site/index.html; with search: $(RUN) -m http.server --directory site'
 
+# Hashes and no address: whoever installs takes the same files from PyPI, or from a mirror of their own.
 lock: ## write requirements.lock anew (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" \

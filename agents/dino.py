@@ -109,8 +109,8 @@ class DINO(Agent):
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]
         """The network that is kept and looked at: the teacher's, unless the settings say not."""
-        kept = self.student if self.settings.dino.export == "student" else self.teacher
-        return kept.backbone
+        exported = self.student if self.settings.dino.export == "student" else self.teacher
+        return exported.backbone
 
     @property
     def trained_backbone(self) -> Backbone:

@@ -13,13 +13,13 @@ from datamodules.segmentation import SegmentationDataModule
 from models.segmenter import Segmenter
 
 
-def keeps_features(network: Segmenter, hparams: Hparams) -> bool:
-    """Whether the features of a run's images never change, and are to be kept."""
+def caches_features(network: Segmenter, hparams: Hparams) -> bool:
+    """Whether the features of a run's images never change, and are to be cached."""
     data = hparams.data
     return network.backbone.frozen and data.views == "fixed" and data.feature_cache != "off"
 
 
-def keep_features(
+def cache_features(
     network: Segmenter,
     data: SegmentationDataModule,
     hparams: Hparams,
@@ -34,7 +34,7 @@ def keep_features(
         data: of the same run.
         hparams: resolved settings.
         classes: names by label.
-        test: whether test images are seen whole and once, so that theirs can be kept as well.
+        test: whether test images are seen whole and once, so that theirs can be cached as well.
         device: computes what is missing.
 
     Raises:
@@ -52,5 +52,5 @@ def keep_features(
     }
     training = network.training
     network.eval().to(device)
-    data.keep(root, facts, network.stored_features, test)
+    data.cache_features(root, facts, network.stored_features, test)
     network.train(training).cpu()

@@ -16,7 +16,8 @@ from PIL import Image
 from agents.base import Agent
 from agents.commands.predict import label
 from agents.commands.trained import trained_agent
-from agents.segmentation import Segmentation, protocol_of_test
+from agents.protocols import protocol_of_test
+from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from config.lookup import find_run
 from config.parsing import Command, parse

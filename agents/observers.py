@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
@@ -21,6 +21,7 @@ class Observers:
     Args:
         guard: around those that may fail.
         callbacks: that the settings switch on.
+        goals: the numbers that matter, each with `max` or `min`, whichever is best.
         reports: the page, where it is wanted.
         loggers: of the process; one that does not lead has none.
         throughput: of its training steps.
@@ -29,6 +30,7 @@ class Observers:
 
     guard: Guard
     callbacks: Sequence[pl.Callback]
+    goals: Mapping[str, str]
     reports: Sequence[Report]
     loggers: list[Logger]
     throughput: Throughput

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Agent
-from agents.feature_cache import keep_features, keeps_features
+from agents.feature_cache import cache_features, caches_features
 from agents.optimizers import configure
 from agents.patch_memory import memory_in_words, remember
+from agents.protocols import build_protocol, inference_of_test, protocol_of_test
 from agents.segmentation_loss import build_loss, weigh_classes
 from agents.segmenter import build_segmenter
 from agents.sources import masked
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
-from config import names
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch
 from datamodules.segmentation import SegmentationDataModule
-from datamodules.transforms.segmentation import FixedViews, Protocol
+from datamodules.transforms.segmentation import FixedViews
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
 from models.heads.knn import KNN
@@ -34,7 +34,6 @@ from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of, pad_labels
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
-from utils.imports import load
 from utils.palette import has_background, palette
 from utils.text import best_and_worst, count
 
@@ -72,12 +71,7 @@ class Segmentation(Agent):
         self.confusion: dict[str, Tensor] = {}
         self.trains = self.memory is None
         self.lr = float(hparams.optim.lr) if self.trains else 0.0
-        self.inference = Inference(
-            settings.test_window,
-            settings.test_stride,
-            tuple(settings.test_scales),
-            settings.test_flip,
-        )
+        self.inference = inference_of_test(settings)
         self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
 
     @classmethod
@@ -99,8 +93,7 @@ class Segmentation(Agent):
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> SegmentationDataModule:
         """Images with masks, a part of the training images held out for choices."""
         settings = hparams.data
-        size = int(settings.image_size)
-        protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(size)
+        size, protocol = int(settings.image_size), build_protocol(hparams)
         images = masked(source, f"--data.name {settings.name}")
         images.propose_classes()
         if protocol.needs_background and not has_background(images.classes):
@@ -126,19 +119,19 @@ class Segmentation(Agent):
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:
-        """See `Agent.prepare`: weighs classes, and keeps features that never change."""
+        """See `Agent.prepare`: weighs classes, and caches features that never change."""
         if self.backbone.frozen:
             console.info("The backbone is frozen: what it shows is measured and drawn once.")
         images = cast(SegmentationDataModule, data)
         weights = weigh_classes(hparams.segmentation, self.classes, images)
         if weights is not None:
             self.training_loss = build_loss(hparams.segmentation, weights)
-        if not keeps_features(self.network, hparams):
+        if not caches_features(self.network, hparams):
             return
         if checkpoint is not None:
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
-        keep_features(self.network, images, hparams, self.classes, whole, device)
+        cache_features(self.network, images, hparams, self.classes, whole, device)
 
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]
@@ -296,10 +289,3 @@ class Segmentation(Agent):
             left_out = f"{absent} of {len(self.classes)} classes"
             lines.append(f"Left out of the mean, neither present nor predicted: {left_out}.")
         return lines
-
-
-def protocol_of_test(hparams: Hparams) -> Protocol:
-    """Returns how test images are resized and judged; all their views are made of the largest."""
-    size = round(int(hparams.data.image_size) * max(hparams.segmentation.test_scales))
-    protocol: Protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(size)
-    return protocol

@@ -193,7 +193,7 @@ class Trainer:
                 *choosing(agent, data, self.hparams, folder),
                 PartsTable(agent.parts),
                 Pace(observers.throughput),
-                ProgressBar(goals(agent, observers.callbacks)),
+                ProgressBar(observers.goals),
             ],
             plugins=[RunCheckpoints(folder, partial(flush, observers.loggers))],
             **({} if validates(self.hparams, data) else {"limit_val_batches": 0}),
@@ -217,15 +217,15 @@ class Trainer:
         """Returns what looks at the run; of several processes the leader's alone writes."""
         guard = Guard(self.device, self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
+        watched = goals(agent, callbacks)
         reports, loggers = [], []
         if self.leads:
-            best = goals(agent, callbacks)
-            loggers = build_loggers(self.hparams, folder, best, transductive)
+            loggers = build_loggers(self.hparams, folder, watched, transductive)
             if self.hparams.callbacks.report.enabled:
                 reports = [guard.around("report", Report(folder))]
         if self.checkpoint is not None:
             forget_later_steps(loggers, self.checkpoint)
-        return Observers(guard, callbacks, reports, loggers, Throughput(self.stopwatch))
+        return Observers(guard, callbacks, watched, reports, loggers, Throughput(self.stopwatch))
 
     def _next(self, folder: RunFolder, data: ImageDataModule, end: End) -> list[Step]:
         if end.status == "finished":

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.frozen import backbone_due, cached
 from callbacks.inspection import SayOnce, backbone_of, data_of, inspecting
-from callbacks.kept import backbone_due, kept
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
 from utils import figures
@@ -95,7 +95,7 @@ class AttentionMaps(Callback):
             return {each.block: each.patch_maps()[:, :, 0].float().cpu() for each in answer or ()}
 
         facts = {"blocks": self.blocks, "queries": request.queries}
-        found = kept(trainer, backbone, f"attention maps of {split} images", facts, images, look)
+        found = cached(trainer, backbone, f"attention maps of {split} images", facts, images, look)
         for block, maps in found.items():  # (B, heads, h, w)
             title = (
                 f"{_WHOSE[request.queries]} in block {block + 1} of {backbone.depth}, "

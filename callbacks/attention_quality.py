@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.frozen import cached
 from callbacks.inspection import backbone_of, data_of, inspecting
-from callbacks.kept import kept
 from callbacks.readout import Readout
 from datamodules.base import MaskedSource
 from models.attention import AttentionRequest
@@ -110,7 +110,7 @@ class AttentionQuality(Readout):
         }
         looked_at = chain.from_iterable(examples())
         name = f"attention quality of {split} images"
-        found = kept(trainer, backbone, name, facts, looked_at, look)
+        found = cached(trainer, backbone, name, facts, looked_at, look)
         qualities = {block: Quality(**numbers) for block, numbers in found.items()}
         some = next(iter(qualities.values()))
         title = (

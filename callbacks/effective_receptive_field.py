@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from callbacks.frozen import backbone_due, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
-from callbacks.kept import backbone_due, kept
 from utils import figures
 from utils.logging import log_figure, log_scalars
 from utils.text import count
@@ -91,7 +91,7 @@ class EffectiveReceptiveField(Callback):
                 return receptive_fields(backbone.layer_maps, self.layers, shown, exact)
 
         facts = {"layers": self.layers}
-        fields = kept(trainer, backbone, "effective receptive fields", facts, images, look)
+        fields = cached(trainer, backbone, "effective receptive fields", facts, images, look)
         how = "all images for every layer" if exact else "each image for one layer"
         title = (
             "Effective receptive field of the central unit, "

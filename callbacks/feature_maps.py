@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.frozen import backbone_due, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting
-from callbacks.kept import backbone_due, kept
 from utils import figures
 from utils.logging import log_figure
 
@@ -40,7 +40,7 @@ class FeatureMaps(Callback):
             return *principal_colours(maps), maps.shape[1]
 
         facts = {"layers": backbone.layers[-1:]}
-        colours, explained, dimensions = kept(
+        colours, explained, dimensions = cached(
             trainer, backbone, "feature maps", facts, images, look
         )
         title = (

@@ -228,8 +228,8 @@ class BackboneHparams:
         Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze")
     ] = 0
     """Epochs at the start in which its parameters stay as they are while the new projector learns
-    to read them, for pretraining that goes on from weights. At a rate that unlearns the weights it
-    did not save them; a low rate (optim.lr auto) did."""
+    to read them, for pretraining that goes on from weights. Where the rate was so high that the
+    weights were unlearnt, waiting did not save them; a low rate (optim.lr auto) did."""
 
 
 @dataclass
@@ -496,9 +496,9 @@ class SegmentationHparams:
         Literal["none", "shuffled", "uniform", "local", "random_init"],
         Needs("segmentation.fusion"),
     ] = "none"
-    """The same fusion with attention of another image of the batch | of no patch in particular | of
-    the neighbourhood, each head's wider than the last | of a random network. Only what beats all
-    four is owed to attention."""
+    """The same fusion with attention of another image of the batch (shuffled) | of no patch in
+    particular (uniform) | of the neighbourhood, each head's wider than the last (local) | of a
+    random network (random_init). Only what beats all four is owed to attention."""
     attention_blocks: Annotated[
         list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss")
     ] = field(default_factory=lambda: [-2, -1])
@@ -558,8 +558,9 @@ class OptimHparams:
     a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256; with sgd 0.03
     x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Never applied to norms and biases. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6 (lars), 1e-4
-    (sgd); linear_probe: 0."""
+    """Never applied to norms and biases, Swin's tables of biases among them; what is learnt for a
+    position or a token decays, as in DINO's own code. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
+    (lars), 1e-4 (sgd); linear_probe: 0."""
     final_weight_decay: Annotated[
         float | str, Auto(), Between(0.0), Needs("task", "dino", "dino_twins")
     ] = "auto"
@@ -609,9 +610,9 @@ class TrainerHparams:
         int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
     ] = "auto"
     """Images that pass the backbone at once: memory follows this, the result follows batch_size.
-    null: the whole batch at once. DINO then takes one view after the other: batch_size here already
-    saves much. auto: the whole batch where it fits into the memory that is free, else as much of it
-    as does; what is measured is the memory of two images."""
+    null: the whole batch at once. With a number DINO takes one view after the other, so that even
+    that of batch_size saves much. auto: the whole batch where it fits into the memory that is free,
+    else as much of it as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
     """Average gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins
     and LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""

@@ -14,11 +14,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.kept import Kept
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
+from datamodules.memory_cache import MemoryCache
 from datamodules.reading import ImageItem, UnreadableImageError, opened
 from utils.palette import palette
 
@@ -125,7 +125,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.train_files: Sequence[ImageItem] = ()
         self.val_files: Sequence[ImageItem] = ()
         self._listed: set[str] = set()
-        self._kept = Kept()
+        self._squares = MemoryCache()
 
     def prepare_data(self) -> None:
         """Downloads or draws what is missing."""
@@ -209,8 +209,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return torch.stack(list(images.values())) if images else torch.empty(0, 3, side, side)
 
     def square(self, file: ImageItem, size: int) -> Tensor | None:
-        """Gives what `read_square` does, and keeps it: pictures show the same images every time."""
-        return self._kept.get((file, size), lambda: read_square(file, size))
+        """Gives what `read_square` does, the next time from memory: pictures show the same ones."""
+        return self._squares.get((file, size), lambda: read_square(file, size))
 
     def masked_examples(
         self, split: str, count: int, shorter_side: int, multiple: int

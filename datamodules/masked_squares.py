@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datamodules.base import MaskedSource
-from datamodules.kept import Kept
 from datamodules.listing import evenly, held_out
 from datamodules.masks import read_pair
+from datamodules.memory_cache import MemoryCache
 from datamodules.reading import UnreadableImageError
 
 Square = tuple[Tensor, Tensor]
@@ -22,7 +22,7 @@ Square = tuple[Tensor, Tensor]
 class MaskedSquares:
     """Images and masks, cut to the centred square; a file that cannot be read is left out.
 
-    What is decoded is kept as uint8, size² * 3 bytes an image and a byte a pixel of its mask.
+    What is decoded is held as uint8, size² * 3 bytes an image and a byte a pixel of its mask.
 
     Args:
         source: says what values of masks mean.
@@ -30,14 +30,14 @@ class MaskedSquares:
         size: side of the images in pixels.
 
     Attributes:
-        kept: the squares.
+        decoded: the squares.
     """
 
     def __init__(self, source: MaskedSource, pairs: list[tuple[Path, Path]], size: int) -> None:
         self.source = source
         self.pairs = pairs
         self.size = size
-        self.kept = Kept()
+        self.decoded = MemoryCache()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -50,7 +50,7 @@ class MaskedSquares:
             ValueError: a mask that cannot be one of this image; names the file.
         """
         for position in range(len(self.pairs)):
-            square = self.kept.get(position, partial(self._read, position))
+            square = self.decoded.get(position, partial(self._read, position))
             if square is not None:
                 yield square
 

@@ -56,7 +56,7 @@ class SegmentationDataModule(ImageDataModule):
         self.val_fraction = val_fraction
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None
-        self.keeps_test = False
+        self.caches_test = False
         self.censuses: dict[str, Census] = {}  # as are pairs
         self._pairs: dict[str, list[FilePair]] = {}  # by what to call the images
 
@@ -66,7 +66,7 @@ class SegmentationDataModule(ImageDataModule):
             self._setup_training()
         test = self._pairs["test images"] = self.pairs("val")
         self.test_set: Images = self._images(test, self.test_protocol, self.loading.seed)
-        if self.keeps_test:
+        if self.caches_test:
             self.test_set = self._cached(
                 self.test_set, test, {"view": self.image_size}, "test images"
             )
@@ -146,20 +146,20 @@ class SegmentationDataModule(ImageDataModule):
         }
         return self.cache.of(images, facts, name)
 
-    def keep(self, root: Path, facts: dict[str, Any], encode: Encode, test: bool) -> None:
+    def cache_features(self, root: Path, facts: dict[str, Any], encode: Encode, test: bool) -> None:
         """Reads images and their features from caches from now on, which are built if need be.
 
         Args:
             root: folder of all caches.
             facts: what the features follow from, beside the images.
             encode: computes them.
-            test: whether test images are seen whole and once, so that theirs can be kept as well.
+            test: whether test images are seen whole and once, so that theirs can be cached as well.
 
         Raises:
             ValueError: the folder cannot be written, or there is not enough room.
         """
         self.cache = FeatureCache(root, facts, encode, self.loading, collate, LabelledSample)
-        self.keeps_test = test
+        self.caches_test = test
         self.list_images("fit")
         # Reading is memory mapping: handing tensors from process to process would cost more.
         self.loading = replace(self.loading, num_workers=0)

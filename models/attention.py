@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layer_numbers import resolve_indices
 from models.precision import at_least_float32
 
 Queries = Literal["cls", "mean", "all"]
@@ -221,18 +222,3 @@ def attention_rows(q: Tensor, k: Tensor, num_prefix: int, queries: Queries) -> T
         q, k = at_least_float32(q, k)
         rows = (q @ k.transpose(-2, -1)).softmax(-1)
     return rows.mean(2, keepdim=True) if queries == "mean" else rows
-
-
-def resolve_indices(indices: tuple[int, ...], count: int, what: str) -> tuple[int, ...]:
-    """Turns negative indices into positive ones and sorts them.
-
-    Raises:
-        ValueError: an index outside `count`.
-    """
-    resolved = sorted({index + count if index < 0 else index for index in indices})
-    if not resolved or resolved[0] < 0 or resolved[-1] >= count:
-        raise ValueError(
-            f"{what} {list(indices)} of a network with {count} {what}s: use 0 … {count - 1}, "
-            "or negative numbers from the end."
-        )
-    return tuple(resolved)

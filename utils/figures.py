@@ -155,6 +155,12 @@ class Sheet:
         foot = y + self.height + 0.03
         self.axis.text(x + 0.5, foot, words, ha="center", va="top", fontsize=7)
 
+    def caption(self, words: str) -> None:
+        """Writes words below all pictures, close to them however tall the figure is."""
+        left, right, bottom, _ = self.axis.axis()
+        middle = (left + right) / 2
+        self.axis.text(middle, bottom + 0.06, words, ha="center", va="top", fontsize=8)
+
     def left(self, row: int, words: str) -> None:
         """Writes a title left of a row."""
         x, y = self.corner(row, 0)

@@ -18,7 +18,9 @@ LARS_UNADAPTED_LR = 0.0048 / 0.2
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices, not to norms and biases.
 
-    Biases may be tables: Swin's `relative_position_bias_table`, which Swin does not decay either.
+    What is learnt for a position or a token (`pos_embed`, `cls_token`, BoTNet's `rel_height`) is a
+    matrix among others, as in the official code of DINO and Barlow Twins. Biases may be tables:
+    Swin's `relative_position_bias_table`, which Swin does not decay either.
     """
     return parameter.ndim > 1 and "bias" not in name.rpartition(".")[2]
 

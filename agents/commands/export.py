@@ -16,7 +16,8 @@ from torch import Tensor
 from agents.base import Agent
 from agents.commands.model_card import write_card
 from agents.commands.portable import PortableFormat, make_portable
-from agents.segmentation import Segmentation, protocol_of_test
+from agents.protocols import protocol_of_test
+from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from models.backbones.base import Backbone
 from models.exported import Exported, ExportedBackbone, ExportedSegmenter

@@ -18,7 +18,8 @@ from PIL import Image
 from rich.progress import track
 
 from agents.commands.pictures import Found, find_pictures
-from agents.segmentation import Segmentation, protocol_of_test
+from agents.protocols import protocol_of_test
+from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.attention import Attention, AttentionFactors, AttentionRequest, resolve_indices
+from models.attention import Attention, AttentionFactors, AttentionRequest
 
 StateDict = Mapping[str, Tensor]
 Tokens = tuple[Tensor, Tensor]  # patches (B, h*w, C) and prefix (B, P, C), timm's order
@@ -291,22 +291,3 @@ def answered(answers: Sequence[Attention | AttentionFactors]) -> dict[str, Any]:
     rows = tuple(answer for answer in answers if isinstance(answer, Attention))
     factors = tuple(answer for answer in answers if isinstance(answer, AttentionFactors))
     return {"attention": rows or None, "factors": factors or None}
-
-
-def parse_layers(layers: str, count: int) -> tuple[int, ...]:
-    """Turns `last`, `last4` or `2,5,8,11` into indices, shallow to deep.
-
-    Raises:
-        ValueError: something else, or an index outside the network.
-    """
-    number = layers.removeprefix("last")
-    try:
-        if layers.startswith("last"):
-            indices = tuple(range(-int(number or 1), 0))
-        else:
-            indices = tuple(int(part) for part in layers.split(","))
-    except ValueError as error:
-        raise ValueError(
-            f"backbone.layers {layers}: use last, last4, or numbers such as 2,5,8,11."
-        ) from error
-    return resolve_indices(indices, count, "layer")

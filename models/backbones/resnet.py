@@ -12,7 +12,8 @@ from torchvision.models import ResNet as Net
 from torchvision.models import WeightsEnum
 
 from models.attention import AttentionRequest
-from models.backbones.base import Backbone, Features, StateDict, parse_layers
+from models.backbones.base import Backbone, Features, StateDict
+from models.layer_numbers import parse_layers
 from utils.checkpoints import download
 
 _URL = "https://dl.fbaipublicfiles.com/"

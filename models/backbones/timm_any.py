@@ -19,11 +19,12 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from models.attention import AttentionRequest
-from models.backbones.base import Backbone, Features, Tokens, parse_layers
+from models.backbones.base import Backbone, Features, Tokens
 from models.backbones.swin import Swin
 from models.backbones.timm_base import layer_names, pretrained
 from models.backbones.timm_outline import Outline, outline_of, sketch_of
 from models.backbones.vit import ViT
+from models.layer_numbers import parse_layers
 
 
 class TimmViT(ViT):

@@ -10,7 +10,8 @@ import timm
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest, pass_with_attention
-from models.backbones.base import AttentionBackbone, StateDict, parse_layers
+from models.backbones.base import AttentionBackbone, StateDict
+from models.layer_numbers import parse_layers
 
 
 class TimmBackbone(AttentionBackbone):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from vit_pytorch import ViT as Net
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
-from models.backbones.base import Features, GlobalAttentionBackbone, Tokens, as_map, parse_layers
+from models.backbones.base import Features, GlobalAttentionBackbone, Tokens, as_map
 from models.backbones.positions import fitted_positions
+from models.layer_numbers import parse_layers
 
 
 class ViTPyTorch(GlobalAttentionBackbone):

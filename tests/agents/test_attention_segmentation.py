@@ -1,4 +1,4 @@
-"""Attention in a segmentation from end to end: fusions, controls, its loss, kept features."""
+"""Attention in a segmentation from end to end: fusions, controls, its loss, cached features."""
 
 import os
 import signal
@@ -113,7 +113,7 @@ def test_fusion_in_judgement_does_not_depend_on_the_batch(shapes_root):
 
 
 def test_a_run_reads_and_computes_the_same(train):
-    """Kept features are those computed, to half precision: so is what is learnt from them."""
+    """Cached features are those computed, to half precision: so is what is learnt from them."""
     shared = {
         **FIXED,
         "segmentation__fusion": "fusion2",
@@ -134,12 +134,12 @@ def test_a_run_reads_and_computes_the_same(train):
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-def test_gradients_of_kept_features_are_those_computed(shapes_root, tmp_path):
+def test_gradients_of_cached_features_are_those_computed(shapes_root, tmp_path):
     settings = {"data__views": "fixed", "backbone__freeze": "true", "backbone__layers": "0,1"}
     agent, data = parts(shapes_root, **settings, segmentation__fusion="fusion2")
     agent.train()
     computed = gradients(agent, batch_of(data))
-    data.keep(tmp_path, {}, agent.network.stored_features, True)
+    data.cache_features(tmp_path, {}, agent.network.stored_features, True)
     batch = batch_of(data)
     assert len(batch.stored) == 4
     read = gradients(agent, batch)
@@ -185,7 +185,7 @@ def test_fusions_in_mixed_precision(train, settings):
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
 
 
-def test_random_views_keep_nothing(train):
+def test_random_views_cache_nothing(train):
     code, folder = train("random", **FROZEN)
     assert code == 0
     # What the masks hold is kept, their features are not.

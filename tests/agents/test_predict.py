@@ -12,7 +12,7 @@ from PIL import Image
 from agents.commands.pictures import find_pictures
 from agents.commands.predict import label
 from agents.commands.trained import trained_agent
-from agents.segmentation import protocol_of_test
+from agents.protocols import protocol_of_test
 from config.parsing import parse
 from main import main
 from tests.conftest import files_at_most

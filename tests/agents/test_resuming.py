@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
@@ -52,19 +51,6 @@ TASKS: dict[str, dict[str, Any]] = {
     "segmentation": {"segmentation__head_lr_multiplier": 3.0, "data__batch_size": 6},
     "linear_probe": {"backbone__patch_size": 8},
 }
-
-
-def test_an_optimizer_of_other_groups_is_refused_in_words():
-    """As of a Swin whose tables of biases were among the matrices that decay."""
-    net = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
-    first, second = list(net.parameters())[:3], list(net.parameters())[3:]
-    saved = torch.optim.AdamW([{"params": first}, {"params": second}]).state_dict()
-    for now in ([second, first], [first + second]):
-        optimizer = torch.optim.AdamW([{"params": group} for group in now])
-        optimizer.register_load_state_dict_pre_hook(keep_own_settings)
-        sizes = " \\+ ".join(str(len(group)) for group in now)
-        with pytest.raises(ValueError, match=rf"3 \+ 1 parameters, .* they are {sizes}: .*weights"):
-            optimizer.load_state_dict(saved)
 
 
 def groups(folder: Path) -> list[dict[str, Any]]:
@@ -206,6 +192,22 @@ def test_refused_before_anything_is_written(train, capsys):
         assert resume(folder, **changed) == 2
         assert words in capsys.readouterr().err
         assert before == [(folder / file).read_bytes() for file in files]
+
+
+def test_a_run_in_which_other_parameters_decayed(train, capsys):
+    _, folder = train("run", trainer__max_epochs=1)
+    file = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    decayed, others = saved["optimizer_states"][0]["param_groups"][:2]
+    sizes = [len(group["params"]) for group in saved["optimizer_states"][0]["param_groups"]]
+    others["params"].append(decayed["params"].pop())
+    torch.save(saved, file)
+    assert resume(folder, trainer__max_epochs=2) == 2
+    said = capsys.readouterr().err
+    moved = [sizes[0] - 1, sizes[1] + 1, *sizes[2:]]
+    assert f"remembers {' + '.join(map(str, moved))} parameters" in said
+    assert f"they are {' + '.join(map(str, sizes))}: what is trained" in said
+    assert summary(folder)["status"] == "failed"
 
 
 def test_a_finished_run_is_as_long_as_it_is(train):

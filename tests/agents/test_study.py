@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,10 @@ from agents.commands.study.board import Board, share_done
 from agents.commands.study.figures import study_figure
 from agents.commands.study.output import write_output
 from agents.commands.study.plan import load_study
+from agents.commands.study.room import announce_room
 from agents.commands.study.table import study_table
 from config.parsing import parse
+from datamodules.shapes import Shapes
 from main import main
 from tests.conftest import summary, tiny
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
@@ -105,6 +108,34 @@ def test_a_study_says_what_all_its_checkpoints_will_take(
     said.clear()
     assert main(words) == 0
     assert not said  # nothing is left to do
+
+
+def test_rows_on_the_same_images_share_one_listing(study_file, tmp_path, said, monkeypatch):
+    listed: list[str] = []
+
+    def noted(listing):
+        def call(source, split):
+            listed.append(f"{listing.__name__} {split}")
+            return listing(source, split)
+
+        return call
+
+    for name in ("files", "pairs"):
+        monkeypatch.setattr(Shapes, name, noted(getattr(Shapes, name)))
+    held_out = {**SEGMENT, "data.val_fraction": 0.3}
+    rows = [
+        {"name": "a", "settings": BT},
+        {"name": "b", "settings": {**BT, "data.batch_size": 4}},
+        {"name": "c", "settings": {"task": "lejepa"}},
+        {"name": "d", "settings": SEGMENT},
+        {"name": "e", "settings": {**SEGMENT, "backbone.weights": "run:a"}},
+        {"name": "f", "settings": held_out},
+    ]
+    study = load_study(str(study_file(rows)), None, [], str(tmp_path / "runs"))
+    announce_room(study)
+    assert said[0].startswith("checkpoints of 6 runs: ")
+    assert Counter(listed)["files train"] == 1  # views, of a, b and c
+    assert Counter(listed)["pairs train"] == 2  # masks, of d and e, and with fewer images of f
 
 
 def test_a_study_is_one_command(study_file, tmp_path, in_process, capsys):
@@ -376,6 +407,40 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "b", "d"]
     assert figure.axes[2].get_xlabel() == "0% right"
+
+
+def test_attention_is_drawn_a_column_a_row_and_named(study_file, tmp_path):
+    rows = [{"name": name, "settings": BT} for name in ("a", "b", "c")]
+    file = study_file(rows, figures=[{"picture": "attention", "title": "A"}])
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    images = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8), np.uint8)
+    for name, side in (("a", 2), ("c", 4)):
+        folder = RunFolder(study.folder / f"{name}-s0")
+        place = folder.figures / "attention_maps" / "val" / "block-02"
+        place.mkdir(parents=True)
+        # One head, which sees the upper left patch alone: all else is darkened.
+        maps = np.zeros((2, 1, side, side), np.float16)
+        maps[..., 0, 0] = 1
+        np.savez_compressed(place / "newest.npz", images=images, maps=maps, mass=np.array(0.6))
+        folder.write_summary({"status": "finished"})
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    (axis,) = figure.axes
+    words = {text.get_text() for text in axis.texts}
+    assert {"image", "a\n2 x 2 patches", "c\n4 x 4 patches"} < words
+    shown = {
+        (round(x), round(y)): image for image in axis.images for x, _, _, y in [image.get_extent()]
+    }
+    assert len(shown) == 6  # two images, each as it is and for two runs
+    for row in (0, 1):
+        whole = images[row].transpose(1, 2, 0)
+        np.testing.assert_array_equal(shown[0, row].get_array(), whole)
+        for column, side in ((1, 2), (2, 4)):
+            seen = np.zeros((8, 8), bool)
+            seen[: 8 // side, : 8 // side] = True
+            pixels = np.asarray(shown[column, row].get_array())
+            np.testing.assert_array_equal(pixels[~seen], (whole[~seen] * 0.35).astype(np.uint8))
+            assert (pixels[seen] != (whole[seen] * 0.35).astype(np.uint8)).any()
 
 
 def test_time_left(study_file, tmp_path):

@@ -62,7 +62,7 @@ def test_images_are_decoded_once_as_far_as_memory_allows(shapes_root, monkeypatc
     for most, times in ((2**30, 1), (0, 3)):
         read.clear()
         known, _ = masked_squares(source, 6, 0.0, 32)
-        known.kept.most_bytes = most
+        known.decoded.most_bytes = most
         (first, *others) = [list(known) for _ in range(3)]
         assert all(map(read.count, read))
         assert len(read) == times * len(known)
@@ -71,7 +71,7 @@ def test_images_are_decoded_once_as_far_as_memory_allows(shapes_root, monkeypatc
                 assert all(map(torch.equal, one, other))
     # Of three images a budget of two keeps two, and holds no more than it says.
     known, _ = masked_squares(source, 3, 0.0, 32)
-    known.kept.most_bytes = 2 * sum(part.nbytes for part in next(iter(known)))
+    known.decoded.most_bytes = 2 * sum(part.nbytes for part in next(iter(known)))
     read.clear()
     for _ in range(2):
         held = [part for square in known for part in square]

@@ -52,9 +52,9 @@ class Encoder:
         ]
 
 
-def kept(root: Path, cache: Path, facts=None, test: bool = True, **changed):
+def cached(root: Path, cache: Path, facts=None, test: bool = True, **changed):
     data, encode = module(root, **changed), Encoder()
-    data.keep(cache, facts or {"weights": "a"}, encode, test)
+    data.cache_features(cache, facts or {"weights": "a"}, encode, test)
     return data, encode
 
 
@@ -65,7 +65,7 @@ def samples(data: SegmentationDataModule) -> list[LabelledSample]:
 
 
 def test_what_is_read_is_what_is_computed(shapes_root, tmp_path, said):
-    data, encode = kept(shapes_root, tmp_path / "cache")
+    data, encode = cached(shapes_root, tmp_path / "cache")
     plain = module(shapes_root)
     plain.setup("fit")
     for found, expected in zip(samples(data), samples(plain), strict=True):
@@ -86,7 +86,7 @@ def test_what_is_read_is_what_is_computed(shapes_root, tmp_path, said):
 
 
 def test_every_epoch_sees_one_of_the_views(shapes_root, tmp_path, said):
-    data, _ = kept(shapes_root, tmp_path / "cache")
+    data, _ = cached(shapes_root, tmp_path / "cache")
     seen = Counter(int(data.train_set[epoch, 5].stored["sum"]) for epoch in range(40))
     assert len(seen) == VIEWS
     assert min(seen.values()) > 3
@@ -112,16 +112,18 @@ def test_views_come_in_pairs_of_mirror_images():
 
 
 def test_a_second_run_reads(shapes_root, tmp_path, said):
-    kept(shapes_root, tmp_path / "cache")
+    cached(shapes_root, tmp_path / "cache")
     said.clear()
-    data, encode = kept(shapes_root, tmp_path / "cache", seed=9)  # views are the same for all seeds
+    data, encode = cached(
+        shapes_root, tmp_path / "cache", seed=9
+    )  # views are the same for all seeds
     assert encode.images == 0
     assert all(" read from " in line for line in said)
     assert samples(data)[0].stored is not None
 
 
 def test_setting_up_again_opens_nothing_again(shapes_root, tmp_path, said):
-    data, _ = kept(shapes_root, tmp_path / "cache")
+    data, _ = cached(shapes_root, tmp_path / "cache")
     before = data.test_set
     data.setup("fit")
     assert data.test_set is before
@@ -131,23 +133,23 @@ def test_setting_up_again_opens_nothing_again(shapes_root, tmp_path, said):
 def test_what_it_follows_from_makes_another_cache(shapes_root, tmp_path, said, change):
     root = tmp_path / "data"
     shutil.copytree(shapes_root, root)
-    kept(root, tmp_path / "cache")
+    cached(root, tmp_path / "cache")
     if change == "weights":
-        _, encode = kept(root, tmp_path / "cache", {"weights": "b"})
+        _, encode = cached(root, tmp_path / "cache", {"weights": "b"})
     elif change == "content":
         file = Shapes(str(root)).pairs("val")[0][0]
         ImageOps.invert(Image.open(file)).save(file)
-        _, encode = kept(root, tmp_path / "cache")
+        _, encode = cached(root, tmp_path / "cache")
         assert encode.images == 8  # the test images only
     else:
         changed = {"scales": {"scales": [1.0, 1.4]}, "crops": {"crops": 2}}[change]
-        _, encode = kept(root, tmp_path / "cache", **changed)
+        _, encode = cached(root, tmp_path / "cache", **changed)
     assert encode.images > 0
 
 
 @pytest.mark.parametrize("damage", ["byte", "short", "index", "missing"])
 def test_a_damaged_cache_is_built_anew(shapes_root, tmp_path, said, damage):
-    kept(shapes_root, tmp_path / "cache")
+    cached(shapes_root, tmp_path / "cache")
     for folder in (tmp_path / "cache").iterdir():
         file = folder / "data.bin"
         content = bytearray(file.read_bytes())
@@ -161,7 +163,7 @@ def test_a_damaged_cache_is_built_anew(shapes_root, tmp_path, said, damage):
         else:
             file.unlink()
     said.clear()
-    data, encode = kept(shapes_root, tmp_path / "cache")
+    data, encode = cached(shapes_root, tmp_path / "cache")
     assert sum("is damaged (" in line for line in said) == VIEWS + 2
     assert encode.images > 0
     assert samples(data)[0].stored is not None
@@ -203,7 +205,7 @@ def test_a_store_of_before_its_index_had_a_checksum_is_not_read(store):
 
 def test_a_damaged_bit_of_padding_is_no_damage(shapes_root, tmp_path, said):
     """Every byte that is read is checked, and nothing else."""
-    kept(shapes_root, tmp_path / "cache")
+    cached(shapes_root, tmp_path / "cache")
     folder = next((tmp_path / "cache").iterdir())
     opened = StoredImages(folder, LabelledSample)
     index = json.loads((folder / "index.json").read_text())
@@ -215,7 +217,7 @@ def test_a_full_disk_leaves_nothing(shapes_root, tmp_path, said, monkeypatch):
     usage = SimpleNamespace(total=10, used=9, free=1000)
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"is full .* needed, 0.00 GB free"):
-        kept(shapes_root, tmp_path / "cache")
+        cached(shapes_root, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
     added = StoreWriter.add
@@ -227,21 +229,21 @@ def test_a_full_disk_leaves_nothing(shapes_root, tmp_path, said, monkeypatch):
 
     monkeypatch.setattr(StoreWriter, "add", full)
     with pytest.raises(ValueError, match=r"nothing was kept.*feature_cache off"):
-        kept(shapes_root, tmp_path / "cache")
+        cached(shapes_root, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(shapes_root, tmp_path, said, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        kept(shapes_root, tmp_path / "file" / "cache")
+        cached(shapes_root, tmp_path / "file" / "cache")
 
     def read_only(*_, **__):
         raise PermissionError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(ValueError, match=r"cannot be written .*Read-only.*Give another"):
-        kept(shapes_root, tmp_path / "cache")
+        cached(shapes_root, tmp_path / "cache")
 
 
 def test_an_interrupted_build_leaves_nothing(shapes_root, tmp_path, said):
@@ -249,7 +251,7 @@ def test_an_interrupted_build_leaves_nothing(shapes_root, tmp_path, said):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        module(shapes_root).keep(tmp_path / "cache", {}, interrupted, True)
+        module(shapes_root).cache_features(tmp_path / "cache", {}, interrupted, True)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -260,11 +262,11 @@ def test_of_two_builds_the_first_to_finish_wins(shapes_root, tmp_path, said):
     class Interrupting(Encoder):
         def __call__(self, images: Tensor) -> list[dict[str, Tensor]]:
             if not self.images:
-                other["data"], other["encode"] = kept(shapes_root, cache)
+                other["data"], other["encode"] = cached(shapes_root, cache)
             return super().__call__(images)
 
     data = module(shapes_root)
-    data.keep(cache, {"weights": "a"}, Interrupting(), True)
+    data.cache_features(cache, {"weights": "a"}, Interrupting(), True)
     assert len(list(cache.iterdir())) == VIEWS + 2
     # The first one's files may be gone from the folder, but it has them open.
     for mine, others in zip(samples(data), samples(other["data"]), strict=True):
@@ -275,12 +277,12 @@ def test_what_a_killed_run_left_is_removed(shapes_root, tmp_path, said):
     host = socket.gethostname()
     dead = tmp_path / "cache" / f"abc.{host}-999999999.part"
     dead.mkdir(parents=True)
-    kept(shapes_root, tmp_path / "cache")
+    cached(shapes_root, tmp_path / "cache")
     assert not dead.exists()
 
 
 def test_workers_map_the_file_themselves(shapes_root, tmp_path, said):
-    data, _ = kept(shapes_root, tmp_path / "cache")
+    data, _ = cached(shapes_root, tmp_path / "cache")
     first = data.val_set[0, 0]
     again = pickle.loads(pickle.dumps(data.val_set))
     assert len(pickle.dumps(data.val_set)) < 100_000
@@ -294,15 +296,15 @@ def test_unreadable_images_are_named_from_the_cache_too(shapes_root, tmp_path, s
     first.setup("fit")
     first.train_files[2].write_bytes(b"nothing")
     for _ in range(2):
-        data, _ = kept(root, tmp_path / "cache")
+        data, _ = cached(root, tmp_path / "cache")
         view = data.train_set.views[1]
         named = [name for i in range(len(view)) for name in view[0, i].unreadable]
         assert any(first.train_files[2].name in name for name in named)
         assert view[0, 2].position == 3
 
 
-def test_test_images_seen_otherwise_are_not_kept(shapes_root, tmp_path, said):
-    data, _ = kept(shapes_root, tmp_path / "cache", test=False)
+def test_test_images_seen_otherwise_are_not_cached(shapes_root, tmp_path, said):
+    data, _ = cached(shapes_root, tmp_path / "cache", test=False)
     assert data.test_set[0, 0].stored is None
     assert data.val_set[0, 0].stored is not None
 

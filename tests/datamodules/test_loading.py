@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 from datamodules import loading
 from datamodules.image_files import ImageFiles
 from datamodules.image_folder import ImageFolder
-from datamodules.kept import Kept
 from datamodules.labelled import LabelledDataModule
 from datamodules.listing import judging_place
 from datamodules.loading import Batch, Loading
+from datamodules.memory_cache import MemoryCache
 from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
@@ -308,7 +308,7 @@ def test_examples_are_decoded_once(shapes_root):
 
 
 def test_no_more_is_kept_than_there_is_room_for():
-    kept, made = Kept(most_bytes=10), []
+    cache, made = MemoryCache(most_bytes=10), []
 
     def make(size: int) -> torch.Tensor:
         made.append(size)
@@ -316,9 +316,9 @@ def test_no_more_is_kept_than_there_is_room_for():
 
     for _ in range(2):
         for size in (4, 5, 3):
-            assert len(kept.get(size, lambda size=size: make(size))) == size
-        assert kept.get("unreadable", lambda: made.append(0)) is None
-        assert [len(part) for part in kept.get("two", lambda: (make(1), make(9)))] == [1, 9]
+            assert len(cache.get(size, lambda size=size: make(size))) == size
+        assert cache.get("unreadable", lambda: made.append(0)) is None
+        assert [len(part) for part in cache.get("two", lambda: (make(1), make(9)))] == [1, 9]
     assert made == [4, 5, 3, 0, 1, 9, 3, 1, 9]
 
 

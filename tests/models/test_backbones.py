@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from models.attention import AttentionRequest
-from models.backbones.base import AttentionBackbone, Backbone, parse_layers
+from models.backbones.base import AttentionBackbone, Backbone
 from models.backbones.resnet import resnet18, resnet50
 from models.backbones.vit import vit_base, vit_small, vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
+from models.layer_numbers import parse_layers
 
 SMALL = {"image_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3}
 TRANSFORMERS = [vit_tiny, vit_pytorch]

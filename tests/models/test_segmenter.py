@@ -1,4 +1,4 @@
-"""The network of a segmentation: batches, padding, kept features and windows change nothing."""
+"""The network of a segmentation: batches, padding, cached features and windows change nothing."""
 
 from itertools import pairwise
 from typing import Any
@@ -117,16 +117,16 @@ def test_labels_are_the_most_likely():
     assert torch.equal(labels_of(logits[1]), labels[1])
 
 
-# --- kept features --------------------------------------------------------------------------------
+# --- cached features ------------------------------------------------------------------------------
 
 
-def test_kept_features_give_the_logits_of_computed_ones():
+def test_cached_features_give_the_logits_of_computed_ones():
     network, given = segmenter(), mixed()
-    kept = [network.stored_features(image[None])[0] for image in given]
+    cached = [network.stored_features(image[None])[0] for image in given]
     with torch.no_grad():
         computed = list(network.logits_at(given, SIZES))
         # The images are not looked at: other ones of the same sizes do.
-        read = list(network.logits_at([torch.zeros_like(x) for x in given], SIZES, kept))
+        read = list(network.logits_at([torch.zeros_like(x) for x in given], SIZES, cached))
     for one, other in zip(read, computed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
     assert max(float((a - b).abs().max()) for a, b in zip(read, computed, strict=True)) > 0

@@ -58,3 +58,14 @@ def test_pictures_of_a_sheet_fill_their_places_whatever_their_size():
     ]
     assert sheet.axis.axis() == pytest.approx((0, 3.14, 1.25, 0))
     figures.close(drawn)
+
+
+def test_a_caption_stands_right_below_the_pictures_however_tall_the_figure_is():
+    drawn, sheet = figures.sheet(2, 3, foot=1.0)
+    shown = sheet.show(1, 1, np.ones((2, 2)))
+    sheet.caption("words")
+    drawn.canvas.draw()
+    picture, words = shown.get_window_extent(), sheet.axis.texts[0].get_window_extent()
+    assert 0 < picture.y0 - words.y1 < 0.1 * picture.height
+    assert words.x0 + words.x1 == pytest.approx(picture.x0 + picture.x1, abs=2)
+    figures.close(drawn)

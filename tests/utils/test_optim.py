@@ -1,12 +1,48 @@
-"""Clipping of every gradient by itself."""
+"""Which parameters decay, and clipping of every gradient by itself."""
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from config import names
 from models.backbones.vit import vit_tiny
-from utils.optim import clip_each
+from utils.imports import load
+from utils.optim import clip_each, parameter_groups
+
+BACKBONES = sorted({*names.BACKBONES, *names.BACKBONE_ALIASES.values()} - {names.TIMM})
+# What is learnt for a position or a token decays like any matrix (DINO's official code).
+EMBEDDINGS = {
+    **{name: {"cls_token", "pos_embed"} for name in names.TIMM_VITS},
+    "vit_pytorch": {"cls_token", "pos_embedding"},
+    "timm/vit_small_patch14_dinov2": {"cls_token", "pos_embed"},
+    "timm/vit_base_patch14_dinov2": {"cls_token", "pos_embed"},
+    "timm/vit_small_patch16_dinov3": {"cls_token", "reg_token"},
+    "timm/vit_base_patch16_dinov3": {"cls_token", "reg_token"},
+    "botnet50": {"rel_height", "rel_width"},
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_weights_and_embeddings_of_every_backbone_decay_and_nothing_else(name):
+    row, member = names.split(name)
+    with torch.device("meta"):
+        backbone = load(names.BACKBONES[row])(*member, image_size=224)
+    named = {parameter: path for path, parameter in backbone.named_parameters()}
+    decayed, others = (
+        {named[parameter] for parameter in group["params"]}
+        for group in parameter_groups({backbone: 1.0}, 1.0, 0.05)
+    )
+    assert decayed | others == set(named.values())
+    products = (nn.Linear, nn.Conv2d)
+    matrices = {f"{path}.weight" for path, m in backbone.named_modules() if isinstance(m, products)}
+    embeddings = decayed - matrices
+    assert matrices <= decayed
+    assert {path.rpartition(".")[2] for path in embeddings} == EMBEDDINGS.get(name, set())
+    expected = {"weight", "bias"}  # weights of norms
+    expected |= {"relative_position_bias_table"} if name.startswith("swin") else set()
+    layer_scales = {"gamma", "gamma_1", "gamma_2"}
+    assert {path.rpartition(".")[2] for path in others} - layer_scales == expected
 
 
 def network(dtype: torch.dtype) -> nn.Module:

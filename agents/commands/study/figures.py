@@ -92,21 +92,22 @@ def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
 
 def _attention(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
     count = min(_MOST_IMAGES, *(len(arrays["images"]) for _, arrays in found))
-    figure, axes = figures.grid(count, len(found) + 1, cell=(1.9, 1.9), title=title)
-    for row in range(count):
-        figures.show_image(axes[row, 0], found[0][1]["images"][row].transpose(1, 2, 0))
-        for axis, (_, arrays) in zip(axes[row, 1:], found, strict=True):
+    figure, sheet = figures.sheet(count, len(found) + 1, 1.9, title)
+    sheet.above(0, "image")
+    for column, (label, arrays) in enumerate(found, start=1):
+        height, width = arrays["maps"].shape[-2:]
+        words = f"{figures.name(label)}\n{height} x {width} patches"
+        sheet.above(column, words, fontsize=8)
+        for row in range(count):
             image = arrays["images"][row].transpose(1, 2, 0)
             maps = torch.from_numpy(arrays["maps"][row].astype(np.float32))
             masks = mass_mask(maps, float(arrays["mass"]))[None].float()
             masks = torch.nn.functional.interpolate(masks, size=image.shape[:2])[0].bool()
-            figures.show_image(axis, paint_masks(image, masks.numpy()))
-    axes[0, 0].set_title("image")
-    for axis, (label, arrays) in zip(axes[0, 1:], found, strict=True):
-        height, width = arrays["maps"].shape[-2:]
-        axis.set_title(f"{figures.name(label)}\n{height} x {width} patches", fontsize=8)
+            sheet.show(row, column, paint_masks(image, masks.numpy()))
+    for row in range(count):
+        sheet.show(row, 0, found[0][1]["images"][row].transpose(1, 2, 0))
     mass = float(found[0][1]["mass"])
-    figure.supxlabel(f"{mass:.0%} of the attention of every head, a colour each", fontsize=8)
+    sheet.caption(f"{mass:.0%} of the attention of every head, a colour each")
     return figure
 
 

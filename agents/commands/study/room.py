@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from agents.base import Agent
@@ -27,9 +28,10 @@ def announce_room(study: Study) -> None:
     """
     waiting = [run for run in study.runs if not run_folder(study, run.name).has_checkpoint]
     sizes: dict[str, int] = {}
+    listed: dict[str, int] = {}
     for run in {run.row: run for run in waiting}.values():
         try:
-            agent = _untrained(study, run)
+            agent = _untrained(study, run, listed)
         except (OSError, ValueError):  # no images yet, say: the run will tell
             continue
         sizes[run.row] = checkpoint_bytes(agent) if agent.trains else 0
@@ -44,13 +46,25 @@ def announce_room(study: Study) -> None:
         console.warning("warning: %s", warning)
 
 
-def _untrained(study: Study, run: Run) -> Agent:
+def _untrained(study: Study, run: Run, listed: dict[str, int]) -> Agent:
+    """Builds the agent of a run.
+
+    Args:
+        study: which it belongs to.
+        run: before it has started.
+        listed: training images by what decides how many there are; those listed here are added.
+    """
     hparams = resolve(update(Hparams(), nested(_settings(study, run)), study.name))
     source = build_source(hparams)
     data = build_data(hparams, source)
-    data.setup("fit")
+    # Of all that says where the images are only the size of a batch is left out, which many studies
+    # compare: what is listed once too often costs time, once too seldom a wrong number.
+    key = f"{type(data)} {replace(hparams.data, batch_size='auto')} {hparams.probe.num_images}"
+    if key not in listed:
+        data.setup("fit")
+        listed[key] = len(data.train_files)
     # Of a GPU or not: the length of the run, which no checkpoint shows.
-    hparams = resolve_for_data(hparams, len(data.train_files), on_gpu=False)
+    hparams = resolve_for_data(hparams, listed[key], on_gpu=False)
     return build_agent(hparams, source, loaded=False)
 
 

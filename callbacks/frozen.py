@@ -1,4 +1,4 @@
-"""What a frozen backbone shows: drawn once in a run, computed once for all runs that keep features.
+"""What a frozen backbone shows: drawn once in a run, computed once for all that cache features.
 
 It stays the same while a head is trained, and for every other head and seed.
 """
@@ -26,7 +26,7 @@ def backbone_due(trainer: Trainer, backbone: Backbone, every_n_epochs: int) -> b
     return due(trainer, every_n_epochs)
 
 
-def kept(
+def cached(
     trainer: Trainer,
     backbone: Backbone,
     name: str,
@@ -37,7 +37,7 @@ def kept(
     """Returns what `compute` finds, or found in another run, of a frozen backbone.
 
     Args:
-        trainer: of the run; what it keeps features in keeps this as well.
+        trainer: of the run; its cache of features, where it has one, holds this as well.
         backbone: what is looked into.
         name: of the readout, in the log as well.
         facts: what the result follows from, beside the backbone and `images`.

@@ -1,4 +1,4 @@
-"""Decoded images that are asked for again and again, kept as long as there is room."""
+"""Decoded images that are asked for again and again, held in memory as long as there is room."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_BYTES = 256 * 2**20
 Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...] | None)
 
 
-class Kept:
+class MemoryCache:
     """What has been made of images: 320 squares of 224 px with masks of 375 px are 93 MB.
 
     Args:
@@ -25,7 +25,7 @@ class Kept:
         self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Returns what is kept under a key, and makes it if nothing is.
+        """Returns what is held under a key, and makes it if nothing is.
 
         Args:
             key: says all that it is made from.

@@ -1,0 +1,36 @@
+"""From the settings to how whole images of a segmentation are resized, labelled and judged."""
+
+from __future__ import annotations
+
+from config import names
+from config.hparams import Hparams, SegmentationHparams
+from datamodules.transforms.segmentation import Protocol
+from models.inference import Inference
+from utils.imports import load
+
+
+def build_protocol(hparams: Hparams, scale: float = 1.0) -> Protocol:
+    """Builds the chosen protocol.
+
+    Args:
+        hparams: resolved settings.
+        scale: side of the images it shows over `data.image_size`.
+    """
+    side = round(int(hparams.data.image_size) * scale)
+    protocol: Protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(side)
+    return protocol
+
+
+def protocol_of_test(hparams: Hparams) -> Protocol:
+    """Returns how test images are resized and judged; all their views are made of the largest."""
+    return build_protocol(hparams, max(hparams.segmentation.test_scales))
+
+
+def inference_of_test(settings: SegmentationHparams) -> Inference:
+    """Returns how test images are seen: whole or in windows, at which scales, mirrored or not."""
+    return Inference(
+        settings.test_window,
+        settings.test_stride,
+        tuple(settings.test_scales),
+        settings.test_flip,
+    )
