@@ -284,7 +284,7 @@ def test_resume_with_another_architecture(train, capsys):
     words = ["--run.resume", "first", "--run.dir", str(folder.parent)]
     assert main([*words, "--backbone.depth", "3"]) == 2
     assert "another architecture" in error_of(capsys)
-    assert main([*words, "--barlow_twins.projector_dim", "8"]) == 2
+    assert main([*words, "--barlow_twins.hidden_dim", "8"]) == 2
     assert "projector.0.weight is (16, 24) there and (8, 24)" in error_of(capsys)
 
 
