@@ -411,7 +411,8 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
 
 def test_attention_is_drawn_a_column_a_row_and_named(study_file, tmp_path):
     rows = [{"name": name, "settings": BT} for name in ("a", "b", "c")]
-    file = study_file(rows, figures=[{"picture": "attention", "title": "A"}])
+    named = {"a": None, "b": "B", "c": "another name"}
+    file = study_file(rows, figures=[{"picture": "attention", "title": "A", "rows": named}])
     study = load_study(str(file), None, [], str(tmp_path / "runs"))
     images = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8), np.uint8)
     for name, side in (("a", 2), ("c", 4)):
@@ -427,7 +428,7 @@ def test_attention_is_drawn_a_column_a_row_and_named(study_file, tmp_path):
     assert figure is not None
     (axis,) = figure.axes
     words = {text.get_text() for text in axis.texts}
-    assert {"image", "a\n2 x 2 patches", "c\n4 x 4 patches"} < words
+    assert {"image", "a\n2 x 2 patches", "another name\n4 x 4 patches"} < words
     shown = {
         (round(x), round(y)): image for image in axis.images for x, _, _, y in [image.get_extent()]
     }

@@ -219,6 +219,11 @@ def test_where_a_run_is_computed_is_not_what_it_computes(tmp_path):
             (),
             "Did you mean abc",
         ),
+        (
+            {"rows": [{"name": "abc"}], "figures": [{"picture": "matrices", "rows": "abc"}]},
+            (),
+            "expected a list or `name: value` lines",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, content, words, message):

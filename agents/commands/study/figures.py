@@ -31,11 +31,11 @@ _MOST_IMAGES = 6
 
 def study_figure(study: Study, figure: Figure) -> Picture | None:
     """Draws a figure of a study from its finished runs; None while there is nothing for it."""
-    rows = [each for name in figure.rows for each in study.rows if each.name == name]
+    rows = {row.name: row for row in study.rows}
     found: list[Folders] = []
-    for row in rows:
-        folders = [run_folder(study, run.name) for run in study.of(row)]
-        found.append((row.label, [folder for folder in folders if folder.finished]))
+    for name, label in figure.rows.items():
+        folders = [run_folder(study, run.name) for run in study.of(rows[name])]
+        found.append((label, [folder for folder in folders if folder.finished]))
     return _PICTURES[figure.picture](found, figure.title)
 
 

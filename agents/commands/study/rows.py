@@ -33,7 +33,11 @@ _ROW_KEYS: dict[str, tuple[type, ...]] = {
     "note": TEXT,
     "shown": (bool,),
 }
-_FIGURE_KEYS: dict[str, tuple[type, ...]] = {"picture": TEXT, "title": TEXT, "rows": (list,)}
+_FIGURE_KEYS: dict[str, tuple[type, ...]] = {
+    "picture": TEXT,
+    "title": TEXT,
+    "rows": (list, Mapping),
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,12 @@ class Figure:
     Attributes:
         picture: one of `FIGURES`.
         title: of the figure.
-        rows: names of rows.
+        rows: what to call each row in it, by its name.
     """
 
     picture: str
     title: str
-    rows: tuple[str, ...]
+    rows: Mapping[str, str]
 
 
 def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
@@ -182,8 +186,12 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
         ConfigError: no such picture or row.
     """
     entry = check_keys(entry, _FIGURE_KEYS, f"{file}, a figure")
-    known = [row.name for row in rows]
-    chosen = tuple(map(str, entry.get("rows") or known))
+    labels = {row.name: row.label for row in rows}
+    known = list(labels)
+    given = entry.get("rows") or known
+    chosen = {str(name): "" for name in given}
+    if isinstance(given, Mapping):  # names and what to call them here
+        chosen |= {str(name): str(label) for name, label in given.items() if label is not None}
     for name in chosen:
         if name not in known:
             near = suggestion(name, known)
@@ -195,7 +203,8 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
         raise ConfigError(
             f"{file}: picture {shown(picture)}: expected one of {', '.join(FIGURES)}."
         )
-    return Figure(picture, str(entry.get("title", picture)), chosen)
+    named = {name: label or labels[name] for name, label in chosen.items()}
+    return Figure(picture, str(entry.get("title", picture)), named)
 
 
 def check_keys(entry: Any, known: Mapping[str, tuple[type, ...]], where: str) -> dict[str, Any]:
