@@ -246,8 +246,8 @@ class BarlowTwinsHparams:
         int | str, Auto(), Between(2, 2**17), Unless("barlow_twins.projector_layers", 1)
     ] = "auto"
     """Width of the projector's other layers. auto: projector_dim, as in the paper, but 512 at
-    least: a narrow last layer needs wide ones before it, with batches of 64 and more
-    (benchmarks/RESULTS.md, section 23)."""
+    least: a narrow last layer needs wide ones before it (benchmarks/RESULTS.md, sections 1 and
+    23)."""
     loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
         "barlow_twins"
     )
