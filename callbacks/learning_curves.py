@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.inspection import due
+from callbacks.inspection import due, last_epoch
 from utils import figures
 from utils.logging import RunFolderLogger, log_figure, one_of_many
 
@@ -70,8 +70,16 @@ class LearningCurves(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws what has been logged so far."""
+        if due(trainer, self.every_n_epochs) and not last_epoch(trainer):
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws all of it. What the readouts of an epoch say is logged after its end."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
         logger = next((log for log in trainer.loggers if isinstance(log, RunFolderLogger)), None)
-        if logger and due(trainer, self.every_n_epochs) and len(logger.metrics.rows) > 1:
+        if logger and len(logger.metrics.rows) > 1:
             log_figure(trainer, "learning_curves", draw(logger.metrics.rows))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from callbacks.learning_curves import draw
+from callbacks.online_probe import KNN
 from utils import figures
 
 STEPS = range(0, 400, 10)
@@ -96,3 +97,25 @@ def test_a_long_curve_is_thinned_from_its_first_to_its_last_point_and_a_sparse_o
     assert (steps[0], steps[-1]) == (0, 10_000)
     assert len(steps) <= 1001
     assert list(found["gradient cosine"].get_lines()[0].get_xdata()) == list(range(3, 10_000, 17))
+
+
+def test_the_last_picture_has_what_the_last_epoch_measured(train, monkeypatch):
+    drawn = []
+
+    def recorded(content):
+        drawn.append({step: set(row) for step, row in content.items()})
+        return draw(content)
+
+    monkeypatch.setattr("callbacks.learning_curves.draw", recorded)
+    code, folder = train(
+        "run",
+        callbacks__learning_curves__enabled="true",
+        callbacks__learning_curves__every_n_epochs=1,
+        callbacks__online_probe__enabled="true",
+        callbacks__online_probe__every_n_epochs=1,
+    )
+    assert code == 0
+    pictures = sorted(file.name for file in (folder / "figures" / "learning_curves").glob("*.png"))
+    assert pictures == ["step-0000003.png", "step-0000006.png"]
+    assert len(drawn) == 2
+    assert KNN in drawn[-1][5]  # of step 6, counted from 0
