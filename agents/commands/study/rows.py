@@ -187,24 +187,24 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
     """
     entry = check_keys(entry, _FIGURE_KEYS, f"{file}, a figure")
     labels = {row.name: row.label for row in rows}
-    known = list(labels)
-    given = entry.get("rows") or known
-    chosen = {str(name): "" for name in given}
-    if isinstance(given, Mapping):  # names and what to call them here
-        chosen |= {str(name): str(label) for name, label in given.items() if label is not None}
-    for name in chosen:
-        if name not in known:
-            near = suggestion(name, known)
+    given = entry.get("rows") or labels
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(map(str, given))
+    chosen = {}
+    for key, label in given.items():
+        name = str(key)
+        if name not in labels:
+            near = suggestion(name, list(labels))
             raise ConfigError(
                 f"{file}: a figure shows row {shown(name)}, which is not there.{near}"
             )
+        chosen[name] = labels[name] if label in (None, "") else str(label)
     picture = str(entry.get("picture"))
     if picture not in FIGURES:
         raise ConfigError(
             f"{file}: picture {shown(picture)}: expected one of {', '.join(FIGURES)}."
         )
-    named = {name: label or labels[name] for name, label in chosen.items()}
-    return Figure(picture, str(entry.get("title", picture)), named)
+    return Figure(picture, str(entry.get("title", picture)), chosen)
 
 
 def check_keys(entry: Any, known: Mapping[str, tuple[type, ...]], where: str) -> dict[str, Any]:
