@@ -62,14 +62,14 @@ def plain_loss(z1: Tensor, z2: Tensor) -> Tensor:
     return (diagonal - 1).square().sum() + 0.0051 * off.square().sum()
 
 
-def lightlys(width: int, dim: int) -> tuple[nn.Module, Loss] | None:
+def lightlys(width: int, hidden: int, dim: int) -> tuple[nn.Module, Loss] | None:
     """Returns lightly's projector and loss."""
     try:
         from lightly.loss import BarlowTwinsLoss
         from lightly.models.modules import BarlowTwinsProjectionHead
     except ImportError:
         return None
-    return BarlowTwinsProjectionHead(width, dim, dim), BarlowTwinsLoss()
+    return BarlowTwinsProjectionHead(width, hidden, dim), BarlowTwinsLoss()
 
 
 def loop(
@@ -117,7 +117,7 @@ def measure(case: Case, device: torch.device, rounds: int, steps: int) -> dict[s
         "here": lambda: case.batch / step_cost(hparams, device, steps).images_per_second,
         "bare loop": loop(hparams, device, steps, head, plain_loss),
     }
-    if (parts := lightlys(width, dim)) is not None:
+    if (parts := lightlys(width, hidden, dim)) is not None:
         runners["lightly"] = loop(hparams, device, steps, *parts)
     taken: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
