@@ -62,7 +62,8 @@ def draw(
         own: colours of the labels, `(256, 3)`; None: those of `palette`.
     """
     colours = palette(names or ("",)) if own is None else own
-    figure, sheet = figures.sheet(len(views), len(next(iter(views.values()))), title=title)
+    columns = len(next(iter(views.values())))
+    figure, sheet = figures.sheet(len(views), columns, title=title, beside=0.5)
     for row, (name, images) in enumerate(views.items()):
         sheet.left(row, name)
         for column, image in enumerate(images):

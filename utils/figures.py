@@ -128,9 +128,14 @@ class Sheet:
     def __init__(self, axis: Axes, rows: int, columns: int, height: float, foot: float) -> None:
         self.axis, self.height, self._foot = axis, height, foot
         axis.set_axis_off()
-        axis.set_xlim(0, columns * (1 + self._GAP) - self._GAP)
+        axis.set_xlim(0, self.width(columns))
         axis.set_ylim(rows * (height + foot) - foot, 0)
         axis.set_aspect("equal")
+
+    @classmethod
+    def width(cls, columns: int) -> float:
+        """Returns that of a row, gaps included."""
+        return columns * (1 + cls._GAP) - cls._GAP
 
     def corner(self, row: int, column: int) -> tuple[float, float]:
         """Returns the upper left corner `(x, y)` of a picture."""
@@ -186,9 +191,11 @@ def sheet(
         title: of the figure.
         height: of a picture, relative to its width.
         foot: what is left between rows, relative to the width: words need 0.2.
-        beside: inches for what stands right of them.
+        beside: inches for what stands left or right of them.
     """
-    size = (columns * cell + beside, rows * cell * (height + foot))
+    wide = columns * cell
+    # As tall as pictures of that width are, or there would be empty paper above and below.
+    size = (wide + beside, rows * (height + foot) * wide / Sheet.width(columns))
     figure, axes = grid(1, 1, size, title)
     return figure, Sheet(axes[0, 0], rows, columns, height, foot)
 

@@ -60,6 +60,17 @@ def test_pictures_of_a_sheet_fill_their_places_whatever_their_size():
     figures.close(drawn)
 
 
+@pytest.mark.parametrize("rows", [2, 10])
+def test_pictures_of_a_sheet_leave_no_empty_paper_above_and_below(rows):
+    drawn, sheet = figures.sheet(rows, 6, title="title", beside=0.5)
+    for row in range(rows):
+        sheet.left(row, "two\nlines")
+    drawn.canvas.draw()
+    box, height = sheet.axis.get_window_extent(), drawn.bbox.height
+    assert height - box.height < 0.75 * drawn.dpi  # inches, of which the title needs 0.3
+    figures.close(drawn)
+
+
 def test_a_caption_stands_right_below_the_pictures_however_tall_the_figure_is():
     drawn, sheet = figures.sheet(2, 3, foot=1.0)
     shown = sheet.show(1, 1, np.ones((2, 2)))
