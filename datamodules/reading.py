@@ -44,6 +44,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
+# What Pillow makes of the largest value that a PGM names, by the mode it is read in.
+_WHITE_OF_PGM = {"L": 2**8 - 1, "I": 2**16 - 1}
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
@@ -254,30 +256,32 @@ def _largest_of_pgm(image: Image.Image) -> int | None:
     Args:
         image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
     """
-    if isinstance(image, PpmImageFile) and image.mode in ("L", "I"):
+    if isinstance(image, PpmImageFile) and image.mode in _WHITE_OF_PGM:
         tile: Any = image.tile[0]
         return None if tile.codec_name == "raw" else int(tile.args[-1])
     return None
 
 
+def _white_of_pgm(image: Image.Image) -> int | None:
+    return _WHITE_OF_PGM.get(image.mode) if isinstance(image, PpmImageFile) else None
+
+
 def _unstretched(image: Image.Image, largest: int) -> Image.Image:
     # Pillow makes the largest value white: 0 to 3 would be 0, 85, 170 and 255, and the same label
     # another value in each mask whose header names its own largest one.
-    white = 2**16 - 1 if image.mode == "I" else 255
-    values = np.rint(np.asarray(image) * (largest / white))
+    values = np.rint(np.asarray(image) * (largest / _WHITE_OF_PGM[image.mode]))
     return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
-    # A PGM of more than 8 bits says its white, which Pillow makes 65535 in a mode of 32 bits.
-    is_pgm = isinstance(image, PpmImageFile) and image.mode == "I"
-    if image.mode in _WITHOUT_WHITE and not is_pgm:
+    white = _white_of_pgm(image)
+    if image.mode in _WITHOUT_WHITE and white is None:
         raise ValueError(
             f"its pixels are {_WITHOUT_WHITE[image.mode]}, of which no rule says what is white: "
             "save it with 8 or 16 bits a pixel"
         )
-    if image.mode.startswith("I;16") or is_pgm:
-        white, negative = 2**16 - 1, False
+    if image.mode.startswith("I"):
+        white, negative = white or 2**16 - 1, False
         if isinstance(image, TiffImageFile):  # 12 bits may be stored, and negatives
             white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
             negative = image.tag_v2[PHOTOMETRIC_INTERPRETATION] == _WHITE_IS_ZERO
