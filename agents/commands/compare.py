@@ -28,18 +28,33 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     Returns:
         The table and where both lie.
     """
-    table = compare(folders)
-    name = "-vs-".join(folder.name for folder in folders)[:100]
+    table, names = compare(folders), labels(folders)
+    name = "-vs-".join(names).replace("/", "-")[:100]
     place = Path(runs_dir) / "comparisons" / name
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(place / "table.md", table + "\n")
     lines = [table, "", f"table   {place / 'table.md'}"]
-    curves = draw_curves({folder.name: folder for folder in folders})
+    curves = draw_curves(dict(zip(names, folders, strict=True)))
     if curves is not None:
         figures.save(curves, place / "curves.png")
         figures.close(curves)
         lines.append(f"curves  {place / 'curves.png'}")
     return "\n".join(lines)
+
+
+def labels(folders: Sequence[RunFolder]) -> list[str]:
+    """Returns what each run is called: the shortest end of its path that no other run's path has.
+
+    Its name, mostly; `mine/dino` and `yours/dino` where two are called `dino`.
+    """
+    paths = [folder.path.parent.resolve() / folder.name for folder in folders]
+    return [_label(path, [other for other in paths if other != path]) for path in paths]
+
+
+def _label(path: Path, others: Sequence[Path]) -> str:
+    ends = (path.parts[-length:] for length in range(1, len(path.parts) + 1))
+    own = next(end for end in ends if all(o.parts[-len(end) :] != end for o in others))
+    return Path(*own).as_posix()
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
@@ -51,7 +66,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
     settings = [flat(read_settings(folder.path)) for folder in folders]
     results = [folder.read_summary() for folder in folders]
     stars = ["*" if result.get("transductive") else "" for result in results]
-    head = ["", *(folder.name + star for folder, star in zip(folders, stars, strict=True))]
+    head = ["", *(name + star for name, star in zip(labels(folders), stars, strict=True))]
     rows = []
     for name in _keys(settings):
         values = [setting.get(name) for setting in settings]

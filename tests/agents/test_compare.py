@@ -1,9 +1,12 @@
 """The curves of several runs are drawn as those of one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from agents.commands.compare import compare, draw_curves
+from agents.commands.compare import compare, draw_curves, labels
+from main import main
 from utils import figures
 from utils.run_folder import RunFolder
 
@@ -64,3 +67,36 @@ def test_settings_are_read_from_the_checkpoint_where_hparams_yaml_is_gone(tmp_pa
         saved = {"state_dict": {}, "global_step": 3, "hyper_parameters": settings}
         torch.save(saved, folder.last)
     assert "| optim.lr | 1 | 2 |" in compare(folders)
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (("runs/a", "runs/b"), ["a", "b"]),
+        (("mine/dino", "yours/dino", "mine/a"), ["mine/dino", "yours/dino", "a"]),
+        (("x/runs/dino", "y/runs/dino"), ["x/runs/dino", "y/runs/dino"]),
+        (("dino", "runs/dino", "runs/../more/dino"), ["here/dino", "runs/dino", "more/dino"]),
+        (("runs/dino", "runs/dino"), ["dino", "dino"]),
+    ],
+)
+def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart(
+    tmp_path, monkeypatch, paths, expected
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert labels([RunFolder(Path(path)) for path in paths]) == expected
+
+
+def test_runs_of_one_name_have_a_column_and_a_curve_each(tmp_path, capsys):
+    places = [tmp_path / parent / "dino" for parent in ("mine", "yours")]
+    for rate, place in enumerate(places, start=1):
+        place.mkdir(parents=True)
+        (place / "hparams.yaml").write_text(f"task: dino\noptim:\n  lr: {rate}\n")
+        rows = "".join(f"{step},{rate * step}\n" for step in range(3))
+        (place / "metrics.csv").write_text(f"step,train/loss\n{rows}")
+    assert main(["--compare", *map(str, places), "--run.dir", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "|  | mine/dino | yours/dino |" in said
+    assert "| optim.lr | 1 | 2 |" in said
+    place = tmp_path / "runs" / "comparisons" / "mine-dino-vs-yours-dino"
+    assert {file.name for file in place.iterdir()} == {"table.md", "curves.png"}
