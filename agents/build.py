@@ -24,6 +24,7 @@ from config.rules import get_leaf, settings_of, unmet
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
+from utils.checkpoint_io import check_weights
 from utils.device import best_device
 from utils.imports import load
 
@@ -107,7 +108,7 @@ def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
 
 
 def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Compares a checkpoint with the agent it is to be loaded into.
+    """Checks that a checkpoint can be loaded into an agent.
 
     Args:
         agent: built from the settings.
@@ -116,7 +117,8 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
 
     Raises:
         ValueError: another architecture, or other classes; names the first difference. What is
-            empty here is filled by the checkpoint, whatever its length.
+            empty here is filled by the checkpoint, whatever its length. Or weights that are no
+            numbers.
     """
     _check_classes(agent, file, checkpoint)
     saved = {key: value.shape for key, value in checkpoint["state_dict"].items()}
@@ -131,6 +133,7 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
                 "these settings. Leave --backbone, --data.image_size and projector sizes as they "
                 "were."
             )
+    check_weights(file, checkpoint)
 
 
 def _check_classes(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:

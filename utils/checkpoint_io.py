@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from utils.checkpoints import check_readable, check_run_checkpoint, read_checkpoint
+from utils.checkpoints import check_finite, check_readable, map_run_checkpoint, read_checkpoint
 from utils.console import console
 from utils.files import replacing
 from utils.run_folder import RunFolder
@@ -89,10 +89,11 @@ class RunCheckpoints(CheckpointIO):
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged.
+            ValueError: it is damaged, or its weights are no numbers.
         """
         file = Path(path).resolve()
         checkpoint: dict[str, Any] = read_checkpoint(file)
+        check_weights(file, checkpoint)
         for state in checkpoint.get("callbacks", {}).values():
             if "best_model_path" in state:
                 state.update(_moved(state, file.parent))
@@ -144,6 +145,35 @@ def best_or_last(folder: RunFolder) -> Path:
     return found or folder.last
 
 
+def check_weights(file: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Checks that the weights of a run's checkpoint are numbers.
+
+    Args:
+        file: in the folder of a run.
+        checkpoint: its content.
+
+    Raises:
+        ValueError: some are not; names the newest checkpoint beside it whose weights are.
+    """
+    try:
+        check_finite(checkpoint["state_dict"], str(file))
+    except ValueError as error:
+        folder = RunFolder(file.parent.parent)
+        others = (folder.last, folder.previous, folder.best)
+        sound = next((each for each in others if each.is_file() and not _broken(each)), None)
+        remedy = f" {sound} has none: remove {file.name}, and copy that to its place."
+        raise ValueError(f"{error}{remedy if sound else ''}") from error
+
+
+def _broken(file: Path) -> str:
+    """Says what is the matter with a checkpoint and its weights; nothing where all is well."""
+    try:
+        check_finite(map_run_checkpoint(file)["state_dict"], str(file))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
     """Returns the first file that can be read, and what is the matter with those before it."""
     damage: list[str] = []
@@ -151,7 +181,7 @@ def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
         if not file.exists():
             continue
         try:
-            check_run_checkpoint(file)
+            map_run_checkpoint(file)
         except ValueError as error:
             damage.append(str(error))
             continue
@@ -189,14 +219,10 @@ def _keep(last: Path, previous: Path) -> None:
 def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
     # Else its score would keep it in its place, and the run would be judged by a damaged file.
     best = Path(state["best_model_path"])
-    if not best.is_file():
+    if not (best.is_file() and (reason := _broken(best))):
         return {}
-    try:
-        check_readable(best)
-    except ValueError as error:
-        console.warning("%s The best of the validations from here on takes its place.", error)
-        return {"best_model_path": "", "best_model_score": None, "best_k_models": {}}
-    return {}
+    console.warning("%s The best of the validations from here on takes its place.", reason)
+    return {"best_model_path": "", "best_model_score": None, "best_k_models": {}}
 
 
 def _moved(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -45,13 +45,13 @@ def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
     return _of_a_run(read_checkpoint(file), file)
 
 
-def check_run_checkpoint(file: Path) -> None:
-    """Checks what `read_run_checkpoint` does, without keeping its tensors in memory.
+def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
+    """Does what `read_run_checkpoint` does, but leaves tensors on the disk until they are used.
 
     Raises:
         ValueError: it is damaged, or something else.
     """
-    _of_a_run(_mapped(file), file)
+    return _of_a_run(_mapped(file), file)
 
 
 def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
@@ -214,6 +214,20 @@ def _walk(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(node, Mapping):
         for key, value in node.items():
             yield from _walk(value, f"{name}.{key}" if name else str(key))
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Checks that weights are numbers.
+
+    Raises:
+        ValueError: NaN or infinity among them; names the first tensor with some.
+    """
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{source} is not loaded: {len(broken)} of {len(tensors)} tensors are NaN or infinite "
+            f"in places (first {broken[0]}): the run that wrote it had diverged."
+        )
 
 
 def download(url: str) -> dict[str, Tensor]:

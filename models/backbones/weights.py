@@ -13,7 +13,7 @@ from torch import Tensor
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
 from models.state_dicts import Network, find_network
-from utils.checkpoints import read_checkpoint, tensors_in
+from utils.checkpoints import check_finite, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 
@@ -195,10 +195,5 @@ def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -
             )
         if own[key].is_floating_point() and not value.is_floating_point():
             raise ValueError(f"{source} is not loaded: {key} is {value.dtype}, not floating point.")
-    broken = [key for key, value in fitted.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{source} is not loaded: {len(broken)} of {len(fitted)} tensors are NaN or infinite "
-            f"in places ({_some(broken)}): the run that wrote it had diverged."
-        )
+    check_finite(fitted, source)
     return fitted

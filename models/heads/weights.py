@@ -10,7 +10,7 @@ from torch import Tensor
 from models.heads.base import Head
 from models.state_dicts import find_network
 from utils.checkpoint_io import best_or_last
-from utils.checkpoints import read_checkpoint, tensors_in
+from utils.checkpoints import check_finite, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
 
@@ -27,7 +27,8 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
         What was loaded, or None for `none`.
 
     Raises:
-        ValueError: no such source, or the weights are of another head or number of classes.
+        ValueError: no such source, or the weights are of another head or number of classes, or no
+            numbers.
         FileNotFoundError: no such file or run.
     """
     if weights == "none":
@@ -63,6 +64,7 @@ def _load(head: Head, state: dict[str, Tensor], source: str) -> None:
                 f"{tuple(own[key].shape)} here. It was trained for another number of classes or on "
                 "a backbone of another width."
             )
+    check_finite(found, f"--segmentation.head_weights {source}")
     with torch.no_grad():
         for key, value in found.items():
             own[key].copy_(value)

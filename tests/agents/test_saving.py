@@ -155,6 +155,50 @@ def test_a_damaged_best_checkpoint_is_named_and_the_last_one_used(train, capsys,
     assert all(f"probe/checkpoints/{name}.ckpt" in said for name in ("best", "last"))
 
 
+def diverge(file: Path, broken: float) -> str:
+    """Breaks the first and the last weight in a file, as a step that diverged does."""
+    saved = torch.load(file, weights_only=True)
+    first, *_, last = saved["state_dict"].values()
+    first.view(-1)[0] = last.view(-1)[-1] = broken
+    file.unlink()
+    torch.save(saved, file)
+    state = saved["state_dict"]
+    return f"2 of {len(state)} tensors are NaN or infinite in places (first {next(iter(state))})"
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_and_where_others_are_is_said(
+    train, shapes_root, capsys, broken
+):
+    _, folder = train("run", task="segmentation")
+    best, last, previous = (
+        folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last", "previous")
+    )
+    said = {file: diverge(file, broken) for file in (best, last)}
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for words, file in (
+        (["--run.resume", "run"], last),
+        (["--evaluate", "run"], best),
+        (["--predict", "run", "--images", str(shapes_root)], best),
+        (["--export", "run"], last),
+        (["--export", "run", "--format", "pt2"], best),
+    ):
+        capsys.readouterr()
+        assert main([*words, "--run.dir", str(folder.parent)]) == 2, words
+        error = capsys.readouterr().err
+        assert f"{file} is not loaded: {said[file]}" in error
+        assert f"{previous} has none: remove {file.name}, and copy that to its place." in error
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    last.write_bytes(previous.read_bytes())
+    assert resume(folder) == 0
+    diverge(last, broken)
+    for file, named in ((previous, f"{best} has none: remove"), (best, "had diverged.\n")):
+        diverge(file, broken)
+        capsys.readouterr()
+        assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 2
+        assert named in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(train, capsys):
     _, folder = train("first")
     checkpoints = {file: file.read_bytes() for file in (folder / "checkpoints").iterdir()}

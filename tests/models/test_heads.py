@@ -219,12 +219,29 @@ def test_head_weights_of_other_heads_and_classes_are_refused(tmp_path):
         load_head(build("linear"), str(tmp_path / "nothing.pth"))
 
 
-def test_a_failed_load_changes_nothing(tmp_path):
-    head, other = build("setr_naive", classes=9), build("setr_naive")
+def _with_nan(head: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        *_, last = head.parameters()
+        last.view(-1)[-1] = torch.nan
+    return head
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (lambda: build("setr_naive"), "number of classes"),
+        (
+            lambda: _with_nan(build("setr_naive", classes=9)),
+            r"head\.pth is not loaded: 1 of 11 tensors are NaN or infinite in places \(first \w",
+        ),
+    ],
+)
+def test_a_failed_load_changes_nothing(tmp_path, other, said):
+    head = build("setr_naive", classes=9)
     file = tmp_path / "head.pth"
-    torch.save(other.state_dict(), file)
+    torch.save(other().state_dict(), file)
     before = {key: value.clone() for key, value in head.state_dict().items()}
-    with pytest.raises(ValueError, match="number of classes"):
+    with pytest.raises(ValueError, match=said):
         load_head(head, str(file))
     assert all(torch.equal(before[key], value) for key, value in head.state_dict().items())
 

@@ -112,6 +112,21 @@ def test_what_cannot_be_read_replaces_nothing(folder):
     assert [file.name for file in folder.checkpoints.iterdir()] == ["last.ckpt"]
 
 
+def test_weights_that_are_no_numbers_are_not_loaded(folder):
+    files = RunCheckpoints(folder, lambda: None)
+    for step in (1, 2, 3):
+        written = state(step)
+        if step > 1:
+            written["state_dict"][f"layer.{step}"][5, 5] = torch.nan
+        files.save_checkpoint(written, folder.best if step == 1 else folder.last)
+    last = r"last\.ckpt is not loaded: 1 of 5 .* \(first layer\.3\).* \S+best\.ckpt has none"
+    with pytest.raises(ValueError, match=last):
+        files.load_checkpoint(folder.last)
+    with pytest.raises(ValueError, match=r"previous\.ckpt is not loaded.* \(first layer\.2\)"):
+        files.load_checkpoint(folder.previous)
+    assert same(files.load_checkpoint(folder.best), state(1))
+
+
 def test_the_best_score_moves_with_its_folder(folder):
     def keeper(run: RunFolder) -> ModelCheckpoint:
         made = ModelCheckpoint(dirpath=run.checkpoints, filename="best", monitor="val/loss")
