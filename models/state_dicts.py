@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 # EMA), but the trained one where a slow copy only serves the training (MoCo, BYOL, solo-learn).
 _FIRST = re.compile(r"(?:^|[._])(?:teacher|ema|target_encoder)(?:[._]|$)")
 _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
+
+# Of blocks, before the number of one: `blocks.0.` of `blocks.0.2.norm1.weight`.
+_CHUNK = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
 _WHOLE = 0.9  # of a network's tensors; with fewer it is another network, not a damaged one
 
@@ -71,6 +74,21 @@ def find_network(
             )
     others = tuple(prefix for prefix in fitting if _rank(prefix) != best)
     return Network(chosen, state, others)
+
+
+def without_chunks(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
+    """Names blocks as a network does that has them one by one.
+
+    DINOv2's training keeps them in chunks, `blocks.<chunk>.<block>.`, but numbers them through all
+    chunks: a chunk begins with placeholders for the blocks of those before it.
+
+    Args:
+        tensors: of a file, by name.
+        own: names of the network's tensors, which may have stages of blocks itself.
+    """
+    named = {_CHUNK.sub("blocks.", key): tensor for key, tensor in tensors.items()}
+    numbered_anew = len(named) < len(tensors)  # in every chunk: somebody else's
+    return tensors if numbered_anew or any(map(_CHUNK.search, own)) else named
 
 
 def _prefixes(tensors: Mapping[str, Tensor], naming: Mapping[str, str]) -> Counter[str]:

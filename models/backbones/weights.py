@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
-from models.state_dicts import Network, find_network
+from models.state_dicts import Network, find_network, without_chunks
 from utils.checkpoints import check_finite, read_checkpoint, tensors_in
 from utils.run_folder import named_run
 
@@ -153,7 +153,8 @@ def _network(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> 
     numbers = {name: str(index) for index, (name, _) in enumerate(backbone.net.named_children())}
     parts = {key: key.partition(".") for key in own}
     numbered = {f"{numbers.get(first)}.{rest}": key for key, (first, _, rest) in parts.items()}
-    found = find_network(tensors, [{key: key for key in own}, numbered], source)
+    namings = [{key: key for key in own}, numbered]
+    found = find_network(without_chunks(tensors, own), namings, source)
     # What an nn.Sequential has behind the features, such as a classifier, by its name.
     names = {number: name for name, number in numbers.items()}
     split = {key: key.partition(".") for key in found.state}

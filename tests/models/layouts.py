@@ -149,6 +149,24 @@ def _facebook_registers(state: State) -> State:
     }
 
 
+def _dinov2_training(state: State) -> State:
+    # Four blocks in two chunks; a block has the same number in whichever chunk it lies.
+    chunked = {}
+    for key, value in state.items():
+        if key.startswith("blocks."):
+            block = int(key.split(".")[1])
+            key = f"blocks.{block // 2}.{key.removeprefix('blocks.')}"
+        chunked[key] = value
+    assert "blocks.1.2.norm1.weight" in chunked
+    return {
+        "model": prefixed(other(chunked), "student.backbone.")
+        | prefixed(chunked | {"mask_token": torch.zeros(1, 48)}, "teacher.backbone.")
+        | {"teacher.dino_head.mlp.0.weight": torch.zeros(3, 48)},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+        "iteration": 7,
+    }
+
+
 def _gamma_1(state: State) -> State:
     return {key.replace("ls1.gamma", "gamma_1"): value for key, value in state.items()}
 
@@ -215,6 +233,9 @@ LAYOUTS: dict[str, Layout] = {
     "DINOv2, 4 registers, timm": Layout(_reg4, _as_is, _ours(14, 56, registers=4), side=56),
     "DINOv2, 4 registers, official": Layout(
         _reg4, _facebook_registers, _ours(14, 56, registers=4), side=56
+    ),
+    "DINOv2, full checkpoint": Layout(
+        _dinov2(depth=4), _dinov2_training, _ours(14, 56, depth=4), side=56
     ),
     "MAE": Layout(_plain(), _mae, _ours()),
     "iBOT, student": Layout(

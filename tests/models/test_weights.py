@@ -206,6 +206,26 @@ def test_the_network_that_was_taken_is_said():
         load_state(vit(2), prefixed(mine, "a.") | prefixed(another, "b."), "file")
 
 
+def test_blocks_in_chunks_are_those_of_the_plain_layout_or_refused():
+    plain, chunked, anew = {}, {}, {}
+    for key, value in vit(1, depth=4).net.state_dict().items():
+        first, block, rest = key.split(".", 2) if key.startswith("blocks.") else ("", "0", key)
+        chunk, place = divmod(int(block), 2)
+        plain[key] = value
+        chunked[f"blocks.{chunk}.{block}.{rest}" if first else key] = value
+        anew[f"blocks.{chunk}.{place}.{rest}" if first else key] = value
+    images = torch.rand(2, 3, 32, 32)
+    features = []
+    for state in (plain, chunked):
+        target = vit(2, depth=4).eval()
+        assert load_state(target, state, "file").coverage == 1
+        features.append(target(images).pooled)
+    assert torch.equal(*features)
+    # Numbered anew in every chunk: not DINOv2's, and blocks of two chunks have one number.
+    with pytest.raises(ValueError, match="is not loaded"):
+        load_state(vit(2, depth=2), anew, "file")
+
+
 @pytest.mark.parametrize("lost", ["pos_embed", "blocks.0.attn.qkv.weight", "norm.bias"])
 def test_a_teacher_that_has_lost_a_tensor_is_refused_rather_than_its_student_taken(lost):
     mine, another = (dict(vit(seed).net.state_dict()) for seed in (1, 2))
