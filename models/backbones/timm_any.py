@@ -8,7 +8,7 @@ globally. A ViT-like network becomes a `TimmViT`, a Swin a `Swin`, any other a `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -18,13 +18,12 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from models.attention import AttentionRequest
-from models.backbones.base import Backbone, Features, Tokens
+from models.backbones.base import Backbone, Tokens
 from models.backbones.swin import Swin
-from models.backbones.timm_base import layer_names, pretrained
+from models.backbones.timm_base import layer_names, pretrained, stages_of
+from models.backbones.timm_maps import TimmMaps
 from models.backbones.timm_outline import Outline, outline_of, sketch_of
 from models.backbones.vit import ViT
-from models.layer_numbers import parse_layers
 
 
 class TimmViT(ViT):
@@ -47,92 +46,6 @@ class TimmViT(ViT):
     def stages(self) -> list[nn.Module]:
         """The blocks; what comes after them belongs to the last one."""
         return stages_of(self.net, layer_names(self.net))
-
-
-class TimmMaps(Backbone):
-    """A network of timm whose layers give maps; its attention, if it has any, is not shown.
-
-    Args:
-        net: without classifier.
-        outline: of the network.
-        layers: which of its layers are maps, see `parse_layers`.
-    """
-
-    net: Any
-
-    def __init__(self, net: Any, outline: Outline, layers: str = "last") -> None:
-        self.layers = parse_layers(layers, len(outline.channels))
-        super().__init__(
-            outline.width,
-            tuple(outline.channels[layer] for layer in self.layers),
-            tuple(outline.strides[layer] for layer in self.layers),
-        )
-        self.net = net
-        self.normed = outline.normed
-
-    def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
-        """See `Backbone.forward`."""
-        if attention is not None:
-            raise ValueError(
-                f"The attention of timm's {type(self.net).__name__} is not shown: it is not one "
-                "between all patches, or there is none. Use a ViT or a Swin."
-            )
-        last, maps = self.net.forward_intermediates(
-            self.normalise(images), indices=list(self.layers), norm=self.normed
-        )
-        return Features(
-            pooled=self.net.forward_head(last, pre_logits=True),
-            maps=tuple(maps),
-            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
-            strides=self.map_strides,
-        )
-
-    def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.layer_maps`; its layers are those of timm's `feature_info`."""
-        maps = self.net.forward_intermediates(self.normalise(images), intermediates_only=True)
-        names = layer_names(self.net)
-        if len(set(names)) < len(names):
-            names = [str(index) for index in range(len(names))]
-        return dict(zip(names, maps, strict=True))
-
-    def stages(self) -> list[nn.Module]:
-        """What leads from one layer of `feature_info` to the next; none where timm names none."""
-        return stages_of(self.net, layer_names(self.net))
-
-
-def stages_of(net: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
-    """Cuts a network behind each of its layers.
-
-    Args:
-        net: registers its modules in the order in which they run.
-        layers: names of modules in it, shallow to deep.
-
-    Returns:
-        Every layer with what leads to it from the one before; what comes behind the last layer
-        belongs to that. Empty where the layers are no modules of it.
-    """
-    stages: list[list[nn.Module]] = []
-    found, between = [], []
-    for name, part in _parts(net, "", layers):
-        between.append(part)
-        if name in layers:
-            found.append(name)
-            stages.append(between if stages else [part])
-            between = []
-    if found != list(layers):
-        return []
-    stages[-1] += between
-    return [nn.ModuleList(stage) for stage in stages]
-
-
-def _parts(net: nn.Module, prefix: str, layers: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the largest modules that have no layer inside."""
-    for name, child in net.named_children():
-        path = prefix + name
-        if any(layer.startswith(path + ".") for layer in layers):
-            yield from _parts(child, path + ".", layers)
-        else:
-            yield path, child
 
 
 def build(

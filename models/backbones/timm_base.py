@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,6 +94,41 @@ class TimmBackbone(AttentionBackbone):
 def layer_names(net: Any) -> list[str]:
     """Returns the names of a network's layers in it: of a ViT its blocks."""
     return [str(info["module"]) for info in net.feature_info]
+
+
+def stages_of(net: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
+    """Cuts a network behind each of its layers.
+
+    Args:
+        net: registers its modules in the order in which they run.
+        layers: names of modules in it, shallow to deep.
+
+    Returns:
+        Every layer with what leads to it from the one before; what comes behind the last layer
+        belongs to that. Empty where the layers are no modules of it.
+    """
+    stages: list[list[nn.Module]] = []
+    found, between = [], []
+    for name, part in _parts(net, "", layers):
+        between.append(part)
+        if name in layers:
+            found.append(name)
+            stages.append(between if stages else [part])
+            between = []
+    if found != list(layers):
+        return []
+    stages[-1] += between
+    return [nn.ModuleList(stage) for stage in stages]
+
+
+def _parts(net: nn.Module, prefix: str, layers: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the largest modules that have no layer inside."""
+    for name, child in net.named_children():
+        path = prefix + name
+        if any(layer.startswith(path + ".") for layer in layers):
+            yield from _parts(child, path + ".", layers)
+        else:
+            yield path, child
 
 
 def attention_modules(net: Any) -> list[Any]:

@@ -16,7 +16,8 @@ from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone, Backbone, GlobalAttentionBackbone
 from models.backbones.stored import pack, unpack
 from models.backbones.swin import Swin
-from models.backbones.timm_any import TimmMaps, TimmViT, build
+from models.backbones.timm_any import TimmViT, build
+from models.backbones.timm_maps import TimmMaps
 from models.backbones.weights import load_weights
 from models.fusions.base import attention_maps
 from models.memory.chunking import forward_in_chunks
