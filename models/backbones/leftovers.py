@@ -29,6 +29,7 @@ _PARTS = {
     r"cls_token": "a class token",
     r"dist_token": "a distillation token",
     r"rope|freqs|periods": "rotary positions",
+    r"relative_coords": "positions of another pretraining, which --backbone.name tells (12to16)",
     r"relative_position|rel_pos": "relative positions",
     r"pos_embed": "learned position embeddings",
     r"norm_pre|ln_pre": "a norm before the blocks",

@@ -118,19 +118,8 @@ class Swin(TimmBackbone):
         return [*stages, nn.ModuleList([last, self.net.norm])]
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """See `Backbone.fold`: names of Swin's own code.
-
-        There, and in timm before 0.9, patches are merged where a stage ends: the first one has such
-        a layer, and the last one none.
-        """
-        if not any(key.startswith("layers.0.downsample.") for key in state):
-            return state, ()
-
-        def behind(stage: re.Match[str]) -> str:
-            return f"layers.{int(stage[1]) + 1}.downsample."
-
-        merging = r"^layers\.(\d+)\.downsample\."
-        return {re.sub(merging, behind, key): value for key, value in state.items()}, ()
+        """See `Backbone.fold`: names of Swin's own code."""
+        return merged_where_a_stage_begins(state), ()
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples relative positions of another window size (bicubic)."""
@@ -141,6 +130,22 @@ class Swin(TimmBackbone):
             window: Any = block.window_size
             return resize_rel_pos_bias_table(value, window, tuple(own.shape))
         return value
+
+
+def merged_where_a_stage_begins(state: StateDict) -> StateDict:
+    """Returns weights of a Swin with the names that timm gives to the merging of patches.
+
+    In Swin's own code, and in timm before 0.9, they are merged where a stage ends: the first one
+    has such a layer, and the last one none.
+    """
+    if not any(key.startswith("layers.0.downsample.") for key in state):
+        return state
+
+    def behind(stage: re.Match[str]) -> str:
+        return f"layers.{int(stage[1]) + 1}.downsample."
+
+    merging = r"^layers\.(\d+)\.downsample\."
+    return {re.sub(merging, behind, key): value for key, value in state.items()}
 
 
 def _windows(block: SwinTransformerBlock, x: Tensor) -> Tensor:

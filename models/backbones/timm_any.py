@@ -2,7 +2,8 @@
 
 What it is follows from the network, not from its name: a sketch of it, without memory or numbers
 (torch's meta device), runs once and shows its maps, its pooled features and whether it attends
-globally. A ViT-like network becomes a `TimmViT`, a Swin a `Swin`, any other a `TimmMaps`.
+globally. A ViT-like network becomes a `TimmViT`, a Swin a `Swin` or `SwinV2`, any other a
+`TimmMaps`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone, Tokens
 from models.backbones.swin import Swin
+from models.backbones.swin_v2 import SwinV2
 from models.backbones.timm_base import layer_names, pretrained, stages_of
 from models.backbones.timm_maps import TimmMaps
 from models.backbones.timm_outline import Outline, outline_of, sketch_of
@@ -178,6 +181,8 @@ def _wrapped(net: Any, outline: Outline, layers: str) -> Backbone:
         return TimmViT(net, layers)
     if isinstance(net, SwinTransformer):
         return Swin(net, layers)
+    if isinstance(net, SwinTransformerV2):
+        return SwinV2(net, outline, layers)
     return TimmMaps(net, outline, layers)
 
 

@@ -16,6 +16,7 @@ from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone, Backbone, GlobalAttentionBackbone
 from models.backbones.stored import pack, unpack
 from models.backbones.swin import Swin
+from models.backbones.swin_v2 import SwinV2
 from models.backbones.timm_any import TimmViT, build
 from models.backbones.timm_maps import TimmMaps
 from models.backbones.weights import load_weights
@@ -114,7 +115,8 @@ def test_features_are_timms(name):
     assert last.shape[1:] == (*backbone.map_channels, *(-(-x.shape[-1] // stride),) * 2)
     prefix = backbone.num_prefix if isinstance(backbone, AttentionBackbone) else 0
     assert found.prefix[0].shape == (2, prefix, last.shape[1])
-    kinds = {"swin": Swin} | dict.fromkeys(VITS, TimmViT) | dict.fromkeys(MAPS, TimmMaps)
+    kinds = dict.fromkeys(VITS, TimmViT) | dict.fromkeys(MAPS, TimmMaps)
+    kinds |= {"swin": Swin, "swin_v2": SwinV2}
     assert type(backbone) is kinds[name]
 
 
