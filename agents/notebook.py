@@ -40,7 +40,8 @@ def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> 
     """
     command = parse(["--evaluate", os.fspath(run), "--run.dir", runs_dir])
     assert isinstance(command, Command)
-    folder = RunFolder(find_run(os.fspath(run), runs_dir))
+    assert command.evaluate
+    folder = RunFolder(find_run(command.evaluate, command.hparams.run.dir))
     agent, hparams, _ = trained_agent(folder, command.hparams, best_or_last(folder))
     return agent.to(best_device(hparams.trainer.accelerator))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from config.convert import ConfigError, shown, update
+from config.convert import ConfigError, at_home, shown, update
 from config.hparams import Hparams
 from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
 from config.validation import check_values, without_ineffective
@@ -68,6 +68,7 @@ def base_settings(early: argparse.Namespace) -> tuple[Hparams, Path | None]:
         ConfigError: there is no such experiment or run, or its settings are impossible.
     """
     hparams = Hparams()
+    hparams.run.dir = at_home(hparams.run.dir)
     resumed = None if early.resume == "none" else early.resume
     again = resumed or early.evaluate or early.predict or early.export
     if early.experiment and again:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import reprlib
 import types
 from collections import Counter
@@ -137,6 +138,11 @@ def _as_float(value: Any) -> Any:
         return float(value)
     except (ValueError, OverflowError):
         return value
+
+
+def at_home(text: str) -> str:
+    """Returns a path below `~` as a shell spells it out, which it does not after `--option=`."""
+    return os.path.expanduser(text) if text.startswith("~/") else text  # noqa: PTH111 (any text)
 
 
 def to_dict(hparams: Hparams) -> dict[str, Any]:

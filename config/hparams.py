@@ -14,6 +14,8 @@ and written down. As shipped, these settings train a small ViT with Barlow Twins
 images: no download, no account, three to five minutes on two CPU cores. For a run of your own
 edit two lines: `task` (at the end) and `data.name`.
 
+A text that begins with `~/` is a path in your home folder, also where no shell has replaced it.
+
 `Needs` and `Unless` say when a setting has an effect (`config/rules.py`); one that would have none
 is refused. Beside --run.resume every setting acts from the next step on, except those marked
 `Kept`, which are refused.

@@ -16,7 +16,7 @@ from simple_parsing import ArgumentGenerationMode, NestedMode
 
 from config import names
 from config.base_settings import base_settings, early_options, given_name
-from config.convert import ConfigError, base_types, leaves, set_leaf
+from config.convert import ConfigError, at_home, base_types, leaves, set_leaf
 from config.fast import shortened
 from config.help_page import Parser
 from config.hparams import Hparams
@@ -132,7 +132,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     """
     if "--version" in argv:
         return _version()
-    argv, nulls = _split_nulls(list(argv))
+    argv, nulls = _split_nulls([_spelt_out(word) for word in argv])
     given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
@@ -199,10 +199,15 @@ def _study(argv: Sequence[str]) -> Command:
     if any(word.partition("=")[0] == "--experiment" for word in overrides):
         raise ConfigError("--study and --experiment cannot be combined.")
     hparams = Hparams()
-    hparams.run.dir = vars(arguments).pop("dir")
+    hparams.run.dir = at_home(vars(arguments).pop("dir"))
     command = Command(hparams, overrides=overrides, **vars(arguments))
     _check_actions(command)
     return command
+
+
+def _spelt_out(word: str) -> str:
+    option, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{sign}{at_home(value)}"
 
 
 def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
 from config.combinations import check_combinations
-from config.convert import ConfigError, base_types, leaves, set_leaf, shown
+from config.convert import ConfigError, at_home, base_types, leaves, set_leaf, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import as_typed, metadata, no_effect, unmet
@@ -22,9 +22,9 @@ from utils.text import did_you_mean
 def check(hparams: Hparams) -> Hparams:
     """Returns a copy in which names are chosen, if everything in it is possible and has an effect.
 
-    Kinds of numbers and texts, which a notebook may have of NumPy, become those that YAML knows.
-    Names come first, because what has an effect depends on them: `backbone.name` is no longer
-    `auto`, and fusions have the study's names.
+    Kinds of numbers and texts, which a notebook may have of NumPy, become those that YAML knows;
+    paths below `~` are spelt out. Names come first, because what has an effect depends on them:
+    `backbone.name` is no longer `auto`, and fusions have the study's names.
 
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 def _plain_item(value: Any) -> Any:
     if isinstance(value, str):
-        return str.__str__(value)  # str() of a member of an enumeration is its name
+        return at_home(str.__str__(value))  # str() of a member of an enumeration is its name
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):

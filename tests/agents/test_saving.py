@@ -41,6 +41,16 @@ def test_more_steps_are_numbered_as_in_one_go(train):
         assert sorted(rows_of(parts)) == sorted(rows_of(whole)), steps
 
 
+def test_a_run_below_home_lies_in_one_place(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, folder = train(run__dir="~/runs")
+    assert code == 0
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "~").exists()
+    assert main(["--run.resume", "run", "--run.dir=~/runs", "--trainer.max_epochs", "3"]) == 0
+
+
 TESTED = {
     "segmentation": ("test/miou",),
     "linear_probe": ("test/linear_accuracy", "test/linear_accuracy_last", "test/knn_accuracy"),

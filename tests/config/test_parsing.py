@@ -306,3 +306,22 @@ def test_a_run_keeps_its_task(tmp_path, action):
     assert parse([*words, "segmentation"]).hparams.task == "segmentation"
     with pytest.raises(ConfigError, match=f"^--task dino has no effect with {action[0]}: "):
         parse([*words, "dino"])
+
+
+def test_paths_below_home_are_spelt_out(tmp_path, monkeypatch):
+    """Shells replace `~` neither after `--option=` nor in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {dir: ~/mine}\n")
+    assert hparams("--run.dir=~/runs").run.dir == f"{tmp_path}/runs"
+    assert hparams("--backbone.weights", "~/dino.pth").backbone.weights == f"{tmp_path}/dino.pth"
+    assert hparams("--experiment=~/mine.yaml").run.dir == f"{tmp_path}/mine"
+    study = parse(["--study", "quick", "--run.dir=~/runs", "--data.root=~/data"])
+    assert isinstance(study, Command)
+    assert (study.hparams.run.dir, study.overrides) == (
+        f"{tmp_path}/runs",
+        [f"--data.root={tmp_path}/data"],
+    )
+    edited = Hparams()
+    edited.run.dir = "~/runs"
+    assert check(edited).run.dir == f"{tmp_path}/runs"
