@@ -60,7 +60,9 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     result["in_words"] = guard.attempt("closing words", said) or []
     for logger in loggers:
         _attempt(partial(logger.finalize, result["status"]))
-    written = folder.read_summary() | result
+    known = folder.read_summary()
+    # What was measured of other weights, such as by --evaluate, counts no more.
+    written = (known if known.get("steps") == result["steps"] else {}) | result
     for report in observers.reports:
         guard.attempt("report", partial(report.write, written))
     written["readout_failures"] = dict(guard.failures)

@@ -57,6 +57,17 @@ TESTED = {
 }
 
 
+def test_numbers_of_earlier_weights_do_not_stay(train):
+    _, folder = train(task="segmentation", trainer__max_epochs=1)
+    assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
+    name = "evaluate/voc12_standard/miou"
+    assert resume(folder) == 0  # no step more: the same weights
+    assert name in summary(folder)
+    assert resume(folder, "--trainer.max_epochs", "2") == 0
+    assert name not in summary(folder)
+    assert "test/miou" in summary(folder)
+
+
 @pytest.mark.parametrize("task", TESTED)
 def test_a_finished_run_that_is_resumed_keeps_its_rows(train, task):
     _, folder = train("first", task=task, trainer__max_epochs=1)
