@@ -56,11 +56,12 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
     if not loggers:
         return Closed(result)
+    known = folder.read_summary()
+    result |= _seconds_so_far(result, known)
     said = partial(in_words, fitting.agent, observers.callbacks, result)
     result["in_words"] = guard.attempt("closing words", said) or []
     for logger in loggers:
         _attempt(partial(logger.finalize, result["status"]))
-    known = folder.read_summary()
     # What was measured of other weights, such as by --evaluate, counts no more.
     written = (known if known.get("steps") == result["steps"] else {}) | result
     for report in observers.reports:
@@ -72,6 +73,20 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
     return Closed(result, [*result["in_words"], *guard.in_words()], hints, recorded)
+
+
+def _seconds_so_far(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the seconds of all parts of a run that was interrupted or went on.
+
+    Args:
+        result: of this part.
+        known: content of summary.json, which the part before has left.
+    """
+    return {
+        name: round(value + known[name], 1)
+        for name, value in result.items()
+        if name.partition("/")[0].endswith("_seconds") and isinstance(known.get(name), int | float)
+    }
 
 
 def _attempt(step: Callable[[], None]) -> bool:

@@ -1,5 +1,6 @@
 """What a run has saved is there, whole and right, whatever happens to process, disk and files."""
 
+import json
 import os
 import random
 import signal
@@ -55,6 +56,19 @@ TESTED = {
     "segmentation": ("test/miou",),
     "linear_probe": ("test/linear_accuracy", "test/linear_accuracy_last", "test/knn_accuracy"),
 }
+
+
+def test_seconds_are_those_of_all_parts_of_a_run(train, monkeypatch):
+    _, folder = train(trainer__max_epochs=1)
+    first = summary(folder)
+    known = {**first, "wall_seconds": 500.0, "training_seconds": 400.0, "test_seconds": "none"}
+    (folder / "summary.json").write_text(json.dumps(known))
+    assert resume(folder, "--trainer.max_epochs", "2") == 0
+    found = summary(folder)
+    assert found["steps"] == 2 * first["steps"]
+    assert found["wall_seconds"] >= 500
+    assert found["training_seconds"] >= 400
+    assert found["test_seconds"] == 0.0  # what is no number does not count
 
 
 def test_numbers_of_earlier_weights_do_not_stay(train):
