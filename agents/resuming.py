@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.base import Agent
+from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
 from config.validation import check_kept
@@ -47,6 +48,12 @@ def check_continues(
         raise ValueError(
             f"{file} is of a run that trained nothing, and with these settings there is something "
             "to train: start a new run."
+        )
+    best = file.with_name("best.ckpt")
+    if best.exists() and not validates(hparams, data):
+        raise ValueError(
+            f"Validations of this run have chosen {best}, which would be tested instead of the "
+            "last step: leave --trainer.limit_val_batches 0 out, or move that file away."
         )
     images = len(data.train_files)
     # Lightning's key; earlier versions kept nothing.

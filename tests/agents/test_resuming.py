@@ -240,3 +240,13 @@ def test_patience_is_that_of_the_settings():
     assert resumed.state_key == saved.state_key
     resumed.load_state_dict(saved.state_dict())
     assert (resumed.patience, resumed.wait_count) == (3, 7)
+
+
+def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, capsys):
+    _, folder = train(task="segmentation", trainer__max_epochs=1)
+    best = folder / "checkpoints" / "best.ckpt"
+    assert resume(folder, trainer__max_epochs=2, trainer__limit_val_batches=0) == 2
+    assert f"error: Validations of this run have chosen {best}" in capsys.readouterr().err
+    best.rename(folder / "first.ckpt")
+    assert resume(folder, trainer__max_epochs=2, trainer__limit_val_batches=0) == 0
+    assert not best.exists()
