@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
+from agents.steering import validates
 from callbacks.attention_quality import AttentionQuality
 from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
@@ -26,7 +27,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     validation set. In the precision of the run, so that its own protocol gives its own numbers.
 
     Raises:
-        ValueError: masks that cannot be used; and see `trained_agent`.
+        ValueError: nothing to judge by, or masks that cannot be used; and see `trained_agent`.
         OSError: the summary cannot be written; what was found is printed before.
     """
     agent, hparams, source = trained_agent(folder, hparams, best_or_last(folder))
@@ -34,6 +35,11 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     tests = is_overridden("test_step", agent)
     data.prepare_data()
     data.setup("test" if tests else "validate")
+    if not (tests or validates(hparams, data)):
+        raise ValueError(
+            f"--evaluate {folder.name}: a run of task {hparams.task} is judged on validation "
+            "images, and there are none: see --data.val_fraction, --trainer.limit_val_batches."
+        )
     data.check_masks(Path(hparams.run.dir) / ".cache")
     device = best_device(hparams.trainer.accelerator)
     resolved = resolve_precision(hparams.trainer.precision, hparams.trainer.accelerator)

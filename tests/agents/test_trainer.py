@@ -470,3 +470,11 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert summary(folder)["status"] == "failed"
     assert "Memory is exhausted" in summary(folder)["reason"]
     assert remedy in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_pretraining_without_validation_images_cannot_be_evaluated(train, capsys):
+    _, folder = train(trainer__max_epochs=1, trainer__limit_val_batches=0)
+    assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 2
+    said = capsys.readouterr().err
+    assert "is judged on validation images, and there are none" in said
+    assert "--trainer.limit_val_batches" in said
