@@ -66,7 +66,8 @@ def check_masks(
         threads: that read files at a time.
 
     Raises:
-        ValueError: some cannot be used, and names the first; or all but one class is void.
+        ValueError: some cannot be used, or no image can be read, and names the first; or all but
+            one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
     known = cache / f"masks-{_digest(source, chosen, judged)}.json"
@@ -108,12 +109,13 @@ def _take(
     fits: dict[str, list[str]] = {fit.name: [] for fit in Fit}
     problems: list[str] = []
     foreign: list[Path] = []
+    passed_over: list[UnreadableImageError] = []
 
-    def look(pair: FilePair) -> tuple[NDArray[np.int64], Fit] | str:
+    def look(pair: FilePair) -> tuple[NDArray[np.int64], Fit] | str | UnreadableImageError:
         try:
             found = read_pair(*pair, len(source.classes), source.meanings)
         except UnreadableImageError as error:
-            return f"{error} cannot be read" if pair[0] in judged else ""
+            return f"{error} cannot be read" if pair[0] in judged else error
         except ForeignPixelsError as error:
             foreign.append(pair[1])
             return str(error)
@@ -126,7 +128,10 @@ def _take(
         seen = track(pool.map(look, pairs), f"Checking masks of {what}", len(pairs), transient=True)
         for (image, _), found in zip(pairs, seen, strict=True):
             if isinstance(found, str):
-                problems += [found] if found else []
+                problems.append(found)
+                continue
+            if isinstance(found, UnreadableImageError):
+                passed_over.append(found)
                 continue
             pixels += found[0]
             if found[1] is not Fit.DISPLAYED:
@@ -138,6 +143,11 @@ def _take(
         raise ValueError(
             f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
             f"{' | '.join(problems[:3])} {advice}".rstrip()
+        )
+    if passed_over and len(passed_over) == len(pairs):
+        raise ValueError(
+            f"None of {count(len(pairs), 'image')} can be read ({what}), first: {passed_over[0]}. "
+            "Is the data set complete?"
         )
     return Census((*pixels[: len(source.classes)].tolist(), int(pixels[VOID])), fits)
 

@@ -74,6 +74,14 @@ def test_training_goes_on_without_an_unreadable_image(folder, tmp_path):
     assert sum(check(tmp_path).pixels) < sum(whole.pixels)
 
 
+def test_training_images_of_which_none_can_be_read_are_named(folder, tmp_path):
+    for image, _ in voc_pairs(folder, "train"):
+        image.write_text("version https://git-lfs.github.com/spec/v1")
+    first = voc_pairs(folder, "train")[0][0]
+    with pytest.raises(ValueError, match=rf"^None of 6 images can be read .*first: {first}"):
+        check(tmp_path)
+
+
 def test_masks_are_looked_at_once(folder, tmp_path, monkeypatch):
     first = check(tmp_path)
     monkeypatch.setattr(mask_check, "read_pair", None)  # cannot be called
