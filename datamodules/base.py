@@ -224,7 +224,8 @@ class ImageDataModule(LightningDataModule, ABC):
             multiple: what both sides are rounded to.
 
         Yields:
-            `(3, h, w)` uint8 and its labels as stored, `(H, W)` uint8.
+            `(3, h, w)` uint8 and its labels as stored, `(H, W)` uint8. Images that cannot be read
+            are left out.
         """
         if not isinstance(self.source, MaskedSource):
             return
@@ -235,9 +236,12 @@ class ImageDataModule(LightningDataModule, ABC):
         if split == "train" and watched:
             pairs = [pair for pair in pairs if pair[0] in watched]
         for image, mask in evenly(pairs, count):
-            picture, labels, _ = read_pair(
-                image, mask, len(self.source.classes), self.source.meanings
-            )
+            try:
+                picture, labels, _ = read_pair(
+                    image, mask, len(self.source.classes), self.source.meanings
+                )
+            except UnreadableImageError:
+                continue
             scale = shorter_side / min(picture.size)
             sides = (
                 max(1, round(side * scale / multiple)) * multiple

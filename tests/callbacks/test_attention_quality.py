@@ -13,7 +13,7 @@ from callbacks.image_counts import ImageCounts
 from datamodules.image_folder import ImageFolder
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
-from datamodules.shapes import Shapes
+from datamodules.shapes import Shapes, generate
 from datamodules.transforms.segmentation import Standard
 from main import main
 from models.backbones.swin import build as build_swin
@@ -31,6 +31,15 @@ def data(root: Path, val_fraction: float = 0.25) -> SegmentationDataModule:
     )
     found.setup("fit")
     return found
+
+
+def test_images_that_cannot_be_read_are_no_examples(tmp_path):
+    """One of them would take the readout from a whole run: training passes over such images."""
+    generate(tmp_path, 16, 4)
+    module = data(tmp_path)
+    bad, *good = module.val_files
+    bad.write_text("no image")
+    assert len(list(module.masked_examples("train", 100, 64, 8))) == len(good) > 0
 
 
 def test_masked_examples_are_whole_images_with_their_masks(shapes_root):
