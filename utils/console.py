@@ -36,6 +36,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="GPU available but not used.*")
     # What is the same on all processes, or adds up over them, is logged as it should be.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    # A resumed run may look at less; what it has to keep is checked (`agents/resuming.py`).
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
+    # What is transparent is read as its colour.
+    warnings.filterwarnings("ignore", message="Palette images with Transparency")
     # Frozen backbones are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,14 @@ def test_patience_is_that_of_the_settings():
     assert resumed.state_key == saved.state_key
     resumed.load_state_dict(saved.state_dict())
     assert (resumed.patience, resumed.wait_count) == (3, 7)
+
+
+def test_nobody_is_advised_to_add_what_was_switched_off(train):
+    _, folder = train(trainer__max_epochs=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert resume(folder, trainer__max_epochs=2, callbacks__health__enabled="false") == 0
+    assert not [each for each in seen if "add the following callbacks" in str(each.message)]
 
 
 def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, capsys):

@@ -2,6 +2,7 @@
 
 import ast
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.transforms.dino import MultiCropViews
 from datamodules.transforms.segmentation import FixedViews, Standard, TrainingCrop
+from utils.console import quiet_libraries
 
 ORIENTATIONS = range(1, 9)
 ROOT = Path(__file__).parents[2]
@@ -392,3 +394,13 @@ def test_images_are_opened_in_one_place():
     }
     figures = {"utils/page.py"}  # of a run's own folder
     assert opening == {"datamodules/reading.py"} | figures
+
+
+def test_transparency_of_a_palette_is_nothing_to_be_told(tmp_path):
+    file = tmp_path / "image.png"
+    Image.new("RGB", (8, 8), "red").quantize(4).save(file, transparency=bytes([0, 255, 255, 255]))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        assert read_rgb(file).getpixel((0, 0)) == (255, 0, 0)
+    assert not seen
