@@ -25,6 +25,8 @@ from callbacks.inspection import (
 from utils import figures
 from utils.logging import log_figure
 
+_MOST_NAMED = 24  # classes that a legend has room for
+
 
 class Embeddings(Callback):
     """Draws pooled features in two dimensions, coloured by class where there are classes.
@@ -73,13 +75,15 @@ def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], wher
     panels = [(components, f"two principal components: {shares.sum():.0%} of the variance")]
     if importlib.util.find_spec("sklearn"):
         panels.append((tsne(features), "t-SNE (distances between groups mean nothing)"))
+    named = len(classes) <= _MOST_NAMED
     title = f"Pooled features as points, {where}"
+    title += "" if named else f"\n{len(classes)} classes, each in a colour of its own"
     figure, axes = figures.grid(1, len(panels), cell=(4.6, 4.2), title=title)
     for axis, (points, name) in zip(axes[0], panels, strict=True):
         _scatter(axis, points, labels, classes)
         axis.set(title=name, xticks=[], yticks=[])
         axis.grid(False)
-    if classes:
+    if classes and named:
         handles, names = axes[0, -1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", fontsize=8, markerscale=2)
     return figure

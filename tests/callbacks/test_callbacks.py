@@ -10,6 +10,7 @@ from callbacks.attention_maps import AttentionMaps, draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
+from callbacks.embeddings import draw as draw_points
 from callbacks.inspection import due, inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.step_outputs import PretrainingOutputs, step_result
@@ -270,3 +271,15 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented():
 def test_early_stopping_watches_what_chooses_the_best():
     stopping = early_stopping("val/miou", "max", 3)
     assert (stopping.monitor, stopping.mode, stopping.patience) == ("val/miou", "max", 3)
+
+
+@pytest.mark.parametrize(("classes", "named"), [(10, True), (200, False)])
+def test_classes_of_points_are_named_where_there_is_room(classes, named):
+    names = tuple(f"class {number}" for number in range(classes))
+    figure = draw_points(torch.randn(400, 4), torch.arange(400) % classes, names, "here")
+    figure.canvas.draw()
+    legends = [legend.get_window_extent().height for legend in figure.legends]
+    assert len(legends) == named
+    assert all(each <= figure.bbox.height for each in legends)
+    assert (f"{classes} classes" in figure.get_suptitle()) is not named
+    figures.close(figure)
