@@ -13,6 +13,7 @@ from datamodules.listing import (
     TEST,
     TRAIN,
     VAL,
+    composed,
     files_below,
     folders_in,
     image_files,
@@ -68,9 +69,9 @@ class ImageFolder(LabelledSource):
             )
         self._say_what_is_left_out(folder)
         every = (file.relative_to(folder).parts for file in self._below(folder))
-        classes = tuple(sorted({parts[0] for parts in every if len(parts) > 1}))
+        classes = tuple(sorted({composed(parts[0]) for parts in every if len(parts) > 1}))
         number = {name: index for index, name in enumerate(classes)}
-        return tuple(map(printable, classes)), [number[parts[0]] for parts in inside]
+        return tuple(map(printable, classes)), [number[composed(parts[0])] for parts in inside]
 
     def _say_what_is_left_out(self, folder: Path) -> None:
         held = {file.relative_to(folder).parts[0] for file in self._below(folder)}

@@ -1,5 +1,6 @@
 """Every draw is a function of (seed, epoch, index)."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,14 @@ def test_train_alone_is_parted_and_val_alone_is_explained(tmp_path):
     (tmp_path / "train").rename(tmp_path / "test")
     with pytest.raises(FileNotFoundError, match=r"There is .*test, but no .*train"):
         ImageFolder(str(tmp_path)).files("train")
+
+
+def test_an_accent_is_one_class_however_it_is_written(tmp_path):
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        for name in ("b", unicodedata.normalize(form, "café")):
+            put(tmp_path / split / name / "1.png")
+    source = ImageFolder(str(tmp_path))
+    assert source.labels("train") == source.labels("val") == (("b", "café"), [0, 1])
 
 
 def test_few_images_of_a_class_may_all_fall_to_one_part(tmp_path):
