@@ -14,10 +14,10 @@ def build_protocol(hparams: Hparams, scale: float = 1.0) -> Protocol:
 
     Args:
         hparams: resolved settings.
-        scale: side of the images it shows over `data.image_size`.
+        scale: side of the images it shows over that of its recipe, `data.image_size` or its own.
     """
-    side = round(int(hparams.data.image_size) * scale)
-    protocol: Protocol = load(names.PROTOCOLS[hparams.segmentation.protocol])(side)
+    make = load(names.PROTOCOLS[hparams.segmentation.protocol])
+    protocol: Protocol = make(int(hparams.data.image_size), scale)
     return protocol
 
 

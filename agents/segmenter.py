@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agents.backbone import new_backbone
+from agents.protocols import inference_of_test
 from config import names
 from config.hparams import Hparams
 from config.rules import settings_of
@@ -11,6 +12,7 @@ from models.backbones.base import Backbone
 from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
 from models.fusions.base import Fusion
 from models.heads.base import Head
+from models.inference import WHOLE
 from models.segmenter import Segmenter
 from utils.imports import load
 
@@ -19,8 +21,8 @@ def build_segmenter(hparams: Hparams, backbone: Backbone, num_classes: int) -> S
     """Builds the chosen head and fusions on `backbone`.
 
     Raises:
-        ValueError: the backbone takes images of one size only, or has not the attention that the
-            fusions need; or a block outside the network.
+        ValueError: the backbone takes images of one size only and is shown others, or has
+            not the attention that the fusions need; or a block outside the network.
     """
     settings = hparams.segmentation
     side = load(names.PROTOCOLS[settings.protocol]).side
@@ -29,6 +31,12 @@ def build_segmenter(hparams: Hparams, backbone: Backbone, num_classes: int) -> S
             f"--backbone.name {hparams.backbone.name} takes images of {backbone.fixed_side} x "
             f"{backbone.fixed_side} px only, and --segmentation.protocol {settings.protocol} "
             "shows whole images of many sizes. Choose a backbone that takes any size."
+        )
+    seen = inference_of_test(settings)
+    if backbone.fixed_side and (seen.window or seen.scales != WHOLE.scales):
+        raise ValueError(
+            f"--backbone.name {hparams.backbone.name} takes images of {backbone.fixed_side} x "
+            f"{backbone.fixed_side} px only: leave --segmentation.test_window and test_scales out."
         )
     fusion, channels = _build_fusion(hparams, backbone, num_classes)
     make_head = load(names.HEADS[settings.head])

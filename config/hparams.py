@@ -538,8 +538,8 @@ class SegmentationHparams:
     test_scales: Annotated[list[float], Between(0.1, 10.0), LEARNT_HEAD] = field(
         default_factory=lambda: [1.0]
     )
-    """Test: shorter sides over image_size; probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5.
-    """
+    """Test: shorter sides over image_size (voc12_seed224: sides over 224); probabilities are
+    averaged. Usual: 0.5 0.75 1 1.25 1.5."""
     test_flip: Annotated[bool, LEARNT_HEAD] = False
     """Test: average with the mirror image."""
 

@@ -56,10 +56,11 @@ class Standard(Protocol):
 
     Args:
         image_size: what the shorter side is resized to (bilinear, antialiased), in pixels.
+        scale: a factor on it.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int, scale: float = 1.0) -> None:
+        self.image_size = round(image_size * scale)
 
     def image(self, image: Image.Image) -> Tensor:
         """See `Protocol.image`."""
@@ -75,17 +76,21 @@ class Seed224(Protocol):
 
     Only to compare with the study (Apavou & Zucker 2022); its numbers and those of VOC's own rules
     must not be mixed: the same network scores differently.
+
+    Args:
+        image_size: of no effect, 224 is part of the recipe.
+        scale: a factor on the 224 that the network sees; what it is judged at stays.
     """
 
     needs_background = True
     side = 224
 
-    def __init__(self, image_size: int) -> None:
-        """Ignores `image_size`: 224 is part of the recipe."""
+    def __init__(self, image_size: int, scale: float = 1.0) -> None:
+        self.seen = round(self.side * scale)
 
     def image(self, image: Image.Image) -> Tensor:
         """See `Protocol.image`."""
-        return F.pil_to_tensor(F.resize(image, [self.side, self.side]))
+        return F.pil_to_tensor(F.resize(image, [self.seen, self.seen]))
 
     def labels(self, labels: Tensor) -> Tensor:
         """Nearest label of each of 224 x 224 points; 255 becomes 0."""

@@ -11,8 +11,10 @@ import yaml
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from agents.backbone import new_backbone
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
+from agents.segmenter import build_segmenter
 from agents.sources import build_source
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from config.length import resolve_for_data
@@ -26,6 +28,7 @@ from models.measures.segmentation import metrics
 from tests.conftest import (
     assert_same,
     options,
+    parsed,
     summary,
     tiny,
     weights,
@@ -611,3 +614,15 @@ def test_head_weights_of_another_class_count_are_refused(train, tmp_path, capsys
     assert code == 2
     said = capsys.readouterr().err
     assert "(21, 256, 1, 1) there and (9, 256, 1, 1) here" in said
+
+
+@pytest.mark.parametrize("seen", [{"test_scales": "0.5"}, {"test_window": "112"}])
+def test_a_backbone_of_one_size_is_shown_no_other(shapes_root, seen):
+    """It would be found out in the test, after the training."""
+    words = {f"segmentation.{name}": value for name, value in seen.items()}
+    settings = {"task": "segmentation", "segmentation.protocol": "voc12_seed224", **words}
+    hparams = resolve(parsed(options({**settings, "data.root": shapes_root})))
+    backbone = new_backbone(hparams)
+    backbone.fixed_side = 224
+    with pytest.raises(ValueError, match=r"takes images of 224 x 224 px only: .*test_window"):
+        build_segmenter(hparams, backbone, 9)

@@ -170,6 +170,9 @@ def test_seed224_squashes_and_counts_void_as_background():
     expected = torch.from_numpy(np.array(nearest))
     assert torch.equal(judged, expected.where(expected != VOID, 0))
     assert (Seed224(96).training_labels(labels)[:40] == 0).all()
+    larger, same = Seed224(96, 1.5)(image, labels)
+    assert larger.shape == (3, 336, 336)
+    assert torch.equal(same, judged)
 
 
 def test_batches_give_every_image_back_at_its_own_size(shapes_root):
