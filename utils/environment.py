@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -17,16 +18,19 @@ _PACKAGES = (
     "seaborn vit-pytorch segmentation-models-pytorch numpy pillow "
     "opencv-python-headless"
 )
+_ROOT = Path(__file__).parents[1]
+# Where new files count: elsewhere may lie anything, such as an environment of Python's.
+_CODE = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 
 
 def record_environment(folder: RunFolder, device: str) -> None:
     """Writes environment.json, and code.patch when the code differs from the commit."""
-    status = _git("status", "--porcelain")
+    status = _git(_ROOT, "status", "--porcelain")
     environment = {
         "name": folder.name,
         "command": [Path(sys.executable).name, *sys.argv],
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": _git("rev-parse", "HEAD") or None,
+        "git_commit": _git(_ROOT, "rev-parse", "HEAD").decode().strip() or None,
         "git_dirty": bool(status),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -34,19 +38,26 @@ def record_environment(folder: RunFolder, device: str) -> None:
         "packages": {name: _version(name) for name in _PACKAGES.split()},
     }
     if status:
-        write_atomically(folder.path / "code.patch", _git("diff", "HEAD") + "\n")
+        write_atomically(folder.path / "code.patch", changes(_ROOT))
     write_environment(folder, environment)
 
 
-def _git(*arguments: str) -> str:
+def changes(repository: Path) -> bytes:
+    """Returns what differs from the commit as a patch: of files it knows, and new ones of code."""
+    new = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE)
+    paths = [os.fsdecode(path) for path in new.split(b"\0") if path]
+    diff = ("diff", "--binary", "--no-color", "--no-ext-diff")
+    beside = (_git(repository, *diff, "--no-index", "--", "/dev/null", path) for path in paths)
+    return b"".join([_git(repository, *diff, "HEAD"), *beside])
+
+
+def _git(repository: Path, *arguments: str) -> bytes:
+    command = ["git", "-C", str(repository), *arguments]
     try:
-        root = Path(__file__).parents[1]
-        answer = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
-        )
+        answer = subprocess.run(command, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+        return b""
+    return answer.stdout if answer.returncode <= 1 else b""  # 1: two files differ
 
 
 def _version(package: str) -> str | None:
