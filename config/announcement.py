@@ -67,6 +67,14 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
             f"from one to the next. More: {finer}."
         )
+    if unmet(hparams, "trainer.val_every_n_epochs") is None:
+        every = int(trainer.val_every_n_epochs)
+        if epochs < every:
+            warnings.append(
+                f"The run ends before its first validation, which comes after "
+                f"{count(every, 'epoch')} (--trainer.val_every_n_epochs): it has none, and the "
+                "last step counts."
+            )
     waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
     if waits >= epochs:
         warnings.append(

@@ -103,6 +103,10 @@ def settings(**changed):
         ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
         ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
         ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
+        ({"trainer__max_steps": 60}, 10**5, "60 in all", "comes after 1 epoch ("),
+        ({"trainer__val_every_n_epochs": 50}, 1024, "40 epochs", "comes after 50 epochs ("),
+        ({"trainer__val_every_n_epochs": 40}, 1024, "40 epochs", None),
+        ({"trainer__max_steps": 60, "trainer__limit_val_batches": 0}, 10**5, "60 in all", None),
         ({"trainer__limit_train_batches": 5}, 10**6, "40 epochs of 5 steps", None),
         # What would make more steps is what can be given and counts.
         ({"trainer__max_steps": 8}, 512, "8 in all", "More: --trainer.max_steps."),
