@@ -117,7 +117,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
         names = ", ".join(result["unreadable_names"][:3])
         lines.append(f"{count(result['unreadable_images'], 'image')} could not be read: {names}.")
     if result["transductive"]:
-        lines.append("TRANSDUCTIVE: training saw images that evaluation uses (data.split all).")
+        lines.append("TRANSDUCTIVE: training, or that of the weights, saw images that judge it.")
     console = Console()
     # Text: names may hold what looks like markup.
     box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)

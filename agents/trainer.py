@@ -17,6 +17,7 @@ from agents.build import build_agent, build_callbacks, build_data, build_loading
 from agents.chunks import resolve_chunk_size
 from agents.closing import close, show
 from agents.fitting import End, Fitting
+from agents.images_seen import is_transductive
 from agents.lightning import lightning_trainer
 from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
@@ -50,7 +51,7 @@ from utils.device import (
     use_own_gpu,
     use_tensor_cores,
 )
-from utils.run_folder import RunFolder, create, folder_of_leader, named_run
+from utils.run_folder import RunFolder, create, folder_of_leader
 from utils.stopwatch import Stopwatch
 
 _EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}
@@ -178,7 +179,7 @@ class Trainer:
         write_yaml(active_settings(saved), folder.hparams)
 
     def _fit(self, agent: Agent, data: ImageDataModule, folder: RunFolder) -> int:
-        transductive = data.transductive or _weights_are_transductive(self.hparams)
+        transductive = is_transductive(data, self.hparams)
         observers = self._observers(agent, folder, transductive)
         trainer = lightning_trainer(
             self.hparams,
@@ -231,8 +232,3 @@ class Trainer:
         if end.status == "finished":
             return next_steps(folder, self.given, self.hparams, data.source, self.tried_out)
         return [Step("go on", resume_command(folder, self.given, end.advice))]
-
-
-def _weights_are_transductive(hparams: Hparams) -> bool:
-    run = named_run(hparams.backbone.weights, hparams.run.dir)
-    return run is not None and bool(run.read_summary().get("transductive"))

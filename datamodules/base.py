@@ -182,8 +182,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     @abstractmethod
+    def judged_files(self) -> Sequence[ImageItem]:
+        """The images of the evaluation."""
+
+    @property
     def transductive(self) -> bool:
         """Whether training sees images that evaluation uses."""
+        return bool(set(self.train_files) & set(self.judged_files))
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns images as they are: shorter side resized, centre cropped.

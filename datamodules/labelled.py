@@ -240,9 +240,9 @@ class LabelledDataModule(ImageDataModule):
         self.train_files, self.val_files = train.files, val.files
 
     @property
-    def transductive(self) -> bool:
-        """Whether training images are test images as well."""
-        return bool(set(self.train_files) & set(self.splits["test"].files))
+    def judged_files(self) -> Sequence[ImageItem]:
+        """The test images."""
+        return self.splits["test"].files
 
     def images(self, split: str) -> BatchLoader:
         """Every image of a split once, as `collate_squares` gives them."""

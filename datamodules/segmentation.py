@@ -16,6 +16,7 @@ from datamodules.loading import BatchLoader, Loading
 from datamodules.mask_check import Census, check_masks
 from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
+from datamodules.reading import ImageItem
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
 
 
@@ -172,9 +173,9 @@ class SegmentationDataModule(ImageDataModule):
         return self.loading.every(images, collate)
 
     @property
-    def transductive(self) -> bool:
-        """Never: training lists with test images in them are refused."""
-        return False
+    def judged_files(self) -> Sequence[ImageItem]:
+        """The test images; training lists with some of them are refused."""
+        return [image for image, _ in self._pairs["test images"]]
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled full batches of crops, continuing where the trainer stands."""

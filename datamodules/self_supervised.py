@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from datamodules.image_files import ImageFiles, Views
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
-from datamodules.reading import shorter_side
+from datamodules.reading import ImageItem, shorter_side
 from utils.distributed import num_processes
 
 _LOOKED_AT = 16  # images whose size is compared with the views'
@@ -102,9 +103,9 @@ class ViewsDataModule(ImageDataModule):
         return len(self.val_files) >= 2 * num_processes()
 
     @property
-    def transductive(self) -> bool:
-        """Whether training sees validation images."""
-        return bool(set(self.train_files) & set(self.val_files))
+    def judged_files(self) -> Sequence[ImageItem]:
+        """The validation images."""
+        return self.val_files
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled full batches, continuing where the trainer stands."""
