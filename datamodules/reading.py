@@ -44,8 +44,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
-# What Pillow makes of the largest value that a PGM names, by the mode it is read in.
+# What Pillow makes of the largest value of a PGM, or of few bits, by the mode it is read in.
 _WHITE_OF_PGM = {"L": 2**8 - 1, "I": 2**16 - 1}
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's names of what is stored
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
@@ -182,7 +183,7 @@ def read_values(file: Path) -> Image.Image:
     """
     with _naming(file), _image_of(file) as image:
         _reduction(image)  # never reduced, but not larger either
-        largest = _largest_of_pgm(image)
+        largest = _largest_of_pgm(image) or _largest_of_few_bits(image)
         image.load()
         values = image if largest is None else _unstretched(image, largest)
         return turned(values, _orientation(image))
@@ -266,8 +267,22 @@ def _white_of_pgm(image: Image.Image) -> int | None:
     return _WHITE_OF_PGM.get(image.mode) if isinstance(image, PpmImageFile) else None
 
 
+def _largest_of_few_bits(image: Image.Image) -> int | None:
+    """Returns the largest grey level that 2 or 4 bits can be; None of other depths.
+
+    Args:
+        image: not loaded yet. By how it will be decoded: its mode is that of 8 bits.
+    """
+    tiles: list[Any] = getattr(image, "tile", [])
+    for tile in tiles:
+        layout = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), None)
+        if layout in _FEW_BITS:
+            return _FEW_BITS[layout]
+    return None
+
+
 def _unstretched(image: Image.Image, largest: int) -> Image.Image:
-    # Pillow makes the largest value white: 0 to 3 would be 0, 85, 170 and 255, and the same label
+    # Pillow makes the largest level white: 0 to 3 would be 0, 85, 170 and 255, and the same label
     # another value in each mask whose header names its own largest one.
     values = np.rint(np.asarray(image) * (largest / _WHITE_OF_PGM[image.mode]))
     return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))

@@ -404,3 +404,24 @@ def test_transparency_of_a_palette_is_nothing_to_be_told(tmp_path):
         quiet_libraries()
         assert read_rgb(file).getpixel((0, 0)) == (255, 0, 0)
     assert not seen
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masks_of_few_bits_hold_their_labels(tmp_path, bits):
+    """As pypng and GDAL write them; Pillow writes 1 and 8 bits of grey alone."""
+    labels = np.arange(2**bits, dtype=np.uint8).reshape(-1, 4)
+    shown = np.unpackbits(labels[..., None], axis=-1)[..., -bits:]
+    packed = np.packbits(shown.reshape(len(labels), -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", 4, len(labels), bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    file = tmp_path / "mask.png"
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    assert np.array_equal(np.asarray(reading.read_values(file)), labels)
+    assert np.asarray(read_rgb(file)).max() == 255  # of an image they are shades
