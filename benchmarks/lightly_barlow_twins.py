@@ -85,7 +85,8 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-        print(f"epoch {epoch + 1}: loss {loss.item():.1f}, {time.perf_counter() - started:.0f} s")
+        took = time.perf_counter() - started
+        print(f"epoch {epoch + 1}: loss {loss.item():.1f}, {took:.0f} s", flush=True)
     torch.save(backbone.net.state_dict(), arguments.out)
 
 
