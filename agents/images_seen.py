@@ -16,7 +16,7 @@ from config.lookup import read_settings
 from config.resolve import resolve
 from datamodules.base import ImageDataModule
 from datamodules.reading import ImageItem
-from utils.run_folder import named_run
+from utils.run_folder import RunFolder, named_run
 
 
 def is_transductive(data: ImageDataModule, hparams: Hparams) -> bool:
@@ -26,21 +26,22 @@ def is_transductive(data: ImageDataModule, hparams: Hparams) -> bool:
         data: listed.
         hparams: resolved.
     """
-    weights = [hparams.backbone.weights, hparams.segmentation.head_weights]
-    runs = [run for name in weights if (run := named_run(name, hparams.run.dir))]
+    weights = (hparams.backbone.weights, hparams.segmentation.head_weights)
+    named = (named_run(each, hparams.run.dir) for each in weights)
+    runs = {run.path: run for run in named if run}.values()
     if data.transductive or any(run.read_summary().get("transductive") for run in runs):
         return True
     judged = _places(data.judged_files) if runs else set()
-    return any(judged & _places(_images_behind(name, hparams.run.dir)) for name in weights)
+    return any(judged & _places(_images_behind(run, hparams.run.dir)) for run in runs)
 
 
-def _images_behind(weights: str, runs_dir: str) -> Iterator[ImageItem]:
-    """Yields the training images of the run of these weights, and of those it goes back to.
+def _images_behind(run: RunFolder | None, runs_dir: str) -> Iterator[ImageItem]:
+    """Yields the training images of a run, and of those that its weights go back to.
 
     As far as their data is still there.
     """
     known: set[Path] = set()
-    while (run := named_run(weights, runs_dir)) is not None and run.path not in known:
+    while run is not None and run.path not in known:
         known.add(run.path)
         try:
             hparams = resolve(update(Hparams(), read_settings(run.path), str(run.path)))
@@ -49,7 +50,7 @@ def _images_behind(weights: str, runs_dir: str) -> Iterator[ImageItem]:
                 yield from source.files(source.split)
         except (OSError, ValueError):  # moved since, or of another version
             return
-        weights = hparams.backbone.weights
+        run = named_run(hparams.backbone.weights, runs_dir)
 
 
 def _places(images: Iterable[ImageItem]) -> set[ImageItem]:
