@@ -45,7 +45,7 @@ _TURNS = {
 }
 _WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
 # What Pillow makes of the largest value of a PGM, or of few bits, by the mode it is read in.
-_WHITE_OF_PGM = {"L": 2**8 - 1, "I": 2**16 - 1}
+_PILLOWS_WHITE = {"L": 2**8 - 1, "I": 2**16 - 1}
 _FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's names of what is stored
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
@@ -257,14 +257,14 @@ def _largest_of_pgm(image: Image.Image) -> int | None:
     Args:
         image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
     """
-    if isinstance(image, PpmImageFile) and image.mode in _WHITE_OF_PGM:
+    if isinstance(image, PpmImageFile) and image.mode in _PILLOWS_WHITE:
         tile: Any = image.tile[0]
         return None if tile.codec_name == "raw" else int(tile.args[-1])
     return None
 
 
 def _white_of_pgm(image: Image.Image) -> int | None:
-    return _WHITE_OF_PGM.get(image.mode) if isinstance(image, PpmImageFile) else None
+    return _PILLOWS_WHITE.get(image.mode) if isinstance(image, PpmImageFile) else None
 
 
 def _largest_of_few_bits(image: Image.Image) -> int | None:
@@ -284,7 +284,7 @@ def _largest_of_few_bits(image: Image.Image) -> int | None:
 def _unstretched(image: Image.Image, largest: int) -> Image.Image:
     # Pillow makes the largest level white: 0 to 3 would be 0, 85, 170 and 255, and the same label
     # another value in each mask whose header names its own largest one.
-    values = np.rint(np.asarray(image) * (largest / _WHITE_OF_PGM[image.mode]))
+    values = np.rint(np.asarray(image) * (largest / _PILLOWS_WHITE[image.mode]))
     return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))
 
 

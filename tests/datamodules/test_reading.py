@@ -175,11 +175,18 @@ def test_other_modes_become_rgb(tmp_path, mode):
 # --- bounds -------------------------------------------------------------------------------------
 
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that says how large it is, and nothing else."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return PNG_SIGNATURE + header + struct.pack(">I", 0) + b"IDAT" + bytes(4)
 
 
 def test_a_thread_of_pixels_is_an_unreadable_image(tmp_path):
@@ -416,12 +423,6 @@ def test_masks_of_few_bits_hold_their_labels(tmp_path, bits):
     header = struct.pack(">IIBBBBB", 4, len(labels), bits, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     file = tmp_path / "mask.png"
-    file.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks
-        )
-    )
+    file.write_bytes(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks))
     assert np.array_equal(np.asarray(reading.read_values(file)), labels)
     assert np.asarray(read_rgb(file)).max() == 255  # of an image they are shades
