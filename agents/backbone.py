@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,6 +16,9 @@ from models.backbones.weights import load_weights
 from utils.console import console
 from utils.device import VOLTA
 from utils.imports import load
+
+# Of more the maps of attention take too much memory, and torch's fused kernel is as quick.
+_FEW_TOKENS = 256
 
 
 def new_backbone(hparams: Hparams) -> Backbone:
@@ -59,3 +65,28 @@ def lay_out(agent: nn.Module, device: torch.device) -> None:
     for part in agent.modules():
         if isinstance(part, Backbone):
             part.to(memory_format=part.memory_format)
+
+
+def choose_attention(
+    agent: nn.Module, image_size: int, precision: str, device: torch.device
+) -> None:
+    """Has attention computed in plain steps where torch's fused kernel takes longer.
+
+    That is in bfloat16 on a CPU, between few tokens; see benchmarks/cpu_attention.py. In float32
+    both take the same time, and the kernel less memory.
+
+    Args:
+        agent: only the rounding of its numbers changes.
+        image_size: in pixels.
+        precision: of the passes, as Lightning names it.
+        device: that trains or judges.
+    """
+    if device.type != "cpu" or precision != "bf16-mixed":
+        return
+    for part in agent.modules():
+        if not isinstance(part, Backbone) or image_size > _FEW_TOKENS**0.5 * part.map_strides[-1]:
+            continue
+        modules: Iterable[Any] = part.modules()
+        for module in modules:
+            if hasattr(module, "fused_attn"):  # timm's have both ways
+                module.fused_attn = False

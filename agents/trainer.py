@@ -11,7 +11,7 @@ from typing import cast
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
-from agents.backbone import lay_out
+from agents.backbone import choose_attention, lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
 from agents.chunks import resolve_chunk_size
@@ -107,6 +107,8 @@ class Trainer:
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
         lay_out(agent, self.device)
+        options = self.hparams.trainer
+        choose_attention(agent, int(self.hparams.data.image_size), options.precision, self.device)
         cost = ImageCost(agent, data, self.hparams)
         self.hparams.trainer.chunk_size = resolve_chunk_size(
             agent, data, self.hparams, self.device, cost

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from agents.backbone import choose_attention
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
 from agents.steering import validates
@@ -45,6 +46,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     resolved = resolve_precision(hparams.trainer.precision, hparams.trainer.accelerator)
     precision: Any = precision_here(resolved, device)
     use_tensor_cores(precision, device)
+    choose_attention(agent, int(hparams.data.image_size), precision, device)
     callbacks = build_callbacks(hparams, Guard(device))
     trainer = pl.Trainer(
         accelerator=device.type,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.backbone import lay_out
+from agents.backbone import choose_attention, lay_out
 from models.attention import AttentionRequest
 from models.backbones.botnet import botnet50
 from models.backbones.resnet import resnet18
@@ -78,3 +78,45 @@ def test_attention_of_a_network_that_is_laid_out_is_the_same():
     found, expected = (network(images, request).attention for network in (laid_out, usual))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.patch_maps(), other.patch_maps())
+
+
+FEW, MANY = {"image_size": 64, "patch_size": 8}, {"image_size": 64, "patch_size": 2}
+
+
+def fused(network: nn.Module) -> list[bool]:
+    """Whether each attention of it leaves its product to torch's kernel."""
+    return [m.fused_attn for m in network.modules() if hasattr(m, "fused_attn")]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "precision", "device", "kernel"),
+    [
+        (FEW, "bf16-mixed", "cpu", False),
+        (MANY, "bf16-mixed", "cpu", True),
+        (FEW, "32-true", "cpu", True),
+        (FEW, "bf16-mixed", "cuda", True),
+    ],
+)
+def test_attention_is_fused_unless_plain_steps_are_quicker(tokens, precision, device, kernel):
+    network = vit_tiny(depth=2, embed_dim=24, **tokens)
+    agent = nn.ModuleDict({"student": network, "teacher": deepcopy(network)})
+    choose_attention(agent, 64, precision, torch.device(device))
+    assert fused(agent) == [kernel] * 4
+
+
+def test_attention_in_plain_steps_is_the_same():
+    torch.manual_seed(0)
+    usual = vit_tiny(depth=2, embed_dim=24, **FEW).double()
+    plain = deepcopy(usual)
+    choose_attention(plain, 64, "bf16-mixed", torch.device("cpu"))
+    assert fused(plain) != fused(usual)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    request = AttentionRequest((0, -1), "all")
+    found, expected = plain(images, request), usual(images, request)
+    torch.testing.assert_close(found.maps, expected.maps)
+    for one, other in zip(found.attention, expected.attention, strict=True):
+        torch.testing.assert_close(one.patch_maps(), other.patch_maps())
+    for features in (found, expected):
+        features.pooled.square().sum().backward()
+    for one, other in zip(plain.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
