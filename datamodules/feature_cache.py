@@ -33,7 +33,7 @@ from utils.text import count
 Result = TypeVar("Result")
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
 
-_FORMAT = 3  # since attention says whether there is a CLS token
+_FORMAT = 4  # since masks of 2 and 4 bits are read as numbers
 _OFF = "--data.feature_cache off computes features anew in every epoch instead."
 
 
