@@ -17,7 +17,7 @@ from callbacks.interruption import Interrupted
 from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
 from datamodules.base import ImageDataModule
-from datamodules.loading import BatchLoader
+from datamodules.loading import loaders_in
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
 from utils.memory import is_out_of_memory, peak_mb, reset_peak
@@ -139,13 +139,8 @@ class Fitting:
 
     def _killed_worker(self) -> WorkerKilledError | None:
         trainer: Any = self.trainer
-        loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        each = (
-            loader
-            for group in loaders
-            for loader in (group if isinstance(group, list) else [group])
-        )
-        found = (loader.workers.killed() for loader in each if isinstance(loader, BatchLoader))
+        stages = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+        found = (loader.workers.killed() for stage in stages for loader in loaders_in(stage))
         return next((error for error in found if error), None)
 
 

@@ -15,6 +15,7 @@ from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.random_state import RandomState
 from callbacks.step_numbers import StepNumbers
+from callbacks.validation_workers import ValidationWorkers
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule
 from utils.run_folder import RunFolder
@@ -34,6 +35,7 @@ def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Ca
         Interruption(folder.last),
         RandomState(seed, device),
         StepNumbers(),
+        ValidationWorkers(),
     ]
 
 

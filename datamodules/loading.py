@@ -103,6 +103,11 @@ class BatchLoader:
         """Batches per epoch."""
         return len(self.micro_batches) // self.per_batch
 
+    def start(self) -> Iterator[Any]:
+        """Starts the processes, unless they are there, and returns their micro-batches."""
+        with self.workers.starting():
+            return iter(self.micro_batches)
+
     def __iter__(self) -> Iterator[Any]:
         """Yields batches.
 
@@ -112,9 +117,7 @@ class BatchLoader:
         """
         parts: list[Any] = []
         try:
-            with self.workers.starting():
-                micro_batches = iter(self.micro_batches)
-            for part in micro_batches:
+            for part in self.start():
                 parts.append(part)
                 if len(parts) == self.per_batch:
                     yield self.join(parts)
@@ -133,6 +136,12 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """See `state_dict`."""
+
+
+def loaders_in(loaders: Any) -> list[BatchLoader]:
+    """Returns those of a stage of Lightning's trainer, which has one, a list, or none."""
+    each = loaders if isinstance(loaders, list) else [loaders]
+    return [loader for loader in each if isinstance(loader, BatchLoader)]
 
 
 @dataclass(frozen=True)
