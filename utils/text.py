@@ -8,6 +8,9 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+# What it means that a run is marked, wherever it is.
+TRANSDUCTIVE = "training, or that of the weights, saw images that judge it"
+
 
 def format_value(value: Any) -> str:
     """Spells a setting or a fact as JSON does, but strings bare and floats with five digits."""
