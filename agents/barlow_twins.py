@@ -122,9 +122,9 @@ class BarlowTwins(JointEmbedding):
         diagonal = numbers["diagonal_mean"]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"{title} loss {loss:.1f}. With this batch ideal features, alike in both views and "
-            f"independent, reach {numbers['noise_floor']:.1f} (the noise floor), and none less "
-            f"than {numbers['lower_bound']:.1f}.",
+            f"{title} loss {loss:.1f}. With this batch features that are alike in both views reach "
+            f"{numbers['noise_floor']:.1f} where they are independent (the noise floor), and "
+            f"{numbers['lower_bound']:.1f} at least.",
             f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
             "Redundancy between dimensions: off-diagonal RMS "
             f"{numbers['off_diagonal_rms']:.3f} (goal 0).",

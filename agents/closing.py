@@ -19,7 +19,7 @@ from config.hparams import Hparams
 from utils.console import console
 from utils.logging import log_chart
 from utils.run_folder import RunFolder
-from utils.text import count
+from utils.text import TRANSDUCTIVE, count
 
 _EXPENSIVE = 0.25  # of a run; from there on its readouts are named with what they take
 
@@ -48,7 +48,7 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     Args:
         fitting: that has ended, in whatever way.
         observers: of the run.
-        transductive: whether training saw evaluation images.
+        transductive: see `is_transductive`.
     """
     guard, loggers, folder = observers.guard, observers.loggers, fitting.folder
     result = collect(fitting, observers, transductive)
@@ -117,7 +117,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
         names = ", ".join(result["unreadable_names"][:3])
         lines.append(f"{count(result['unreadable_images'], 'image')} could not be read: {names}.")
     if result["transductive"]:
-        lines.append("TRANSDUCTIVE: training, or that of the weights, saw images that judge it.")
+        lines.append(f"TRANSDUCTIVE: {TRANSDUCTIVE}.")
     console = Console()
     # Text: names may hold what looks like markup.
     box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)

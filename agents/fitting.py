@@ -114,8 +114,12 @@ class Fitting:
             return End("failed", f"{words} A new run needs a smaller --data.batch_size.")
         whole = int(hparams.data.batch_size) // self.trainer.world_size
         chunk = hparams.trainer.chunk_size
+        if chunk == 2:  # there is no smaller one
+            need = "A new run needs a smaller backbone or --data.image_size."
+            return End("failed", f"{words} {need}")
         smaller = max(2, (chunk if isinstance(chunk, int) else whole) // 2)
-        return End("failed", words, f"--trainer.chunk_size {smaller}")
+        uncompiled = " --trainer.compile false" if hparams.trainer.compile else ""
+        return End("failed", words, f"--trainer.chunk_size {smaller}{uncompiled}")
 
     def _fit(self) -> None:
         trainer, agent, resume = self.trainer, self.agent, self.checkpoint

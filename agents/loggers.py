@@ -24,7 +24,7 @@ def build_loggers(
         hparams: resolved settings.
         folder: of the run.
         goals: by the numbers that matter, whether `max` or `min` is best.
-        transductive: whether training sees evaluation images.
+        transductive: see `is_transductive`.
     """
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if importlib.util.find_spec("tensorboard"):

@@ -27,7 +27,7 @@ def collect(fitting: Fitting, observers: Observers, transductive: bool) -> dict[
     Args:
         fitting: that has ended.
         observers: of the run.
-        transductive: whether training saw evaluation images.
+        transductive: see `is_transductive`.
     """
     trainer, throughput, unreadable = fitting.trainer, observers.throughput, observers.unreadable
     values = {name: float(value) for name, value in fitting.metrics.items()}

@@ -31,17 +31,17 @@ from utils.rng import rng_preserved
 # other processes; on a GPU readouts, and the gaps between tensors.
 CPU_SHARE, GPU_SHARE = 0.8, 0.92
 LR_STEPS = 60
+_FIRST = 8  # chunk that is tried
 
 TrainerFactory = Callable[..., pl.Trainer]
 
 
-def largest_working(largest: int, fits: Callable[[int], bool], start: int = 8) -> int:
-    """Doubles from `start` until something does not fit.
+def largest_working(largest: int, fits: Callable[[int], bool]) -> int:
+    """Doubles from 8 until something does not fit, and halves while even that does not.
 
     Args:
         largest: the last value worth trying.
         fits: tries a value.
-        start: first value, halved while even that does not fit.
 
     Returns:
         The largest value that was tried and fitted.
@@ -49,7 +49,7 @@ def largest_working(largest: int, fits: Callable[[int], bool], start: int = 8) -
     Raises:
         ValueError: not even 2 fits.
     """
-    value = min(start, largest)
+    value = min(_FIRST, largest)
     limit = largest + 1  # the smallest value known not to fit
     while not fits(value):
         limit = value

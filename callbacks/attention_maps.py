@@ -172,10 +172,10 @@ def _colour(head: int) -> tuple[float, float, float]:
     return figures.HEADS[head % len(figures.HEADS)]
 
 
-def paint_masks(image: NDArray[Any], masks: NDArray[np.bool_], first: int = 0) -> NDArray[np.uint8]:
-    """Paints masks `(n, H, W)` over an image `(H, W, 3)`, head `first + i` in its own colour."""
+def paint_masks(image: NDArray[Any], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Paints masks `(heads, H, W)` over an image `(H, W, 3)`, each head in its own colour."""
     shown = image.astype(float) * 0.35
-    colours = np.array([_colour(first + i) for i in range(len(masks))]) * 255
+    colours = np.array([_colour(head) for head in range(len(masks))]) * 255
     covered = masks.any(0)
     blend = (masks[..., None] * colours[:, None, None]).sum(0) / np.maximum(masks.sum(0), 1)[
         ..., None

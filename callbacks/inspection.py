@@ -21,6 +21,8 @@ from models.backbones.base import Backbone
 from utils.console import console
 from utils.rng import CPU, rng_preserved
 
+_IMAGES_AT_ONCE = 64
+
 
 @runtime_checkable
 class Classifies(Protocol):
@@ -143,13 +145,13 @@ def held_out_examples(
     return data.examples(split, count, backbone.side_near(enlarged * data.image_size)), split
 
 
-def pooled_features(backbone: Backbone, images: Tensor, at_once: int = 64) -> Tensor:
+def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
     """Returns the pooled features `(N, D)` of images `(N, 3, S, S)` uint8, on its device.
 
     To be called while `inspecting`.
     """
     device = backbone.mean.device
-    parts = [backbone(part.to(device)).pooled for part in images.split(at_once)]
+    parts = [backbone(part.to(device)).pooled for part in images.split(_IMAGES_AT_ONCE)]
     return torch.cat(parts).float()
 
 

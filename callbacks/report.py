@@ -25,7 +25,7 @@ from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_uri, render
 from utils.run_folder import RunFolder
-from utils.text import format_result
+from utils.text import TRANSDUCTIVE, format_result
 
 SECONDS_BETWEEN = 60
 COSTS_BETWEEN = 50  # so many times what the last writing took, so that it stays below 2 %
@@ -215,7 +215,7 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
     lines = [str(summary["reason"])] if summary.get("reason") else []
     lines += [*_texts(summary.get("in_words")), *_texts(summary.get("alarms"))]
     if summary.get("transductive"):
-        lines.append("TRANSDUCTIVE: training saw evaluation images.")
+        lines.append(f"TRANSDUCTIVE: {TRANSDUCTIVE}.")
     failures = summary.get("readout_failures")
     failures = failures if isinstance(failures, Mapping) else {}
     return [*lines, *(f"{name} failed {count}x." for name, count in failures.items())]

@@ -145,11 +145,6 @@ def at_home(text: str) -> str:
     return os.path.expanduser(text) if text.startswith("~/") else text  # noqa: PTH111 (any text)
 
 
-def to_dict(hparams: Hparams) -> dict[str, Any]:
-    """Returns every setting as a plain nested dict."""
-    return dataclasses.asdict(hparams)
-
-
 def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparams:
     """Overwrites settings of `hparams` with a nested dict.
 

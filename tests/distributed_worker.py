@@ -26,6 +26,9 @@ def direct_checks() -> None:
     features = torch.ones(2, 3, requires_grad=True)
     gather_batch(features).square().sum().backward()
     assert torch.equal(features.grad, torch.full((2, 3), 4.0))  # 2 f, times two processes
+    # A part of each row, which does not lie in memory in one piece.
+    wide = torch.arange(8.0).view(2, 4) + 10 * rank
+    assert gather_batch(wide[:, :-1]).tolist() == [[0, 1, 2], [4, 5, 6], [10, 11, 12], [14, 15, 16]]
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def precision_here(precision: str, device: torch.device) -> str:
     """Returns the precision of a run that is judged again, where this machine has it, else 32-true.
 
     Args:
-        precision: resolved.
+        precision: of the run; `auto` stays.
         device: that will judge.
     """
     on_gpu = device.type == "cuda"

@@ -67,6 +67,9 @@ def gather_batch(features: Tensor) -> Tensor:
     own = features * 1.0  # a node of its own: the hook must not change other uses of `features`
     if own.requires_grad:
         own.register_hook(lambda gradient: gradient * num_processes())
-    parts = list(gather_rows(features.detach()).split(len(features)))
+    # Not `gather_rows`, whose counts the host would wait for in the middle of a step.
+    sent = features.detach().contiguous()
+    parts = [torch.empty_like(sent) for _ in range(num_processes())]
+    dist.all_gather(parts, sent)
     parts[process_rank()] = own
     return torch.cat(parts)

@@ -29,6 +29,7 @@ CORRELATION = LinearSegmentedColormap.from_list(
     "correlation",
     [(0.0, "#1b0c42"), (0.25, "#4146a8"), (0.5, "#27bceb"), (0.75, "#f3d23b"), (1.0, "#d41200")],
 )
+_LONGEST_NAME = 32  # letters, of a class or file
 # One colour per attention head, the same in every figure; neighbours differ most.
 _BRIGHT, _DARK = sns.color_palette("bright", 10), sns.color_palette("dark", 10)
 HEADS: list[tuple[float, float, float]] = [
@@ -54,10 +55,11 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def name(text: str, most: int = 32) -> str:
+def name(text: str) -> str:
     """Returns a name for a figure: plain, and no longer than leaves room for what is drawn."""
-    if len(text) > most:
-        text = f"{text[: most - 1 - most // 3]}…{text[-(most // 3) :]}"
+    if len(text) > _LONGEST_NAME:
+        end = _LONGEST_NAME // 3
+        text = f"{text[: _LONGEST_NAME - 1 - end]}…{text[-end:]}"
     # A legend leaves out what begins with an underscore; here it begins with a space of no width.
     return plain(f"\u200b{text}" if text.startswith("_") else text)
 

@@ -8,6 +8,9 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+# What it means that a run is marked, wherever it is.
+TRANSDUCTIVE = "training, or that of the weights, saw images that judge it"
+
 
 def format_value(value: Any) -> str:
     """Spells a setting or a fact as JSON does, but strings bare and floats with five digits."""
@@ -65,20 +68,22 @@ def printable(name: str | os.PathLike[str]) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def best_and_worst(by_class: Sequence[tuple[str, float]], most: int = 4) -> list[str]:
+_NAMED = 4  # classes, on either side
+
+
+def best_and_worst(by_class: Sequence[tuple[str, float]]) -> list[str]:
     """Says how well classes do: the best and the worst few, or each where there are no more.
 
     Args:
         by_class: names and IoU, the best first.
-        most: how many are named on either side.
     """
 
     def listed(some: Sequence[tuple[str, float]]) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in some)
 
-    if len(by_class) <= 2 * most:
+    if len(by_class) <= 2 * _NAMED:
         return [f"By class: {listed(by_class)}"] if by_class else []
-    return [f"Best:  {listed(by_class[:most])}", f"Worst: {listed(by_class[: -most - 1 : -1])}"]
+    return [f"Best:  {listed(by_class[:_NAMED])}", f"Worst: {listed(by_class[: -_NAMED - 1 : -1])}"]
 
 
 def in_units(number: float) -> str:

@@ -16,7 +16,7 @@ from utils.files import write_atomically
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
-from utils.text import format_result
+from utils.text import TRANSDUCTIVE, format_result
 
 _MOST_PANELS = 9
 _FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")
@@ -78,7 +78,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
             rows.append([f"**{name}**", *map(format_result, values)])
     lines = [markdown(head, rows)]
     if any(stars):
-        lines.append("\n\\* transductive: training saw evaluation images.")
+        lines.append(f"\n\\* transductive: {TRANSDUCTIVE}.")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.checkpoint_io import best_or_last
+from utils.console import console
 from utils.device import best_device, precision_here, resolve_precision, use_tensor_cores
 from utils.run_folder import RunFolder
 
@@ -25,7 +26,8 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     """Judges the best checkpoint of a run and adds `evaluate/…` to its summary.
 
     On the test set, by the protocol of the settings, where the task has a test; else on the
-    validation set. In the precision of the run, so that its own protocol gives its own numbers.
+    validation set. In the precision of the run where this machine has it, so that its own protocol
+    gives its own numbers.
 
     Raises:
         ValueError: nothing to judge by, or masks that cannot be used; and see `trained_agent`.
@@ -43,8 +45,10 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         )
     data.check_masks(Path(hparams.run.dir) / ".cache")
     device = best_device(hparams.trainer.accelerator)
-    resolved = resolve_precision(hparams.trainer.precision, hparams.trainer.accelerator)
-    precision: Any = precision_here(resolved, device)
+    asked = hparams.trainer.precision
+    precision: Any = resolve_precision(precision_here(asked, device), hparams.trainer.accelerator)
+    if asked not in ("auto", precision):
+        console.info("precision: this machine has no %s, so %s it is.", asked, precision)
     use_tensor_cores(precision, device)
     choose_attention(agent, int(hparams.data.image_size), precision, device)
     callbacks = build_callbacks(hparams, Guard(device))

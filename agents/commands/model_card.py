@@ -12,7 +12,7 @@ from utils.files import write_atomically
 from utils.nested import flat
 from utils.page import render
 from utils.run_folder import RunFolder
-from utils.text import format_result
+from utils.text import TRANSDUCTIVE, format_result
 
 # Where published weights come from, and under what they are given away.
 _LICENCES = {
@@ -52,7 +52,7 @@ def write_card(file: Path, folder: RunFolder, hparams: Hparams, **about: Any) ->
         batch_size=data.batch_size,
         seed=hparams.run.seed,
         steps=summary.get("steps", 0),
-        transductive=bool(summary.get("transductive")),
+        transductive=TRANSDUCTIVE if summary.get("transductive") else None,
         protocol=", ".join(protocol) or "measured while training",
         numbers={
             key: format_result(value)

@@ -132,8 +132,8 @@ def attention_request(
     """
     if not isinstance(backbone, AttentionBackbone):
         raise ValueError(
-            f"--segmentation.fusion: {type(backbone).__name__} has no attention. Use a ViT, a "
-            "BoTNet or a Swin, or no fusion."
+            f"{type(backbone).__name__} has no attention, which --segmentation.fusion and "
+            "attention_loss read. Use a ViT, a BoTNet or a Swin, or none of both."
         )
     if isinstance(backbone, GlobalAttentionBackbone):
         request = AttentionRequest(tuple(blocks), "factors")

@@ -105,7 +105,7 @@ class Center(nn.Module):
         """Moves towards the mean of what was collected on all processes, and forgets it."""
         if self._sum is None:
             return
-        count = self._sum.new_tensor(float(self._count))
+        count = self._sum.new_full((), self._count)
         mean = sum_over_processes(self._sum) / sum_over_processes(count)
         self.value.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
         self._sum, self._count = None, 0

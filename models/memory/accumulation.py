@@ -48,7 +48,8 @@ def sum_in_pieces(
         for index, gradient in enumerate(found):
             if gradient is not None:
                 sofar = gradients[index]
-                gradients[index] = gradient if sofar is None else sofar.add_(gradient)
+                # Not in place: what autograd gives may be one tensor for two parameters.
+                gradients[index] = gradient if sofar is None else sofar + gradient
         total = loss.detach() if total is None else total + loss.detach()
     if total is None:
         raise ValueError("A sum of no pieces has no gradient.")

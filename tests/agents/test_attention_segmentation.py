@@ -401,12 +401,21 @@ def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsy
     ("settings", "message"),
     [
         ({"backbone__name": "resnet18"}, "ResNet has no attention"),
+        (
+            {
+                "backbone__name": "resnet18",
+                "segmentation__fusion": ...,
+                "segmentation__attention_loss": 0.2,
+            },
+            "--segmentation.fusion and attention_loss read",
+        ),
         ({"backbone__name": "swin_tiny"}, "attends within windows"),
         ({"segmentation__attention_blocks": 7}, "use 0 … 1"),
     ],
 )
 def test_fusion_where_it_cannot_be(settings, message, train, capsys):
-    code, folder = train("bad", task="segmentation", segmentation__fusion="fusion2", **settings)
+    fused = {"task": "segmentation", "segmentation__fusion": "fusion2"}
+    code, folder = train("bad", **fused | settings)
     assert code == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not folder.exists()

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from agents.images_seen import is_transductive
+from callbacks.report import Report
 from config.hparams import Hparams
 from datamodules.image_folder import ImageFolder
 from datamodules.labelled import LabelledDataModule
@@ -14,7 +15,9 @@ from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.segmentation import Standard
+from main import main
 from tests.conftest import summary
+from utils.run_folder import RunFolder
 
 
 def leave_run(runs: Path, name: str, **settings: Any) -> None:
@@ -72,3 +75,11 @@ def test_the_mark_is_in_the_summary(train, shapes_root, capsys):
     assert code == 0
     assert summary(folder)["transductive"] is True
     assert "TRANSDUCTIVE" in capsys.readouterr().out
+    # Wherever it is said it means the same: the run itself saw none of them.
+    run, runs_dir = RunFolder(folder), str(folder.parent)
+    Report(run).write()
+    assert main(["--compare", "judged", "--run.dir", runs_dir]) == 0
+    assert main(["--export", "judged", "--run.dir", runs_dir]) == 0
+    page, card = folder / "report.html", run.exported.with_name("README.md")
+    for said in (capsys.readouterr().out, page.read_text(), card.read_text()):
+        assert "that of the weights, saw images that judge it" in said

@@ -440,6 +440,18 @@ def test_evaluation_repeats_the_test(precision, train):
     assert found["evaluate/voc12_standard/miou"] == pytest.approx(found["test/miou"], rel=1e-6)
 
 
+def test_a_run_in_float16_is_judged_where_there_is_none(train, said):
+    _, folder = train("first", task="segmentation", data__val_fraction=0.3)
+    file = folder / "hparams.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["trainer"]["precision"] = "16-mixed"  # as of a run on a GPU
+    file.write_text(yaml.safe_dump(settings))
+    assert main(["--evaluate", "first", "--run.dir", str(folder.parent)]) == 0
+    found = summary(folder)
+    assert found["evaluate/voc12_standard/miou"] == pytest.approx(found["test/miou"], rel=1e-6)
+    assert "precision: this machine has no 16-mixed, so 32-true it is." in said
+
+
 def test_the_other_protocol_has_its_own_name(train, capsys):
     _, folder = train("first", task="segmentation", data__val_fraction=0.3)
     runs = ["--run.dir", str(folder.parent)]

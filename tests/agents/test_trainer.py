@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from callbacks.interruption import Interruption
 from config.names import TASKS
+from config.parsing import Command, parse
 from datamodules.image_files import ImageFiles
 from main import main
 from tests.conftest import assert_same, summary, weights
@@ -470,6 +471,32 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert summary(folder)["status"] == "failed"
     assert "Memory is exhausted" in summary(folder)["reason"]
     assert remedy in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def exhausting(monkeypatch):
+    """Barlow Twins whose step never fits into memory."""
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(load(TASKS["barlow_twins"]), "training_step", exhausted)
+
+
+def test_what_a_compiled_run_is_told_to_go_on_with_can_be_given(train, exhausting, capsys):
+    code, folder = train(trainer__compile="true", may_fail=True)
+    assert code == 1
+    remedy = "--trainer.chunk_size 4 --trainer.compile false"
+    assert remedy in " ".join(capsys.readouterr().out.split())
+    go_on = ["--run.resume", "run", "--run.dir", str(folder.parent), *remedy.split()]
+    assert isinstance(parse(go_on), Command)
+
+
+def test_nothing_smaller_than_the_smallest_chunk_is_advised(train, exhausting, capsys):
+    code, folder = train(trainer__chunk_size=2, may_fail=True)
+    assert code == 1
+    assert "needs a smaller backbone or --data.image_size" in summary(folder)["reason"]
+    assert "--trainer.chunk_size" not in capsys.readouterr().out
 
 
 def test_a_pretraining_without_validation_images_cannot_be_evaluated(train, capsys):

@@ -10,7 +10,7 @@ from yaml import safe_load
 
 from config import names
 from config.advice import advice
-from config.convert import ConfigError, leaves, read_yaml, to_dict, update, write_yaml
+from config.convert import ConfigError, leaves, read_yaml, update, write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, read_experiment
@@ -146,7 +146,7 @@ def test_yaml_is_checked_as_strictly(settings, message):
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_round_trips_and_resolves(file, tmp_path):
     settings = check(update(Hparams(), read_experiment(str(file)), str(file)))
-    write_yaml(to_dict(settings), tmp_path / "full.yaml")
+    write_yaml(asdict(settings), tmp_path / "full.yaml")
     assert update(Hparams(), read_yaml(tmp_path / "full.yaml"), "full") == settings
     resolved = resolve_for_data(resolve(settings), 1000, on_gpu=True)
     write_yaml(active_settings(resolved), tmp_path / "active.yaml")

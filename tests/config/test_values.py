@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from dataclasses import asdict
 from enum import Enum
 from typing import Any, get_args, get_origin
 
@@ -12,15 +13,7 @@ import numpy as np
 import pytest
 
 from agents.trainer import Trainer
-from config.convert import (
-    ConfigError,
-    base_types,
-    leaves,
-    read_yaml,
-    set_leaf,
-    to_dict,
-    write_yaml,
-)
+from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, write_yaml
 from config.hparams import BackboneHparams, Hparams, OptimHparams
 from config.parsing import parse
 from config.validation import check, check_values
@@ -215,13 +208,13 @@ def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
     hparams.run.seed = np.int64(3)
     hparams.data.name, hparams.logger.mode = np.str_("shapes"), np.str_("offline")
     hparams.callbacks.attention_maps.blocks = [np.int32(-2), np.int64(-1)]
-    write_yaml(to_dict(check(hparams)), tmp_path / "hparams.yaml")
+    write_yaml(asdict(check(hparams)), tmp_path / "hparams.yaml")
     expected = Hparams(task="dino")
     expected.optim.lr, expected.optim.warmup_epochs = 1e-3, 0.5
     expected.run.seed = 3
     expected.data.name, expected.logger.mode = "shapes", "offline"
     expected.callbacks.attention_maps.blocks = [-2, -1]
-    assert read_yaml(tmp_path / "hparams.yaml") == to_dict(check(expected))
+    assert read_yaml(tmp_path / "hparams.yaml") == asdict(check(expected))
     with pytest.raises(ConfigError, match=r"--optim\.lr .*expected a finite number"):
         check(Hparams(optim=OptimHparams(lr=np.float32("nan"))))
 

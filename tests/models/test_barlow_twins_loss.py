@@ -104,7 +104,7 @@ def test_published_noise_floors():
     assert noise_floor(2048, 256, 0.0051) == pytest.approx(83.9, abs=0.1)
 
 
-def test_the_lower_bound_is_reached_by_optimised_features_and_not_beaten():
+def test_the_lower_bound_is_reached_by_optimised_equal_views_and_not_beaten():
     torch.manual_seed(0)
     dim, batch, lambd = 12, 6, 0.05
     z = torch.randn(batch, dim, dtype=torch.float64, requires_grad=True)

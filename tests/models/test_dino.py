@@ -145,6 +145,18 @@ def test_pieces_have_the_gradient_of_the_sum(precise):
     assert unused.grad is None
 
 
+def test_pieces_of_parameters_that_share_a_gradient():
+    # Autograd gives one tensor for both terms of a sum, and a sum's gradient has no memory.
+    torch.manual_seed(0)
+    first, second, third = (nn.Parameter(torch.randn(4, dtype=torch.float64)) for _ in range(3))
+    parameters, data = [first, second, third], torch.randn(3, 4, dtype=torch.float64)
+    pieces = [lambda x=x: ((first + second) * x).sin().sum() + third.sum() for x in data]
+    expected = torch.autograd.grad(sum(piece() for piece in pieces), parameters)
+    found = torch.autograd.grad(sum_in_pieces(pieces, parameters), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_pieces_give_the_scaler_its_overflow():
     weight = nn.Parameter(torch.ones(2))
     total = sum_in_pieces([lambda: (weight * 1e30).sum()], [weight], scale=1e30)

@@ -16,7 +16,7 @@ from agents.commands.study.options import as_command_line
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
 from utils.run_folder import RunFolder
-from utils.text import count, format_result
+from utils.text import TRANSDUCTIVE, count, format_result
 
 _LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
     "\\": r"\textbackslash{}",
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def transductive(self) -> bool:
-        """Whether training saw evaluation images."""
+        """Whether one of its runs is marked."""
         return any(run.get("transductive") for run in self.runs)
 
     def values(self, metric: str) -> list[float]:
@@ -99,7 +99,7 @@ class StudyTable:
         if study.overrides:
             words.append(f"Settings for all: {' '.join(as_command_line(study.overrides))}")
         if any(line.transductive for line in self.lines):
-            words.append("* transductive: training saw evaluation images.")
+            words.append(f"* transductive: {TRANSDUCTIVE}.")
         if self.missing:
             words.append(f"NOT FINISHED: {', '.join(self.missing)}.")
         return words
