@@ -86,12 +86,12 @@ def folders_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
 
 
-def root_nearby(root: Path, fits: Callable[[Path], bool]) -> str:
+def root_nearby(root: Path, fits: Callable[[Path], object]) -> str:
     """Returns ` Did you mean --data.root …?` where a folder right above or below is the right one.
 
     Args:
         root: that was given, which is not; it need not exist.
-        fits: whether a folder is.
+        fits: says whether a folder is, by what it returns being true.
     """
     found = None
     with suppress(OSError):  # a folder that may not be read
