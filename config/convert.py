@@ -102,14 +102,20 @@ def shown(value: Any) -> str:
 _LONGEST = 10**30
 
 
-def suggestion(path: str, known: list[str]) -> str:
-    """Returns ` Did you mean …?` with the nearest valid name, or an empty string."""
+def suggestion(path: str, known: list[str], before: str = "") -> str:
+    """Returns ` Did you mean …?` with the nearest valid name, or an empty string.
+
+    Args:
+        path: that is not valid.
+        known: valid names.
+        before: what such a name begins with where it is typed.
+    """
     by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
     leaf = path.rpartition(".")[2]
     near = [name for name in known if name.startswith(path)]
     near = near or difflib.get_close_matches(path, known, 1, 0.6)
     near = near or [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, 1, 0.75)]
-    return f" Did you mean {near[0]}?" if near else ""
+    return f" Did you mean {before}{near[0]}?" if near else ""
 
 
 def base_types(annotation: Any) -> tuple[Any, ...]:

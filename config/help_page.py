@@ -15,6 +15,8 @@ from config.hparams import Hparams
 from config.rules import possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 
+_JOINED = re.compile(r"invalid (int|float) value: '.*[,\[].*'")  # 0.25,1 or [0.25, 1]
+
 
 class Parser(ArgumentParser):
     """simple-parsing's parser with one-line errors and a help page for the chosen task only."""
@@ -27,15 +29,19 @@ class Parser(ArgumentParser):
         Raises:
             ConfigError: always.
         """
-        known = [leaf.path for leaf in leaves(Hparams())]
         if message.startswith("unrecognized arguments: "):
             option, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
-            hint = suggestion(option.lstrip("-").partition("=")[0], known)
+            # What is no setting, such as --study, was added before any group.
+            others = [o for each in self._optionals._group_actions for o in each.option_strings]
+            known = [leaf.path for leaf in leaves(Hparams())]
+            known += [o.removeprefix("--") for o in others if o.startswith("--")]
+            hint = suggestion(option.lstrip("-").partition("=")[0], known, "--")
             raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
         # The words of a line that was not understood may be anything.
         line = textwrap.shorten(message, 500, placeholder=" …")
         line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
-        raise ConfigError(line[:1].upper() + line[1:] + ". --help lists all options.")
+        several = " Several values are separated by spaces." if _JOINED.search(line) else ""
+        raise ConfigError(f"{line[:1].upper()}{line[1:]}.{several} --help lists all options.")
 
     def format_help(self) -> str:
         """Returns the page: options that count on the task, each with what it needs."""

@@ -136,8 +136,8 @@ class DataHparams:
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
     """Images of a batch, on all GPUs together: a *scientific* choice. Barlow Twins
     correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
-    result stays the same. auto: 256 (pretraining on shapes: 128), for a segmentation 16; fewer
-    where the images are few."""
+    result stays the same (but for BatchNorm in the backbone, which sees a chunk). auto: 256
+    (pretraining on shapes: 128), for a segmentation 16; fewer where the images are few."""
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. The features a frozen backbone has for those are computed once."""
@@ -173,14 +173,15 @@ class BackboneHparams:
     timm/vit_base_patch16_224.mae; dinov2_small, dinov3_small, convnext_tiny, … are short for some.
     auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
     patch_size: Annotated[Count | None, IS_VIT | IS_TIMM] = None
-    """Pixels per patch side. null: 16 (timm/*: the model's own). 8 sees finer but costs four times
-    the tokens."""
+    """Pixels per patch side. null: 16 (vit_demo: 8, timm/*: the model's own). 8 sees finer but
+    costs four times the tokens of 16."""
     depth: Annotated[int | None, Between(1, 1000), IS_VIT] = None
-    """Number of blocks. null: 12."""
+    """Number of blocks. null: 12 (vit_demo: 3)."""
     embed_dim: Annotated[Width | None, IS_VIT] = None
-    """Width. null: 192 (tiny), 384 (small, vit_pytorch), 768 (base)."""
+    """Width. null: 96 (demo), 192 (tiny), 384 (small, vit_pytorch), 768 (base)."""
     num_heads: Annotated[Count | None, IS_VIT] = None
-    """Attention heads, a divisor of the width. null: 3 (tiny), 6 (small), 12 (base)."""
+    """Attention heads, a divisor of the width. null: 3 (demo, tiny), 6 (small, vit_pytorch), 12
+    (base)."""
     mlp_ratio: Annotated[float, Between(0.1, 64), IS_VIT] | None = None
     """Hidden width of the MLP over embed_dim. null: 4."""
     registers: Annotated[Natural, Needs("backbone.name", *names.TIMM_VITS)] = 0
@@ -220,8 +221,9 @@ class BackboneHparams:
     weights: Annotated[str, OF_THE_START] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
     barlow_twins | coco (that of DeepLabV3, resnet50) | a file | run:NAME, which also brings its
-    architecture. A file's network is found under any prefix and expressed exactly, or refused. No
-    file tells the number of heads: give num_heads where it is not the architecture's."""
+    architecture. A file's network is found under any prefix and expressed exactly, or refused; for
+    another size of images or patches positions and patches are resized. No file tells the number of
+    heads: give num_heads where it is not the architecture's."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
@@ -551,7 +553,7 @@ class OptimHparams:
     name: Annotated[
         str, OneOf(names.OPTIMIZERS), Kept("what one optimizer remembers is of no use to another")
     ] = "adamw"
-    """adamw (right for ViT) | lars (the paper's, for ResNet; collapses ViTs) | sgd."""
+    """adamw (right for ViT) | lars (the paper's, for ResNet) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
     """Peak learning rate. auto, with adamw and n images a step (batch_size x accumulate): 1e-3
     (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(n / 256), barlow_twins with vit_demo 2e-3 x sqrt(n / 128), and
@@ -613,10 +615,11 @@ class TrainerHparams:
     chunk_size: Annotated[
         int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
     ] = "auto"
-    """Images that pass the backbone at once: memory follows this, the result follows batch_size.
-    null: the whole batch at once. With a number DINO takes one view after the other, so that even
-    that of batch_size saves much. auto: the whole batch where it fits into the memory that is free,
-    else as much of it as does; what is measured is the memory of two images."""
+    """Images that pass the backbone at once: memory follows this, the result follows batch_size
+    (but BatchNorm in the backbone, as in ResNets, has the statistics of a chunk). null: the whole
+    batch at once. With a number DINO takes one view after the other, so that even that of
+    batch_size saves much. auto: the whole batch where it fits into the memory that is free, else as
+    much of it as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
     """Average gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins
     and LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""

@@ -89,7 +89,7 @@ def find_run(run: str, runs_dir: str) -> Path:
         )
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
-        f"There is no run {shown(name)} in {runs_dir}/.{suggestion(name, known)} "
+        f"There is no run {shown(name)} in {runs_dir}/ (--run.dir).{suggestion(name, known)} "
         f"Known: {', '.join(known[-8:]) or 'none'}."
     )
 

@@ -27,7 +27,8 @@ class OneOf:
             return None
         near = did_you_mean(str(value), self.names)
         hint = f".{near}" if near else ""
-        return f"expected one of {', '.join(self.names)}{hint}"
+        known = ", ".join(name.replace("/*", "/NAME") for name in self.names)
+        return f"expected one of {known}{hint}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,6 @@ _LONGEST_NAME = 200  # file systems allow 255, studies append to it
 @dataclass(frozen=True)
 class Auto:
     """The string `auto` stands for a value that is worked out when the run starts."""
-
-    def problem(self, value: object) -> str | None:
-        """Says what is wrong with `value`, or None."""
-        return "expected a number or auto" if isinstance(value, str) and value != "auto" else None
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,17 @@ def _plain_item(value: Any) -> Any:
 
 def _problem(value: Any, annotation: Any) -> str | None:
     allowed = base_types(annotation)
-    constraints = [extra for extra in metadata(annotation) if hasattr(extra, "problem")]
+    constraints = list(metadata(annotation))
     if not any(_is_a(value, kind) for kind in allowed):
         return f"expected {_described(allowed, constraints)}{_hint(value, allowed)}"
     if value is None:
         return None
-    problems = (constraint.problem(value) for constraint in constraints)
-    return _not_plain(value) or next((str(each) for each in problems if each), None)
+    if problem := _not_plain(value):
+        return problem
+    if isinstance(value, str) and value != "auto" and _may_be_auto(constraints):
+        return f"expected {_described(allowed, constraints)}"
+    problems = (each.problem(value) for each in constraints if hasattr(each, "problem"))
+    return next((str(each) for each in problems if each), None)
 
 
 _LARGEST = 2**32 - 1  # no count needs more, and 64 bits hold what is computed from it
@@ -123,7 +127,7 @@ _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def _described(allowed: tuple[Any, ...], constraints: list[Any]) -> str:
-    auto = any(isinstance(each, Auto) for each in constraints)
+    auto = _may_be_auto(constraints)
     choices = [each.names for each in constraints if isinstance(each, OneOf | SomeOf)]
     parts: list[str] = []
     for kind in allowed:
@@ -138,6 +142,10 @@ def _described(allowed: tuple[Any, ...], constraints: list[Any]) -> str:
         else:
             parts.append("auto" if kind is str and auto else _WORDS[kind])
     return " or ".join(parts)
+
+
+def _may_be_auto(constraints: list[Any]) -> bool:
+    return any(isinstance(each, Auto) for each in constraints)
 
 
 def _hint(value: Any, allowed: tuple[Any, ...]) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10 as Official
 
 from datamodules.base import LabelledSource
+from datamodules.listing import root_nearby
 from datamodules.reading import ImageItem, StoredImage
 
 CLASSES = (
@@ -52,7 +53,7 @@ class CIFAR10(LabelledSource):
 
     def prepare(self) -> None:
         """Downloads with torchvision when asked to and not there yet."""
-        if self.download and not (self.root / Official.base_folder).is_dir():
+        if self.download and not _holds_batches(self.root):
             Official(str(self.root), download=True)
 
     def files(self, split: str) -> Sequence[ImageItem]:
@@ -77,13 +78,18 @@ class CIFAR10(LabelledSource):
         return self._read[split]
 
 
+def _holds_batches(root: Path) -> bool:
+    return (root / Official.base_folder).is_dir()
+
+
 def _arrays(root: Path) -> tuple[Images, Images]:
     if root.is_file():
         return _from_npz(root)
-    if not (root / Official.base_folder).is_dir():
+    if not _holds_batches(root):
         raise FileNotFoundError(
             f"No CIFAR-10 at --data.root {root}: expected a folder {Official.base_folder} in it, "
-            "or an npz file. --data.download true fetches it (170 MB)."
+            f"or an npz file.{root_nearby(root, _holds_batches)} --data.download true fetches it "
+            "(170 MB)."
         )
     try:
         both = [Official(str(root), train=train) for train in (True, False)]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -83,6 +84,19 @@ def folders_in(folder: Path) -> list[Path]:
     """Lists the folders right inside a folder but for what is hidden or a system's own."""
     _, inner, _ = next(os.walk(folder), ("", [], []))
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
+
+
+def root_nearby(root: Path, fits: Callable[[Path], object]) -> str:
+    """Returns ` Did you mean --data.root …?` where a folder right above or below is the right one.
+
+    Args:
+        root: that was given, which is not; it need not exist.
+        fits: says whether a folder is, by what it returns being true.
+    """
+    found = None
+    with suppress(OSError):  # a folder that may not be read
+        found = next(filter(fits, (root.absolute().parent, *folders_in(root))), None)
+    return f" Did you mean --data.root {found}?" if found else ""
 
 
 def part_of(folders: Iterable[Path], names: Iterable[str]) -> Path | None:

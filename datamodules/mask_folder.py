@@ -17,6 +17,7 @@ from datamodules.listing import (
     folders_in,
     image_files,
     part_of,
+    root_nearby,
     set_apart,
 )
 from datamodules.mask_survey import proposal, survey
@@ -140,6 +141,7 @@ class MaskFolder(ListedClasses):
             raise FileNotFoundError(
                 f"There is no folder {folder}. --data.name mask_folder expects {_LAYOUT} in "
                 "--data.root, an image and its mask of equal names."
+                f"{root_nearby(self.root, _holds_both)}"
             )
         return folder
 
@@ -156,6 +158,10 @@ class _Part(NamedTuple):
 
     inside: str
     files: list[Path]
+
+
+def _holds_both(root: Path) -> bool:
+    return all((root / kind).is_dir() for kind in ("images", "masks"))
 
 
 def match_masks(images: Path, masks: Path) -> dict[Path, Path]:

@@ -11,7 +11,7 @@ from torchvision.datasets import VOCSegmentation
 
 from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
-from datamodules.listing import by_stem, composed, image_files, is_image, read_list
+from datamodules.listing import by_stem, composed, image_files, is_image, read_list, root_nearby
 from datamodules.meanings import CLASS_LIST
 from utils.text import count
 
@@ -53,14 +53,22 @@ def find_voc(root: Path) -> Path:
     Raises:
         FileNotFoundError: there is none; says where it was looked for.
     """
-    places = [root, root / "VOCdevkit" / "VOC2012", root / "VOC2012", root / "VOCdevkit"]
-    for place in places:
-        if (place / "JPEGImages").is_dir():
-            return place
-    raise FileNotFoundError(
-        f"No Pascal VOC at --data.root {root}: expected a folder JPEGImages in one of "
-        f"{', '.join(str(place) for place in places)}. --data.download true fetches it (2 GB)."
-    )
+    found = _holds_images(root)
+    if found is None:
+        raise FileNotFoundError(
+            f"No Pascal VOC at --data.root {root}: expected a folder JPEGImages in one of "
+            f"{', '.join(map(str, _places(root)))}.{root_nearby(root, _holds_images)} "
+            "--data.download true fetches it (2 GB)."
+        )
+    return found
+
+
+def _places(root: Path) -> list[Path]:
+    return [root, root / "VOCdevkit" / "VOC2012", root / "VOC2012", root / "VOCdevkit"]
+
+
+def _holds_images(root: Path) -> Path | None:
+    return next((place for place in _places(root) if (place / "JPEGImages").is_dir()), None)
 
 
 def voc_files(folder: Path, split: str) -> list[Path]:

@@ -17,9 +17,12 @@ def parse_layers(layers: str, count: int) -> tuple[int, ...]:
             indices = tuple(int(part) for part in layers.split(","))
     except ValueError as error:
         raise ValueError(
-            f"backbone.layers {layers}: use last, last4, or numbers such as 2,5,8,11."
+            f"--backbone.layers {layers}: use last, last4, or numbers such as 2,5,8,11."
         ) from error
-    return resolve_indices(indices, count, "layer")
+    try:
+        return resolve_indices(indices, count, "layer")
+    except ValueError as error:
+        raise ValueError(f"--backbone.layers {layers}: {error}") from error
 
 
 def resolve_indices(indices: tuple[int, ...], count: int, what: str) -> tuple[int, ...]:

@@ -110,4 +110,4 @@ def test_the_command_line_answers_without_importing_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--data.batch_size" in done.stdout
-    assert "Did you mean data.batch_size?" in done.stderr
+    assert "Did you mean --data.batch_size?" in done.stderr

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,16 @@ def fenced(page: Path, language: str = "") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 
 
+def header(file: Path) -> str:
+    """Returns the comment that an experiment or a study opens with."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    return "".join(line.lstrip("# ") + "\n" for line in lines)
+
+
 def command_lines() -> list[list[str]]:
     blocks = "".join(block for page in PAGES for block in fenced(page))
-    lines = blocks.replace("\\\n", " ").splitlines()
+    blocks += "".join(map(header, sorted((ROOT / "config").rglob("*.yaml"))))
+    lines = (line.strip() for line in blocks.replace("\\\n", " ").splitlines())
     return [shlex.split(line, comments=True)[2:] for line in lines if line[:14] == "python main.py"]
 
 

@@ -28,8 +28,9 @@ def read_checkpoint(file: Path) -> Any:
         ValueError: not a weight file, or one that would run code when loaded.
     """
     if not file.is_file():
-        hint = f" It is a folder; the weights of a run are run:{file}." if file.is_dir() else ""
-        raise FileNotFoundError(f"There is no weight file {file}.{hint}")
+        what = f"It is a folder; the weights of a run are run:{file}"
+        hint = what if file.is_dir() else "The weights of a run are run:NAME"
+        raise FileNotFoundError(f"There is no weight file {file}. {hint}.")
     if file.suffix.lower() == ".safetensors" or _is_safetensors(file):
         return _read_safetensors(file)
     _check_sums(file)

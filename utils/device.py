@@ -28,12 +28,15 @@ def check_accelerator(accelerator: str) -> None:
     if torch.cuda.is_available():
         _check_architecture()
         return
-    if accelerator == "gpu":
-        raise ValueError("--trainer.accelerator gpu: torch finds none. " + _remedy())
-    if nvidia_cards():
+    if cards := nvidia_cards():
         raise ValueError(
-            f"This machine has {nvidia_cards()[0]}, but torch {torch.__version__} cannot use it. "
+            f"This machine has {cards[0]}, but torch {torch.__version__} cannot use it. "
             f"{_remedy()} Or train on the CPU: --trainer.accelerator cpu."
+        )
+    if accelerator == "gpu":
+        raise ValueError(
+            "--trainer.accelerator gpu: nvidia-smi shows no NVIDIA card here, or there is no "
+            "driver. Use auto or cpu."
         )
 
 

@@ -52,8 +52,9 @@ def did_you_mean(word: str, known: Collection[str], alike: float = 0.6) -> str:
         known: words that are.
         alike: how much so the nearest has to be, 0 to 1 (`difflib`).
     """
-    near = difflib.get_close_matches(word, known, 1, alike)
-    return f" Did you mean {near[0]}?" if near else ""
+    spelt = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), spelt, 1, alike)
+    return f" Did you mean {spelt[near[0]]}?" if near else ""
 
 
 def one_line(text: str, most: int = 1200) -> str:

@@ -103,7 +103,9 @@ def build(
 def _check_name(model: str) -> None:
     name, _, tag = model.partition(".")
     if not timm.is_model(name):
-        near = [f"timm/{each}" for each in get_close_matches(name, timm.list_models(), 3)]
+        known = timm.list_models()
+        longer = [each for each in known if each.startswith(name)]
+        near = [f"timm/{each}" for each in longer[:3] or get_close_matches(name, known, 3)]
         raise ValueError(
             f"--backbone.name timm/{model}: timm {timm.__version__} has no such model. "
             + (f"Did you mean {', '.join(near)}?" if near else "See timm.list_models().")

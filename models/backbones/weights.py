@@ -15,6 +15,7 @@ from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_deriv
 from models.state_dicts import Network, find_network, without_chunks
 from utils.checkpoints import check_finite, read_checkpoint, tensors_in
 from utils.run_folder import named_run
+from utils.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,18 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
             known = ", ".join(backbone.sources) or "none"
             raise ValueError(
                 f"--backbone.weights {weights}: there are none for this backbone and patch size "
-                f"(published for it: {known}). A file or run:NAME works too."
+                f"(published for it: {known}; which network has which: docs/backbones.md). A file "
+                "or run:NAME works too."
             )
         return load_state(backbone, backbone.sources[weights](), weights)
     run = named_run(weights, runs_dir)
     if run and not run.backbone.is_file():
+        finished = [each.parts[-3] for each in Path(runs_dir).glob("*/checkpoints/backbone.pth")]
         raise FileNotFoundError(
-            f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ (there "
-            f"is no {run.backbone}). Train it first: --run.name {run.name} --run.dir {runs_dir}, "
-            f"or --experiment {run.name} where that is the name of an experiment."
+            f"--backbone.weights {weights}: no run {run.name} has finished in {runs_dir}/ "
+            f"(--run.dir).{did_you_mean(run.name, finished)} Train it first: --run.name {run.name} "
+            f"--run.dir {runs_dir}, or --experiment {run.name} where that is the name of an "
+            "experiment."
         )
     file = run.backbone if run else Path(weights)
     return load_state(backbone, tensors_in(read_checkpoint(file), str(file)), str(file))

@@ -439,7 +439,7 @@ def test_another_out_dim_on_resume(train, capsys):
         ({"dino__local_crop_size": 24}, "--dino.local_crop_size 24 is not a multiple"),
         ({"dino__local_crops_scale": 0.5}, "expected two shares"),
         ({"callbacks__early_stopping__enabled": "true"}, "no effect on task dino"),
-        ({"dino__out_dim": "many"}, "expected a number or auto"),
+        ({"dino__out_dim": "many"}, "expected a whole number or auto"),
         ({"barlow_twins__projector_dim": 8}, "no effect on task dino"),
         ({"barlow_twins__scale": 2, "task": "dino_twins"}, "no effect on task dino_twins"),
     ],

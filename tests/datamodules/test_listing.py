@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.cifar10 import CIFAR10
 from datamodules.image_folder import ImageFolder
 from datamodules.listing import (
     IMAGE_SUFFIXES,
@@ -15,9 +16,10 @@ from datamodules.listing import (
     image_files,
     read_list,
 )
+from datamodules.mask_folder import MaskFolder
 from datamodules.reading import read_rgb
 from datamodules.shapes import generate
-from datamodules.voc import voc_files
+from datamodules.voc import VOC, voc_files
 from main import main
 from tests.conftest import summary
 
@@ -30,6 +32,22 @@ def put(file: Path) -> Path:
 
 def names(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in image_files(folder)]
+
+
+@pytest.mark.parametrize(
+    ("source", "inside"),
+    [(VOC, "JPEGImages"), (CIFAR10, "cifar-10-batches-py"), (MaskFolder, "images")],
+)
+def test_a_root_one_folder_too_high_or_too_low_is_named(tmp_path, source, inside):
+    right = tmp_path / "mine" / "data"
+    for name in (inside, "masks"):
+        (right / name).mkdir(parents=True)
+    for wrong in (right / inside, right.parent):
+        with pytest.raises(FileNotFoundError, match=f"Did you mean --data.root {right}\\?"):
+            source(str(wrong)).files("all" if source is VOC else "train")
+    with pytest.raises(FileNotFoundError) as found:
+        source(str(tmp_path / "elsewhere")).files("all" if source is VOC else "train")
+    assert "Did you mean" not in str(found.value)
 
 
 @pytest.mark.parametrize(

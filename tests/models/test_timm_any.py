@@ -419,6 +419,7 @@ def test_settings_reach_timm():
     ("model", "settings", "words"),
     [
         ("convnext_tinny", {}, "no such model. Did you mean timm/convnext_tiny"),
+        ("vit_smal", {}, "Did you mean timm/vit_small_patch"),
         ("§", {}, r"no such model. See timm.list_models\(\)"),
         ("convnext_tiny.mine", {}, "no weights mine of it. Its tags: .*fb_in1k"),
         ("vgg11", {"output_stride": 16}, "64 px and output_stride=16"),

@@ -112,8 +112,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
 
 def test_other_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no weight file .*nowhere\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*nowhere\.pth.* run:NAME"):
         load_weights(vit(1), str(tmp_path / "nowhere.pth"))
+    (tmp_path / "first-run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "first-run" / "checkpoints" / "backbone.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"no run frist-run .*Did you mean first-run"):
+        load_weights(vit(1), "run:frist-run", str(tmp_path))
     file = tmp_path / "text.pth"
     file.write_text("not weights")
     with pytest.raises(ValueError, match=r"text\.pth"):
