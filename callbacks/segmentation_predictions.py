@@ -131,6 +131,8 @@ class SegmentationPredictions(Callback):
         kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
         if kept:
             names = class_names(pl_module)
+            own = class_colours(pl_module)
+            colours = palette(names) if own is None else own
             title = f"Segmentation of {what}, step {trainer.global_step}"
             kind = f"segmentation_predictions/{split}"
             arrays = {
@@ -141,8 +143,8 @@ class SegmentationPredictions(Callback):
             log_figure(
                 trainer,
                 kind,
-                draw(kept, names, title, class_colours(pl_module)),
-                {"names": np.array(names), **arrays},
+                draw(kept, names, title, colours),
+                {"names": np.array(names), "colours": colours, **arrays},
             )
             captions = [f"row {row}: {each.in_words()}" for row, each in enumerate(kept, start=1)]
             overlay = (*_for_overlay(kept), dict(enumerate(names)), captions)

@@ -32,6 +32,8 @@ from config.parsing import parse
 from datamodules.shapes import Shapes
 from main import main
 from tests.conftest import summary, tiny
+from tests.datamodules.own_masks import COLOURS, HEX, coloured
+from tests.datamodules.own_masks import folder as mask_folder
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.checkpoints import read_checkpoint
@@ -407,6 +409,27 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "b", "d"]
     assert figure.axes[2].get_xlabel() == "0% right"
+    assert np.asarray(figure.axes[2].images[0].get_array())[0, 0].tolist() == [128, 0, 0]
+
+
+def test_predictions_have_the_colours_of_their_data_set(study_file, tmp_path, in_process):
+    listed = f"names: [background, crop, weed]\ncolours: {HEX}\n"
+    own = {
+        "data.name": "mask_folder",
+        "data.root": str(mask_folder(tmp_path / "own", coloured, listed, classes=3)),
+        "data.batch_size": 2,
+        "data.val_fraction": 0.5,
+        "callbacks.segmentation_predictions.enabled": True,
+    }
+    figures = [{"picture": "predictions", "title": "P"}]
+    file = study_file([{"name": "a", "settings": {**SEGMENT, **own}}], figures=figures)
+    place = ["--run.dir", str(tmp_path / "runs")]
+    assert main(["--study", str(file), *place]) == 0
+    study = load_study(str(file), None, [], place[1])
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    truth = np.asarray(figure.axes[1].images[0].get_array())
+    assert {tuple(colour) for colour in truth.reshape(-1, 3)} == set(map(tuple, COLOURS))
 
 
 def test_attention_is_drawn_a_column_a_row_and_named(study_file, tmp_path):
