@@ -172,7 +172,7 @@ class DINO(Agent):
             The loss, and its parts by name where it has several.
         """
         if self._in_chunks(batch.views) and torch.is_grad_enabled():
-            return self._loss_in_pieces(batch.views, targets), {}
+            return self._loss_in_pieces(batch.views, targets)
         features, mutual_information = self.information.split(self.embed(batch.views))
         logits = self.student.head(torch.cat(features)).chunk(len(features))
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
@@ -180,10 +180,11 @@ class DINO(Agent):
 
     def _loss_in_pieces(
         self, views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         trained = [p for p in self.student.parameters() if p.requires_grad]
         pairs = num_pairs(len(views), len(targets)) * len(targets[0])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        shares: list[Mapping[str, Tensor | float]] = []  # of each piece in what is logged
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
             (features,), mutual_information = self.information.split(
@@ -192,12 +193,15 @@ class DINO(Agent):
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
             share = len(chunk) / (len(views) * len(targets[0]))
-            return self.information.added(
+            total, scalars = self.information.added(
                 found, None if mutual_information is None else share * mutual_information
-            )[0]
+            )
+            shares.append(scalars)
+            return total
 
         each = (partial(loss, chunk, against) for chunk, against in pieces(views, targets))
-        return sum_in_pieces(each, trained, scaler.get_scale() if scaler else 1.0)
+        total = sum_in_pieces(each, trained, scaler.get_scale() if scaler else 1.0)
+        return total, {name: sum(each[name] for each in shares) for name in shares[0]}
 
     def embed(self, views: Sequence[list[Tensor]]) -> list[Tensor]:
         """Returns the student's features of every view; see `HeadInformation.pooled`.

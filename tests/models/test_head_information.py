@@ -98,6 +98,8 @@ def test_chunks_are_the_whole(train, task):
     assert code == 0
     _, chunked = train("chunked", trainer__chunk_size=3, **shared)
     assert difference(weights(chunked), weights(whole)) < 1e-10
+    name = "train/head_information"
+    assert summary(chunked)[name] == pytest.approx(summary(whole)[name], abs=1e-9)
     _, without = train("without", **shared | {"head_information__weight": 0.0})
     assert difference(weights(without), weights(whole)) > 1e-8
     assert 0 < summary(whole)["val/head_information"] < 1
