@@ -45,7 +45,12 @@ class SegmentationPredictions(Callback):
 
     Args:
         every_n_epochs: when to draw.
-        num_images: rows, the same images every time, evenly spaced over the set.
+        num_images: rows, the same images every time, evenly spaced over the share.
+
+    Attributes:
+        kept: what is to be drawn, by split.
+        chosen: which images, counted as this process judges them.
+        judged: how many it has.
     """
 
     def __init__(self, every_n_epochs: int = 5, num_images: int = 6) -> None:
@@ -53,6 +58,7 @@ class SegmentationPredictions(Callback):
         self.num_images = num_images
         self.kept: dict[str, list[Judged]] = {"train": [], "val": [], "test": []}
         self.chosen: set[int] = set()
+        self.judged = 0
 
     def on_train_batch_end(
         self,
@@ -103,7 +109,9 @@ class SegmentationPredictions(Callback):
             last = (int(batches[0]) - 1) * len(batch) or len(batch) - 1
             spaces = max(1, self.num_images - 1)
             self.chosen = {round(i * last / spaces) for i in range(self.num_images)}
-        rows = [row for row, index in enumerate(batch.indices.tolist()) if index in self.chosen]
+            self.judged = 0
+        rows = [row for row in range(len(batch)) if self.judged + row in self.chosen]
+        self.judged += len(batch)
         if shown := outputs_of(outputs, EvaluationOutputs):
             self._keep(split, batch, shown.predictions, rows)
 

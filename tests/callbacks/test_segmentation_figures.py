@@ -167,7 +167,8 @@ class Fixed:
     validating, check_val_every_n_epoch = False, 1
 
 
-def test_the_shown_images_are_spread_over_the_set():
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
     callback = SegmentationPredictions(num_images=4)
     for number in range(4):
         count = 5 if number < 3 else 1
@@ -175,13 +176,14 @@ def test_the_shown_images_are_spread_over_the_set():
             torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
             torch.zeros(count, 4, 4, dtype=torch.uint8),
             torch.tensor([[4, 4, 4, 4]] * count),
-            torch.arange(5 * number, 5 * number + count),
+            processes * torch.arange(5 * number, 5 * number + count),  # every third of the set
             (),
         )
         predictions = [torch.full((4, 4), i, dtype=torch.uint8) for i in batch.indices.tolist()]
         outputs = step_result(torch.zeros(()), EvaluationOutputs(predictions))
         callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
-    assert [int(each.prediction[0, 0]) for each in callback.kept["val"]] == [0, 5, 10, 15]
+    shown = [int(each.prediction[0, 0]) for each in callback.kept["val"]]
+    assert shown == [0, 5 * processes, 10 * processes, 15 * processes]
 
 
 def test_label_images_and_overlays():
