@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from agents.joint_embedding import JointEmbedding, warn_of_accumulation
+from agents.joint_embedding import JointEmbedding, warnings_of_accumulation
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -106,12 +105,11 @@ class BarlowTwins(JointEmbedding):
         )
         return method.scale * loss, {name: term.detach() for name, term in terms._asdict().items()}
 
-    def on_fit_start(self) -> None:
-        """Warns of settings that are known to fail, before hours are spent on them."""
+    def warnings(self) -> list[str]:
+        """See `Agent.warnings`."""
         if self.settings.barlow_twins.loss == "vicreg":
-            warn_of_accumulation(self.settings, "covariance matrices")
-        else:
-            warn_of_batch(self.settings)
+            return warnings_of_accumulation(self.settings, "covariance matrices")
+        return warnings_of_batch(self.settings)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
         """See `JointEmbedding.verdict`."""
@@ -143,15 +141,17 @@ def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
     ]
 
 
-def warn_of_batch(hparams: Hparams) -> None:
+def warnings_of_batch(hparams: Hparams) -> list[str]:
     """Warns of a batch too small for the projector, and of accumulation, which does not help."""
     batch, method = int(hparams.data.batch_size), hparams.barlow_twins
     noise = float(method.lambd) * (int(method.projector_dim) - 1) / (batch - 1)
-    if noise > NOISE_LIMIT:
-        rank_zero_warn(
-            f"Batch {batch} is small for projector_dim {method.projector_dim}: "
-            f"lambda*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
-            "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
-            "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd."
-        )
-    warn_of_accumulation(hparams, "correlation matrix")
+    of_accumulation = warnings_of_accumulation(hparams, "correlation matrix")
+    if noise <= NOISE_LIMIT:
+        return of_accumulation
+    return [
+        f"Batch {batch} is small for projector_dim {method.projector_dim}: "
+        f"lambda*(D-1)/(N-1) = {noise:.3f} > {NOISE_LIMIT}, sampling noise dominates the loss "
+        "of Barlow Twins and training is likely to fail. Raise --data.batch_size (memory stays "
+        "the same with --trainer.chunk_size), or lower barlow_twins.projector_dim or lambd.",
+        *of_accumulation,
+    ]

@@ -86,6 +86,10 @@ class Agent(LightningModule, ABC):
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers of summary.json mean, in sentences."""
 
+    def warnings(self) -> list[str]:
+        """Says which settings are known to fail, before hours are spent on them."""
+        return []
+
     def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the sides of what passes the backbone for one image in a training step.
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.barlow_twins import BarlowTwins, warn_of_batch
+from agents.barlow_twins import BarlowTwins, warnings_of_batch
 from agents.base import final_numbers
 from agents.dino import DINO, NUM_GLOBAL
-from agents.joint_embedding import warn_of_accumulation
+from agents.joint_embedding import warnings_of_accumulation
 from agents.lejepa import STATISTIC, LeJEPA, sigreg_in_words, sigreg_of_views
 from agents.optimizers import configure
 from config.hparams import Hparams
@@ -83,12 +83,11 @@ class DINOTwins(DINO):
         step = self.trainer.global_step if self.training else 0
         return sigreg_of_views(z, self.settings, step)
 
-    def on_fit_start(self) -> None:
-        """Warns of settings that are known to fail, before hours are spent on them."""
+    def warnings(self) -> list[str]:
+        """See `Agent.warnings`."""
         if self.is_sigreg:
-            warn_of_accumulation(self.settings, STATISTIC)
-        else:
-            warn_of_batch(self.settings)
+            return warnings_of_accumulation(self.settings, STATISTIC)
+        return warnings_of_batch(self.settings)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student and the projector."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -184,16 +183,17 @@ class JointEmbedding(Agent):
         return self.verdict(split, numbers)
 
 
-def warn_of_accumulation(hparams: Hparams, statistic: str) -> None:
+def warnings_of_accumulation(hparams: Hparams, statistic: str) -> list[str]:
     """Warns that accumulated batches are judged one by one.
 
     Args:
         hparams: group `trainer`.
         statistic: what each batch has of its own.
     """
-    if hparams.trainer.accumulate > 1:
-        rank_zero_warn(
-            f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for this "
-            f"loss: each batch has its own {statistic}. For a larger batch raise "
-            "--data.batch_size and set --trainer.chunk_size."
-        )
+    if hparams.trainer.accumulate == 1:
+        return []
+    return [
+        f"--trainer.accumulate {hparams.trainer.accumulate} is not a larger batch for this "
+        f"loss: each batch has its own {statistic}. For a larger batch raise "
+        "--data.batch_size and set --trainer.chunk_size."
+    ]

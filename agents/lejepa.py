@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from agents.joint_embedding import JointEmbedding, warn_of_accumulation
+from agents.joint_embedding import JointEmbedding, warnings_of_accumulation
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.loading import Loading
@@ -60,9 +60,9 @@ class LeJEPA(JointEmbedding):
             "noise_floor": weight * expected_sigreg(*_integral(self.settings)),
         }
 
-    def on_fit_start(self) -> None:
-        """Warns of settings that are not what they seem."""
-        warn_of_accumulation(self.settings, STATISTIC)
+    def warnings(self) -> list[str]:
+        """See `Agent.warnings`."""
+        return warnings_of_accumulation(self.settings, STATISTIC)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
         """See `JointEmbedding.verdict`."""

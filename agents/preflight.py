@@ -90,7 +90,7 @@ def announce(
     if words := choices(given, hparams):
         console.info("%s", words)
     line, of_length = length(hparams, images)
-    said = [(line, [] if tried_out else of_length)]
+    said = [(line, [] if tried_out else [*of_length, *agent.warnings()])]
     if agent.trains:
         said.append(_needs(cost, agent, hparams))
     for line, _ in said:

@@ -1,6 +1,6 @@
 """The agent: whole batches through small memory, in a real training loop."""
 
-import warnings
+import re
 
 import pytest
 import torch
@@ -89,16 +89,22 @@ def agent_for(**changed):
 
 
 def test_the_studys_failed_batch_is_warned_of():
-    with pytest.warns(UserWarning, match=r"0\.079 > 0\.04"):
-        agent_for(data__batch_size=32).on_fit_start()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        agent_for(data__batch_size=128).on_fit_start()
+    (warning,) = agent_for(data__batch_size=32).warnings()
+    assert "0.079 > 0.04" in warning
+    assert not agent_for(data__batch_size=128).warnings()
+
+
+def test_a_try_out_is_not_told_that_it_is_likely_to_fail(train, said):
+    for words, told in (([], True), (["--fast"], False)):
+        said.clear()
+        code, _ = train(f"run{told}", *words, trainer__max_epochs=1)
+        assert code == 0
+        assert any("Batch 8 is small" in line for line in said) is told
 
 
 def test_accumulation_is_called_by_its_name():
-    with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
-        agent_for(trainer__accumulate=8).on_fit_start()
+    (warning,) = agent_for(trainer__accumulate=8).warnings()
+    assert re.search(r"not a larger batch .* --trainer.chunk_size", warning)
 
 
 def test_vicreg_adds_up_and_has_words_of_its_own(train, capsys):
@@ -183,11 +189,9 @@ def test_a_narrow_projector_has_wide_layers_inside_unless_said(given, widths):
 
 
 def test_vicreg_is_not_warned_of_a_noise_it_does_not_have():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        agent_for(data__batch_size=32, barlow_twins__loss="vicreg").on_fit_start()
-    with pytest.warns(UserWarning, match="its own covariance matrices"):
-        agent_for(barlow_twins__loss="vicreg", trainer__accumulate=8).on_fit_start()
+    assert not agent_for(data__batch_size=32, barlow_twins__loss="vicreg").warnings()
+    (warning,) = agent_for(barlow_twins__loss="vicreg", trainer__accumulate=8).warnings()
+    assert "its own covariance matrices" in warning
 
 
 def test_words_for_collapse_and_health():

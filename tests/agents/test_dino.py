@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 from itertools import pairwise
 
@@ -297,8 +298,8 @@ def test_accumulation_of_the_twins_is_called_by_its_name():
     hparams = Hparams(task="dino_twins")
     hparams.trainer.accumulate = 4
     hparams = resolve_for_data(resolve(hparams), 512, on_gpu=False)
-    with pytest.warns(UserWarning, match=r"not a larger batch .* --trainer.chunk_size"):
-        build_agent(hparams, build_source(hparams)).on_fit_start()
+    (warning,) = build_agent(hparams, build_source(hparams)).warnings()
+    assert re.search(r"not a larger batch .* --trainer.chunk_size", warning)
 
 
 def test_choices_are_printed(train, monkeypatch):
