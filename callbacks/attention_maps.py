@@ -62,7 +62,9 @@ class AttentionMaps(Callback):
         """
         backbone = backbone_of(pl_module)
         if isinstance(backbone, AttentionBackbone):
-            AttentionRequest(self.blocks).resolve(backbone.depth)
+            AttentionRequest(self.blocks).resolve(
+                backbone.depth, "--callbacks.attention_maps.blocks"
+            )
             if self.image_size is not None:
                 backbone.check_side(self.image_size, "callbacks.attention_maps.image_size")
         else:

@@ -37,13 +37,17 @@ class AttentionRequest:
     queries: Queries | Literal["factors"] = "cls"
     num_images: int | None = None
 
-    def resolve(self, depth: int) -> tuple[int, ...]:
+    def resolve(self, depth: int, option: str = "") -> tuple[int, ...]:
         """Returns the blocks counted from the front.
+
+        Args:
+            depth: how many blocks the network has.
+            option: that asks for them, for the message.
 
         Raises:
             ValueError: a block outside the network.
         """
-        return resolve_indices(self.blocks, depth, "block")
+        return resolve_indices(self.blocks, depth, "block", option)
 
 
 @dataclass(frozen=True)

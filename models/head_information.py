@@ -41,7 +41,8 @@ class HeadInformation:
                 f"--head_information.weight: {type(backbone).__name__} has no attention heads."
             )
         self.request = AttentionRequest(tuple(blocks), backbone.trained_queries)
-        if any(backbone.attention_heads[b] < 2 for b in self.request.resolve(backbone.depth)):
+        read = self.request.resolve(backbone.depth, "--head_information.blocks")
+        if any(backbone.attention_heads[block] < 2 for block in read):
             raise ValueError("--head_information.weight: a single head has nothing to differ from.")
 
     def pooled(self, backbone: Backbone, images: Tensor) -> Tensor:

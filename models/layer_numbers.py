@@ -19,22 +19,28 @@ def parse_layers(layers: str, count: int) -> tuple[int, ...]:
         raise ValueError(
             f"--backbone.layers {layers}: use last, last4, or numbers such as 2,5,8,11."
         ) from error
-    try:
-        return resolve_indices(indices, count, "layer")
-    except ValueError as error:
-        raise ValueError(f"--backbone.layers {layers}: {error}") from error
+    return resolve_indices(indices, count, "layer", f"--backbone.layers {layers}")
 
 
-def resolve_indices(indices: tuple[int, ...], count: int, what: str) -> tuple[int, ...]:
+def resolve_indices(
+    indices: tuple[int, ...], count: int, what: str, option: str = ""
+) -> tuple[int, ...]:
     """Turns negative indices into positive ones and sorts them.
+
+    Args:
+        indices: in a network.
+        count: how many there are.
+        what: to call one of them.
+        option: that asks for them, for the message.
 
     Raises:
         ValueError: an index outside `count`.
     """
     resolved = sorted({index + count if index < 0 else index for index in indices})
     if not resolved or resolved[0] < 0 or resolved[-1] >= count:
+        asked = f"{option}: " if option else ""
         raise ValueError(
-            f"{what} {list(indices)} of a network with {count} {what}s: use 0 … {count - 1}, "
-            "or negative numbers from the end."
+            f"{asked}{what} {list(indices)} of a network with {count} {what}s: use 0 … "
+            f"{count - 1}, or negative numbers from the end."
         )
     return tuple(resolved)

@@ -145,7 +145,7 @@ def attention_request(
         )
     else:
         request = AttentionRequest(tuple(blocks), "mean")
-    request.resolve(backbone.depth)
+    request.resolve(backbone.depth, "--segmentation.attention_blocks")
     return request
 
 

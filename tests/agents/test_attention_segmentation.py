@@ -410,7 +410,10 @@ def test_settings_that_cannot_be(settings, message, shapes_root, tmp_path, capsy
             "--segmentation.fusion and attention_loss read",
         ),
         ({"backbone__name": "swin_tiny"}, "attends within windows"),
-        ({"segmentation__attention_blocks": 7}, "use 0 … 1"),
+        (
+            {"segmentation__attention_blocks": 7},
+            "--segmentation.attention_blocks: block [7] of a network with 2 blocks: use 0 … 1",
+        ),
     ],
 )
 def test_fusion_where_it_cannot_be(settings, message, train, capsys):

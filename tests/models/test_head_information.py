@@ -79,7 +79,7 @@ def test_what_has_no_heads_to_differ_is_refused():
         HeadInformation(resnet18(image_size=32), 1.0, [-1])
     with pytest.raises(ValueError, match="single head"):
         HeadInformation(net(heads=1), 1.0, [-1])
-    with pytest.raises(ValueError, match="use 0 … 1"):
+    with pytest.raises(ValueError, match=r"--head_information\.blocks: block \[5\] of .*use 0 … 1"):
         HeadInformation(net(), 1.0, [5])
 
 
