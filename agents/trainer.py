@@ -106,6 +106,8 @@ class Trainer:
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
+        # Every mask is read, which may take minutes: not before the weights are known to be there.
+        data.check(Path(self.hparams.run.dir) / ".cache")
         lay_out(agent, self.device)
         options = self.hparams.trainer
         choose_attention(agent, int(self.hparams.data.image_size), options.precision, self.device)
@@ -142,7 +144,6 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.hparams = resolve_for_data(self.hparams, len(data.train_files), on_gpu)
         data.loading = build_loading(self.hparams)
-        data.check(Path(self.hparams.run.dir) / ".cache")
         return data
 
     def _open_folder(self) -> RunFolder:

@@ -486,6 +486,18 @@ def test_classes_in_another_order_are_not_those_of_the_run(train, tmp_path, caps
     )
 
 
+def test_weights_that_are_not_there_are_named_before_masks_are_read(train, tmp_path, capsys):
+    root = folder(tmp_path / "data", grey, "names: [background, crop]", classes=3)
+    settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
+    settings["data__batch_size"] = 2
+    for option in ("backbone.weights", "segmentation.head_weights"):
+        missing = str(tmp_path / "missing.pth")
+        assert train("bad", f"--{option}", missing, **settings)[0] == 2
+        assert f"There is no weight file {missing}" in capsys.readouterr().err.replace("\n", " ")
+    assert train("bad", **settings)[0] == 2
+    assert "masks" in capsys.readouterr().err
+
+
 def test_classes_are_weighed_in_training_alone(train, tmp_path, capsys):
     root = folder(tmp_path / "data", grey, "names: [background, crop]", count=16)
     settings = {"task": "segmentation", "data__name": "mask_folder", "data__root": root}
