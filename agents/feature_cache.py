@@ -11,6 +11,7 @@ from config.hparams import Hparams
 from datamodules.feature_cache import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.segmenter import Segmenter
+from utils.device import arithmetic
 
 
 def caches_features(network: Segmenter, hparams: Hparams) -> bool:
@@ -49,6 +50,7 @@ def cache_features(
         "backbone": [backbone.recipe, hparams.backbone.layers, network.multiple],
         "attention": repr(network.fusion.request),
         "classes": tuple(classes),
+        **arithmetic(device),
     }
     training = network.training
     network.eval().to(device)

@@ -15,6 +15,7 @@ from callbacks.inspection import data_of, due, epochs_at_once
 from datamodules.feature_cache import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.backbones.base import Backbone
+from utils.device import arithmetic
 
 Result = TypeVar("Result")
 
@@ -54,5 +55,6 @@ def cached(
         "backbone": [backbone.recipe, backbone.patch_multiple, backbone.map_strides[-1]],
         "images": tensors_digest(shown),
         "precision": trainer.precision,
+        **arithmetic(backbone.mean.device),
     }
     return cache.recall(name, {**facts, **identity}, compute)

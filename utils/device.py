@@ -134,6 +134,20 @@ def use_tensor_cores(precision: str, device: torch.device) -> bool:
     return tf32
 
 
+def arithmetic(device: torch.device) -> dict[str, str | bool]:
+    """Returns what passes in float32 follow from beside the network: the device, and TF32.
+
+    Nothing of a CPU, in whose name all was kept before the two were told apart.
+    """
+    if device.type == "cpu":
+        return {}
+    return {
+        "device": device.type,
+        "tf32_matrices": torch.get_float32_matmul_precision() != "highest",
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
 def check_compiles(device: torch.device) -> None:
     """Stops where torch.compile has no compiler for the card.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.build import build_agent
+from agents.feature_cache import cache_features
 from agents.segmentation import Segmentation
 from agents.sources import build_source
 from callbacks.step_outputs import CropOutputs, outputs_of
@@ -21,6 +22,7 @@ from models.segmenter import pad_to_multiple
 from tests.agents.test_segmentation import parts
 from tests.conftest import assert_same, options, summary, tiny, weights
 from utils.palette import VOID
+from utils.rng import CPU
 
 FROZEN = {"task": "segmentation", "backbone__freeze": "true"}
 FIXED = {**FROZEN, "data__views": "fixed"}
@@ -149,6 +151,20 @@ def test_gradients_of_cached_features_are_those_computed(shapes_root, tmp_path):
         # Biases before a BatchNorm have gradients of rounding alone.
         scale = max(float(computed[name].abs().max()), 1e-6 * largest)
         torch.testing.assert_close(gradient / scale, computed[name] / scale, rtol=0, atol=5e-3)
+
+
+def test_features_of_another_arithmetic_are_kept_apart(shapes_root, tmp_path, monkeypatch):
+    settings = {"data__views": "fixed", "backbone__freeze": "true"}
+    agent, data = parts(shapes_root, **settings, data__feature_cache=tmp_path)
+
+    def caches() -> list[Path]:
+        cache_features(agent.network, data, agent.settings, agent.classes, False, CPU)
+        return list(tmp_path.iterdir())
+
+    of_a_cpu = caches()
+    assert len(caches()) == len(of_a_cpu) > 0
+    monkeypatch.setattr("agents.feature_cache.arithmetic", lambda device: {"device": "cuda"})
+    assert len(caches()) == 2 * len(of_a_cpu)
 
 
 def test_an_interrupted_run_continues_with_its_cache(train, monkeypatch):

@@ -169,6 +169,16 @@ def test_tf32_beside_half_precision(
     assert torch.backends.cudnn.allow_tf32 is (expected == "high")  # of convolutions
 
 
+def test_what_is_kept_of_a_card_says_how_it_multiplies(monkeypatch, matmul_precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    card, kept = torch.device("cuda"), {}
+    for precision in ("32-true", "bf16-mixed"):
+        device.use_tensor_cores(precision, card)
+        kept[precision] = device.arithmetic(card)
+        assert device.arithmetic(torch.device("cpu")) == {}
+    assert {} != kept["32-true"] != kept["bf16-mixed"] != {}
+
+
 def test_cards_that_nothing_can_be_compiled_for_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100-PCIE-16GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
