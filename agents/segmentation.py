@@ -26,6 +26,7 @@ from datamodules.segmentation import SegmentationDataModule
 from datamodules.transforms.segmentation import FixedViews
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
+from models.fusions.attention_fusion import Looks
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
@@ -170,21 +171,26 @@ class Segmentation(Agent):
         network, images = self.network, batch.images
         stride = self.settings.segmentation.loss_stride
         features = network.fusion.controlled_batch(network.encode(images, batch.stored))
-        logits = network.decode(features, (images.shape[-2], images.shape[-1]), stride)
+        looks = None
+        if self.settings.segmentation.attention_loss:
+            logits, looks = network.fusion.looking(network.head, features)
+        else:
+            logits = network.fusion(network.head, features)
+        logits = network.of_pixels(logits, (images.shape[-2], images.shape[-1]), stride)
         loss = self.training_loss(
             logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
         )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
-        if self.settings.segmentation.attention_loss:
-            loss = loss + self._attention_loss(features, batch.labels)
+        if looks is not None:
+            loss = loss + self._attention_loss(features, looks, batch.labels)
         return step_result(loss, CropOutputs(logits.detach()))
 
-    def _attention_loss(self, features: Features, labels: Tensor) -> Tensor:
+    def _attention_loss(self, features: Features, looks: Looks, labels: Tensor) -> Tensor:
         settings = self.settings.segmentation
         terms = attention_loss(
             features,
-            self.network.fusion,
+            looks,
             pad_labels(labels, self.network.multiple),
             self.classes,
             settings.attention_loss_terms,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from models.backbones.base import Features
-from models.fusions.attention_fusion import AttentionFusion
+from models.fusions.attention_fusion import Looks
 from models.fusions.base import attention_maps
 from models.losses.attention import (
     affinity_loss,
@@ -29,7 +30,7 @@ _OF_OBJECTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 def attention_loss(
     features: Features,
-    fusion: AttentionFusion,
+    looks: Looks,
     labels: Tensor,
     classes: Sequence[str],
     terms: Sequence[str],
@@ -43,7 +44,7 @@ def attention_loss(
 
     Args:
         features: with attention.
-        fusion: the fusions.
+        looks: of the fusions, in the pass that is trained.
         labels: `(B, H, W)` of what the features cover, padding included; 255 void.
         classes: names by label; a background is no object.
         terms: of `config.names.ATTENTION_LOSSES`.
@@ -53,9 +54,13 @@ def attention_loss(
 
     first = int(has_background(classes))  # label of the first object
 
+    @cache  # blocks and fusions mostly share one
+    def on(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return patch_shares(labels, grid, len(classes))
+
     def objects_in(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (rows,) = at_least_float32(maps.flatten(2))
-        shares, valid = patch_shares(labels, (maps.shape[-2], maps.shape[-1]), len(classes))
+        shares, valid = on((maps.shape[-2], maps.shape[-1]))
         return rows, shares[:, first:].to(rows), valid
 
     with torch.autocast(labels.device.type, enabled=False):
@@ -64,13 +69,13 @@ def attention_loss(
             for name, loss in _OF_OBJECTS.items():
                 found.setdefault(name, []).append(loss(rows, shares, valid))
             found.setdefault("diversity", []).append(_DIVERSITY_WEIGHT * diversity_loss(rows))
-        for maps in fusion.class_maps(features):
+        for maps in looks.class_maps:
             rows, shares, valid = objects_in(maps)
             for name, loss in _OF_OBJECTS.items():
                 own = _of_own_map(loss, rows[:, first:], shares, valid)
                 found.setdefault(name, []).append(own)
-        for edges, grid in fusion.edges(features):
-            shares, valid = patch_shares(labels, grid, len(classes))
+        for edges, grid in looks.edges:
+            shares, valid = on(grid)
             found.setdefault("affinity", []).append(affinity_loss(edges, shares.to(edges), valid))
     return {name: torch.stack(found[name]).mean() for name in terms if name in found}
 

@@ -77,17 +77,22 @@ class Segmenter(nn.Module):
             size: `(H, W)` of the images before they were padded.
             stride: image pixels per logit.
         """
-        logits = self.padded_logits(features, size, stride)
-        return logits[..., : size[0] // stride, : size[1] // stride]
+        return self.of_pixels(self.fusion(self.head, features), size, stride)
 
-    def padded_logits(self, features: Features, size: Size, stride: int = 1) -> Tensor:
-        """Does the same, but leaves the padding: `(B, C, H', W')`, in float32 or better.
+    def of_pixels(self, logits: Tensor, size: Size, stride: int = 1) -> Tensor:
+        """Returns fused logits at the head's own resolution as `decode` does."""
+        padded = self._upsampled(logits, size, stride)
+        return padded[..., : size[0] // stride, : size[1] // stride]
 
-        Interpolated in half precision, neighbouring classes would tie along every border, and the
-        first of them win.
-        """
+    def padded_logits(self, features: Features, size: Size) -> Tensor:
+        """Does what `decode` does, but leaves the padding: `(B, C, H', W')`."""
+        return self._upsampled(self.fusion(self.head, features), size, 1)
+
+    def _upsampled(self, logits: Tensor, size: Size, stride: int) -> Tensor:
+        # In float32 or better: in half precision neighbouring classes would tie along every border,
+        # and the first of them win.
         padded = [_padded(side, self.multiple) // stride for side in size]
-        (logits,) = at_least_float32(self.fusion(self.head, features))
+        (logits,) = at_least_float32(logits)
         return resize(logits, (padded[0], padded[1]))
 
     def forward(self, images: Tensor) -> Tensor:

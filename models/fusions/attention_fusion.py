@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,18 @@ from models.heads.base import Head
 
 Control = Literal["none", "shuffled", "uniform", "local", "random_init"]
 _OF_ONE_IMAGE = {"uniform": uniform, "local": local}
+
+
+class Looks(NamedTuple):
+    """What fusions looked at in a pass.
+
+    Attributes:
+        class_maps: what the classes of a fusion looked at, `(B, num_classes, h, w)` each.
+        edges: the graphs that fusions used, `(B, h*w, h*w)`, and their grids.
+    """
+
+    class_maps: Sequence[Tensor] = ()
+    edges: Sequence[tuple[Tensor, tuple[int, int]]] = ()
 
 
 class AttentionFusion(nn.Module):
@@ -75,31 +87,27 @@ class AttentionFusion(nn.Module):
 
     def forward(self, head: Head, features: Features) -> Tensor:
         """Returns logits `(B, C, h, w)` at the head's own resolution."""
-        given, enriched = self._inputs(features)
-        logits = head.native(enriched)
-        for fusion, seen in zip(self._each(), given, strict=True):
-            logits = fusion.refine(logits, seen)
-        return logits
+        return self._fused(head, features)[0]
 
-    def _inputs(self, features: Features) -> tuple[list[Features], Features]:
-        # What each fusion gets from those before it, and what the head gets.
-        given = []
+    def looking(self, head: Head, features: Features) -> tuple[Tensor, Looks]:
+        """Returns the same logits, and what the fusions looked at to that end."""
+        logits, given, class_maps = self._fused(head, features)
+        grid = features.factors[0].grid if features.factors else (0, 0)
+        found = [fusion.edges(seen) for fusion, seen in zip(self._each(), given, strict=True)]
+        return logits, Looks(class_maps, [(edges, grid) for edges in found if edges is not None])
+
+    def _fused(self, head: Head, features: Features) -> tuple[Tensor, list[Features], list[Tensor]]:
+        # Logits, what each fusion got from those before it, and what classes looked at.
+        given, class_maps = [], []
         for fusion in self._each():
             given.append(features)
             features = fusion.enrich(features)
-        return given, features
-
-    def edges(self, features: Features) -> list[tuple[Tensor, tuple[int, int]]]:
-        """Returns the graphs that fusions use, `(B, h*w, h*w)`, and their grids."""
-        grid = features.factors[0].grid if features.factors else (0, 0)
-        found = [fusion.edges(features) for fusion in self._each()]
-        return [(edges, grid) for edges in found if edges is not None]
-
-    def class_maps(self, features: Features) -> list[Tensor]:
-        """Returns what the classes of fusions look at, `(B, num_classes, h, w)`."""
-        given, _ = self._inputs(features)
-        found = [fusion.class_maps(seen) for fusion, seen in zip(self._each(), given, strict=True)]
-        return [maps for maps in found if maps is not None]
+        logits = head.native(features)
+        for fusion, seen in zip(self._each(), given, strict=True):
+            logits, maps = fusion.looking(logits, seen)
+            if maps is not None:
+                class_maps.append(maps)
+        return logits, given, class_maps
 
     def _each(self) -> list[Fusion]:
         return cast(list[Fusion], list(self.fusions.values()))

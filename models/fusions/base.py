@@ -36,12 +36,17 @@ class Fusion(nn.Module, ABC):
         """
         return logits
 
+    def looking(self, logits: Tensor, features: Features) -> tuple[Tensor, Tensor | None]:
+        """Refines, and returns what every class looked at to that end.
+
+        Returns:
+            The logits of `refine`, and `(B, num_classes, h, w)`, summing to 1 each; None, unless
+            classes look at patches.
+        """
+        return self.refine(logits, features), None
+
     def edges(self, features: Features) -> Tensor | None:
         """Returns the graph between patches that is used, `(B, h*w, h*w)`, rows summing to 1."""
-        return None
-
-    def class_maps(self, features: Features) -> Tensor | None:
-        """Returns what every class looks at, `(B, num_classes, h, w)`, summing to 1 each."""
         return None
 
     def scalars(self) -> Sequence[nn.Parameter]:

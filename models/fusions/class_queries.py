@@ -47,19 +47,20 @@ class ClassQueries(Fusion):
 
     def refine(self, logits: Tensor, features: Features) -> Tensor:
         """See `Fusion.refine`."""
+        return self.looking(logits, features)[0]
+
+    def looking(self, logits: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+        """See `Fusion.looking`."""
         x, maps, (height, width) = self._inputs(features)
         keys, matches = self._matches(x, maps)
-        queries = self.queries + matches.softmax(-1) @ self.to_values(x)  # (B, C, d)
+        looks = matches.softmax(-1)  # (B, C, N)
+        queries = self.queries + looks @ self.to_values(x)  # (B, C, d)
         context = matches.softmax(1).transpose(1, 2) @ self.to_context(queries)  # (B, N, d)
         patches = keys + self.to_gate(torch.cat([x, maps], -1)).sigmoid() * context
         cosines = F.normalize(patches, dim=-1) @ F.normalize(queries, dim=-1).transpose(1, 2)
         answer = self.class_norm(cosines).transpose(1, 2).unflatten(-1, (height, width))
-        return logits + self.strength * resize(answer, (logits.shape[-2], logits.shape[-1]))
-
-    def class_maps(self, features: Features) -> Tensor:
-        """See `Fusion.class_maps`."""
-        x, maps, grid = self._inputs(features)
-        return self._matches(x, maps)[1].softmax(-1).unflatten(-1, grid)
+        refined = logits + self.strength * resize(answer, (logits.shape[-2], logits.shape[-1]))
+        return refined, looks.unflatten(-1, (height, width))
 
     def _inputs(self, features: Features) -> tuple[Tensor, Tensor, tuple[int, int]]:
         # Tokens (B, N, D), log maps (B, N, heads) and the grid of the finest map.

@@ -18,6 +18,8 @@ from callbacks.step_outputs import CropOutputs, outputs_of
 from datamodules.masked_images import collate
 from main import main
 from models.attention_supervision import attention_loss
+from models.fusions.attention_fusion import Looks
+from models.losses.attention import patch_shares
 from models.segmenter import pad_to_multiple
 from tests.agents.test_segmentation import parts
 from tests.conftest import assert_same, options, summary, tiny, weights
@@ -268,6 +270,36 @@ def test_attention_loss_of_class_queries(shapes_root):
     assert found["fusion.fusions.fusion3.queries"].abs().max() > 0
 
 
+@pytest.mark.parametrize("fusion", ["fusion1", "fusion3"])
+def test_an_attention_loss_judges_the_pass_that_is_trained(shapes_root, fusion):
+    """It draws no dropout and moves no statistics of its own."""
+    states, batches_seen = [], []
+    for weight in (0, 0.3):
+        settings = {"segmentation__fusion": fusion, "segmentation__attention_loss": weight}
+        agent, data = parts(shapes_root, **settings)
+        torch.manual_seed(0)
+        gradients(agent.train(), batch_of(data))
+        states.append(torch.get_rng_state())
+        found = agent.network.fusion.state_dict()
+        batches_seen += [int(found[name]) for name in found if "num_batches" in name]
+    assert torch.equal(*states)
+    assert batches_seen == ([1, 1] if fusion == "fusion1" else [])
+
+
+def test_labels_are_pooled_once_for_blocks_of_one_grid(shapes_root, monkeypatch):
+    settings = {"segmentation__attention_loss": 0.3, "segmentation__attention_blocks": (0, 1)}
+    agent, data = parts(shapes_root, **settings, segmentation__fusion="fusion3")
+    grids = []
+
+    def counted(labels: Tensor, grid: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
+        grids.append(grid)
+        return patch_shares(labels, grid, classes)
+
+    monkeypatch.setattr("models.attention_supervision.patch_shares", counted)
+    gradients(agent.train(), batch_of(data))
+    assert grids == [(2, 2)]
+
+
 def attention_part(agent: Segmentation, batch: Any) -> Tensor:
     """What the attention loss adds to the others in a training step."""
     logged: dict[str, Any] = {}
@@ -300,7 +332,7 @@ def test_attention_learns_where_objects_are(shapes_root):
     for _ in range(25):
         features = network.encode(batch.images)
         (loss,) = attention_loss(
-            features, network.fusion, batch.labels, agent.classes, ["mass"], backbone_learns=True
+            features, Looks(), batch.labels, agent.classes, ["mass"], backbone_learns=True
         ).values()
         values.append(float(loss.detach()))
         optimizer.zero_grad()

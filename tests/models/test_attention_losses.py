@@ -9,7 +9,7 @@ from torch import Tensor
 from models.attention import Attention
 from models.attention_supervision import attention_loss
 from models.backbones.base import Features
-from models.fusions.attention_fusion import AttentionFusion
+from models.fusions.attention_fusion import Looks
 from models.losses.attention import (
     affinity_loss,
     diversity_loss,
@@ -207,7 +207,7 @@ def test_without_a_background_the_first_class_is_an_object():
     labels[:, :4] = 1
 
     def mass(classes: tuple[str, ...]) -> float:
-        found = attention_loss(given, AttentionFusion(), labels, classes, ["mass"], True)
+        found = attention_loss(given, Looks(), labels, classes, ["mass"], True)
         return float(found["mass"])
 
     shares, valid = patch_shares(labels, (4, 4), 2)

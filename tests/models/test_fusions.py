@@ -308,7 +308,7 @@ def test_class_queries_equal_a_plain_reference():
                     answers[i, c] = patch @ queries[c] / (patch.norm() * queries[c].norm())
             expected = logits[image] + 0.7 * part.class_norm(answers).T.view(CLASSES, 4, 4)
             torch.testing.assert_close(found[image], expected, rtol=1e-9, atol=1e-9)
-    looks = part.class_maps(given)
+    looks = part.looking(logits, given)[1]
     assert looks.shape == (2, CLASSES, 4, 4)
     torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, CLASSES, dtype=torch.float64))
 
@@ -464,10 +464,11 @@ def test_keys_of_the_positions_do_not_count_as_content():
 
 def test_class_queries_listen_to_maps():
     given, part = peaked(features()), ClassQueries((WIDTH,), (8,), CLASSES, HEADS_EACH).double()
-    before = part.eval().class_maps(given)
+    logits = torch.zeros(2, CLASSES, 4, 4, dtype=torch.float64)
+    before = part.eval().looking(logits, given)[1]
     with torch.no_grad():
         part.bias[1, 0] = 3.0
-    after = part.class_maps(given)
+    after = part.looking(logits, given)[1]
     torch.testing.assert_close(after[:, 0], before[:, 0])
     moved = after[:, 1] / before[:, 1]
     first = log_maps(attention_maps(given)[0][:, 0])
