@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +15,7 @@ from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Batch, Loading
 from models.backbones.base import Backbone
+from utils.distributed import of_all_processes
 
 NO_STEP = "No step was finished, so there is nothing to say about the loss."
 
@@ -122,8 +123,18 @@ class Agent(LightningModule, ABC):
         """
 
     def setup(self, stage: str) -> None:
-        """Compiles what is fitted: a tuner fits copies, which have their own pass."""
-        if stage == "fit" and self.settings.trainer.compile:
+        """Compiles what is fitted: a tuner fits copies, which have their own pass.
+
+        Raises:
+            ValueError: BatchNorm over processes that see different numbers of chunks would wait
+                for ever.
+        """
+        if stage != "fit":
+            return
+        options = self.settings.trainer
+        if options.sync_batchnorm:
+            _check_same(of_all_processes(options.chunk_size))
+        if options.compile:
             self.compile_training_pass()
 
     def compile_training_pass(self) -> None:
@@ -138,3 +149,13 @@ class Agent(LightningModule, ABC):
         if isinstance(batch, Batch):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+def _check_same(chunk_sizes: Sequence[int | None]) -> None:
+    if len(set(chunk_sizes)) > 1:
+        sizes = [size for size in chunk_sizes if size is not None]
+        chosen = ", ".join(str(size or "null") for size in chunk_sizes)
+        raise ValueError(
+            f"--trainer.chunk_size auto: processes have different free memory and chose {chosen}, "
+            f"but --trainer.sync_batchnorm needs one for all: --trainer.chunk_size {min(sizes)}."
+        )

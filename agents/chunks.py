@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 
 import torch
 
@@ -16,7 +18,27 @@ from utils.memory import free_mb
 
 # Of the free memory; the rest is for what grows with the batch besides the backbone's activations.
 _SHARE = 0.75
+_TOLD = "TWINSIGHT_CHUNK_SIZE"  # tells the processes Lightning starts what was chosen
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW
+
+
+def common_chunk_size(leads: bool, choose: Callable[[], int | None]) -> int | None:
+    """Returns what the leading process chooses, also in those that Lightning starts for it.
+
+    Another number of chunks is another number of times that BatchNorm over all processes waits.
+    Those that are started from outside (torchrun, srun) choose themselves, and compare where it
+    matters (`Agent.setup`).
+
+    Args:
+        leads: whether this process was not started by the one that chose.
+        choose: measures the memory that is free here.
+    """
+    if not leads and _TOLD in os.environ:
+        told = os.environ[_TOLD]
+        return int(told) if told else None
+    chosen = choose()
+    os.environ[_TOLD] = str(chosen or "")
+    return chosen
 
 
 def resolve_chunk_size(
@@ -45,7 +67,8 @@ def resolve_chunk_size(
         return None
     batch = images_a_process(hparams)
     parameters = sum(parameter.numel() for parameter in agent.parameters())
-    free = _SHARE * free_mb(device) * 2**20 - parameters * _BYTES_PER_PARAMETER
+    sharing = 1 if device.type == "cuda" else trainer.devices  # a card each, or one memory for all
+    free = _SHARE * free_mb(device) / sharing * 2**20 - parameters * _BYTES_PER_PARAMETER
     whole = batch * sum(cost.activations)
     if whole <= free:
         return None

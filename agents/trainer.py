@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from agents.backbone import choose_attention, lay_out
 from agents.base import Agent
 from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
-from agents.chunks import resolve_chunk_size
+from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.closing import close, show
 from agents.fitting import End, Fitting
 from agents.images_seen import is_transductive
@@ -112,9 +112,8 @@ class Trainer:
         options = self.hparams.trainer
         choose_attention(agent, int(self.hparams.data.image_size), options.precision, self.device)
         cost = ImageCost(agent, data, self.hparams)
-        self.hparams.trainer.chunk_size = resolve_chunk_size(
-            agent, data, self.hparams, self.device, cost
-        )
+        choose = partial(resolve_chunk_size, agent, data, self.hparams, self.device, cost)
+        options.chunk_size = common_chunk_size(self.leads, choose)
         data.loading = build_loading(self.hparams)
         if self.leads:
             images, tried_out = len(data.train_files), self.tried_out is not None

@@ -4,15 +4,21 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from torch import nn
 
+from agents.build import build_agent
+from agents.chunks import common_chunk_size, resolve_chunk_size
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
+from datamodules.self_supervised import ViewsDataModule
+from datamodules.shapes import Shapes
 from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
 from models.memory.footprint import bytes_per_image, forward_flops
 from tests.conftest import assert_same, summary, weights
+from utils.rng import CPU
 from utils.text import in_units
 
 BACKBONE = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24)
@@ -38,6 +44,35 @@ def test_a_chunk_is_as_large_as_the_memory_allows(train, monkeypatch, images, ch
     assert chunk_of(folder) == chunk
     said = capsys.readouterr().err
     assert ("images at once" in said) is (chunk is not None)
+
+
+def test_processes_on_a_cpu_share_its_memory(monkeypatch):
+    hparams = settings(data__batch_size=16, trainer__devices=2)  # eight images a process
+    hparams.trainer.chunk_size = "auto"
+    cost = SimpleNamespace(activations=(PER_IMAGE, PER_IMAGE))
+    free = (2 * 5.05 * PER_IMAGE + 2 * 16 * PARAMETERS) / 0.75 / 2**20
+    monkeypatch.setattr("agents.chunks.free_mb", lambda device: free)
+    agent = nn.ModuleList([BACKBONE, projector(24, 16, 3)])
+    views = ViewsDataModule(None, None, 32, None)
+    assert resolve_chunk_size(agent, views, hparams, CPU, cost) == 4
+
+
+@pytest.mark.parametrize("chosen", [None, 8])
+def test_processes_take_the_chunk_of_the_one_that_started_them(monkeypatch, chosen):
+    monkeypatch.delenv("TWINSIGHT_CHUNK_SIZE", raising=False)
+    assert common_chunk_size(False, lambda: 2) == 2  # started from outside
+    assert common_chunk_size(True, lambda: chosen) == chosen
+    assert common_chunk_size(False, lambda: 4) == chosen
+
+
+def test_processes_of_different_chunks_cannot_share_a_batchnorm(monkeypatch):
+    monkeypatch.setattr("agents.base.of_all_processes", lambda chunk: [None, 4, 8])
+    hparams = settings(trainer__sync_batchnorm=True)
+    agent = build_agent(resolve_for_data(resolve(hparams), 512, False), Shapes("unused"))
+    with pytest.raises(ValueError, match=r"chose null, 4, 8, .* one for all: .*chunk_size 4\."):
+        agent.setup("fit")
+    agent.settings.trainer.sync_batchnorm = False
+    agent.setup("fit")
 
 
 def test_an_automatic_chunk_changes_no_number(train, monkeypatch):
