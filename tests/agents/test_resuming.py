@@ -211,6 +211,17 @@ def test_a_run_in_which_other_parameters_decayed(train, capsys):
     assert summary(folder)["status"] == "failed"
 
 
+def test_results_whose_checkpoints_are_gone_are_not_removed(train, capsys):
+    _, folder = train("run", trainer__max_epochs=1)
+    results = [folder / name for name in ("metrics.csv", "summary.json")]
+    before = [file.read_bytes() for file in results]
+    for file in (folder / "checkpoints").iterdir():
+        file.unlink()
+    assert resume(folder, trainer__max_epochs=2) == 2
+    assert "its checkpoints are gone" in capsys.readouterr().err
+    assert before == [file.read_bytes() for file in results]
+
+
 def test_a_finished_run_is_as_long_as_it_is(train):
     _, folder = train("run", trainer__max_epochs=1)
     before = weights(folder)
