@@ -98,7 +98,7 @@ def find_run(run: str, runs_dir: str) -> Path:
 def _last(run: Path) -> Path:
     """Returns a run's last checkpoint: where there is none, the one before it."""
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
-    return last if last.exists() or not previous.exists() else previous
+    return previous if _asked(Path.exists, previous) and not last.exists() else last
 
 
 def read_settings(run: Path) -> dict[str, Any]:
