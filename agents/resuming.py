@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_warn
+
 from agents.base import Agent
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
-from config.validation import check_kept
+from config.validation import check_kept, remeasured
 from datamodules.base import ImageDataModule
 from utils.text import count
 
@@ -70,3 +72,27 @@ def check_continues(
             f"--trainer.{name} {getattr(hparams.trainer, name)} would end the run at step {end}, "
             f"and {done} are done: give more."
         )
+
+
+def chooses_anew(
+    agent: Agent, data: ImageDataModule, hparams: Hparams, checkpoint: Mapping[str, Any]
+) -> bool:
+    """Whether validations will measure otherwise than before; says so, and by which settings.
+
+    Then no number of before can be beaten or missed: what was best would stay, or be replaced, for
+    a reason that has nothing to do with how good it is.
+
+    Args:
+        agent: built from the settings.
+        data: listed.
+        hparams: resolved for the data.
+        checkpoint: see `check_continues`.
+    """
+    changed = remeasured(hparams, checkpoint["hyper_parameters"])
+    if not changed or agent.monitor is None or not (agent.trains and validates(hparams, data)):
+        return False
+    rank_zero_warn(
+        f"{agent.monitor[0]} of before does not compare with what comes, with another "
+        f"--{', --'.join(changed)}: the best checkpoint is chosen anew."
+    )
+    return True

@@ -32,12 +32,19 @@ def checkpoint_to_resume(resume: str) -> Path | None:
         None for a new run, and for one that was stopped before its first checkpoint.
 
     Raises:
-        ValueError: its checkpoints or its settings are damaged.
+        ValueError: its checkpoints or its settings are damaged, or it had checkpoints and they are
+            gone: to start anew would remove what it came to.
     """
     if resume == "none":
         return None
     folder = RunFolder(Path(resume))
-    checkpoint = resumable(folder)
+    checkpoint, summary = resumable(folder), folder.read_summary()
+    if checkpoint is None and (folder.finished or summary.get("epochs")):
+        raise ValueError(
+            f"--run.resume {resume}: its checkpoints are gone, so it would start anew and remove "
+            "its results. Put last.ckpt back, or repeat it under another name: --experiment "
+            f"{folder.hparams}"
+        )
     if checkpoint is not None and folder.hparams.exists():
         check_complete(folder.hparams, read_run_checkpoint(checkpoint)["hyper_parameters"])
     return checkpoint

@@ -23,7 +23,7 @@ from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.observers import Observers
 from agents.preflight import ImageCost, announce
-from agents.resuming import check_continues
+from agents.resuming import check_continues, chooses_anew
 from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
 from agents.sources import build_source
 from agents.steering import check_stopping, choosing, safeguards, validates
@@ -89,6 +89,7 @@ class Trainer:
             check_compiles(self.device)
         self.checkpoint = checkpoint_to_resume(hparams.run.resume)
         self.resumed = self.checkpoint is not None
+        self.chooses_anew = False
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.stopwatch = Stopwatch()
@@ -122,6 +123,7 @@ class Trainer:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
             check_fits(agent, self.checkpoint, saved)
+            self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
             del saved  # Lightning reads it again: as much memory as the network and its optimizer
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
         check_stopping(self.hparams, data)
@@ -198,7 +200,7 @@ class Trainer:
                 Pace(observers.throughput),
                 ProgressBar(observers.goals),
             ],
-            plugins=[RunCheckpoints(folder, partial(flush, observers.loggers))],
+            plugins=[RunCheckpoints(folder, partial(flush, observers.loggers), self.chooses_anew)],
             **({} if validates(self.hparams, data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,

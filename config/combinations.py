@@ -6,6 +6,10 @@ from config.convert import ConfigError
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf
 
+# Between points of SIGReg's integral, whose integrand is exp(-t²/2) wide. With points further apart
+# it weighs a collapse too little: with 3 up to 20 it is 0, whatever the embeddings are.
+_WIDEST_STEP = 1.5
+
 
 def check_combinations(hparams: Hparams) -> None:
     """Checks settings whose possible values depend on one another.
@@ -22,6 +26,7 @@ def check_combinations(hparams: Hparams) -> None:
     _check_head(hparams)
     _check_fusions(hparams)
     _check_loss_weights(hparams)
+    _check_integral(hparams)
     _check_batch(hparams)
 
 
@@ -113,6 +118,26 @@ def _check_loss_weights(hparams: Hparams) -> None:
         raise ConfigError(
             f"--segmentation.loss_weights {as_typed(settings.loss_weights)}: with 0 alone "
             "nothing is trained."
+        )
+
+    method = hparams.barlow_twins
+    terms = (method.invariance_weight, method.variance_weight, method.covariance_weight)
+    if not any(terms):
+        raise ConfigError(
+            "--barlow_twins.invariance_weight, variance_weight and covariance_weight are all 0: "
+            "nothing is trained."
+        )
+
+
+def _check_integral(hparams: Hparams) -> None:
+    method = hparams.lejepa
+    step = method.integration_limit / (method.knots - 1)
+    if step > _WIDEST_STEP:
+        raise ConfigError(
+            f"--lejepa.knots {method.knots} up to --lejepa.integration_limit "
+            f"{method.integration_limit:g} lie {step:.3g} apart, more than {_WIDEST_STEP:g}: "
+            "between them SIGReg sees nothing of a Gaussian, nor of a collapse. Give more knots, "
+            "or a lower limit."
         )
 
 

@@ -18,7 +18,8 @@ A text that begins with `~/` is a path in your home folder, also where no shell 
 
 `Needs` and `Unless` say when a setting has an effect (`config/rules.py`); one that would have none
 is refused. Beside --run.resume every setting acts from the next step on, except those marked
-`Kept`, which are refused.
+`Kept`, which are refused; after another value of one marked `MEASURES` the best checkpoint is
+chosen anew.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from config.types import (
     FolderName,
     Fraction,
     Kept,
+    Measures,
     Natural,
     NonNegative,
     Often,
@@ -67,6 +69,8 @@ OF_THE_START = Kept("it acts only when a run starts")
 MAKES_EPOCHS = Kept("the order of its images and its schedules count in its epochs")
 MAKES_PROCESSES = Kept("its random states are those of its processes")
 CHOOSES_TRAINED = Kept("its optimizer remembers the parameters that were trained")
+# After which its best checkpoint is chosen anew.
+MEASURES = Measures()
 
 
 def _group(settings: type) -> Any:
@@ -129,7 +133,7 @@ class DataHparams:
     """Share of the training images held out for validation: image_folder and mask_folder without a
     val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
     and chooses nothing (mask_folder with test/ and val/: val chooses)."""
-    image_size: Annotated[int | str, Auto(), Between(16, 2**15)] = "auto"
+    image_size: Annotated[int | str, Auto(), Between(16, 2**15), MEASURES] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
     (cifar10), 224; rounded up to whole patches, and for a ViT but vit_demo to eight of them."""
@@ -156,7 +160,7 @@ class DataHparams:
     """Features of all images on disk, read instead of computed, shared by all runs with the same
     weights, images and layers; what readouts of the backbone found as well. auto: in
     <run.dir>/.cache | off | a folder. Its size is printed first."""
-    blur: Annotated[bool | None, PRETRAINS] = None
+    blur: Annotated[bool | None, PRETRAINS, MEASURES] = None
     """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
     num_workers: Annotated[int, Between(0, 1024)] | None = None
     """Loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU one per
@@ -179,7 +183,7 @@ class BackboneHparams:
     """Number of blocks. null: 12 (vit_demo: 3)."""
     embed_dim: Annotated[Width | None, IS_VIT] = None
     """Width. null: 96 (demo), 192 (tiny), 384 (small, vit_pytorch), 768 (base)."""
-    num_heads: Annotated[Count | None, IS_VIT] = None
+    num_heads: Annotated[Count | None, IS_VIT, MEASURES] = None
     """Attention heads, a divisor of the width. null: 3 (demo, tiny), 6 (small, vit_pytorch), 12
     (base)."""
     mlp_ratio: Annotated[float, Between(0.1, 64), IS_VIT] | None = None
@@ -210,13 +214,13 @@ class BackboneHparams:
     and a max-pool: a quarter of the work). auto: cifar_maxpool up to 64 px without weights, at
     output_stride 32; else imagenet."""
     output_stride: Annotated[
-        Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS, names.TIMM)
+        Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS, names.TIMM), MEASURES
     ] = 32
     """8 or 16: denser maps, by dilation (resnet50, timm/* where timm can) or without the last
     halving (botnet50: 16)."""
-    pool: Annotated[Literal["cls", "mean"], IS_VIT] = "cls"
+    pool: Annotated[Literal["cls", "mean"], IS_VIT, MEASURES] = "cls"
     """What represents the image. With mean the last block's CLS attention is never trained."""
-    layers: str = "last"
+    layers: Annotated[str, MEASURES] = "last"
     """Which blocks (ViT) or stages (others) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: Annotated[str, OF_THE_START] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
@@ -252,31 +256,33 @@ class BarlowTwinsHparams:
     """Width of the projector's other layers. auto: projector_dim, as in the paper, but 512 at
     least: a narrow last layer needs wide ones before it (benchmarks/RESULTS.md, sections 1 and
     23)."""
-    loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins")] = (
+    loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins"), MEASURES] = (
         "barlow_twins"
     )
     """barlow_twins (correlations) | vicreg (Bardes et al. 2022: distance, variance, covariance),
     which is less bound to the batch."""
-    lambd: Annotated[float | str, Auto(), Between(0.0), Unless("barlow_twins.loss", "vicreg")] = (
-        "auto"
-    )
+    lambd: Annotated[
+        float | str, Auto(), Between(0.0), Unless("barlow_twins.loss", "vicreg"), MEASURES
+    ] = "auto"
     """Weight of the off-diagonal terms. auto: 2.6 / projector_dim (the paper's 0.0051 at 512), so
     that they weigh the same beside the diagonal at any width; half or twice as much matters
     little."""
-    crop_scale: Annotated[list[float], Needs("task", "barlow_twins")] = field(default_factory=list)
+    crop_scale: Annotated[list[float], Needs("task", "barlow_twins"), MEASURES] = field(
+        default_factory=list
+    )
     """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (shapes: 0.25
     1)."""
-    invariance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    invariance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 25.0
     """VICReg: weight of the distance between the views."""
-    variance_weight: Annotated[NonNegative, IS_VICREG] = 25.0
+    variance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 25.0
     """VICReg: weight of how far standard deviations fall short of 1."""
-    covariance_weight: Annotated[NonNegative, IS_VICREG] = 1.0
+    covariance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 1.0
     """VICReg: weight of the covariances between dimensions."""
     mix: Annotated[NonNegative, Needs("barlow_twins.loss", "barlow_twins")] = 0.0
     """Weight, over lambd, of a term on images mixed of two (Mixed Barlow Twins, Bandara et al.
     2023), against overfitting on few images; 1 to 5. A third image then passes the backbone: half
     as much time again. 0: off."""
-    scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins")] = 1.0
+    scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins"), MEASURES] = 1.0
     """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
 
 
@@ -371,10 +377,10 @@ class DINOTwinsHparams:
 class LeJEPAHparams:
     """LeJEPA (Balestriero & LeCun 2025): views predict their mean, embeddings become Gaussian."""
 
-    views: Annotated[int, Between(2), Needs("task", "lejepa")] = 4
+    views: Annotated[int, Between(2), Needs("task", "lejepa"), MEASURES] = 4
     """Views V of each image, all alike. The time of a step grows with them; 2 cost what Barlow
     Twins costs."""
-    crop_scale: Annotated[list[float], Needs("task", "lejepa")] = field(
+    crop_scale: Annotated[list[float], Needs("task", "lejepa"), MEASURES] = field(
         default_factory=lambda: [0.08, 1.0]
     )
     """Share of the image in a view, smallest and largest."""
@@ -383,14 +389,14 @@ class LeJEPAHparams:
     another."""
     hidden_dim: Width = 2048
     """Width of the projector's two hidden layers."""
-    lambd: Annotated[Fraction, Needs("task", "lejepa")] = 0.05
+    lambd: Annotated[Fraction, Needs("task", "lejepa"), MEASURES] = 0.05
     """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
     to 0.1."""
-    slices: Count = 256
+    slices: Annotated[Count, MEASURES] = 256
     """Random directions M along which embeddings are tested, new in every step; 256 to 1024."""
-    knots: Annotated[int, Between(3, 257)] = 17
+    knots: Annotated[int, Between(3, 257), MEASURES] = 17
     """Points of the test's integral."""
-    integration_limit: Annotated[float, Between(0.5, 20.0)] = 3.0
+    integration_limit: Annotated[float, Between(0.5, 20.0), MEASURES] = 3.0
     """Where the integral ends."""
 
 
@@ -427,7 +433,9 @@ class ProbeHparams:
 
     kind: Annotated[Literal["linear", "knn", "both"], _PROBES] = "both"
     """A linear classifier, k nearest neighbours, or both."""
-    features: Annotated[Literal["pooled", "cls"], Needs("task", "linear_probe")] = "pooled"
+    features: Annotated[Literal["pooled", "cls"], Needs("task", "linear_probe"), MEASURES] = (
+        "pooled"
+    )
     """The backbone's pooled output | the CLS tokens of backbone.layers, concatenated (DINO's
     protocol for ViT-S: last4)."""
     k: Annotated[Count, _PROBES, _HAS_KNN] = 20
@@ -488,7 +496,7 @@ class SegmentationHparams:
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
     """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
     same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""
-    protocol: Annotated[str, OneOf(names.PROTOCOLS)] = "voc12_standard"
+    protocol: Annotated[str, OneOf(names.PROTOCOLS), MEASURES] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
     224 x 224, void is background, in training too). Results of the two never compare."""
     fusion: Annotated[
@@ -500,24 +508,25 @@ class SegmentationHparams:
     fusion_control: Annotated[
         Literal["none", "shuffled", "uniform", "local", "random_init"],
         Needs("segmentation.fusion"),
+        MEASURES,
     ] = "none"
     """The same fusion with attention of another image of the batch (shuffled) | of no patch in
     particular (uniform) | of the neighbourhood, each head's wider than the last (local) | of a
     random network (random_init). Only what beats all four is owed to attention."""
     attention_blocks: Annotated[
-        list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss")
+        list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss"), MEASURES
     ] = field(default_factory=lambda: [-2, -1])
     """Blocks whose attention fusions and attention_loss see, negative from the end."""
     fusion_lr_multiplier: Annotated[float, Between(1e-3), Needs("segmentation.fusion")] = 10.0
     """Learning rate of a fusion's few scalars (shares, weights of heads) over the head's."""
     fusion_carries: Annotated[
-        Literal["logits", "features"], Needs("segmentation.fusion", "fusion2")
+        Literal["logits", "features"], Needs("segmentation.fusion", "fusion2"), MEASURES
     ] = "logits"
     """What travels between patches: logits of the head, or features before it."""
-    fusion_steps: Annotated[Count, Needs("segmentation.fusion", "fusion2")] = 3
+    fusion_steps: Annotated[Count, Needs("segmentation.fusion", "fusion2"), MEASURES] = 3
     """How many times it travels."""
     fusion_edges: Annotated[
-        list[str], SomeOf(names.FUSION_EDGES), Needs("segmentation.fusion", "fusion2")
+        list[str], SomeOf(names.FUSION_EDGES), Needs("segmentation.fusion", "fusion2"), MEASURES
     ] = field(default_factory=lambda: ["qk", "keys"])
     """What makes two patches neighbours, a learnt mix of: qk (attention, of every head and block) |
     qq, kk (queries, or keys, that attend to each other) | keys (cosine of keys, as in LOST and
@@ -636,7 +645,7 @@ class TrainerHparams:
     """Validate every n epochs. auto: every epoch, 200 times at most."""
     limit_train_batches: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] | None = None
     """Batches per training epoch; null: all."""
-    limit_val_batches: Natural | None = None
+    limit_val_batches: Annotated[Natural, MEASURES] | None = None
     """Batches per validation; null: all, 0: no validation, and the last step is tested: steadier
     where a tenth of the training images is too few to choose a checkpoint."""
     limit_test_batches: Annotated[Count, Needs("task", "segmentation", "linear_probe")] | None = (

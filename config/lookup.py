@@ -81,7 +81,8 @@ def find_run(run: str, runs_dir: str) -> Path:
     for candidate in places:
         files = (candidate / "hparams.yaml", _last(candidate))
         if any(_asked(Path.is_file, file) for file in files):
-            return candidate
+            # `.` has no name, by which what follows could refer to it.
+            return candidate.resolve() if candidate.name in ("", "..") else candidate
     if any(_asked(Path.is_dir, candidate / "checkpoints") for candidate in places):
         raise ConfigError(
             f"{name} was stopped before it had written its settings: start it again with "
@@ -95,7 +96,9 @@ def find_run(run: str, runs_dir: str) -> Path:
 
 
 def _last(run: Path) -> Path:
-    return run / "checkpoints" / "last.ckpt"
+    """Returns a run's last checkpoint: where there is none, the one before it."""
+    last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    return previous if _asked(Path.exists, previous) and not last.exists() else last
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -177,10 +180,13 @@ def newest_unfinished(runs_dir: str) -> Path:
         ConfigError: every run finished, or there is none.
     """
     found: list[tuple[float, Path]] = []
-    for settings in Path(runs_dir).glob("*/hparams.yaml"):
-        run = settings.parent
-        status = read_json(run / "summary.json").get("status")
-        newest = _last(run) if _last(run).exists() else settings
+    for run in Path(runs_dir).glob("*"):
+        # Of a run whose hparams.yaml is gone the checkpoint has the settings.
+        places = (_last(run), run / "hparams.yaml")
+        newest = next((file for file in places if file.is_file()), None)
+        if newest is None:
+            continue
+        status, settings = read_json(run / "summary.json").get("status"), places[1]
         if status is None or (status != "finished" and newest != settings):
             found.append((newest.stat().st_mtime, run))
     if found:

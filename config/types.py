@@ -138,6 +138,14 @@ class Kept:
     because: str
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What a validation measures depends on it: numbers before a change and after do not compare.
+
+    A resumed run to which another value is given forgets which of its checkpoints was the best.
+    """
+
+
 Count = Annotated[int, Between(1)]  # at least one
 Natural = Annotated[int, Between(0)]  # zero or more
 Width = Annotated[int, Between(1, 2**17)]  # of a layer; more is a slip of the keyboard

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 from unicodedata import category
 
 from config.combinations import check_combinations
-from config.convert import ConfigError, at_home, base_types, leaves, set_leaf, shown
+from config.convert import ConfigError, Leaf, at_home, base_types, leaves, set_leaf, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import as_typed, metadata, no_effect, unmet
-from config.types import Auto, Kept, OneOf, SomeOf, numbers_in
+from config.types import Auto, Kept, Measures, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
 from utils.text import did_you_mean
+
+Mark = TypeVar("Mark", Kept, Measures)
 
 
 def check(hparams: Hparams) -> Hparams:
@@ -165,16 +167,33 @@ def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one that the run keeps is another; names both values and the reason.
     """
+    for leaf, kept, before in _given_anew(hparams, saved, Kept):
+        raise ConfigError(
+            f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps {as_typed(before)}, "
+            f"because {kept.because}. Leave it out, or start a new run."
+        )
+
+
+def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
+    """Returns the settings by which validations measure otherwise than those of a run so far.
+
+    Args:
+        hparams: resolved.
+        saved: see `check_kept`.
+    """
+    return [leaf.path for leaf, *_ in _given_anew(hparams, saved, Measures)]
+
+
+def _given_anew(
+    hparams: Hparams, saved: Mapping[str, Any], mark: type[Mark]
+) -> Iterator[tuple[Leaf, Mark, Any]]:
+    """Yields the settings with a mark that have another value than a run so far, and that value."""
     before = flat(saved)
     for leaf in leaves(hparams):
         for extra in metadata(leaf.annotation):
-            kept = isinstance(extra, Kept) and leaf.path in before
-            if kept and unmet(hparams, leaf.path) is None and before[leaf.path] != leaf.value:
-                raise ConfigError(
-                    f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps "
-                    f"{as_typed(before[leaf.path])}, because {extra.because}. Leave it out, or "
-                    "start a new run."
-                )
+            known = isinstance(extra, mark) and leaf.path in before
+            if known and unmet(hparams, leaf.path) is None and before[leaf.path] != leaf.value:
+                yield leaf, extra, before[leaf.path]
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:

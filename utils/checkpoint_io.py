@@ -32,11 +32,15 @@ class RunCheckpoints(CheckpointIO):
     Args:
         folder: of the run.
         before_saving: called before each checkpoint, for what has to be on the disk by then.
+        chooses_anew: what was best so far does not compare with what is to come, and is forgotten.
     """
 
-    def __init__(self, folder: RunFolder, before_saving: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: RunFolder, before_saving: Callable[[], None], chooses_anew: bool = False
+    ) -> None:
         self.folder = folder
         self.before_saving = before_saving
+        self.chooses_anew = chooses_anew
         self._proven: set[Path] = set()
         self._newest: tuple[Path, Contents] | None = None
 
@@ -94,10 +98,13 @@ class RunCheckpoints(CheckpointIO):
         file = Path(path).resolve()
         checkpoint: dict[str, Any] = read_checkpoint(file)
         check_weights(file, checkpoint)
-        for state in checkpoint.get("callbacks", {}).values():
+        states: dict[str, dict[str, Any]] = checkpoint.get("callbacks", {})
+        for name, state in [*states.items()]:
             if "best_model_path" in state:
                 state.update(_moved(state, file.parent))
-                state.update(_without_damaged_best(state))
+                state.update(_no_best() if self.chooses_anew else _without_damaged_best(state))
+            elif "wait_count" in state and self.chooses_anew:  # of early stopping
+                del states[name]
         self._proven.add(file)
         return checkpoint
 
@@ -222,6 +229,11 @@ def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
     if not (best.is_file() and (reason := _broken(best))):
         return {}
     console.warning("%s The best of the validations from here on takes its place.", reason)
+    return _no_best()
+
+
+def _no_best() -> dict[str, Any]:
+    # Of a state of Lightning's `ModelCheckpoint`, whose next validation then is the best.
     return {"best_model_path": "", "best_model_score": None, "best_k_models": {}}
 
 

@@ -199,10 +199,12 @@ def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
     except RecursionError as error:
         raise ValueError(f"{source} is not loaded: a container in it contains itself.") from error
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.dtype in _FLOAT8:
+        plain = tensor.layout == torch.strided and tensor.dtype not in _FLOAT8
+        if not plain or tensor.is_quantized or tensor.is_meta:
+            where = ", without values" if tensor.is_meta else ""
             raise ValueError(
-                f"{source} is not loaded: {name} is {tensor.layout}, {tensor.dtype}. Write plain "
-                "tensors of 16 bits or more into a file of their own."
+                f"{source} is not loaded: {name} is {tensor.layout}, {tensor.dtype}{where}. Write "
+                "plain tensors of 16 bits or more into a file of their own."
             )
     if not tensors:
         raise ValueError(f"{source} holds no weights: expected a state dict of tensors.")
@@ -212,8 +214,8 @@ def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
 def _walk(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(node, Tensor):
         yield name, node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
+    elif isinstance(node, Mapping | list | tuple):  # a list such as [weights, optimizer]
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _walk(value, f"{name}.{key}" if name else str(key))
 
 

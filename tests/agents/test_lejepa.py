@@ -114,6 +114,7 @@ def test_words_for_collapse_and_health():
     [
         ({"lejepa__knots": 2}, "--lejepa.knots 2: expected at least 3 and at most 257"),
         ({"lejepa__knots": 1000}, "--lejepa.knots 1000: expected at least 3 and at most 257"),
+        ({"lejepa__knots": 3, "lejepa__integration_limit": 20}, "lie 10 apart, more than 1.5"),
         ({"lejepa__views": 1}, "--lejepa.views 1: expected at least 2"),
         ({"lejepa__lambd": 1.5}, "expected at least 0 and at most 1"),
         ({"lejepa__crop_scale": 0.5}, "--lejepa.crop_scale 0.5: expected two shares"),

@@ -211,6 +211,17 @@ def test_a_run_in_which_other_parameters_decayed(train, capsys):
     assert summary(folder)["status"] == "failed"
 
 
+def test_results_whose_checkpoints_are_gone_are_not_removed(train, capsys):
+    _, folder = train("run", trainer__max_epochs=1)
+    results = [folder / name for name in ("metrics.csv", "summary.json")]
+    before = [file.read_bytes() for file in results]
+    for file in (folder / "checkpoints").iterdir():
+        file.unlink()
+    assert resume(folder, trainer__max_epochs=2) == 2
+    assert "its checkpoints are gone" in capsys.readouterr().err
+    assert before == [file.read_bytes() for file in results]
+
+
 def test_a_finished_run_is_as_long_as_it_is(train):
     _, folder = train("run", trainer__max_epochs=1)
     before = weights(folder)
@@ -249,6 +260,42 @@ def test_nobody_is_advised_to_add_what_was_switched_off(train):
         warnings.simplefilter("always")
         assert resume(folder, trainer__max_epochs=2, callbacks__health__enabled="false") == 0
     assert not [each for each in seen if "add the following callbacks" in str(each.message)]
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [
+        ("barlow_twins", {"barlow_twins__scale": 100.0}),
+        ("barlow_twins", {"barlow_twins__loss": "vicreg", "barlow_twins__variance_weight": 1e4}),
+        ("segmentation", {"segmentation__protocol": "voc12_seed224"}),
+    ],
+)
+def test_what_was_measured_otherwise_is_no_best_to_be_beaten(train, recwarn, task, changed):
+    stop = {"callbacks__early_stopping__enabled": "true", "callbacks__early_stopping__patience": 2}
+    _, folder = train(task=task, trainer__max_epochs=1, **stop)
+    checkpoints = folder / "checkpoints"
+    last = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    unbeaten = torch.tensor(9.0 if task == "segmentation" else -9.0)
+    for state in last["callbacks"].values():
+        if state.get("best_model_score") is not None:
+            best = {state["best_model_path"]: unbeaten}
+            state |= {"best_model_score": unbeaten, "best_k_models": best}
+        if "best_score" in state:
+            state["best_score"] = unbeaten
+    (checkpoints / "last.ckpt").unlink()  # which is a name of the best as well
+    torch.save(last, checkpoints / "last.ckpt")
+
+    def best_step() -> int:
+        return int(torch.load(checkpoints / "best.ckpt", weights_only=True)["global_step"])
+
+    first = best_step()
+    assert resume(folder, trainer__max_epochs=2, optim__lr=1e-3) == 0
+    assert best_step() == first
+    assert not any("does not compare" in str(each.message) for each in recwarn)
+    assert resume(folder, trainer__max_epochs=3, **changed) == 0
+    assert best_step() == 3 * first
+    said = next(str(each.message) for each in recwarn if "does not compare" in str(each.message))
+    assert f"with another --{next(iter(changed)).replace('__', '.')}" in said
 
 
 def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, capsys):

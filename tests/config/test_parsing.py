@@ -13,7 +13,7 @@ from config.advice import advice
 from config.convert import ConfigError, leaves, read_yaml, update, write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
-from config.lookup import CONFIG_DIR, read_experiment
+from config.lookup import CONFIG_DIR, find_run, newest_unfinished, read_experiment
 from config.parsing import Command, parse
 from config.resolve import choose_names, resolve
 from config.rules import possible_on
@@ -114,6 +114,13 @@ def test_lists_and_flags():
         (["--run.resume", "nowhere"], r"no run nowhere in .*\(--run\.dir\)"),
         (["--export", "nowhere", "--evaluate", "nowhere"], "cannot be combined"),
         (["--seeds", "2"], "go with --study"),
+        (
+            [
+                *("--barlow_twins.loss", "vicreg", "--barlow_twins.invariance_weight", "0"),
+                *("--barlow_twins.variance_weight", "0", "--barlow_twins.covariance_weight", "0"),
+            ],
+            "are all 0: nothing is trained",
+        ),
         (["stray"], "Unknown option stray"),
     ],
 )
@@ -313,6 +320,23 @@ def test_a_run_keeps_its_task(tmp_path, action):
     assert parse([*words, "segmentation"]).hparams.task == "segmentation"
     with pytest.raises(ConfigError, match=f"^--task dino has no effect with {action[0]}: "):
         parse([*words, "dino"])
+
+
+@pytest.mark.parametrize(
+    "left", ["hparams.yaml", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"]
+)
+def test_a_run_is_found_by_any_file_it_goes_on_from(tmp_path, monkeypatch, left):
+    file = tmp_path / "runs" / "mine" / left
+    file.parent.mkdir(parents=True)
+    file.write_text("task: dino\n")
+    run = tmp_path / "runs" / "mine"
+    assert find_run("mine", str(tmp_path / "runs")) == run
+    assert newest_unfinished(str(tmp_path / "runs")) == run
+    (run / "summary.json").write_text('{"status": "finished"}')
+    with pytest.raises(ConfigError, match="no unfinished run"):
+        newest_unfinished(str(tmp_path / "runs"))
+    monkeypatch.chdir(run)
+    assert find_run(".", "runs").name == "mine"
 
 
 def test_paths_below_home_are_spelt_out(tmp_path, monkeypatch):

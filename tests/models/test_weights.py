@@ -48,6 +48,7 @@ LAYOUTS = {
         "state_dict": prefixed(state, "backbone.net.") | {"projector.0.weight": torch.ones(2)},
         "hyper_parameters": {"task": "barlow_twins"},
     },
+    "a list of weights and optimizer": lambda state: [state, {"lr": 0.1}],
     "timm with its head": lambda state: state | {"head.weight": torch.zeros(10, 24)},
 }
 

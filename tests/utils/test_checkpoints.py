@@ -78,6 +78,8 @@ def test_what_would_run_code_is_refused_by_name(tmp_path, new):
     [
         (torch.ones(2, 2).to(torch.float8_e4m3fn), r"a\.w is torch\.strided, torch\.float8_e4m3fn"),
         (torch.eye(2).to_sparse(), r"a\.w is torch\.sparse_coo"),
+        (torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8), r"a\.w is .*qint8"),
+        (torch.empty(2, device="meta"), r"a\.w is .*without values"),
     ],
 )
 def test_tensors_that_few_operators_take_are_refused_by_name(tensor, said):
@@ -90,6 +92,11 @@ def test_a_container_that_contains_itself_is_refused():
     circle["self"] = circle
     with pytest.raises(ValueError, match="contains itself"):
         tensors_in(circle, "x.pth")
+
+
+def test_weights_in_a_list_are_found():
+    found = tensors_in([{"model": STATE}, ({"lr": 0.1}, 3)], "x.pth")
+    assert [*found] == ["0.model.a.weight", "0.model.b.bias"]
 
 
 def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
