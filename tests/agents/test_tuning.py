@@ -115,8 +115,8 @@ def test_on_the_cpu_available_memory_bounds_the_search(train, monkeypatch):
     chunk = tuning.largest_working
     tried: list[int] = []
 
-    def record(largest, fits, start=8):
-        return chunk(largest, lambda value: bool(tried.append(value)) or fits(value), start)
+    def record(largest, fits):
+        return chunk(largest, lambda value: bool(tried.append(value)) or fits(value))
 
     monkeypatch.setattr(tuning, "largest_working", record)
     code, _ = train("tuned", trainer__tune_batch_size="true")
