@@ -84,7 +84,7 @@ def choose_attention(
     if device.type != "cpu" or precision != "bf16-mixed":
         return
     for part in agent.modules():
-        if not isinstance(part, Backbone) or image_size > _FEW_TOKENS**0.5 * part.map_strides[-1]:
+        if not isinstance(part, Backbone) or (image_size / part.map_strides[-1]) ** 2 > _FEW_TOKENS:
             continue
         modules: Iterable[Any] = part.modules()
         for module in modules:

@@ -23,6 +23,7 @@ import torch
 from models.backbones.vit import ViT, vit_demo, vit_small, vit_tiny
 
 _STEPS = 2
+_WAYS = ((True, False), (True, True), (False, True))  # whether fused, whether in bfloat16
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,8 @@ class Case:
         """Returns the line of the table."""
         net = self.make(image_size=self.side, patch_size=self.patch_size, depth=self.depth)
         images = torch.randint(0, 256, (self.batch, 3, self.side, self.side), dtype=torch.uint8)
-        found: dict[str, list[float]] = {}
-        for _ in range(rounds):
-            for precision, fused in (("bf16", True), ("bf16", False), ("float32", True)):
-                seconds = _seconds(net, images, fused, precision == "bf16")
-                found.setdefault(f"{precision} {fused}", []).append(seconds)
-        kernel, plain, single = (statistics.median(times) for times in found.values())
+        times = [[_seconds(net, images, *way) for way in _WAYS] for _ in range(rounds)]
+        single, kernel, plain = (statistics.median(each) for each in zip(*times, strict=True))
         tokens = (self.side // self.patch_size) ** 2 + net.num_prefix
         name = self.make.__name__
         cells = (f"{seconds:.3f}" for seconds in (single, kernel, plain))
