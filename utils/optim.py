@@ -43,17 +43,20 @@ def parameter_groups(
     Raises:
         ValueError: nothing is trainable.
     """
+    # What several modules have in common has a name in each; only one of them may tell a bias.
+    undecayed = {
+        parameter
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if not decays(name, parameter)
+    }
     groups: list[dict[str, Any]] = []
     taken: set[nn.Parameter] = set()
     for module, factor in modules.items():
-        trained = {
-            parameter: decays(name, parameter)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and parameter not in taken
-        }
+        trained = [p for p in module.parameters() if p.requires_grad and p not in taken]
         taken.update(trained)
         for decay in (True, False):
-            if members := [parameter for parameter in trained if trained[parameter] is decay]:
+            if members := [p for p in trained if (p not in undecayed) is decay]:
                 own = {"weight_decay": weight_decay if decay else 0.0, "decays": decay}
                 groups.append({"params": members, "lr": factor * lr, **own})
     if not groups:

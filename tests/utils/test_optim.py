@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import names
 from models.backbones.vit import vit_tiny
+from models.fusions.class_queries import ClassQueries
 from utils.imports import load
 from utils.optim import clip_each, parameter_groups
 
@@ -43,6 +44,18 @@ def test_weights_and_embeddings_of_every_backbone_decay_and_nothing_else(name):
     expected |= {"relative_position_bias_table"} if name.startswith("swin") else set()
     layer_scales = {"gamma", "gamma_1", "gamma_2"}
     assert {path.rpartition(".")[2] for path in others} - layer_scales == expected
+
+
+def test_a_table_of_biases_does_not_decay_for_having_a_rate_of_its_own():
+    # Fusion 3's `bias` is a matrix; in the list of a fusion's scalars it is called "1".
+    fusion = ClassQueries((8,), (16,), 3, (2,))
+    alone = nn.ParameterList([fusion.queries, fusion.bias])
+    first, second, *_ = parameter_groups({alone: 10.0, fusion: 1.0}, 1.0, 0.05)
+    assert first["params"] == [fusion.queries]
+    assert first["weight_decay"] == 0.05
+    assert second["params"] == [fusion.bias]
+    assert second["weight_decay"] == 0.0
+    assert first["lr"] == second["lr"] == 10.0
 
 
 def network(dtype: torch.dtype) -> nn.Module:
