@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -46,6 +47,11 @@ class RunFolder:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    def called(self, runs_dir: str) -> str:
+        """Returns what finds it beside this --run.dir: its name, its path where it lies elsewhere."""
+        inside = (Path(runs_dir) / self.name).resolve() == self.path.resolve()
+        return self.name if inside else str(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -229,9 +235,11 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
             path.mkdir(parents=True)
             (path / "checkpoints").mkdir()
     except FileExistsError as error:
+        is_run = RunFolder(path).has_checkpoint or RunFolder(path).hparams.exists()
+        resume = f", or continue it with --run.resume {shlex.quote(str(path))}" if is_run else ""
         raise ValueError(
-            f"--run.name {name}: {path} exists and is never overwritten. Choose another name, or "
-            f"continue it with --run.resume {name}."
+            f"--run.name {name}: {path} exists and is never overwritten. Choose another name"
+            f"{resume}."
         ) from error
     except OSError as error:
         raise OSError(

@@ -6,6 +6,7 @@ backbone, or the whole of a segmentation, as a program of its own. A model card 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_finished(folder: RunFolder) -> None:
         status = folder.read_summary().get("status", "not finished")
         raise ValueError(
             f"--export {folder.name}: the run is {status}, its backbone is not what it will be. "
-            f"Finish it first: --run.resume {folder.name}"
+            f"Finish it first: --run.resume {_called(folder)}"
         )
 
 
@@ -65,10 +66,15 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     size = folder.exported.stat().st_size / 1e6
     return [
         f"{folder.exported}: {len(state)} tensors, {size:.0f} MB.",
-        f"Use it here:      --backbone.weights run:{folder.name}",
+        f"Use it here:      --backbone.weights run:{_called(folder)}",
         f"Use it elsewhere, on images in 0 … 1, {mean} taken out and divided by {std}:",
         *(f"    {line}" for line in lines),
     ]
+
+
+def _called(folder: RunFolder) -> str:
+    # In a command that is given nothing else.
+    return shlex.quote(folder.called(Hparams().run.dir))
 
 
 def _numbers(values: Tensor) -> str:

@@ -356,3 +356,11 @@ def test_paths_below_home_are_spelt_out(tmp_path, monkeypatch):
     edited = Hparams()
     edited.run.dir = "~/runs"
     assert check(edited).run.dir == f"{tmp_path}/runs"
+
+
+def test_a_run_without_settings_is_started_again_where_it_was(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    for name, place in (("mine", run.parent), (str(run), tmp_path)):
+        with pytest.raises(ConfigError, match=f"--run.name mine --run.dir {run.parent} and"):
+            find_run(name, str(place))
