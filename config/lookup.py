@@ -111,6 +111,8 @@ def read_settings(run: Path) -> dict[str, Any]:
     file = run / "hparams.yaml"
     if not file.exists():
         return _settings_in_checkpoint(run)
+    if not file.is_file():
+        raise damaged(file, "it is no file")
     try:
         settings = unfolded(read_yaml(file), str(file))
     except ConfigError as error:

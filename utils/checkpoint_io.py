@@ -126,11 +126,17 @@ def resumable(folder: RunFolder) -> Path | None:
     if damage and found is None:
         raise ValueError(
             f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)} "
-            "Put one of this run back, or start anew under another --run.name."
+            f"Put one of this run back{or_best(folder)}, or start anew under another --run.name."
         )
     for reason in damage:
         console.warning("%s Going on from the one before it, %s.", reason, found)
     return found
+
+
+def or_best(folder: RunFolder) -> str:
+    """Says that a run can go on from its best checkpoint, where that can be read."""
+    found, _ = _first_readable(folder.best)
+    return f", or copy {found} to {folder.last}" if found else ""
 
 
 def best_or_last(folder: RunFolder) -> Path:

@@ -106,6 +106,23 @@ class RunFolder:
         """Replaces summary.json."""
         write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
 
+    def check_places(self) -> None:
+        """Checks that nothing else is where a run is going to write, before it trains for days.
+
+        Raises:
+            ValueError: a folder is in the place of a file, or the other way round; names it.
+        """
+        files = [self.path / name for name in ("metrics.csv", "summary.json", "environment.json")]
+        files += [self.path / ".lock", self.hparams, self.best, self.last, self.previous]
+        folders = [self.checkpoints, self.figures]
+        wrong = [file for file in (*files, self.backbone) if file.is_dir()]
+        wrong += [folder for folder in folders if folder.exists() and not folder.is_dir()]
+        if wrong:
+            kind, belongs = ("folder", "file") if wrong[0].is_dir() else ("file", "folder")
+            raise ValueError(
+                f"{wrong[0]} is a {kind}, and a {belongs} of the run belongs there: move it away."
+            )
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""

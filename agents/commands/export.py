@@ -22,7 +22,7 @@ from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from models.backbones.base import Backbone
 from models.exported import Exported, ExportedBackbone, ExportedSegmenter
-from utils.files import write_atomically
+from utils.files import make_folder, write_atomically
 from utils.run_folder import RunFolder
 
 # Whose weights they are, for the card.
@@ -141,7 +141,7 @@ def export_program(
     about = {"run": folder.name, "classes": network.classes}
     made = make_portable(network, form, side, about)
     file = folder.path / "exported" / form / f"{network.name}.{form}"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_atomically(file, made.content)
     card = write_card(
         file,
