@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -175,7 +175,33 @@ def parse(argv: Sequence[str]) -> Command | str:
         notes.append(note)
     command = Command(hparams=check(hparams), notes=notes, tried_out=tried_out, **arguments)
     _check_actions(command)
+    _check_effect(given, on_command_line)
     return command
+
+
+# What acts in a training alone.
+_OF_TRAINING = ("optim.", "logger.", "run.name", "trainer.max_")
+
+
+def _check_effect(actions: Sequence[str], given: Set[str]) -> None:
+    """Checks that an action reads what is given beside it.
+
+    Args:
+        actions: at most one.
+        given: all options, without dashes.
+
+    Raises:
+        ConfigError: it does not; names the first.
+    """
+    if actions in ([], ["--run.resume"]):
+        return
+    (action,) = actions
+    if action == "--compare":
+        why, without = "runs are shown as they are", given - {"compare", "run.dir", "debug"}
+    else:
+        why, without = "nothing is trained", {o for o in given if o.startswith(_OF_TRAINING)}
+    if without:
+        raise ConfigError(f"--{min(without)} has no effect with {action}: {why}.")
 
 
 def _version() -> str:
