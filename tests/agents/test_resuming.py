@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import agents.dino
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
@@ -306,3 +307,20 @@ def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, 
     best.rename(folder / "first.ckpt")
     assert resume(folder, trainer__max_epochs=2, trainer__limit_val_batches=0) == 0
     assert not best.exists()
+
+
+def test_a_run_resumed_without_a_centre_subtracts_none(train, monkeypatch):
+    _, folder = train(task="dino", trainer__max_epochs=1)
+    original, centers = agents.dino.teacher_targets, []
+
+    def targets(logits, center, temperature):
+        centers.append(center.abs().max().item())
+        return original(logits, center, temperature)
+
+    monkeypatch.setattr(agents.dino, "teacher_targets", targets)
+    assert resume(folder, trainer__max_epochs=2) == 0
+    assert all(centers)
+    centers.clear()
+    assert resume(folder, trainer__max_epochs=3, dino__centering="false") == 0
+    assert centers
+    assert not any(centers)
