@@ -19,7 +19,8 @@ from agents.base import Agent
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
-from config.validation import check_kept, remeasured
+from config.rules import get_leaf, unmet
+from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
 from utils.text import count
 
@@ -94,5 +95,30 @@ def chooses_anew(
     rank_zero_warn(
         f"{agent.monitor[0]} of before does not compare with what comes, with another "
         f"--{', --'.join(changed)}: the best checkpoint is chosen anew."
+    )
+    return True
+
+
+# Groups of settings that do not say what is minimised.
+_BESIDE_THE_LOSS = {"run", "data", "backbone", "optim", "trainer", "logger", "callbacks", "probe"}
+
+
+def changes_loss(hparams: Hparams, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether gradients will be those of another loss than before, where they are measured.
+
+    Then the averages of before say nothing of those to come, which is said.
+
+    Args:
+        hparams: resolved for the data.
+        checkpoint: see `check_continues`.
+    """
+    paths = [leaf.path for leaf, _ in given_anew(hparams, checkpoint["hyper_parameters"])]
+    changed = [path for path in paths if path.partition(".")[0] not in _BESIDE_THE_LOSS]
+    switch = "callbacks.gradient_agreement.enabled"
+    if not changed or unmet(hparams, switch) or not get_leaf(hparams, switch):
+        return False
+    rank_zero_warn(
+        f"Gradients of before say nothing of those to come, with another --{', --'.join(changed)}: "
+        "how far they agree is measured anew."
     )
     return True

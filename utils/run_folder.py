@@ -49,7 +49,7 @@ class RunFolder:
         return self.path.name
 
     def called(self, runs_dir: str) -> str:
-        """Returns what finds it beside this --run.dir: its name, its path where it lies elsewhere."""
+        """Returns what finds it beside this --run.dir: its name, its path if it lies elsewhere."""
         inside = (Path(runs_dir) / self.name).resolve() == self.path.resolve()
         return self.name if inside else str(self.path)
 

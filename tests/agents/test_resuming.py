@@ -309,6 +309,29 @@ def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, 
     assert not best.exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "changed", "words"),
+    [
+        ("dino", {"dino.out_dim": 20}, "--dino.out_dim 24 (not 20) as"),
+        (
+            "dino_twins",
+            {"dino_twins.term": "sigreg"},
+            "--dino_twins.term barlow_twins (not sigreg)",
+        ),
+        ("segmentation", {"segmentation.head": "fcn"}, "--segmentation.head setr_naive (not fcn)"),
+    ],
+)
+def test_settings_of_another_network_are_named(train, capsys, task, changed, words):
+    _, folder = train(task=task, trainer__max_epochs=1)
+    given = {**changed, "trainer.max_epochs": 2, "optim.lr": 0.01}
+    assert resume(folder, **{path.replace(".", "__"): value for path, value in given.items()}) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is of another architecture" in said
+    assert words in said
+    assert "max_epochs" not in said
+    assert "optim.lr" not in said
+
+
 def test_a_run_resumed_without_a_centre_subtracts_none(train, monkeypatch):
     _, folder = train(task="dino", trainer__max_epochs=1)
     original, centers = agents.dino.teacher_targets, []
