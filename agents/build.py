@@ -28,6 +28,8 @@ from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoint_io import check_weights
 from utils.device import best_device
 from utils.imports import load
+from utils.memory import is_out_of_memory
+from utils.text import one_line
 
 
 def agent_class(task: str) -> type[Agent]:
@@ -76,11 +78,22 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
         hparams: resolved settings.
         source: the data set.
         loaded: False leaves everything at random, for a checkpoint to fill.
+
+    Raises:
+        ValueError: it does not fit into memory; and see `load_weights`.
     """
-    backbone = build_backbone(hparams, loaded)
-    agent = agent_class(hparams.task).build(hparams, backbone, source)
-    if loaded:
-        agent.load_weights(hparams)
+    try:
+        backbone = build_backbone(hparams, loaded)
+        agent = agent_class(hparams.task).build(hparams, backbone, source)
+        if loaded:
+            agent.load_weights(hparams)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"A network of these settings does not fit into memory ({one_line(str(error), 200)}). "
+            "Make its sizes smaller: --backbone, and those of projectors and heads."
+        ) from error
     return agent
 
 

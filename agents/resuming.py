@@ -52,6 +52,13 @@ def check_continues(
             f"{file} is of a run that trained nothing, and with these settings there is something "
             "to train: start a new run."
         )
+    needed = ("optimizer_states", "loops", "pytorch-lightning_version")
+    if lacking := [name for name in needed if not checkpoint.get(name)]:
+        raise ValueError(
+            f"{file} has no {' and no '.join(lacking)}, without which a run does not go on, but "
+            "begins again: put the whole checkpoint back, or start a new run with "
+            f"--backbone.weights {file}."
+        )
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
         raise ValueError(

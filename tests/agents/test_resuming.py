@@ -347,3 +347,16 @@ def test_a_run_resumed_without_a_centre_subtracts_none(train, monkeypatch):
     assert resume(folder, trainer__max_epochs=3, dino__centering="false") == 0
     assert centers
     assert not any(centers)
+
+
+@pytest.mark.parametrize("part", ["optimizer_states", "loops"])
+def test_a_checkpoint_that_was_stripped_is_not_gone_on_from(train, capsys, part):
+    _, folder = train(trainer__max_epochs=1)
+    file = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    saved[part] = type(saved[part])()
+    file.unlink()  # which is a name of the best as well
+    torch.save(saved, file)
+    assert resume(folder, trainer__max_epochs=2) == 2
+    assert f"last.ckpt has no {part}, without which a run does not go" in capsys.readouterr().err
+    assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
