@@ -382,3 +382,8 @@ def test_what_an_action_does_not_read_is_refused(tmp_path, action):
         option = more[0].partition("=")[0]
         with pytest.raises(ConfigError, match=f"^{option} has no effect with {action}: "):
             parse([*words, *more])
+
+
+def test_variables_of_a_script_are_not_those_of_the_settings():
+    script = "names = Count = Needs = ['cat']; from config.parsing import parse; parse([])"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=CONFIG_DIR.parent)
