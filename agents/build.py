@@ -20,13 +20,16 @@ from callbacks.guard import Guard
 from callbacks.inspection import Classifies
 from config import names
 from config.hparams import Hparams
-from config.rules import get_leaf, settings_of, unmet
+from config.rules import as_typed, get_leaf, settings_of, unmet
+from config.validation import given_anew
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoint_io import check_weights
 from utils.device import best_device
 from utils.imports import load
+from utils.memory import is_out_of_memory
+from utils.text import one_line
 
 
 def agent_class(task: str) -> type[Agent]:
@@ -75,11 +78,22 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
         hparams: resolved settings.
         source: the data set.
         loaded: False leaves everything at random, for a checkpoint to fill.
+
+    Raises:
+        ValueError: it does not fit into memory; and see `load_weights`.
     """
-    backbone = build_backbone(hparams, loaded)
-    agent = agent_class(hparams.task).build(hparams, backbone, source)
-    if loaded:
-        agent.load_weights(hparams)
+    try:
+        backbone = build_backbone(hparams, loaded)
+        agent = agent_class(hparams.task).build(hparams, backbone, source)
+        if loaded:
+            agent.load_weights(hparams)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"A network of these settings does not fit into memory ({one_line(str(error), 200)}). "
+            "Make its sizes smaller: --backbone, and those of projectors and heads."
+        ) from error
     return agent
 
 
@@ -130,10 +144,24 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
             there, here = (str(tuple(s[key])) if key in s else "absent" for s in (saved, own))
             raise ValueError(
                 f"{file} is of another architecture: {key} is {there} there and {here} with "
-                "these settings. Leave --backbone, --data.image_size and projector sizes as they "
-                "were."
+                f"these settings. {_as_they_were(agent, checkpoint)}"
             )
     check_weights(file, checkpoint)
+
+
+# Groups of settings that build no part of a network.
+_AROUND_IT = ("run", "optim", "trainer", "logger", "callbacks", "probe")
+
+
+def _as_they_were(agent: pl.LightningModule, checkpoint: Mapping[str, Any]) -> str:
+    """Says which settings the network of a checkpoint may have been built with instead."""
+    changed = [
+        f"--{leaf.path} {as_typed(before)} (not {as_typed(leaf.value)})"
+        for leaf, before in given_anew(cast(Agent, agent).settings, checkpoint["hyper_parameters"])
+        if leaf.path.partition(".")[0] not in _AROUND_IT
+    ]
+    default = "--backbone, --data.image_size and sizes of projectors and heads"
+    return f"Leave {', '.join(changed) or default} as it was."
 
 
 def _check_classes(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:

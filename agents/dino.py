@@ -148,8 +148,10 @@ class DINO(Agent):
         return self.student_loss(batch, self._targets(logits))[0]
 
     def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
-        temperature = self.teacher_temperature()
-        return [teacher_targets(each, self.center.value, temperature) for each in logits]
+        center, temperature = self.center.value, self.teacher_temperature()
+        if not self.settings.dino.centering:  # of a run resumed without, it is that of before
+            center = torch.zeros_like(center)
+        return [teacher_targets(each, center, temperature) for each in logits]
 
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -78,7 +78,7 @@ def resume_command(folder: RunFolder, given: Hparams, advice: str = "") -> str:
         given: its settings before anything was worked out.
         advice: options that it needs to go on.
     """
-    return f"{_line(['--run.resume', folder.name, *_place(given)])} {advice}".rstrip()
+    return f"{_line(['--run.resume', *_found(folder, given)])} {advice}".rstrip()
 
 
 def next_steps(
@@ -108,7 +108,8 @@ def next_steps(
     if hparams.task == "segmentation":
         steps += _of_segmentation(folder, given, hparams, source)
     elif hparams.task == "linear_probe":
-        words = ["--compare", folder.name, "RUN", *_place(given)]
+        run, *place = _found(folder, given)
+        words = ["--compare", run, "RUN", *place]
         steps.append(Step("compare it with another run", _line(words)))
     else:
         steps += _of_pretraining(folder, given, source)
@@ -135,7 +136,7 @@ def _of_pretraining(folder: RunFolder, given: Hparams, source: ImageSource) -> l
         steps.append(Step("train on your images", training_command(method | yours)))
     alone = len(steps)
     shared = {path: own[path] for path in _SHARED if path in own}
-    shared["backbone.weights"] = f"run:{folder.name}"
+    shared["backbone.weights"] = f"run:{folder.called(given.run.dir)}"
     segment = {"task": "segmentation", "backbone.freeze": True}
     probe: dict[str, Any] = {"task": "linear_probe"}
     if isinstance(source, MaskedSource):
@@ -154,14 +155,15 @@ def _of_pretraining(folder: RunFolder, given: Hparams, source: ImageSource) -> l
 def _of_segmentation(
     folder: RunFolder, given: Hparams, hparams: Hparams, source: ImageSource
 ) -> list[Step]:
-    label = ["--predict", folder.name, "--images", "FOLDER", *_place(given)]
+    run, *place = _found(folder, given)
+    label = ["--predict", run, "--images", "FOLDER", *place]
     steps = [Step("label your images", _line(label))]
     for name, target in names.PROTOCOLS.items():
         fits = isinstance(source, MaskedSource) and (
             has_background(source.classes) or not load(target).needs_background
         )
         if fits and name != hparams.segmentation.protocol:
-            words = ["--evaluate", folder.name, "--segmentation.protocol", name, *_place(given)]
+            words = ["--evaluate", run, "--segmentation.protocol", name, *place]
             steps.append(Step("judge it by the other protocol", _line(words)))
     return steps
 
@@ -183,9 +185,11 @@ def _own(given: Hparams) -> dict[str, Any]:
     return {path: value for path, value in found.items() if path not in ("run.name", "run.resume")}
 
 
-def _place(given: Hparams) -> list[str]:
+def _found(folder: RunFolder, given: Hparams) -> list[str]:
+    """Returns the words by which a command finds a run: what it is called, and where that is so."""
     place = given.run.dir
-    return [] if place == Hparams().run.dir else ["--run.dir", place]
+    elsewhere = [] if place == Hparams().run.dir else ["--run.dir", place]
+    return [folder.called(place), *elsewhere]
 
 
 def _line(words: list[str]) -> str:

@@ -19,7 +19,8 @@ from agents.base import Agent
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
-from config.validation import check_kept, remeasured
+from config.rules import get_leaf, unmet
+from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
 from utils.text import count
 
@@ -50,6 +51,13 @@ def check_continues(
         raise ValueError(
             f"{file} is of a run that trained nothing, and with these settings there is something "
             "to train: start a new run."
+        )
+    needed = ("optimizer_states", "loops", "pytorch-lightning_version")
+    if lacking := [name for name in needed if not checkpoint.get(name)]:
+        raise ValueError(
+            f"{file} has no {' and no '.join(lacking)}, without which a run does not go on, but "
+            "begins again: put the whole checkpoint back, or start a new run with "
+            f"--backbone.weights {file}."
         )
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
@@ -94,5 +102,30 @@ def chooses_anew(
     rank_zero_warn(
         f"{agent.monitor[0]} of before does not compare with what comes, with another "
         f"--{', --'.join(changed)}: the best checkpoint is chosen anew."
+    )
+    return True
+
+
+# Groups of settings that do not say what is minimised.
+_BESIDE_THE_LOSS = {"run", "data", "backbone", "optim", "trainer", "logger", "callbacks", "probe"}
+
+
+def changes_loss(hparams: Hparams, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether gradients will be those of another loss than before, where they are measured.
+
+    Then the averages of before say nothing of those to come, which is said.
+
+    Args:
+        hparams: resolved for the data.
+        checkpoint: see `check_continues`.
+    """
+    paths = [leaf.path for leaf, _ in given_anew(hparams, checkpoint["hyper_parameters"])]
+    changed = [path for path in paths if path.partition(".")[0] not in _BESIDE_THE_LOSS]
+    switch = "callbacks.gradient_agreement.enabled"
+    if not changed or unmet(hparams, switch) or not get_leaf(hparams, switch):
+        return False
+    rank_zero_warn(
+        f"Gradients of before say nothing of those to come, with another --{', --'.join(changed)}: "
+        "how far they agree is measured anew."
     )
     return True

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from agents.base import Agent
 from config.lookup import check_complete
-from utils.checkpoint_io import resumable
+from utils.checkpoint_io import or_best, resumable
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.device import device_name
@@ -33,17 +33,19 @@ def checkpoint_to_resume(resume: str) -> Path | None:
 
     Raises:
         ValueError: its checkpoints or its settings are damaged, or it had checkpoints and they are
-            gone: to start anew would remove what it came to.
+            gone: to start anew would remove what it came to. Or something else is in the place of
+            a file that the run is going to write.
     """
     if resume == "none":
         return None
     folder = RunFolder(Path(resume))
+    folder.check_places()
     checkpoint, summary = resumable(folder), folder.read_summary()
     if checkpoint is None and (folder.finished or summary.get("epochs")):
         raise ValueError(
             f"--run.resume {resume}: its checkpoints are gone, so it would start anew and remove "
-            "its results. Put last.ckpt back, or repeat it under another name: --experiment "
-            f"{folder.hparams}"
+            f"its results. Put last.ckpt back{or_best(folder)}, or repeat it under another name: "
+            f"--experiment {folder.hparams}"
         )
     if checkpoint is not None and folder.hparams.exists():
         check_complete(folder.hparams, read_run_checkpoint(checkpoint)["hyper_parameters"])

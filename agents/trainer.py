@@ -23,7 +23,7 @@ from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.observers import Observers
 from agents.preflight import ImageCost, announce
-from agents.resuming import check_continues, chooses_anew
+from agents.resuming import changes_loss, check_continues, chooses_anew
 from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
 from agents.sources import build_source
 from agents.steering import check_stopping, choosing, safeguards, validates
@@ -89,7 +89,7 @@ class Trainer:
             check_compiles(self.device)
         self.checkpoint = checkpoint_to_resume(hparams.run.resume)
         self.resumed = self.checkpoint is not None
-        self.chooses_anew = False
+        self.chooses_anew = self.other_loss = False
         # Of several processes the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.stopwatch = Stopwatch()
@@ -124,6 +124,7 @@ class Trainer:
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
             check_fits(agent, self.checkpoint, saved)
             self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
+            self.other_loss = changes_loss(self.hparams, saved)
             del saved  # Lightning reads it again: as much memory as the network and its optimizer
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
         check_stopping(self.hparams, data)
@@ -200,7 +201,11 @@ class Trainer:
                 Pace(observers.throughput),
                 ProgressBar(observers.goals),
             ],
-            plugins=[RunCheckpoints(folder, partial(flush, observers.loggers), self.chooses_anew)],
+            plugins=[
+                RunCheckpoints(
+                    folder, partial(flush, observers.loggers), self.chooses_anew, self.other_loss
+                )
+            ],
             **({} if validates(self.hparams, data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,

@@ -83,10 +83,11 @@ def find_run(run: str, runs_dir: str) -> Path:
         if any(_asked(Path.is_file, file) for file in files):
             # `.` has no name, by which what follows could refer to it.
             return candidate.resolve() if candidate.name in ("", "..") else candidate
-    if any(_asked(Path.is_dir, candidate / "checkpoints") for candidate in places):
+    begun = next((each for each in places if _asked(Path.is_dir, each / "checkpoints")), None)
+    if begun:
         raise ConfigError(
-            f"{name} was stopped before it had written its settings: start it again with "
-            f"--run.name {name} and the options it had."
+            f"{begun} was stopped before it had written its settings: start it again with "
+            f"--run.name {begun.name} --run.dir {begun.parent} and the options it had."
         )
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
@@ -110,6 +111,8 @@ def read_settings(run: Path) -> dict[str, Any]:
     file = run / "hparams.yaml"
     if not file.exists():
         return _settings_in_checkpoint(run)
+    if not file.is_file():
+        raise damaged(file, "it is no file")
     try:
         settings = unfolded(read_yaml(file), str(file))
     except ConfigError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import platform
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -156,12 +157,13 @@ def parse(argv: Sequence[str]) -> Command | str:
     if hparams.task not in names.TASKS:
         raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
 
-    parser = _parser(hparams.task)
-    parser.add_arguments(Hparams, dest="hparams", default=hparams)
-    if "--help" in argv or "-h" in argv:
-        parser.parse_known_args([])
-        return parser.format_help()
-    arguments = vars(parser.parse_args(argv))
+    # simple-parsing takes variables of the outermost frame for those that annotations mean, such as
+    # `names` of a script that calls us: a thread has an outermost frame of its own.
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(_parsed, argv, hparams).result()
+    if isinstance(found, str):
+        return found
+    arguments = vars(found)
     hparams = arguments.pop("hparams")
     for path in nulls:
         set_leaf(hparams, path, None)
@@ -175,7 +177,43 @@ def parse(argv: Sequence[str]) -> Command | str:
         notes.append(note)
     command = Command(hparams=check(hparams), notes=notes, tried_out=tried_out, **arguments)
     _check_actions(command)
+    _check_effect(given, on_command_line)
     return command
+
+
+# What acts in a training alone.
+_OF_TRAINING = ("optim.", "logger.", "run.name", "trainer.max_")
+
+
+def _check_effect(actions: Sequence[str], given: Set[str]) -> None:
+    """Checks that an action reads what is given beside it.
+
+    Args:
+        actions: at most one.
+        given: all options, without dashes.
+
+    Raises:
+        ConfigError: it does not; names the first.
+    """
+    if actions in ([], ["--run.resume"]):
+        return
+    (action,) = actions
+    if action == "--compare":
+        why, without = "runs are shown as they are", given - {"compare", "run.dir", "debug"}
+    else:
+        why, without = "nothing is trained", {o for o in given if o.startswith(_OF_TRAINING)}
+    if without:
+        raise ConfigError(f"--{min(without)} has no effect with {action}: {why}.")
+
+
+def _parsed(argv: Sequence[str], hparams: Hparams) -> argparse.Namespace | str:
+    """Returns what stands on a command line, over these settings; the help page if it asks."""
+    parser = _parser(hparams.task)
+    parser.add_arguments(Hparams, dest="hparams", default=hparams)
+    if "--help" in argv or "-h" in argv:
+        parser.parse_known_args([])
+        return parser.format_help()
+    return parser.parse_args(argv)
 
 
 def _version() -> str:

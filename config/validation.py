@@ -167,7 +167,7 @@ def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: one that the run keeps is another; names both values and the reason.
     """
-    for leaf, kept, before in _given_anew(hparams, saved, Kept):
+    for leaf, kept, before in _marked(hparams, saved, Kept):
         raise ConfigError(
             f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps {as_typed(before)}, "
             f"because {kept.because}. Leave it out, or start a new run."
@@ -181,19 +181,30 @@ def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
         hparams: resolved.
         saved: see `check_kept`.
     """
-    return [leaf.path for leaf, *_ in _given_anew(hparams, saved, Measures)]
+    return [leaf.path for leaf, *_ in _marked(hparams, saved, Measures)]
 
 
-def _given_anew(
-    hparams: Hparams, saved: Mapping[str, Any], mark: type[Mark]
-) -> Iterator[tuple[Leaf, Mark, Any]]:
-    """Yields the settings with a mark that have another value than a run so far, and that value."""
+def given_anew(hparams: Hparams, saved: Mapping[str, Any]) -> Iterator[tuple[Leaf, Any]]:
+    """Yields the settings that have another value than a run so far, and that value.
+
+    Args:
+        hparams: resolved.
+        saved: see `check_kept`.
+    """
     before = flat(saved)
     for leaf in leaves(hparams):
+        known = leaf.path in before and unmet(hparams, leaf.path) is None
+        if known and before[leaf.path] != leaf.value:
+            yield leaf, before[leaf.path]
+
+
+def _marked(
+    hparams: Hparams, saved: Mapping[str, Any], mark: type[Mark]
+) -> Iterator[tuple[Leaf, Mark, Any]]:
+    for leaf, before in given_anew(hparams, saved):
         for extra in metadata(leaf.annotation):
-            known = isinstance(extra, mark) and leaf.path in before
-            if known and unmet(hparams, leaf.path) is None and before[leaf.path] != leaf.value:
-                yield leaf, extra, before[leaf.path]
+            if isinstance(extra, mark):
+                yield leaf, extra, before
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:

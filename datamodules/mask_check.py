@@ -166,13 +166,36 @@ def _check_classes(
         return
     problem = f"The masks of the {what} hold nothing but {occurring[0]}" if occurring else ""
     if occurring and not void:
-        console.warning("warning: %s: nothing to tell apart, so any score is perfect.", problem)
+        console.warning("warning: %s: there is nothing to tell apart, whatever the score.", problem)
         return
     share = percent(void, sum(census.pixels))
     beside = f" and pixels that count for nothing ({share})"
     advice = source.advice([mask for _, mask in pairs])
     said = f"{problem}{beside}" if occurring else f"The masks of the {what} are void all over"
     raise ValueError(f"{said}. {advice}".rstrip())
+
+
+@rank_zero_only
+def warn_of_unseen(classes: Sequence[str], judged: Census, learnt: Census, what: str) -> None:
+    """Says which classes are judged and will not be found, as no training mask shows them.
+
+    Args:
+        classes: names by label.
+        judged: what masks hold that judge.
+        learnt: what those of the training images hold.
+        what: to call the images that judge.
+    """
+    *pairs, _ = zip(judged.pixels, learnt.pixels, strict=True)  # the last is void
+    unseen = [
+        name for name, (here, there) in zip(classes, pairs, strict=True) if here and not there
+    ]
+    if unseen:
+        named = ", ".join(unseen[:_NAMED]) + (" …" if len(unseen) > _NAMED else "")
+        console.warning(
+            "warning: %s of the %s in none of the training masks that were looked at: not learnt, "
+            "it counts as missed. %s.",
+            *(count(len(unseen), "class"), what, named),
+        )
 
 
 @rank_zero_only

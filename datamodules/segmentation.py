@@ -13,7 +13,7 @@ from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
-from datamodules.mask_check import Census, check_masks
+from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
 from datamodules.reading import ImageItem
@@ -84,6 +84,10 @@ class SegmentationDataModule(ImageDataModule):
                 cache=cache,
                 threads=max(1, self.loading.num_workers),
             )
+        if "training images" in self.censuses:  # --evaluate looks at the test images alone
+            names, learnt = self.source.classes, self.censuses["training images"]
+            for what, census in self.censuses.items():
+                warn_of_unseen(names, census, learnt, what)
 
     @property
     def class_pixels(self) -> tuple[int, ...]:

@@ -15,6 +15,9 @@ from torch import Tensor
 _FIRST = re.compile(r"(?:^|[._])(?:teacher|ema|target_encoder)(?:[._]|$)")
 _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
 
+# Of a list of averaged parameters, whose names nobody kept: before the number of one.
+_NAMELESS = re.compile(r"((?:^|.*[._])(?:ema|shadow|averaged?)(?:[._].*)?)\.\d+")
+
 # Of blocks, before the number of one: `blocks.0.` of `blocks.0.2.norm1.weight`.
 _CHUNK = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
@@ -74,6 +77,18 @@ def find_network(
             )
     others = tuple(prefix for prefix in fitting if _rank(prefix) != best)
     return Network(chosen, state, others)
+
+
+def nameless_averages(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns where a file keeps averaged weights in lists, such as `ema.shadow_params`.
+
+    They are in the order of the parameters of whoever wrote it, which the file does not tell.
+
+    Args:
+        tensors: of a file, by name.
+    """
+    found = filter(None, map(_NAMELESS.fullmatch, tensors))
+    return tuple(dict.fromkeys(match[1] for match in found))
 
 
 def without_chunks(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:

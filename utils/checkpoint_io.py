@@ -33,14 +33,20 @@ class RunCheckpoints(CheckpointIO):
         folder: of the run.
         before_saving: called before each checkpoint, for what has to be on the disk by then.
         chooses_anew: what was best so far does not compare with what is to come, and is forgotten.
+        other_loss: nor do the gradients that were measured.
     """
 
     def __init__(
-        self, folder: RunFolder, before_saving: Callable[[], None], chooses_anew: bool = False
+        self,
+        folder: RunFolder,
+        before_saving: Callable[[], None],
+        chooses_anew: bool = False,
+        other_loss: bool = False,
     ) -> None:
         self.folder = folder
         self.before_saving = before_saving
         self.chooses_anew = chooses_anew
+        self.other_loss = other_loss
         self._proven: set[Path] = set()
         self._newest: tuple[Path, Contents] | None = None
 
@@ -103,10 +109,14 @@ class RunCheckpoints(CheckpointIO):
             if "best_model_path" in state:
                 state.update(_moved(state, file.parent))
                 state.update(_no_best() if self.chooses_anew else _without_damaged_best(state))
-            elif "wait_count" in state and self.chooses_anew:  # of early stopping
+            elif self._is_stale(state):
                 del states[name]
         self._proven.add(file)
         return checkpoint
+
+    def _is_stale(self, state: Mapping[str, Any]) -> bool:
+        of_stopping, of_gradients = "wait_count" in state, "measured" in state
+        return (of_stopping and self.chooses_anew) or (of_gradients and self.other_loss)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint."""
@@ -126,11 +136,17 @@ def resumable(folder: RunFolder) -> Path | None:
     if damage and found is None:
         raise ValueError(
             f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)} "
-            "Put one of this run back, or start anew under another --run.name."
+            f"Put one of this run back{or_best(folder)}, or start anew under another --run.name."
         )
     for reason in damage:
         console.warning("%s Going on from the one before it, %s.", reason, found)
     return found
+
+
+def or_best(folder: RunFolder) -> str:
+    """Says that a run can go on from its best checkpoint, where that can be read."""
+    found, _ = _first_readable(folder.best)
+    return f", or copy {found} to {folder.last}" if found else ""
 
 
 def best_or_last(folder: RunFolder) -> Path:

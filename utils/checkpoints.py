@@ -61,6 +61,9 @@ def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
     lacking = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
     if lacking:
         raise ValueError(f"{file} is no checkpoint of a run: it has no {' and '.join(lacking)}.")
+    others = [key for key, value in parts["state_dict"].items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f"{file} is no checkpoint of a run: its {others[0]} is no tensor.")
     return parts
 
 

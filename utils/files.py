@@ -21,6 +21,18 @@ _TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID
 _DAY = 86_400  # seconds
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where there is none yet.
+
+    Raises:
+        OSError: it cannot be made; names it, the reason and what to do, with its `errno`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _told(f"The folder {folder} cannot be made", error) from error
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[BinaryIO]:
     """Opens a stream whose content takes the place of a file when the block ends well.
@@ -43,9 +55,7 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
         temporary.replace(file)
         _flush_folder(file.parent)
     except OSError as error:
-        told = OSError(f"{file} cannot be written ({_reason(error)}).")
-        told.errno = error.errno
-        raise told from error
+        raise _told(f"{file} cannot be written", error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -74,7 +84,7 @@ def append(file: Path, content: str) -> None:
     except OSError as error:
         with suppress(OSError):
             os.truncate(file, size)
-        raise OSError(f"{file} cannot be written ({_reason(error)}).") from error
+        raise _told(f"{file} cannot be written", error) from error
 
 
 def is_temporary(file: Path) -> bool:
@@ -135,12 +145,20 @@ def _name_once(file: Path, changed: int, reason: str) -> None:
     console.warning("%s is damaged (%s): what cannot be read no longer counts.", file, reason)
 
 
+def _told(what: str, error: OSError) -> OSError:
+    told = OSError(f"{what} ({_reason(error)}).")
+    told.errno = error.errno
+    return told
+
+
 def _reason(error: OSError) -> str:
     what = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}: free space there; what was saved before is kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{what}: make the folder writable, or choose another"
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return f"{what}: something else is in its place, move that away"
     return what
 
 

@@ -107,6 +107,9 @@ def _read(file: Path) -> tuple[dict[int, dict[str, float]], bool]:
     """Returns scalars by step, and whether all of the file could be read."""
     if not file.exists():
         return {}, True
+    if not file.is_file():
+        name_damaged(file, "it is no file")
+        return {}, True
     # Excel begins with a mark of the encoding.
     header, *lines = file.read_text("utf-8-sig", errors="replace").split("\n")
     columns: list[str] = []

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -46,6 +47,11 @@ class RunFolder:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    def called(self, runs_dir: str) -> str:
+        """Returns what finds it beside this --run.dir: its name, its path if it lies elsewhere."""
+        inside = (Path(runs_dir) / self.name).resolve() == self.path.resolve()
+        return self.name if inside else str(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -99,6 +105,23 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces summary.json."""
         write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+
+    def check_places(self) -> None:
+        """Checks that nothing else is where a run is going to write, before it trains for days.
+
+        Raises:
+            ValueError: a folder is in the place of a file, or the other way round; names it.
+        """
+        files = [self.path / name for name in ("metrics.csv", "summary.json", "environment.json")]
+        files += [self.path / ".lock", self.hparams, self.best, self.last, self.previous]
+        folders = [self.checkpoints, self.figures]
+        wrong = [file for file in (*files, self.backbone) if file.is_dir()]
+        wrong += [folder for folder in folders if folder.exists() and not folder.is_dir()]
+        if wrong:
+            kind, belongs = ("folder", "file") if wrong[0].is_dir() else ("file", "folder")
+            raise ValueError(
+                f"{wrong[0]} is a {kind}, and a {belongs} of the run belongs there: move it away."
+            )
 
     @property
     def finished(self) -> bool:
@@ -229,9 +252,11 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
             path.mkdir(parents=True)
             (path / "checkpoints").mkdir()
     except FileExistsError as error:
+        is_run = RunFolder(path).has_checkpoint or RunFolder(path).hparams.exists()
+        resume = f", or continue it with --run.resume {shlex.quote(str(path))}" if is_run else ""
         raise ValueError(
-            f"--run.name {name}: {path} exists and is never overwritten. Choose another name, or "
-            f"continue it with --run.resume {name}."
+            f"--run.name {name}: {path} exists and is never overwritten. Choose another name"
+            f"{resume}."
         ) from error
     except OSError as error:
         raise OSError(

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from callbacks.learning_curves import is_curve, marker, rank, scale
 from config.lookup import read_settings
 from utils import figures
-from utils.files import write_atomically
+from utils.files import make_folder, write_atomically
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
@@ -31,7 +31,7 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     table, names = compare(folders), labels(folders)
     name = "-vs-".join(names).replace("/", "-")[:100]
     place = Path(runs_dir) / "comparisons" / name
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     write_atomically(place / "table.md", table + "\n")
     lines = [table, "", f"table   {place / 'table.md'}"]
     curves = draw_curves(dict(zip(names, folders, strict=True)))

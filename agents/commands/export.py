@@ -6,6 +6,7 @@ backbone, or the whole of a segmentation, as a program of its own. A model card 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from models.backbones.base import Backbone
 from models.exported import Exported, ExportedBackbone, ExportedSegmenter
-from utils.files import write_atomically
+from utils.files import make_folder, write_atomically
 from utils.run_folder import RunFolder
 
 # Whose weights they are, for the card.
@@ -42,7 +43,7 @@ def check_finished(folder: RunFolder) -> None:
         status = folder.read_summary().get("status", "not finished")
         raise ValueError(
             f"--export {folder.name}: the run is {status}, its backbone is not what it will be. "
-            f"Finish it first: --run.resume {folder.name}"
+            f"Finish it first: --run.resume {_called(folder)}"
         )
 
 
@@ -65,10 +66,15 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     size = folder.exported.stat().st_size / 1e6
     return [
         f"{folder.exported}: {len(state)} tensors, {size:.0f} MB.",
-        f"Use it here:      --backbone.weights run:{folder.name}",
+        f"Use it here:      --backbone.weights run:{_called(folder)}",
         f"Use it elsewhere, on images in 0 … 1, {mean} taken out and divided by {std}:",
         *(f"    {line}" for line in lines),
     ]
+
+
+def _called(folder: RunFolder) -> str:
+    # In a command that is given nothing else.
+    return shlex.quote(folder.called(Hparams().run.dir))
 
 
 def _numbers(values: Tensor) -> str:
@@ -135,7 +141,7 @@ def export_program(
     about = {"run": folder.name, "classes": network.classes}
     made = make_portable(network, form, side, about)
     file = folder.path / "exported" / form / f"{network.name}.{form}"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_atomically(file, made.content)
     card = write_card(
         file,

@@ -25,7 +25,7 @@ from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
 from utils.device import best_device
-from utils.files import replacing, write_atomically
+from utils.files import make_folder, replacing, write_atomically
 from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
 from utils.text import count, printable
@@ -109,7 +109,7 @@ def _folder_for(found: Found, place: Path) -> Path:
     for number in itertools.count(1):
         out = place / (found.name if number == 1 else f"{found.name}-{number}")
         if not out.exists():
-            out.mkdir(parents=True)
+            make_folder(out)
             write_atomically(out / _SOURCE, source)
         if (out / _SOURCE).is_file() and (out / _SOURCE).read_text() == source:
             break
@@ -148,6 +148,6 @@ def _write(
 
 
 def _save(image: Image.Image, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with replacing(file) as stream:
         image.save(stream, Image.registered_extensions()[file.suffix])

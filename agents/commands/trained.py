@@ -31,7 +31,7 @@ def trained_agent(
         FileNotFoundError: the run has no such checkpoint.
         ValueError: the settings do not fit the checkpoint, or one of both is damaged.
     """
-    if not checkpoint.exists():
+    if not checkpoint.is_file():
         raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")
     quiet_libraries()
     saved = read_run_checkpoint(checkpoint)

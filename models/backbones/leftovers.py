@@ -10,7 +10,7 @@ from utils.text import count
 
 ANOTHER_ARCHITECTURE = (
     "These weights are of another architecture. Make --backbone.name, patch_size, depth, embed_dim "
-    "fit the file (null: the architecture's own value)."
+    "(of a ResNet: stem) fit the file (null: the architecture's own value)."
 )
 
 # Counters, what a network derives from its sizes, and the token that stands for hidden patches.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import floor
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
-from models.state_dicts import Network, find_network, without_chunks
+from models.state_dicts import Network, find_network, nameless_averages, without_chunks
 from utils.checkpoints import check_finite, read_checkpoint, tensors_in
 from utils.run_folder import named_run
-from utils.text import did_you_mean
+from utils.text import count, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LoadReport:
         folded: what the backbone does without and its weights have taken over, in words.
         missing: tensors of the backbone that the file has not.
         unexpected: tensors of the file's network without effect on the features, left out.
+        nameless: lists of averaged weights in the file, which have no names to be taken by.
         coverage: share of the backbone's parameters that are matched.
     """
 
@@ -40,6 +42,7 @@ class LoadReport:
     folded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    nameless: tuple[str, ...]
     coverage: float
 
     def __str__(self) -> str:
@@ -55,6 +58,9 @@ class LoadReport:
             lines.append(
                 f"taken: {self.network.prefix}*" + (f", rather than {others}" if others else "")
             )
+        if self.nameless:
+            lists = ", ".join(self.nameless)
+            lines.append(f"not taken: {lists}, averaged weights in a list without names")
         lines.extend(self.folded)
         for word in ("resized", "missing", "unexpected"):
             keys = getattr(self, word)
@@ -92,6 +98,12 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
             )
         return load_state(backbone, backbone.sources[weights](), weights)
     run = named_run(weights, runs_dir)
+    if run and run.hparams.is_file() and not run.backbone.is_file():
+        raise FileNotFoundError(
+            f"--backbone.weights {weights}: {run.backbone} is not there: a run leaves it at its "
+            f"end. --run.resume {shlex.quote(run.called(runs_dir))} finishes it, and writes it "
+            "anew where it is lost."
+        )
     if run and not run.backbone.is_file():
         finished = [each.parts[-3] for each in Path(runs_dir).glob("*/checkpoints/backbone.pth")]
         raise FileNotFoundError(
@@ -146,6 +158,7 @@ def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -
         folded=folded,
         missing=tuple(missing),
         unexpected=tuple(unexpected),
+        nameless=nameless_averages(tensors),
         coverage=sum(parameters[key] for key in parameters if key in fitted)
         / sum(parameters.values()),
     )
@@ -186,8 +199,15 @@ def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -
     """Resizes what can be resized, and checks shapes and numbers.
 
     Raises:
-        ValueError: another shape, whole numbers (quantised weights), NaN or infinity.
+        ValueError: another shape, nothing in it, whole numbers (quantised weights), NaN or
+            infinity.
     """
+    for key in own.keys() & state.keys():
+        if own[key].numel() and not state[key].numel():
+            raise ValueError(
+                f"{source} is not loaded: {key} is {tuple(state[key].shape)}, which holds nothing. "
+                "Whatever wrote the file has lost it: get the file again."
+            )
     try:
         fitted = {key: backbone.adapt(key, state[key]) for key in own if key in state}
     except ValueError as error:
@@ -196,9 +216,21 @@ def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -
         if value.shape != own[key].shape:
             raise ValueError(
                 f"{source} is not loaded: {key} is {tuple(value.shape)}, expected "
-                f"{tuple(own[key].shape)}. {ANOTHER_ARCHITECTURE}"
+                f"{tuple(own[key].shape)}. {_of_other_channels(value, own[key])}"
             )
         if own[key].is_floating_point() and not value.is_floating_point():
             raise ValueError(f"{source} is not loaded: {key} is {value.dtype}, not floating point.")
     check_finite(fitted, source)
     return fitted
+
+
+def _of_other_channels(theirs: Tensor, own: Tensor) -> str:
+    """Says why the shapes of two weights differ, and what to do."""
+    rgb = own.ndim == theirs.ndim == 4 and own.shape[1] == 3  # a convolution of images
+    if not rgb or theirs.shape[1] == 3 or theirs.shape[2:] != own.shape[2:]:
+        return ANOTHER_ARCHITECTURE
+    return (
+        f"Its network reads images of {count(theirs.shape[1], 'channel')}, and images here have 3 "
+        "(RGB, grey ones too): what it would make of those no file says. Take weights for RGB "
+        "images."
+    )

@@ -82,7 +82,7 @@ def test_an_unfinished_run_is_not_exported(train, capsys):
         assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 2
         said = capsys.readouterr().err
         assert f"the run is {state['status']}" in said
-        assert "--run.resume run" in said
+        assert f"--run.resume {folder}" in said
     (folder / "summary.json").unlink()
     assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 2
     assert "the run is not finished" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from agents.next_steps import (
 from config.convert import read_yaml, update, write_yaml
 from config.hparams import Hparams
 from config.length import resolve_for_data
-from config.lookup import CONFIG_DIR, read_experiment
+from config.lookup import CONFIG_DIR, find_run, read_experiment
 from config.parsing import Command, parse
 from config.resolve import resolve
 from config.validation import active_settings, check
@@ -197,6 +197,30 @@ def test_an_interrupted_run_goes_on_as_its_reason_asks(tmp_path):
     resumed = parsed(words)
     assert Path(resumed.run.resume) == folder.path
     assert resumed.data.num_workers == 0
+
+
+@pytest.mark.parametrize("task", ["dino", "segmentation", "linear_probe"])
+def test_a_run_that_was_moved_is_found_by_what_is_proposed(task, tmp_path):
+    folder, hparams = finished(parsed(["--task", task]), tmp_path)
+    (tmp_path / "moved").mkdir()
+    moved = RunFolder(folder.path.rename(tmp_path / "moved" / "mine"))
+    given = parsed(["--run.resume", str(moved.path)])
+    assert given.run.dir != str(moved.path.parent)  # which is where it was started
+    commands = [step.command for step in next_steps(moved, given, hparams, Shapes(str(tmp_path)))]
+    for words in map(words_of, [*commands, resume_command(moved, given)]):
+        command = parse(words)
+        assert isinstance(command, Command)
+        place, weights = command.hparams.run.dir, command.hparams.backbone.weights
+        named = [
+            command.evaluate,
+            command.predict,
+            *command.compare[:1],
+            command.hparams.run.resume,
+        ]
+        if weights.startswith("run:"):
+            named.append(weights)
+        for run in named:
+            assert run in (None, "none") or find_run(run, place) == moved.path
 
 
 def test_seconds_that_round_to_none_are_said(tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import agents.dino
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
@@ -306,3 +307,56 @@ def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, 
     best.rename(folder / "first.ckpt")
     assert resume(folder, trainer__max_epochs=2, trainer__limit_val_batches=0) == 0
     assert not best.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "changed", "words"),
+    [
+        ("dino", {"dino.out_dim": 20}, "--dino.out_dim 24 (not 20) as"),
+        (
+            "dino_twins",
+            {"dino_twins.term": "sigreg"},
+            "--dino_twins.term barlow_twins (not sigreg)",
+        ),
+        ("segmentation", {"segmentation.head": "fcn"}, "--segmentation.head setr_naive (not fcn)"),
+    ],
+)
+def test_settings_of_another_network_are_named(train, capsys, task, changed, words):
+    _, folder = train(task=task, trainer__max_epochs=1)
+    given = {**changed, "trainer.max_epochs": 2, "optim.lr": 0.01}
+    assert resume(folder, **{path.replace(".", "__"): value for path, value in given.items()}) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is of another architecture" in said
+    assert words in said
+    assert "max_epochs" not in said
+    assert "optim.lr" not in said
+
+
+def test_a_run_resumed_without_a_centre_subtracts_none(train, monkeypatch):
+    _, folder = train(task="dino", trainer__max_epochs=1)
+    original, centers = agents.dino.teacher_targets, []
+
+    def targets(logits, center, temperature):
+        centers.append(center.abs().max().item())
+        return original(logits, center, temperature)
+
+    monkeypatch.setattr(agents.dino, "teacher_targets", targets)
+    assert resume(folder, trainer__max_epochs=2) == 0
+    assert all(centers)
+    centers.clear()
+    assert resume(folder, trainer__max_epochs=3, dino__centering="false") == 0
+    assert centers
+    assert not any(centers)
+
+
+@pytest.mark.parametrize("part", ["optimizer_states", "loops"])
+def test_a_checkpoint_that_was_stripped_is_not_gone_on_from(train, capsys, part):
+    _, folder = train(trainer__max_epochs=1)
+    file = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    saved[part] = type(saved[part])()
+    file.unlink()  # which is a name of the best as well
+    torch.save(saved, file)
+    assert resume(folder, trainer__max_epochs=2) == 2
+    assert f"last.ckpt has no {part}, without which a run does not go" in capsys.readouterr().err
+    assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 from contextlib import suppress
@@ -21,6 +22,7 @@ from utils.checkpoint_io import RunCheckpoints
 from utils.checkpoints import read_run_checkpoint
 from utils.files import write_atomically
 from utils.metrics_file import read_metrics
+from utils.run_folder import RunFolder
 
 
 def resume(folder: Path, *words: str) -> int:
@@ -360,12 +362,51 @@ def test_a_file_that_cannot_be_written_keeps_no_other_away(
     assert left <= {file.name for file in folder.iterdir()}
 
 
-def test_a_run_whose_summary_cannot_be_written_has_not_finished(train, capsys):
+def test_a_run_whose_summary_cannot_be_written_has_not_finished(train, capsys, monkeypatch):
     _, folder = train("first")
-    (folder / "summary.json").unlink()
-    (folder / "summary.json").mkdir()
+
+    def full(self, summary):
+        raise OSError("summary.json cannot be written (No space left on device).")
+
+    monkeypatch.setattr(RunFolder, "write_summary", full)
     assert resume(folder) == 1
     assert "summary.json cannot be written" in capsys.readouterr().err
+
+
+PLACES = ("metrics.csv", "summary.json", "checkpoints/best.ckpt", "checkpoints/backbone.pth")
+
+
+@pytest.mark.parametrize("name", [*PLACES, "figures"])
+def test_a_run_does_not_train_towards_files_that_cannot_be_written(train, capsys, name):
+    _, folder = train("first", trainer__max_epochs=1)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).touch() if name == "figures" else (folder / name).mkdir()
+    assert resume(folder, "--trainer.max_epochs", "2") == 2
+    assert re.search(rf"{name} is a .* of the run belongs there: move", capsys.readouterr().err)
+    assert main(["--compare", "first", "--run.dir", str(folder.parent)]) == 0
+
+
+def test_settings_that_are_no_file_are_said(train, capsys):
+    _, folder = train("first", trainer__max_epochs=1)
+    folder.joinpath("hparams.yaml").unlink()
+    folder.joinpath("hparams.yaml").mkdir()
+    for words in (["--run.resume", "first"], ["--compare", "first"], ["--evaluate", "first"]):
+        assert main([*words, "--run.dir", str(folder.parent)]) == 2
+        assert "hparams.yaml is damaged (it is no file). Remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_a_run_goes_on_from_its_best_checkpoint_as_is_advised(train, capsys, how):
+    _, folder = train("first", trainer__max_epochs=1)
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    last.unlink()
+    if how == "damaged":
+        last.write_bytes(best.read_bytes()[:1000])
+    assert resume(folder, "--trainer.max_epochs", "2") == 2
+    assert f"or copy {best} to {last}, or" in capsys.readouterr().err
+    last.write_bytes(best.read_bytes())
+    assert resume(folder, "--trainer.max_epochs", "2") == 0
+    assert summary(folder)["epochs"] == 2
 
 
 def test_what_is_logged_is_on_the_disk_before_a_checkpoint_is(train, monkeypatch):

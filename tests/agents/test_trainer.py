@@ -505,3 +505,9 @@ def test_a_pretraining_without_validation_images_cannot_be_evaluated(train, caps
     said = capsys.readouterr().err
     assert "is judged on validation images, and there are none" in said
     assert "--trainer.limit_val_batches" in said
+
+
+def test_a_network_that_does_not_fit_into_memory_is_said(train, capsys):
+    settings = {"task": "segmentation", "backbone__name": "vit_tiny", "backbone__depth": 1}
+    assert train("big", **settings, backbone__embed_dim=..., backbone__patch_size=10**6)[0] == 2
+    assert "of these settings does not fit into memory" in error_of(capsys)

@@ -211,6 +211,20 @@ def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
     assert "error of 9 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
+def test_another_loss_is_measured_anew(train, capsys, recwarn):
+    _, folder = train(trainer__max_epochs=1, **ON)
+    words = ["--run.resume", "run", "--run.dir", str(folder.parent)]
+    for more, measured, told in (
+        (["--trainer.max_epochs", "2", "--optim.lr", "0.002"], 6, False),
+        (["--trainer.max_epochs", "3", "--barlow_twins.scale", "0.1"], 3, True),
+    ):
+        assert main([*words, *more]) == 0
+        said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"error of {measured} measurements" in said
+        warned = [str(each.message) for each in recwarn]
+        assert any("with another --barlow_twins.scale: how far" in each for each in warned) is told
+
+
 def test_batches_that_are_accumulated_count_together():
     callback, model = GradientAgreement(1), Linear()
     trainer = trainer_of()

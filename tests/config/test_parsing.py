@@ -356,3 +356,34 @@ def test_paths_below_home_are_spelt_out(tmp_path, monkeypatch):
     edited = Hparams()
     edited.run.dir = "~/runs"
     assert check(edited).run.dir == f"{tmp_path}/runs"
+
+
+def test_a_run_without_settings_is_started_again_where_it_was(tmp_path):
+    run = tmp_path / "runs" / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    for name, place in (("mine", run.parent), (str(run), tmp_path)):
+        with pytest.raises(ConfigError, match=f"--run.name mine --run.dir {run.parent} and"):
+            find_run(name, str(place))
+
+
+@pytest.mark.parametrize("action", ["--evaluate", "--predict", "--export", "--compare"])
+def test_what_an_action_does_not_read_is_refused(tmp_path, action):
+    (tmp_path / "hparams.yaml").write_text("task: segmentation\n")
+    words = [action, str(tmp_path), *(["--images", "."] if action == "--predict" else [])]
+    assert isinstance(parse([*words, "--run.dir", "elsewhere", "--debug"]), Command)
+    ineffective = [["--optim.lr=0.1"], ["--run.name", "x"], ["--trainer.max_steps", "3"]]
+    if action == "--compare":
+        ineffective += [
+            ["--task", "segmentation"],
+            ["--data.root", "x"],
+            ["--experiment", "bt-r50"],
+        ]
+    for more in ineffective:
+        option = more[0].partition("=")[0]
+        with pytest.raises(ConfigError, match=f"^{option} has no effect with {action}: "):
+            parse([*words, *more])
+
+
+def test_variables_of_a_script_are_not_those_of_the_settings():
+    script = "names = Count = Needs = ['cat']; from config.parsing import parse; parse([])"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=CONFIG_DIR.parent)

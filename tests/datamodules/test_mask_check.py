@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 
 from datamodules import mask_check
 from datamodules.listing import held_out
-from datamodules.mask_check import Census, check_masks
+from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.shapes import Shapes, generate
 from datamodules.voc import find_voc, voc_pairs
 from utils.console import quiet_libraries
@@ -141,3 +141,25 @@ def test_a_bad_image_that_is_held_out_ends_a_run_before_it_starts(train, tmp_pat
     assert "1 of 16 masks or images cannot be used (training images)" in error
     assert bad.name in error
     assert not run.exists()
+
+
+def test_classes_that_no_training_mask_shows_are_named(capsys):
+    train, test = Census((5, 0, 0, 0, 9), {}), Census((3, 4, 0, 1, 0), {})
+    warn_of_unseen(("sky", "dog", "cat", "hat"), test, train, "test images")
+    said = capsys.readouterr().err
+    assert "2 classes of the test images in none of the training masks" in said
+    assert "missed. dog, hat." in said
+    warn_of_unseen(("sky", "dog", "cat", "hat"), train, test, "training images")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_is_told_of_classes_that_it_cannot_learn(train, tmp_path, capsys):
+    root = generate(tmp_path / "data", 16, 4)
+    source = Shapes(str(tmp_path / "data"))
+    for _, mask in source.pairs("train"):
+        labels = np.array(Image.open(mask))
+        Image.fromarray(np.where(labels == 3, 0, labels).astype(np.uint8)).save(mask)
+    assert root.is_dir()
+    settings = {"task": "segmentation", "data__root": tmp_path / "data"}
+    assert train("run", trainer__max_epochs=1, **settings)[0] == 0
+    assert f"it counts as missed. {source.classes[3]}." in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Images are read as they are displayed, in 8 bits, within bounds; masks go with them."""
 
 import ast
+import os
 import struct
 import warnings
 import zlib
@@ -426,3 +427,10 @@ def test_masks_of_few_bits_hold_their_labels(tmp_path, bits):
     file.write_bytes(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks))
     assert np.array_equal(np.asarray(reading.read_values(file)), labels)
     assert np.asarray(read_rgb(file)).max() == 255  # of an image they are shades
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_an_unreadable_image(tmp_path, make):
+    make(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"a\.png \(no file, but a folder, pipe"):
+        read_picture(tmp_path / "a.png")

@@ -271,3 +271,42 @@ def test_the_folder_of_a_run_is_no_file_but_may_be_named(tmp_path):
     report = load_weights(vit(1), f"run:{tmp_path}")
     assert report is not None
     assert report.coverage == 1
+
+
+def test_tensors_that_hold_nothing_are_refused():
+    state = vit(1).net.state_dict()
+    for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):
+        empty = {**state, key: state[key][..., :0]}
+        with pytest.raises(ValueError, match=rf"{key} is \(.*0\), which holds nothing"):
+            load_state(vit(2), empty, "file")
+
+
+@pytest.mark.parametrize("make", [lambda: vit(1), lambda: resnet18(image_size=32, stem="imagenet")])
+@pytest.mark.parametrize(("channels", "said"), [(1, "1 channel,"), (4, "4 channels,")])
+def test_images_of_other_channels_are_said(make, channels, said):
+    backbone = make()
+    state = backbone.net.state_dict()
+    key = next(key for key, value in state.items() if value.ndim == 4)
+    images = state[key][:, :1].expand(-1, channels, -1, -1)
+    with pytest.raises(ValueError, match=f"reads images of {said} and images here have 3"):
+        load_state(backbone, {**state, key: images}, "file")
+
+
+@pytest.mark.parametrize("place", ["ema.shadow_params", "shadow_params", "model_ema"])
+def test_averages_without_names_are_said(place):
+    state = vit(1).net.state_dict()
+    averages = {f"{place}.{n}": value for n, value in enumerate(state.values())}
+    report = load_state(vit(2), {**prefixed(state, "model."), **averages}, "file")
+    assert f"not taken: {place}, averaged weights in a list without names" in str(report)
+    named = load_state(vit(2), {**state, **prefixed(state, "ema.")}, "file")
+    assert "not taken" not in str(named)
+
+
+def test_a_run_without_its_backbone_is_finished_and_not_trained_anew(tmp_path):
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "hparams.yaml").write_text("task: dino\n")
+    with pytest.raises(FileNotFoundError, match=r"--run\.resume mine finishes it"):
+        load_weights(vit(1), "run:mine", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"--run.resume {run} finishes it"):
+        load_weights(vit(1), f"run:{run}", str(tmp_path / "elsewhere"))

@@ -12,7 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from utils.checkpoints import read_checkpoint, read_run_checkpoint, tensors_in
+from utils.checkpoints import (
+    map_run_checkpoint,
+    read_checkpoint,
+    read_run_checkpoint,
+    tensors_in,
+)
 
 STATE = {"a.weight": torch.arange(600.0), "b.bias": torch.ones(3)}
 
@@ -97,6 +102,14 @@ def test_a_container_that_contains_itself_is_refused():
 def test_weights_in_a_list_are_found():
     found = tensors_in([{"model": STATE}, ({"lr": 0.1}, 3)], "x.pth")
     assert [*found] == ["0.model.a.weight", "0.model.b.bias"]
+
+
+def test_a_checkpoint_of_a_run_holds_nothing_but_tensors(tmp_path):
+    parts = {"state_dict": {**STATE, "b": 5}, "hyper_parameters": {}, "global_step": 3}
+    torch.save(parts, tmp_path / "last.ckpt")
+    for read in (read_run_checkpoint, map_run_checkpoint):
+        with pytest.raises(ValueError, match=r"last\.ckpt is no .* run: its b is no tensor"):
+            read(tmp_path / "last.ckpt")
 
 
 def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):

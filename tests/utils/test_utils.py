@@ -8,7 +8,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from tests.conftest import files_at_most
-from utils.files import read_json, write_atomically
+from utils.files import make_folder, read_json, write_atomically
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
@@ -102,9 +102,22 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(OSError, match=r"summary\.json cannot be written .*move that away"):
+        write_atomically(tmp_path / "summary.json", "new")
+    (tmp_path / "exported").touch()
+    for folder in (tmp_path / "exported", tmp_path / "exported" / "onnx"):
+        with pytest.raises(OSError, match=f"The folder {folder} cannot be made .*move that away"):
+            make_folder(folder)
+
+
 def test_runs_are_never_overwritten(tmp_path):
-    create(str(tmp_path), "mine")
-    with pytest.raises(ValueError, match=r"--run\.resume mine"):
+    folder = create(str(tmp_path), "mine")
+    with pytest.raises(ValueError, match=r"Choose another name\.$"):
+        create(str(tmp_path), "mine")
+    folder.hparams.touch()
+    with pytest.raises(ValueError, match=f"continue it with --run.resume {folder.path}"):
         create(str(tmp_path), "mine")
     assert create(str(tmp_path), None).name != create(str(tmp_path), None).name
 
