@@ -35,6 +35,7 @@ from models.losses.dino import (
 )
 from models.memory.accumulation import sum_in_pieces
 from models.memory.chunking import forward_in_chunks
+from utils.distributed import gather_batch
 from utils.optim import clip_each
 from utils.schedules import cosine, linear
 
@@ -73,10 +74,11 @@ class DINO(Agent):
         head = DINOHead(
             backbone.embed_dim,
             int(dino.out_dim),
-            dino.hidden_dim,
+            int(dino.hidden_dim),
             dino.bottleneck_dim,
             dino.head_layers,
             dino.norm_last_layer,
+            bool(dino.head_batch_norm),
         )
         self.student = Branch(backbone, head)
         self.teacher = teacher_of(self.student)
@@ -99,7 +101,7 @@ class DINO(Agent):
         views = MultiCropViews(
             size,
             int(dino.local_crop_size),
-            dino.local_crops_number if dino.multi_crop else 0,
+            int(dino.local_crops_number) if dino.multi_crop else 0,
             (dino.global_crops_scale[0], dino.global_crops_scale[1]),
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
             bool(data.blur),
@@ -159,24 +161,32 @@ class DINO(Agent):
             torch.cat([self.teacher.backbone(self.moved(chunk)).pooled for chunk in chunks])
             for chunks in views
         ]
-        logits: Tensor = self.teacher.head(torch.cat(features))
-        return features, list(logits.chunk(len(views)))
+        return features, self._logits(self.teacher, features)
+
+    def _logits(self, branch: Branch, features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what a head says of every view, in one pass: its BatchNorm sees all of them.
+
+        Those of all processes, where it has one.
+        """
+        seen = map(gather_batch, features) if self.settings.dino.head_batch_norm else features
+        return list(branch.head(torch.cat(list(seen))).chunk(len(features)))
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Loss against the teacher's targets, `(N, K)` for each global view.
 
-        Without chunks: one backbone pass per resolution, one head pass over all views (which
-        matters to BatchNorm). With: one chunk of one view at a time, differentiated and forgotten.
+        Without chunks: one backbone pass per resolution, one head pass over all views. With: one
+        chunk of one view at a time, differentiated and forgotten, unless the head has a BatchNorm.
 
         Returns:
             The loss, and its parts by name where it has several.
         """
-        if self._in_chunks(batch.views) and torch.is_grad_enabled():
+        apart = self._in_chunks(batch.views) and not self.settings.dino.head_batch_norm
+        if apart and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets)
         features, mutual_information = self.information.split(self.embed(batch.views))
-        logits = self.student.head(torch.cat(features)).chunk(len(features))
+        logits = self._logits(self.student, features)
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
         return self.information.added(loss, mutual_information)
 

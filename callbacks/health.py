@@ -86,16 +86,16 @@ ALARMS: dict[str, Alarm] = {
         lambda r: _says_the_same(r) and r["teacher_entropy"] > 0.9 * r["chance_level"],
         "COLLAPSE: the teacher's output is uniform whatever the image (entropy "
         "{teacher_entropy:.2f} of at most {chance_level:.2f}), and the loss stays at ln(out_dim). "
-        "What usually helps: a lower --dino.teacher_temp (0.02), sharpening on, a smaller "
-        "--dino.out_dim, more steps.",
+        "What usually helps: --dino.head_batch_norm true, a lower --dino.teacher_temp (0.02), "
+        "sharpening on, a smaller --dino.out_dim, more steps.",
     ),
     "one_output": Alarm(
         _TEACHER,
         lambda r: _says_the_same(r) and r["teacher_entropy"] <= 0.9 * r["chance_level"],
         "COLLAPSE: the teacher gives every image the same few outputs (entropy over the batch "
         "{teacher_mean_entropy:.2f} of {chance_level:.2f}, over one image {teacher_entropy:.2f}); "
-        "the loss falls, nothing is learnt. What usually helps: centering on, a slower teacher "
-        "(--dino.momentum_teacher), a lower --optim.lr.",
+        "the loss falls, nothing is learnt. What usually helps: --dino.head_batch_norm true, "
+        "centering on, a slower teacher (--dino.momentum_teacher), a lower --optim.lr.",
     ),
     "views_disagree": Alarm(
         ("diagonal_mean",),

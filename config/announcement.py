@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from config.convert import leaves
 from config.hparams import Hparams
 from config.length import steps_of_run, steps_per_epoch
@@ -20,12 +22,15 @@ def choices(given: Hparams, resolved: Hparams) -> str:
             isinstance(extra, Cadence | StepCadence) for extra in metadata(leaf.annotation)
         )
         open_before = leaf.value in ("auto", []) and value not in ("auto", [])
+        open_before |= leaf.value is None and isinstance(value, bool)
         if open_before and not cadence and unmet(resolved, leaf.path) is None:
             found[leaf.path] = value
-    words = ", ".join(
-        f"{path} {format_result(value, missing='null')}" for path, value in found.items()
-    )
+    words = ", ".join(f"{path} {_in_words(value)}" for path, value in found.items())
     return f"auto: {words}" if words else ""
+
+
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else format_result(value, missing="null")
 
 
 # Below these a run is a try-out, not a training.

@@ -31,8 +31,9 @@ def check_combinations(hparams: Hparams) -> None:
 
 
 def _check_crops(hparams: Hparams) -> None:
-    open_ones = ("dino.global_crops_scale", "barlow_twins.crop_scale")  # empty: to be chosen
-    for path in (*open_ones, "dino.local_crops_scale", "lejepa.crop_scale"):
+    # Empty: to be chosen.
+    open_ones = ("dino.global_crops_scale", "dino.local_crops_scale", "barlow_twins.crop_scale")
+    for path in (*open_ones, "lejepa.crop_scale"):
         scale = get_leaf(hparams, path)
         if not scale and path in open_ones:
             continue

@@ -293,12 +293,16 @@ class DINOHparams:
     out_dim: Annotated[int | str, Auto(), Between(2, 2**20)] = "auto"
     """Prototypes K. auto: 1024 up to 20k images, 2048 to 50k, 4096 to 100k, 16384 to 200k, 32768 to
     500k, else the paper's 65536."""
-    hidden_dim: Width = 2048
-    """Head: width of the MLP."""
+    hidden_dim: Annotated[int | str, Auto(), Between(1, 2**17)] = "auto"
+    """Head: width of the MLP. auto: 2048, on the demonstration's images 512."""
     bottleneck_dim: Width = 256
     """Head: width before the last layer."""
     head_layers: Count = 3
     """Head: linear layers of the MLP."""
+    head_batch_norm: bool | None = None
+    """Head: BatchNorm between its layers, over all views of the batch (of all GPUs). What a ViT at
+    random says is nearly the same of all images, and without it a run of a few hundred steps learns
+    that: COLLAPSE. null: true on the demonstration's images, else false, as in the paper."""
     norm_last_layer: Annotated[bool, CHOOSES_TRAINED] = True
     """Keep the prototypes' norms at 1: steadier; false can be a little better for small ViTs."""
     student_temp: Annotated[float, Between(1e-3)] = 0.1
@@ -329,20 +333,23 @@ class DINOHparams:
     clip_grad: NonNegative = 3.0
     """Largest gradient norm of each tensor of the student by itself; 0: no clipping. The projector
     of dino_twins is not clipped, as it is not in Barlow Twins."""
-    local_crops_number: Annotated[Natural, Needs("dino.multi_crop", True)] = 8
+    local_crops_number: Annotated[int | str, Auto(), Between(0), Needs("dino.multi_crop", True)] = (
+        "auto"
+    )
     """Local views beside the two global ones, for the student alone. Eight of 96 px have as many
-    pixels as one and a half global views of 224 px."""
+    pixels as one and a half global views of 224 px. auto: 8, on the demonstration's images 4."""
     local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
         "auto"
     )
-    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of 16, or
-    of the patch size where that does not divide 16."""
+    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of the
+    patch size, or of 16 where patches are smaller than 8 and divide it."""
     global_crops_scale: list[float] = field(default_factory=list)
     """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
     local_crops_scale: Annotated[list[float], Needs("dino.local_crops_number")] = field(
-        default_factory=lambda: [0.05, 0.4]
+        default_factory=list
     )
-    """Share of the image in a local view."""
+    """Share of the image in a local view. Empty: 0.05 0.4, on the demonstration's images, where the
+    ground says nothing, 0.15 0.5."""
     export: Literal["teacher", "student"] = "teacher"
     """The backbone that is kept, drawn and evaluated."""
     centering: bool = True
@@ -630,8 +637,9 @@ class TrainerHparams:
     batch_size saves much. auto: the whole batch where it fits into the memory that is free, else as
     much of it as does; what is measured is the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
-    """Average gradients over this many batches. Exact for DINO. NOT a larger batch for Barlow Twins
-    and LeJEPA: every batch is judged by itself. Use batch_size with chunk_size for that."""
+    """Average gradients over this many batches. Exact for DINO where nothing has BatchNorm. NOT a
+    larger batch for Barlow Twins and LeJEPA: every batch is judged by itself. Use batch_size with
+    chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS] = False

@@ -25,11 +25,11 @@ _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
 _LONGEST_WARMUP = 0.2  # of a run that is only an epoch or a few
 # Peak learning rate of self-supervised training at batch 256, from the papers and their code; of
-# methods whose own (DINO's code, LeJEPA's minimal example) differs; of Barlow Twins on the
-# demonstration's images at batch 128 (benchmarks/RESULTS.md, section 1).
+# methods whose own (DINO's code, LeJEPA's minimal example) differs; of the demonstration's network
+# at batch 128 (benchmarks/RESULTS.md, section 1).
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 _OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
-_DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"adamw": 2e-3}, 128
+_DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"barlow_twins": 2e-3, "dino": 1e-3}, 128
 # Of that, for a backbone with weights: more unlearns a file (benchmarks/RESULTS.md, section 22).
 _GOING_ON = 0.03
 # Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
@@ -142,8 +142,8 @@ def _learning_rate(hparams: Hparams) -> float:
         known, batch = _FINE_TUNING_LR, 16
     elif hparams.task == "linear_probe":
         known, batch = _PROBE_LR, 256
-    elif hparams.task == "barlow_twins" and name == "adamw" and backbone.name == "vit_demo":
-        known, batch = _DEMONSTRATION_LR, _DEMONSTRATION_BATCH
+    elif hparams.task in _DEMONSTRATION_LR and (name, backbone.name) == ("adamw", "vit_demo"):
+        known, batch = {name: _DEMONSTRATION_LR[hparams.task]}, _DEMONSTRATION_BATCH
     else:
         known, batch = _PRETRAINING_LR | _OF_METHODS.get(hparams.task, {}), 256
     base = of_optimizer(known, name, "optim.lr")

@@ -14,7 +14,7 @@ from typing import Any
 
 from config import names
 from config.convert import ConfigError, set_leaf
-from config.hparams import BarlowTwinsHparams, Hparams
+from config.hparams import BarlowTwinsHparams, DINOHparams, Hparams
 from config.rules import get_leaf
 
 # By data set; all others are photographs.
@@ -35,12 +35,20 @@ _DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = 0.04, 0.4
 _TWINS_BETA = {"barlow_twins": 2.5e-3, "sigreg": 0.05}  # the study's; LeJEPA's
 # Of every pretraining on the demonstration's images, and by task: what the readouts of its network
 # found in minutes on two cores (benchmarks/RESULTS.md, section 1).
+_DEMONSTRATION_DINO = {
+    "dino.hidden_dim": 512,
+    "dino.head_batch_norm": True,
+    "dino.local_crops_number": 4,
+    "dino.local_crops_scale": [0.15, 0.5],
+}
 _DEMONSTRATION: dict[str, dict[str, Any]] = {
     "": {"trainer.max_epochs": 40},
     "barlow_twins": {
         "barlow_twins.projector_dim": 16,
         "barlow_twins.crop_scale": [0.25, 1.0],
     },
+    "dino": _DEMONSTRATION_DINO,
+    "dino_twins": _DEMONSTRATION_DINO,
 }
 
 
@@ -74,7 +82,9 @@ def resolve(hparams: Hparams) -> Hparams:
     _resolve_demonstration(hparams)
     _resolve_barlow_twins(hparams.barlow_twins)
     _resolve_weight_decay(hparams)
-    _resolve_crops(hparams)
+    if hparams.task in DINO_TASKS:
+        _resolve_head(hparams.dino)
+        _resolve_crops(hparams)
     return hparams
 
 
@@ -87,7 +97,7 @@ def _resolve_demonstration(hparams: Hparams) -> None:
     if demonstrates(hparams):
         chosen = _DEMONSTRATION[""] | _DEMONSTRATION.get(hparams.task, {})
         for path, value in chosen.items():
-            if get_leaf(hparams, path) in ("auto", []):
+            if get_leaf(hparams, path) in ("auto", [], None):
                 set_leaf(hparams, path, deepcopy(value))
 
 
@@ -155,15 +165,22 @@ def of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
     return known[name]
 
 
+def _resolve_head(dino: DINOHparams) -> None:
+    if dino.hidden_dim == "auto":
+        dino.hidden_dim = 2048
+    dino.head_batch_norm = bool(dino.head_batch_norm)
+
+
 def _resolve_crops(hparams: Hparams) -> None:
-    if hparams.task not in DINO_TASKS:
-        return
     dino = hparams.dino
+    if dino.local_crops_number == "auto":
+        dino.local_crops_number = 8
+    dino.local_crops_scale = dino.local_crops_scale or [0.05, 0.4]
     if dino.local_crop_size == "auto":
-        # 96 for 224, as in the paper; most patch sizes divide 16.
+        # 96 for 224, as in the paper; most small patches divide 16.
         patch = patch_multiple(hparams)
-        step = patch if 16 % patch else 16
+        step = patch if patch >= 8 or 16 % patch else 16
         dino.local_crop_size = step * max(1, round(int(hparams.data.image_size) * 3 / 7 / step))
     if not dino.global_crops_scale:
-        local = dino.multi_crop and dino.local_crops_number > 0
+        local = dino.multi_crop and int(dino.local_crops_number) > 0
         dino.global_crops_scale = [0.4, 1.0] if local else [0.14, 1.0]

@@ -17,6 +17,8 @@ class DINOHead(nn.Module):
         bottleneck_dim: width before the last layer.
         layers: linear layers of the MLP.
         norm_last_layer: keep the norms of the prototypes at 1; else they are trained.
+        batch_norm: BatchNorm between the layers of the MLP, as the official code has it to choose.
+            Then what an image gets depends on those that pass with it.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class DINOHead(nn.Module):
         bottleneck_dim: int = 256,
         layers: int = 3,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
@@ -35,8 +38,9 @@ class DINOHead(nn.Module):
             linear = nn.Linear(widths[index], widths[index + 1])
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            modules += [linear, nn.GELU()]
-        self.mlp = nn.Sequential(*modules[:-1])
+            between = [nn.BatchNorm1d(linear.out_features)] if batch_norm else []
+            modules += [linear, *between, nn.GELU()]
+        self.mlp = nn.Sequential(*modules[: -1 - batch_norm])  # nothing after the last one
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
         norms = self.last_layer.parametrizations.weight.original0
         nn.init.ones_(norms)

@@ -176,7 +176,7 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     code, folder = train("run", data__batch_size=..., trainer__max_epochs=1)
     assert code == 0
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "auto: data.batch_size 16, barlow_twins.lambd 0.1632" in said
+    assert "auto: data.batch_size 16, data.blur false, barlow_twins.lambd 0.1632" in said
     assert "24 training images, batches of 16; 1 epoch of 1 step, 1 in all" in said
     assert "Only 1 optimizer step:" in said
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())

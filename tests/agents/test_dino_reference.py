@@ -23,6 +23,7 @@ SETTINGS = {
     "optim__final_weight_decay": 0.4,
     "dino__norm_last_layer": "false",
     "dino__freeze_last_layer_steps": 2,
+    "dino__head_batch_norm": "false",
     "dino__clip_grad": 0.05,
     "dino__momentum_teacher": 0.8,
     "dino__warmup_teacher_temp": 0.04,

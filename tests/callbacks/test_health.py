@@ -19,7 +19,7 @@ from tests.conftest import summary
 from utils.metrics_file import read_metrics
 
 WATCHED = {"callbacks__health__every_n_steps": 1, "trainer__max_epochs": 12}
-DINO = {"task": "dino", **WATCHED}
+DINO = {"task": "dino", "dino__head_batch_norm": "false", **WATCHED}
 
 # Weights that decay to nothing say the same of every image.
 DECAYING = {"optim__lr": 0.01, "optim__weight_decay": 90}

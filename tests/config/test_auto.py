@@ -89,6 +89,19 @@ def test_shapes_are_pretrained_on_for_40_epochs(task, optimizer, backbone):
         assert (found.trainer.max_epochs, found.data.batch_size) == (40, 128)
 
 
+@pytest.mark.parametrize("task", ["dino", "dino_twins"])
+def test_dino_has_a_recipe_of_its_own_for_shapes_and_elsewhere_the_paper_s(task):
+    here = resolve(chosen(task, "vit_demo", data={"name": "shapes"})).dino
+    assert (here.hidden_dim, here.head_batch_norm, here.local_crops_number) == (512, True, 4)
+    assert (here.local_crop_size, here.local_crops_scale) == (24, [0.15, 0.5])
+    there = resolve(chosen(task, "vit_small", data={"name": "image_folder"})).dino
+    assert (there.hidden_dim, there.head_batch_norm, there.local_crops_number) == (2048, False, 8)
+    assert (there.local_crop_size, there.local_crops_scale) == (96, [0.05, 0.4])
+    told = {"head_batch_norm": False, "local_crops_number": 2, "local_crops_scale": [0.1, 0.2]}
+    found = resolve(chosen(task, "vit_demo", data={"name": "shapes"}, dino=told)).dino
+    assert {name: getattr(found, name) for name in told} == told
+
+
 @pytest.mark.parametrize(
     ("cores", "devices", "on_gpu", "expected"),
     [

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.ema import teacher_of, update
@@ -94,6 +95,21 @@ def test_head_has_prototypes_of_norm_one(fixed):
     linears = [m for m in head.mlp if isinstance(m, nn.Linear)]
     assert [m.out_features for m in linears] == [8, 8, 4]
     assert sum(isinstance(m, nn.GELU) for m in head.mlp) == 2
+
+
+def test_head_with_batch_norm_is_the_same_layers_and_takes_out_what_all_images_share():
+    torch.manual_seed(0)
+    head = DINOHead(6, 9, hidden_dim=8, bottleneck_dim=4, batch_norm=True).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    first, second, third = [m for m in head.mlp if isinstance(m, nn.Linear)]
+    hidden = x
+    for linear in (first, second):
+        hidden = hidden @ linear.weight.T
+        hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()
+        hidden = F.gelu(hidden)
+    by_hand = F.normalize(hidden @ third.weight.T, dim=1) @ head.last_layer.weight.T
+    torch.testing.assert_close(head(x), by_hand)
+    torch.testing.assert_close(head(x + 100 * torch.randn(6)), by_hand)
 
 
 def test_teacher_starts_equal_drops_nothing_and_follows():
