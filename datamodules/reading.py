@@ -211,7 +211,7 @@ def swaps_sides(orientation: int) -> bool:
 
 @contextmanager
 def _image_of(file: Path) -> Iterator[Image.Image]:
-    if file.exists() and not file.is_file():  # a pipe would be waited for
+    if not file.is_file() and file.exists():  # a pipe would be waited for
         raise ValueError("no file, but a folder, pipe or device")
     # From a stream: what Pillow maps into memory (grey TIFFs) it turns wrongly, as of 13.0.
     with file.open("rb") as stream, Image.open(stream) as image:

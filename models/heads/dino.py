@@ -38,9 +38,10 @@ class DINOHead(nn.Module):
             linear = nn.Linear(widths[index], widths[index + 1])
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
-            between = [nn.BatchNorm1d(linear.out_features)] if batch_norm else []
-            modules += [linear, *between, nn.GELU()]
-        self.mlp = nn.Sequential(*modules[: -1 - batch_norm])  # nothing after the last one
+            modules.append(linear)
+            if index + 1 < layers:
+                modules += [nn.BatchNorm1d(hidden_dim), nn.GELU()] if batch_norm else [nn.GELU()]
+        self.mlp = nn.Sequential(*modules)
         self.last_layer = weight_norm(nn.Linear(bottleneck_dim, out_dim, bias=False))
         norms = self.last_layer.parametrizations.weight.original0
         nn.init.ones_(norms)
