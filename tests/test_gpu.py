@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from agents.tuning import GPU_SHARE
 from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
+from models.measures.knn import knn_scores
 from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary, weights
@@ -236,6 +238,20 @@ def test_gradients_are_clipped_one_by_one_as_on_the_cpu():
         clip_each(network.parameters(), 1.0)
     for one, other in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
         torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_neighbours_beside_half_precision_are_those_of_float64():
+    bank = torch.randn(5000, 384, generator=torch.Generator().manual_seed(0)) + 30  # all alike
+    classes = torch.arange(5000) % 50
+    precisely = F.normalize(bank.double(), dim=1)
+    nearest = (precisely[:500] @ precisely.T).topk(2, dim=1).indices[:, 1]  # after itself
+    torch.set_float32_matmul_precision("high")
+    try:
+        votes = knn_scores(bank[:500].to(GPU), bank.to(GPU), classes.to(GPU), 50, 2, 1e3).cpu()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    voted = votes[torch.arange(500), classes[nearest]]
+    assert (voted > 0).float().mean() > 0.98  # in TF32 0.75
 
 
 def test_a_correlation_is_judged_without_waiting_for_the_gpu():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.measures.attention_quality import pixel_counts
+from models.precision import unrounded_factors
 
 NEAREST, TEMPERATURE = 30, 0.02  # the paper's
 _SIMILARITIES_AT_ONCE, _ON_A_GPU = 2**24, 2**27  # 64 and 512 MiB
@@ -100,8 +101,7 @@ class PatchMemory(nn.Module):
         at_once = self.at_once or suits
         k, rows = min(self.k, len(self)), max(1, at_once // len(self))
         found = []
-        # Half precision would make many cosines equal.
-        with torch.autocast(queries.device.type, enabled=False):
+        with unrounded_factors(queries.device):
             features, shares = self.features.float(), self.shares.float()
             for some in F.normalize(queries.float(), dim=1).split(rows):
                 cosine, nearest = (some @ features.T).topk(k, dim=1)  # (m, k)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.precision import unrounded_factors
+
 _QUERIES_AT_ONCE = 512
 
 
@@ -33,8 +35,7 @@ def knn_scores(
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     votes = []
-    # Half precision would make many cosines equal.
-    with torch.autocast(queries.device.type, enabled=False):
+    with unrounded_factors(queries.device):
         for some in queries.split(_QUERIES_AT_ONCE):
             similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
             weights = (similarity / temperature).softmax(1)  # exp(1 / T) may exceed float32
