@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# A process a core, of one thread each: what is tested is too small for more. Each takes 2 GB.
+TESTS := -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup run test test-lowest test-newest bench format docs lock
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ test: $(STAMP) ## ruff, types and tests, about ten minutes on two cores
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy .
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) $(TESTS)
 
 test-lowest: RESOLUTION := lowest-direct
 test-newest: RESOLUTION := highest
@@ -28,7 +30,7 @@ test-lowest test-newest: ## the tests with the lowest or newest versions allowed
 	uv venv --quiet --allow-existing --python $(PYTHON) .venv-$@
 	uv pip install --python .venv-$@ --upgrade --resolution $(RESOLUTION) \
 	  -r requirements.txt -r requirements-dev.txt
-	.venv-$@/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv-$@/bin/python $(TESTS)
 
 bench: $(STAMP) ## time loading and training beside other libraries; IMAGES=, MASKS=: folders of JPEGs and PNGs
 	$(RUN) benchmarks/pipeline.py $(IMAGES) $(if $(MASKS),--masks $(MASKS)) --out bench-pipeline.json
