@@ -67,7 +67,8 @@ def check_continues(
         )
     images = len(data.train_files)
     # Lightning's key; earlier versions kept nothing.
-    before = checkpoint.get(type(data).__qualname__, {}).get("train_images", images)
+    state = checkpoint.get(type(data).__qualname__)
+    before = state.get("train_images", images) if isinstance(state, Mapping) else images
     if images != before:
         raise ValueError(
             f"The run was started with {count(before, 'training image')}, and there are "
