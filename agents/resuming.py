@@ -22,6 +22,7 @@ from config.length import steps_of_run
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
+from utils.checkpoint_io import check_weights
 from utils.text import count
 
 
@@ -59,6 +60,7 @@ def check_continues(
             "begins again: put the whole checkpoint back, or start a new run with "
             f"--backbone.weights {file}."
         )
+    check_weights(file, checkpoint, optimizer=True)
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
         raise ValueError(
