@@ -97,7 +97,7 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
     return agent
 
 
-def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
+def build_callbacks(hparams: Hparams, guard: Guard, evaluating: bool = False) -> list[pl.Callback]:
     """Builds the callbacks that the task has and that are switched on.
 
     One without settings in `CallbackHparams` is always on. All of them only look: what steers a run
@@ -106,11 +106,12 @@ def build_callbacks(hparams: Hparams, guard: Guard) -> list[pl.Callback]:
     Args:
         hparams: resolved settings.
         guard: put around each, so that none ends the run.
+        evaluating: those that --evaluate has, in the place of a training's.
     """
     switchable = {group.name for group in dataclasses.fields(hparams.callbacks)}
     built: list[pl.Callback] = []
     for name, callback in names.CALLBACKS.items():
-        if hparams.task not in callback.tasks:
+        if hparams.task not in (callback.evaluates if evaluating else callback.tasks):
             continue
         switch, settings = f"callbacks.{name}.enabled", {}
         if name in switchable:

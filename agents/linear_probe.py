@@ -66,6 +66,7 @@ class LinearProbe(Agent):
             {name: Confusion(len(classes), validate_args=False) for name in _MEASURED}
         )
         self.confusion: dict[str, Tensor] = {}
+        self.neighbours = hparams.probe.k  # fewer where the bank is smaller
         self._features: dict[str, Tensor] = {}
         # In a list: not a part of the agent, whose checkpoints do not have it.
         self._last: list[nn.Module] = []
@@ -193,15 +194,16 @@ class LinearProbe(Agent):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         bank = [part for part in ("train", "val") if len(data.splits[part])]
         labels = [torch.tensor(data.splits[part].labels) for part in bank]
-        probe = self.settings.probe
+        features = torch.cat([self.features(part)[:, 0] for part in bank])
+        self.neighbours = min(self.neighbours, len(features))
         return knn_accuracy(
             self.features("test")[:, 0],
             torch.tensor(data.splits["test"].labels, device=self.device),
-            torch.cat([self.features(part)[:, 0] for part in bank]),
+            features,
             torch.cat(labels).to(self.device),
             len(self.classes),
-            probe.k,
-            probe.temperature,
+            self.neighbours,
+            self.settings.probe.temperature,
         )
 
     def configure_optimizers(self) -> Any:
@@ -222,7 +224,7 @@ class LinearProbe(Agent):
             )
         if "test/knn_accuracy" in summary:
             lines.append(
-                f"k-NN (k = {self.settings.probe.k}, T = {self.settings.probe.temperature}): test "
+                f"k-NN (k = {self.neighbours}, T = {self.settings.probe.temperature}): test "
                 f"accuracy {summary['test/knn_accuracy']:.1%}."
             )
         if not lines:

@@ -54,7 +54,7 @@ def memory_in_words(memory: PatchMemory, held_out: float | None) -> str:
         held_out: mIoU on held-out training images; None where there are none.
     """
     return (
-        f"Nothing was trained: classes are those of the {memory.k} nearest of "
+        f"Nothing was trained: classes are those of the {memory.neighbours} nearest of "
         f"{len(memory):,} patches of training images"
         + ("." if held_out is None else f"; on held-out ones mIoU {held_out:.3f}.")
     )

@@ -22,6 +22,7 @@ from config.length import steps_of_run
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
+from utils.checkpoint_io import check_weights
 from utils.text import count
 
 
@@ -59,6 +60,7 @@ def check_continues(
             "begins again: put the whole checkpoint back, or start a new run with "
             f"--backbone.weights {file}."
         )
+    check_weights(file, checkpoint, optimizer=True)
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
         raise ValueError(
@@ -67,7 +69,8 @@ def check_continues(
         )
     images = len(data.train_files)
     # Lightning's key; earlier versions kept nothing.
-    before = checkpoint.get(type(data).__qualname__, {}).get("train_images", images)
+    state = checkpoint.get(type(data).__qualname__)
+    before = state.get("train_images", images) if isinstance(state, Mapping) else images
     if images != before:
         raise ValueError(
             f"The run was started with {count(before, 'training image')}, and there are "

@@ -52,7 +52,7 @@ def collect(fitting: Fitting, observers: Observers, transductive: bool) -> dict[
 
 
 def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
-    # What a readout takes inside of a step is the readout's.
+    # On a GPU those of steps may hold readouts, those of fitting do not.
     training = min(throughput.seconds, stopwatch.seconds["fitting"])
     found = {
         "training_seconds": training,

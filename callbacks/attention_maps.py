@@ -10,10 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.frozen import backbone_due, cached
+from callbacks.frozen import BackbonePicture, cached
 from callbacks.inspection import SayOnce, backbone_of, data_of, inspecting
 from models.attention import AttentionRequest, mass_mask
 from models.backbones.base import AttentionBackbone
@@ -21,7 +21,7 @@ from utils import figures
 from utils.logging import log_figure
 
 
-class AttentionMaps(Callback):
+class AttentionMaps(BackbonePicture):
     """Draws the attention of chosen blocks on fixed images of the training and validation set.
 
     Per image: the raw map of every head, in it its mask (the fewest patches that hold `mass` of the
@@ -46,7 +46,7 @@ class AttentionMaps(Callback):
         mass: float = 0.6,
         image_size: int | None = None,
     ) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
         self.blocks = tuple(blocks or [-1])
         self.queries = queries
@@ -81,10 +81,7 @@ class AttentionMaps(Callback):
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         backbone = backbone_of(pl_module)
-        if not (
-            isinstance(backbone, AttentionBackbone)
-            and backbone_due(trainer, backbone, self.every_n_epochs)
-        ):
+        if not (isinstance(backbone, AttentionBackbone) and self.is_due(trainer, backbone, split)):
             return
         data = data_of(trainer)
         size = self.image_size or backbone.side_near(2 * data.image_size)

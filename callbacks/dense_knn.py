@@ -66,7 +66,13 @@ class DenseKNN(Readout):
             raise ValueError(f"none of {len(known)} images with masks is held out")
         with inspecting(pl_module, trainer.precision_plugin):
             miou = measure(backbone, known, queries, len(data.source.classes), self.k)
-        return {METRIC: miou} if math.isfinite(miou) else {}
+        if not math.isfinite(miou):
+            self.say(
+                "dense_knn: these masks show one class alone, or nothing but void: there is "
+                "nothing to be told apart, and nothing is measured."
+            )
+            return {}
+        return {METRIC: miou}
 
 
 def measure(
@@ -82,7 +88,8 @@ def measure(
         k: neighbours.
 
     Returns:
-        mIoU, from one confusion over the pixels of all queries.
+        mIoU, from one confusion over the pixels of all queries; NaN where all that is known is of
+        one class, which every query would get, or where the queries are void.
 
     Raises:
         ValueError: the known images are void all over.
@@ -96,6 +103,8 @@ def measure(
     ]
     features, shares = zip(*parts, strict=True) if parts else ((), ())
     memory.fill(torch.cat([memory.features, *features]), torch.cat([memory.shares, *shares]))
+    if int((memory.shares > 0).any(0).sum()) < 2:
+        return math.nan
     counted = metrics(num_classes)
     for maps, masks in _encoded(backbone, queries):
         for each, labels in zip(memory.label_maps(maps).cpu(), masks, strict=True):

@@ -10,10 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from callbacks.frozen import backbone_due, cached
+from callbacks.frozen import BackbonePicture, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
 from utils import figures
 from utils.logging import log_figure, log_scalars
@@ -25,7 +25,7 @@ AREAS = (0.2, 0.3, 0.5, 0.99)  # shares of the field whose area is reported (Din
 _IMAGES_AT_ONCE = 4
 
 
-class EffectiveReceptiveField(Callback):
+class EffectiveReceptiveField(BackbonePicture):
     """Draws the effective receptive field of some layers, and logs how large it is.
 
     While training every image speaks for one layer only, which makes it one backward pass however
@@ -45,7 +45,7 @@ class EffectiveReceptiveField(Callback):
         num_layers: int = 4,
         layers: list[str] | None = None,
     ) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
         self.num_layers = num_layers
         self.layers = list(layers or [])
@@ -75,7 +75,7 @@ class EffectiveReceptiveField(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
         backbone = backbone_of(pl_module)
-        if not backbone_due(trainer, backbone, self.every_n_epochs):
+        if not self.is_due(trainer, backbone):
             return
         images, split = held_out_examples(trainer, backbone, self.num_images)
         side = images.shape[-1]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.frozen import backbone_due, cached
+from callbacks.frozen import BackbonePicture, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting
 from utils import figures
 from utils.logging import log_figure
 
 
-class FeatureMaps(Callback):
+class FeatureMaps(BackbonePicture):
     """Draws the first three principal components of the last map as red, green and blue.
 
     The components are common to all images of a figure: one colour means one direction everywhere.
@@ -24,13 +24,13 @@ class FeatureMaps(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 5, num_images: int = 6) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.num_images = num_images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
         backbone = backbone_of(pl_module)
-        if not backbone_due(trainer, backbone, self.every_n_epochs):
+        if not self.is_due(trainer, backbone):
             return
         images, split = held_out_examples(trainer, backbone, self.num_images, enlarged=2)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from callbacks.inspection import data_of, due, epochs_at_once
+from callbacks.inspection import data_of, due
 from datamodules.feature_cache import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.backbones.base import Backbone
@@ -20,11 +20,43 @@ from utils.device import arithmetic
 Result = TypeVar("Result")
 
 
-def backbone_due(trainer: Trainer, backbone: Backbone, every_n_epochs: int) -> bool:
-    """Whether to draw what only the backbone decides: as `due`, a frozen one in the first epoch."""
-    if backbone.frozen:
-        return trainer.current_epoch < epochs_at_once(trainer)
-    return due(trainer, every_n_epochs)
+class BackbonePicture(Callback):
+    """A picture of what only the backbone decides.
+
+    Args:
+        every_n_epochs: when to draw; a frozen backbone is drawn once in a run, as soon as this is
+            switched on.
+
+    Attributes:
+        drawn: pictures of a frozen backbone that there are.
+    """
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.drawn: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is not to be drawn again when the run goes on."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.drawn = list(state_dict["drawn"])
+
+    def is_due(self, trainer: Trainer, backbone: Backbone, name: str = "") -> bool:
+        """Whether to draw now, where one of a frozen backbone is then taken to be drawn.
+
+        Args:
+            trainer: of the run.
+            backbone: what is looked into.
+            name: which picture, where there are several.
+        """
+        if not backbone.frozen:
+            return due(trainer, self.every_n_epochs)
+        is_first = name not in self.drawn
+        if is_first:
+            self.drawn.append(name)
+        return is_first
 
 
 def cached(

@@ -18,7 +18,7 @@ from datamodules.loading import Batch
 from models.measures.gradient_noise import HalfGradients, compare, estimate
 from models.precision import at_least_float32
 from utils.chunks import chunk_sizes
-from utils.distributed import num_processes, sum_over_processes
+from utils.distributed import failing_together, num_processes, sum_over_processes
 from utils.logging import log_scalars
 from utils.rng import rng_preserved
 from utils.text import count
@@ -101,8 +101,8 @@ class GradientAgreement(Callback):
                 "nothing is measured."
             )
             return {}
-        parts = halves(batch)
-        with untouched(pl_module):
+        with failing_together(), untouched(pl_module):
+            parts = halves(batch)
             first, second = (_gradient(trainer, pl_module, part) for part in parts)
         found = compare(first, second, len(parts[0]) * num_processes())
         if not all(map(math.isfinite, found)):  # no gradient, or an overflow of float16

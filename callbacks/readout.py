@@ -54,8 +54,11 @@ class Readout(Callback, ABC):
         self.before = state_dict.get("before", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures what there is before the first step; not when a run goes on."""
-        if trainer.global_step == 0:
+        """Measures what there is before the first step; when a run goes on, that is kept.
+
+        Of a frozen backbone it is there all the time, also for what is switched on later.
+        """
+        if trainer.global_step == 0 or (backbone_of(pl_module).frozen and not self.before):
             self.before = dict(self.measure(trainer, pl_module))
             log_scalars(trainer, self.before)
 

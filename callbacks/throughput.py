@@ -15,12 +15,13 @@ EVERY = 10
 
 
 class Throughput(Callback):
-    """Counts images and seconds of training steps; validation and pictures do not count.
+    """Counts images and seconds of training steps; validation, pictures and readouts do not count.
 
     A GPU works on after its host has left a step, and what the host then waits for is not the
     loader alone. So on a GPU it is only after every tenth step, when the GPU has been awaited, that
-    the wait for the next batch is timed; the other waits are taken to be like these. What readouts
-    take after a step is no wait.
+    the wait for the next batch is timed; the other waits are taken to be like these. For the same
+    reason only what readouts take then is known to be theirs: elsewhere, what the first of them to
+    ask for a number waits for is the step, and counts.
 
     Args:
         stopwatch: that counts the time of `readouts`.
@@ -57,6 +58,7 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Waiting for the first batch counts."""
         _await(pl_module.device)
+        self._since_read_out()
         self._is_first, self._ended = True, time.perf_counter()
 
     def on_train_batch_start(
@@ -64,15 +66,17 @@ class Throughput(Callback):
     ) -> None:
         """The batch is here."""
         self._arrived = time.perf_counter()
-        waited = self._arrived - self._ended
+        timed = self._is_first or _is_timed(batch_idx, pl_module.device)
+        read_out = self._since_read_out()
+        waited = self._arrived - self._ended - (read_out if timed else 0.0)
         self.seconds += waited
         if self._is_first:
             self._first_waits += waited
             self._is_first = False
             return
         self._later_batches += 1
-        if _is_timed(batch_idx, pl_module.device):
-            self._timed_waits += waited - (self._readouts() - self._read_out)
+        if timed:
+            self._timed_waits += waited
             self._timed_batches += 1
 
     def on_train_batch_end(
@@ -86,12 +90,17 @@ class Throughput(Callback):
         """The step is done."""
         if trainer.is_last_batch or _is_timed(batch_idx + 1, pl_module.device):
             _await(pl_module.device)
-        self._ended, self._read_out = time.perf_counter(), self._readouts()
+        read_out = self._since_read_out()
+        self._ended = time.perf_counter()
         self.seconds += self._ended - self._arrived
+        if pl_module.device.type != "cuda":
+            self.seconds -= read_out
         self.images += len(batch) * trainer.world_size
 
-    def _readouts(self) -> float:
-        return self._stopwatch.seconds["readouts"]
+    def _since_read_out(self) -> float:
+        """Returns what readouts have taken since this was asked."""
+        before, self._read_out = self._read_out, self._stopwatch.seconds["readouts"]
+        return self._read_out - before
 
 
 def _is_timed(batch_idx: int, device: torch.device) -> bool:

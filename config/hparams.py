@@ -19,7 +19,8 @@ A text that begins with `~/` is a path in your home folder, also where no shell 
 `Needs` and `Unless` say when a setting has an effect (`config/rules.py`); one that would have none
 is refused. Beside --run.resume every setting acts from the next step on, except those marked
 `Kept`, which are refused; after another value of one marked `MEASURES` the best checkpoint is
-chosen anew.
+chosen anew. Beside --evaluate, --predict and --export those are refused that act in a training
+alone: marked `IN_TRAINING`, cadences, and what needs something that learns.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from config.types import (
     Enabled,
     FolderName,
     Fraction,
+    InTraining,
     Kept,
     Measures,
     Natural,
@@ -71,6 +73,8 @@ MAKES_PROCESSES = Kept("its random states are those of its processes")
 CHOOSES_TRAINED = Kept("its optimizer remembers the parameters that were trained")
 # After which its best checkpoint is chosen anew.
 MEASURES = Measures()
+# What has nothing to do for --evaluate, --predict and --export, beside all that needs learning.
+IN_TRAINING = InTraining()
 
 
 def _group(settings: type) -> Any:
@@ -82,7 +86,10 @@ class RunHparams:
     """The run itself: its name, its folder, its randomness."""
 
     name: Annotated[
-        str | None, FolderName(reserved=("none", "auto")), Needs("run.resume", "none")
+        str | None,
+        FolderName(reserved=("none", "auto")),
+        Needs("run.resume", "none"),
+        IN_TRAINING,
     ] = None
     """Folder name under `dir`, without slashes; an existing one is never overwritten, unless its
     run was killed before its first checkpoint. null: that of the experiment (with -2, -3 … when it
@@ -91,7 +98,7 @@ class RunHparams:
     """Folder that holds all runs."""
     seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, IN_TRAINING] = False
     """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
@@ -222,7 +229,7 @@ class BackboneHparams:
     """What represents the image. With mean the last block's CLS attention is never trained."""
     layers: Annotated[str, MEASURES] = "last"
     """Which blocks (ViT) or stages (others) give feature maps: last, last4, or e.g. 2,5,8,11."""
-    weights: Annotated[str, OF_THE_START] = "none"
+    weights: Annotated[str, OF_THE_START, IN_TRAINING] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
     barlow_twins | coco (that of DeepLabV3, resnet50) | a file | run:NAME, which also brings its
     architecture. A file's network is found under any prefix and expressed exactly, or refused; for
@@ -233,7 +240,7 @@ class BackboneHparams:
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
     """The last n blocks (ViT) or stages (ResNet) are trained after all."""
     freeze_epochs: Annotated[
-        Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze")
+        Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze"), IN_TRAINING
     ] = 0
     """Epochs at the start in which its parameters stay as they are while the new projector learns
     to read them, for pretraining that goes on from weights. Where the rate was so high that the
@@ -479,9 +486,9 @@ class SegmentationHparams:
     training images; needs --backbone.freeze true). All but setr_mla and segformer_mlp concatenate
     several backbone.layers."""
     knn: Annotated[KNNHeadHparams, Needs("segmentation.head", "knn")] = _group(KNNHeadHparams)
-    head_weights: Annotated[str, LEARNT_HEAD, OF_THE_START] = "none"
+    head_weights: Annotated[str, LEARNT_HEAD, OF_THE_START, IN_TRAINING] = "none"
     """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""
-    head_lr_multiplier: Annotated[float, Between(1e-3), LEARNT_HEAD] = 1.0
+    head_lr_multiplier: Annotated[float, Between(1e-3), LEARNT_HEAD, IN_TRAINING] = 1.0
     """Learning rate of the head over that of the backbone; SETR fine-tunes with 10."""
     loss: Annotated[list[str], SomeOf(names.LOSSES), LEARNT_HEAD] = field(
         default_factory=lambda: ["cross_entropy"]
@@ -524,7 +531,9 @@ class SegmentationHparams:
         list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss"), MEASURES
     ] = field(default_factory=lambda: [-2, -1])
     """Blocks whose attention fusions and attention_loss see, negative from the end."""
-    fusion_lr_multiplier: Annotated[float, Between(1e-3), Needs("segmentation.fusion")] = 10.0
+    fusion_lr_multiplier: Annotated[
+        float, Between(1e-3), Needs("segmentation.fusion"), IN_TRAINING
+    ] = 10.0
     """Learning rate of a fusion's few scalars (shares, weights of heads) over the head's."""
     fusion_carries: Annotated[
         Literal["logits", "features"], Needs("segmentation.fusion", "fusion2"), MEASURES
@@ -546,7 +555,9 @@ class SegmentationHparams:
     ] = field(default_factory=lambda: ["mass", "shape", "diversity", "affinity"])
     """mass (some head looks at each object) | shape (at all of it) | diversity (heads differ) |
     affinity (fusion2: patches of one class are neighbours)."""
-    attention_loss_warmup_epochs: Annotated[NonNegative, Needs("segmentation.attention_loss")] = 1.0
+    attention_loss_warmup_epochs: Annotated[
+        NonNegative, Needs("segmentation.attention_loss"), IN_TRAINING
+    ] = 1.0
     """Epochs in which its weight rises from 0."""
     test_window: Count | None = None
     """Test: label windows of this side, averaged where they overlap. null: the whole image."""
@@ -622,9 +633,11 @@ class TrainerHparams:
     GPU with the whole batch, but for BatchNorm in the backbone."""
     num_nodes: Annotated[int, Between(1, 1024), MAKES_PROCESSES] = 1
     """Machines, each started by torchrun or srun with the same --run.name."""
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    strategy: Annotated[Literal["auto", "ddp", "ddp_find_unused_parameters_true"], IN_TRAINING] = (
+        "auto"
+    )
     """Lightning's strategy. auto: ddp for several devices."""
-    sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES] = False
+    sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES, IN_TRAINING] = False
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
     compile: Annotated[bool, PASSES_IMAGES, HEAD_LEARNS] = False
     """torch.compile the backbone's training pass; refused on Pascal cards. Images that pass in
@@ -643,7 +656,7 @@ class TrainerHparams:
     chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
-    tune_batch_size: Annotated[bool, PRETRAINS] = False
+    tune_batch_size: Annotated[bool, PRETRAINS, IN_TRAINING] = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
     tune_lr: Annotated[bool, TRAINS, HEAD_LEARNS, Needs("run.resume", "none")] = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
@@ -707,7 +720,7 @@ class AttentionQualityHparams:
     """Measure it."""
     every_n_epochs: Seldom = "auto"
     """Measure every n epochs, and at the end; a frozen backbone once. --evaluate does it too."""
-    num_images: Natural = 32
+    num_images: Annotated[Natural, IN_TRAINING] = 32
     """Training images with masks that are measured while training; their labels are only read out.
     """
     num_test_images: Annotated[Natural, SEGMENTS] = 200
@@ -1007,5 +1020,5 @@ class Hparams:
     segmentation: Annotated[SegmentationHparams, SEGMENTS] = _group(SegmentationHparams)
     optim: Annotated[OptimHparams, TRAINS, HEAD_LEARNS] = _group(OptimHparams)
     trainer: TrainerHparams = _group(TrainerHparams)
-    logger: LoggerHparams = _group(LoggerHparams)
+    logger: Annotated[LoggerHparams, IN_TRAINING] = _group(LoggerHparams)
     callbacks: CallbackHparams = _group(CallbackHparams)

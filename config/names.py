@@ -130,10 +130,16 @@ class Callback(NamedTuple):
     """A callback and the tasks that have it. With a group of settings it can be switched off.
 
     All of these only look: one that fails is counted, and the run goes on (`callbacks/guard.py`).
+
+    Attributes:
+        target: where it is.
+        tasks: whose trainings it looks at.
+        evaluates: those of them whose --evaluate it adds numbers to.
     """
 
     target: str
     tasks: tuple[str, ...]
+    evaluates: tuple[str, ...] = ()
 
 
 _BACKBONES_IN_TRAINING = (*PRETRAINING, "segmentation")
@@ -141,7 +147,7 @@ _JUDGED_BY_CLASS = ("segmentation", "linear_probe")
 CALLBACKS: dict[str, Callback] = {
     "attention_maps": Callback("callbacks.attention_maps:AttentionMaps", _BACKBONES_IN_TRAINING),
     "attention_quality": Callback(
-        "callbacks.attention_quality:AttentionQuality", _BACKBONES_IN_TRAINING
+        "callbacks.attention_quality:AttentionQuality", _BACKBONES_IN_TRAINING, ("segmentation",)
     ),
     "effective_receptive_field": Callback(
         "callbacks.effective_receptive_field:EffectiveReceptiveField", _BACKBONES_IN_TRAINING
@@ -157,7 +163,9 @@ CALLBACKS: dict[str, Callback] = {
     "confusion_matrix": Callback("callbacks.confusion_matrix:ConfusionMatrix", _JUDGED_BY_CLASS),
     "image_counts": Callback("callbacks.image_counts:ImageCounts", ("segmentation",)),
     "effective_rank": Callback(
-        "callbacks.effective_rank:EffectiveRank", ("barlow_twins", "lejepa")
+        "callbacks.effective_rank:EffectiveRank",
+        ("barlow_twins", "lejepa"),
+        ("barlow_twins", "lejepa"),
     ),
     "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),

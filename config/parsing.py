@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import tomllib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from simple_parsing import ArgumentGenerationMode, NestedMode
 
 from config import names
+from config.actions import check_acts, settings_given
 from config.base_settings import base_settings, early_options, given_name
 from config.convert import ConfigError, at_home, base_types, leaves, set_leaf
 from config.fast import shortened
@@ -169,7 +170,7 @@ def parse(argv: Sequence[str]) -> Command | str:
         set_leaf(hparams, path, None)
     for name in ("help", "version", "subgroups"):
         arguments.pop(name, None)
-    on_command_line = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    on_command_line = settings_given(argv)
     hparams, notes = without_superseded(hparams, below, on_command_line)
     tried_out = hparams if arguments.pop("fast") else None
     if tried_out:
@@ -177,33 +178,8 @@ def parse(argv: Sequence[str]) -> Command | str:
         notes.append(note)
     command = Command(hparams=check(hparams), notes=notes, tried_out=tried_out, **arguments)
     _check_actions(command)
-    _check_effect(given, on_command_line)
+    check_acts(command.hparams, given, on_command_line)
     return command
-
-
-# What acts in a training alone.
-_OF_TRAINING = ("optim.", "logger.", "run.name", "trainer.max_")
-
-
-def _check_effect(actions: Sequence[str], given: Set[str]) -> None:
-    """Checks that an action reads what is given beside it.
-
-    Args:
-        actions: at most one.
-        given: all options, without dashes.
-
-    Raises:
-        ConfigError: it does not; names the first.
-    """
-    if actions in ([], ["--run.resume"]):
-        return
-    (action,) = actions
-    if action == "--compare":
-        why, without = "runs are shown as they are", given - {"compare", "run.dir", "debug"}
-    else:
-        why, without = "nothing is trained", {o for o in given if o.startswith(_OF_TRAINING)}
-    if without:
-        raise ConfigError(f"--{min(without)} has no effect with {action}: {why}.")
 
 
 def _parsed(argv: Sequence[str], hparams: Hparams) -> argparse.Namespace | str:

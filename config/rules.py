@@ -115,6 +115,19 @@ def metadata(annotation: Any) -> Iterator[Any]:
             yield from metadata(argument)
 
 
+def marks(settings: type, path: str) -> Iterator[Any]:
+    """Yields what `Annotated` adds to the setting at a dotted path, and to the groups it lies in.
+
+    Args:
+        settings: the dataclass of all settings.
+        path: of one of them.
+    """
+    for name in path.split("."):
+        hint = get_type_hints(settings, include_extras=True)[name]
+        yield from metadata(hint)
+        settings = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
 def _rules_of(settings: type) -> Rules:
     """Collects the conditions of every setting, those of its groups first.
 

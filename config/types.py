@@ -139,6 +139,14 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class InTraining:
+    """It acts while something is trained, and is refused beside a command by which nothing is.
+
+    So is every cadence, and what has an effect only where something learns (`config/actions.py`).
+    """
+
+
+@dataclass(frozen=True)
 class Measures:
     """What a validation measures depends on it: numbers before a change and after do not compare.
 

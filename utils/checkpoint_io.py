@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from utils.checkpoints import check_finite, check_readable, map_run_checkpoint, read_checkpoint
+from utils.checkpoints import (
+    check_finite,
+    check_readable,
+    map_run_checkpoint,
+    read_checkpoint,
+    tensors_in,
+)
 from utils.console import console
 from utils.files import replacing
 from utils.run_folder import RunFolder
@@ -168,30 +174,39 @@ def best_or_last(folder: RunFolder) -> Path:
     return found or folder.last
 
 
-def check_weights(file: Path, checkpoint: Mapping[str, Any]) -> None:
+def check_weights(file: Path, checkpoint: Mapping[str, Any], optimizer: bool = False) -> None:
     """Checks that the weights of a run's checkpoint are numbers.
 
     Args:
         file: in the folder of a run.
         checkpoint: its content.
+        optimizer: what that remembers of them is looked at as well: the next step would make it a
+            part of them.
 
     Raises:
-        ValueError: some are not; names the newest checkpoint beside it whose weights are.
+        ValueError: some are not; names the newest checkpoint beside it in which all are.
     """
     try:
-        check_finite(checkpoint["state_dict"], str(file))
+        _check_numbers(file, checkpoint, optimizer)
     except ValueError as error:
         folder = RunFolder(file.parent.parent)
-        others = (folder.last, folder.previous, folder.best)
-        sound = next((each for each in others if each.is_file() and not _broken(each)), None)
+        others = [each for each in (folder.last, folder.previous, folder.best) if each.is_file()]
+        sound = next((each for each in others if not _broken(each, optimizer)), None)
         remedy = f" {sound} has none: remove {file.name}, and copy that to its place."
         raise ValueError(f"{error}{remedy if sound else ''}") from error
 
 
-def _broken(file: Path) -> str:
+def _check_numbers(file: Path, checkpoint: Mapping[str, Any], optimizer: bool) -> None:
+    check_finite(checkpoint["state_dict"], str(file))
+    name = "optimizer_states"
+    if optimizer and any(each.get("state") for each in checkpoint.get(name, ())):
+        check_finite(tensors_in({name: checkpoint[name]}, str(file)), str(file))
+
+
+def _broken(file: Path, optimizer: bool = False) -> str:
     """Says what is the matter with a checkpoint and its weights; nothing where all is well."""
     try:
-        check_finite(map_run_checkpoint(file)["state_dict"], str(file))
+        _check_numbers(file, map_run_checkpoint(file), optimizer)
     except ValueError as error:
         return str(error)
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import pickletools
+import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -55,16 +56,50 @@ def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
     return _of_a_run(_mapped(file), file)
 
 
+# Of what kind the entries of a run's checkpoint are, and what those hold that hold others: first of
+# those that all have.
+_NEEDED: dict[str, type] = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
+_ENTRIES: dict[str, type] = {
+    "callbacks": Mapping,
+    "classes": list,
+    "epoch": int,
+    "loops": Mapping,
+    "lr_schedulers": list,
+    "optimizer_states": list,
+    "pytorch-lightning_version": str,
+}
+_HELD: dict[str, type] = {
+    "callbacks": Mapping,
+    "classes": str,
+    "loops": Mapping,
+    "lr_schedulers": Mapping,
+    "optimizer_states": Mapping,
+}
+
+
 def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
-    kinds = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
     parts = found if isinstance(found, Mapping) else {}
-    lacking = [name for name, kind in kinds.items() if not isinstance(parts.get(name), kind)]
+    lacking = [name for name, kind in _NEEDED.items() if not isinstance(parts.get(name), kind)]
     if lacking:
         raise ValueError(f"{file} is no checkpoint of a run: it has no {' and '.join(lacking)}.")
     others = [key for key, value in parts["state_dict"].items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{file} is no checkpoint of a run: its {others[0]} is no tensor.")
+    for name in _ENTRIES:
+        if name in parts and not _is_sound(name, parts[name]):
+            raise ValueError(
+                f"{file} is damaged: its {name} are not what such a checkpoint has, but "
+                f"{reprlib.repr(parts[name])}."
+            )
     return parts
+
+
+def _is_sound(name: str, entry: Any) -> bool:
+    is_of_its_kind = isinstance(entry, _ENTRIES[name])
+    if not is_of_its_kind or name not in _HELD:
+        return is_of_its_kind
+    held = entry.values() if isinstance(entry, Mapping) else entry
+    return all(isinstance(each, _HELD[name]) for each in held)
 
 
 def check_readable(file: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,11 +22,54 @@ def process_rank() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
 
 
+class OtherProcessError(RuntimeError):
+    """What several processes compute together failed on another one."""
+
+    def __init__(self) -> None:
+        super().__init__("it failed on another process")
+
+
+_failing_together = ContextVar("failing_together", default=False)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Lets what fails inside on one process fail on all, where the others would wait for it.
+
+    The processes ask one another before whatever they say inside by the functions of this module,
+    and at the end. What torch says by itself, as for `SyncBatchNorm`, is not looked after.
+
+    Raises:
+        OtherProcessError: it failed on another process.
+    """
+    token = _failing_together.set(True)
+    try:
+        yield
+        _meet()
+    except OtherProcessError:
+        raise
+    except Exception:
+        _meet(failed=True)
+        raise
+    finally:
+        _failing_together.reset(token)
+
+
+def _meet(failed: bool = False) -> None:
+    if num_processes() == 1 or not _failing_together.get():
+        return
+    states: list[bool] = [failed] * num_processes()
+    dist.all_gather_object(states, failed)
+    if any(states) and not failed:
+        raise OtherProcessError
+
+
 def sum_over_processes(value: Tensor) -> Tensor:
     """Returns Σ over processes; no gradient."""
     if num_processes() == 1:
         return value
     total = value.detach().clone()
+    _meet()
     dist.all_reduce(total)
     return total
 
@@ -32,6 +78,7 @@ def of_all_processes(value: Any) -> list[Any]:
     """Returns the values of all processes in the order of their ranks."""
     values: list[Any] = [value] * num_processes()
     if len(values) > 1:
+        _meet()
         dist.all_gather_object(values, value)
     return values
 
@@ -44,11 +91,14 @@ def gather_rows(rows: Tensor) -> Tensor:
     if num_processes() == 1:
         return rows
     counts = [torch.zeros((), dtype=torch.long, device=rows.device) for _ in range(num_processes())]
-    dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
+    own = torch.tensor(len(rows), device=rows.device)
+    _meet()
+    dist.all_gather(counts, own)
     largest = max(int(count) for count in counts)
     padded = rows.new_zeros(largest, *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
+    _meet()
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
@@ -70,6 +120,7 @@ def gather_batch(features: Tensor) -> Tensor:
     # Not `gather_rows`, whose counts the host would wait for in the middle of a step.
     sent = features.detach().contiguous()
     parts = [torch.empty_like(sent) for _ in range(num_processes())]
+    _meet()
     dist.all_gather(parts, sent)
     parts[process_rank()] = own
     return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, format_result
 
 _MOST_PANELS = 9
+_LONGEST_NAME = 100  # bytes of a folder's, before what makes it unique
 _FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")
 
 
 def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
-    """Writes table.md and curves.png below `comparisons/`.
+    """Writes table.md and curves.png below `comparisons/`, in a folder that these runs alone have.
 
     Returns:
         The table and where both lie.
     """
     table, names = compare(folders), labels(folders)
-    name = "-vs-".join(names).replace("/", "-")[:100]
-    place = Path(runs_dir) / "comparisons" / name
+    place = Path(runs_dir) / "comparisons" / _called(folders)
     make_folder(place)
     write_atomically(place / "table.md", table + "\n")
     lines = [table, "", f"table   {place / 'table.md'}"]
@@ -42,12 +43,29 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     return "\n".join(lines)
 
 
+def _called(folders: Sequence[RunFolder]) -> str:
+    """Returns the name of a comparison: what its runs are called, and what tells them from others.
+
+    The same in any order. Long names are cut, and runs of other places may be called the same.
+    """
+    runs = {_path(folder): label for folder, label in zip(folders, labels(folders), strict=True)}
+    ordered = sorted(runs, key=lambda path: (runs[path], path))
+    words = "-vs-".join(runs[path] for path in ordered).replace("/", "-")
+    begins = words.encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")
+    digest = hashlib.sha256("\0".join(map(str, ordered)).encode(errors="surrogateescape"))
+    return f"{begins}-{digest.hexdigest()[:8]}"
+
+
+def _path(folder: RunFolder) -> Path:
+    return folder.path.parent.resolve() / folder.name
+
+
 def labels(folders: Sequence[RunFolder]) -> list[str]:
     """Returns what each run is called: the shortest end of its path that no other run's path has.
 
     Its name, mostly; `mine/dino` and `yours/dino` where two are called `dino`.
     """
-    paths = [folder.path.parent.resolve() / folder.name for folder in folders]
+    paths = list(map(_path, folders))
     return [_label(path, [other for other in paths if other != path]) for path in paths]
 
 

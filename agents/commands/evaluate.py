@@ -12,8 +12,6 @@ from agents.backbone import choose_attention
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
 from agents.steering import validates
-from callbacks.attention_quality import AttentionQuality
-from callbacks.effective_rank import EffectiveRank
 from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.checkpoint_io import best_or_last
@@ -51,7 +49,6 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         console.info("precision: this machine has no %s, so %s it is.", asked, precision)
     use_tensor_cores(precision, device)
     choose_attention(agent, int(hparams.data.image_size), precision, device)
-    callbacks = build_callbacks(hparams, Guard(device))
     trainer = pl.Trainer(
         accelerator=device.type,
         devices=1,
@@ -61,7 +58,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         logger=False,
         enable_checkpointing=False,
         default_root_dir=folder.path,
-        callbacks=[c for c in callbacks if isinstance(c, AttentionQuality | EffectiveRank)],
+        callbacks=build_callbacks(hparams, Guard(device), evaluating=True),
     )
     if tests:
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)

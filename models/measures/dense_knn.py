@@ -27,7 +27,7 @@ class PatchMemory(nn.Module):
     Args:
         width: D of the features.
         num_classes: C.
-        k: neighbours; the whole memory where it is smaller.
+        k: neighbours, where there are as many.
         temperature: a neighbour's shares weigh exp(cosine / temperature).
         at_once: similarities that are held at a time, at least those of one patch; changes nothing
             but the memory that is used. None: what suits the device.
@@ -58,6 +58,11 @@ class PatchMemory(nn.Module):
     def __len__(self) -> int:
         """N."""
         return len(self.features)
+
+    @property
+    def neighbours(self) -> int:
+        """How many count: k, or the whole memory where that is smaller."""
+        return min(self.k, len(self))
 
     def fill(self, features: Tensor, shares: Tensor) -> None:
         """Remembers patches in place of those there were.
@@ -99,7 +104,7 @@ class PatchMemory(nn.Module):
             raise ValueError("dense k-NN: nothing is remembered yet.")
         suits = _ON_A_GPU if queries.device.type == "cuda" else _SIMILARITIES_AT_ONCE
         at_once = self.at_once or suits
-        k, rows = min(self.k, len(self)), max(1, at_once // len(self))
+        k, rows = self.neighbours, max(1, at_once // len(self))
         found = []
         with unrounded_factors(queries.device):
             features, shares = self.features.float(), self.shares.float()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.commands.compare import compare, draw_curves, labels
+from agents.commands.compare import compare, draw_curves, labels, write_comparison
 from main import main
 from utils import figures
 from utils.run_folder import RunFolder
@@ -98,5 +98,29 @@ def test_runs_of_one_name_have_a_column_and_a_curve_each(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "|  | mine/dino | yours/dino |" in said
     assert "| optim.lr | 1 | 2 |" in said
-    place = tmp_path / "runs" / "comparisons" / "mine-dino-vs-yours-dino"
+    (place,) = tmp_path.glob("runs/comparisons/mine-dino-vs-yours-dino-*")
     assert {file.name for file in place.iterdir()} == {"table.md", "curves.png"}
+
+
+def test_every_set_of_runs_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    long = "a" * 120
+    sets = [
+        ("runs/b", "runs/a"),
+        (f"runs/{long}-1", f"runs/{long}-2"),
+        (f"runs/{long}-1", f"runs/{long}-3"),
+        (f"runs/{'木' * 60}", f"runs/{'林' * 60}"),
+        ("mine/a", "runs/b"),
+        ("runs/a-vs-b", "runs/c"),
+        ("runs/a", "runs/b-vs-c"),
+    ]
+    for paths in sets:
+        for order in (paths, paths[::-1]):
+            folders = [RunFolder(Path(path)) for path in order]
+            for folder in folders:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                (folder.path / "hparams.yaml").write_text("task: dino\n")
+            write_comparison(folders, "runs")
+    found = list((tmp_path / "runs" / "comparisons").iterdir())
+    assert len(found) == len(sets)
+    assert sum(place.name.startswith("a-vs-b-") for place in found) == 4

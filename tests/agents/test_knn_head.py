@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agents.patch_memory import as_seen, remember
+from agents.patch_memory import as_seen, memory_in_words, remember
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -173,3 +173,9 @@ def test_a_run_without_any_curve_has_its_report(train):
     assert code == 0
     assert "val/miou" not in summary(folder)
     assert (folder / "report.html").exists()
+
+
+def test_the_words_name_as_many_neighbours_as_there_are():
+    memory = PatchMemory(4, 2, k=30)
+    memory.fill(torch.randn(7, 4), torch.rand(7, 2))
+    assert "those of the 7 nearest of 7 patches" in memory_in_words(memory, None)

@@ -450,3 +450,10 @@ def test_images_of_a_try_out_are_spread_over_the_set(tmp_path):
         for split in ("train", "test"):
             assert len(data.splits[split]) == count
             assert set(data.splits[split].labels) == {0, 1}
+
+
+def test_the_words_name_as_many_neighbours_as_there_are(train, capsys):
+    settings = {"task": "linear_probe", "probe__kind": "knn", "backbone__patch_size": 8}
+    code, _ = train("run", **settings, probe__k=1000, trainer__max_epochs=...)
+    assert code == 0
+    assert "k-NN (k = 24, T = 0.07)" in capsys.readouterr().out

@@ -236,6 +236,38 @@ def test_weights_that_are_no_numbers_are_refused_and_where_others_are_is_said(
         assert named in capsys.readouterr().err
 
 
+def test_moments_that_are_no_numbers_are_not_gone_on_from(train, capsys):
+    _, folder = train("run", task="barlow_twins")
+    last = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    saved["optimizer_states"][0]["state"][0]["exp_avg"].view(-1)[0] = torch.nan
+    last.unlink()
+    torch.save(saved, last)
+    assert resume(folder, "--trainer.max_epochs", "3") == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt is not loaded: 1 of " in said
+    assert "(first optimizer_states.0.state.0.exp_avg)" in said
+    assert "previous.ckpt has none: remove last.ckpt, and copy that to its place." in said
+    # What it learnt is there.
+    assert main(["--export", "run", "--run.dir", str(folder.parent)]) == 0
+    last.write_bytes((folder / "checkpoints" / "previous.ckpt").read_bytes())
+    assert resume(folder, "--trainer.max_epochs", "3") == 0
+
+
+@pytest.mark.parametrize("entry", ["callbacks", "classes"])
+def test_a_checkpoint_with_a_nonsense_entry_is_damaged(train, capsys, entry):
+    _, folder = train("run", task="segmentation", trainer__max_epochs=1)
+    (folder / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    for name in ("last", "best"):
+        file = folder / "checkpoints" / f"{name}.ckpt"
+        saved = torch.load(file, weights_only=True)
+        file.unlink()
+        torch.save({**saved, entry: 3}, file)
+    for action in ("--run.resume", "--evaluate", "--export"):
+        assert main([action, "run", "--run.dir", str(folder.parent)]) == 2
+        assert f"ckpt is damaged: its {entry} are not what" in capsys.readouterr().err
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(train, capsys):
     _, folder = train("first")
     checkpoints = {file: file.read_bytes() for file in (folder / "checkpoints").iterdir()}

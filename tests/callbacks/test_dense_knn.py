@@ -141,6 +141,20 @@ def test_what_cannot_be_measured_is_said_once_and_ends_no_run(train, monkeypatch
     assert sum("void all over" in str(each.message) for each in said) == 1
 
 
+@pytest.mark.parametrize("queries", [1, 255])
+def test_one_class_alone_is_not_perfect_but_not_measured(train, monkeypatch, said, queries):
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+
+    def squares(source, count, fraction, size):
+        return [(image, torch.full((40, 40), 1))] * 3, [(image, torch.full((40, 40), queries))] * 2
+
+    monkeypatch.setattr("callbacks.dense_knn.masked_squares", squares)
+    code, folder = train("run", **ON)
+    assert code == 0
+    assert METRIC not in summary(folder)
+    assert sum("one class alone" in line for line in said) == 1
+
+
 def test_bad_settings_are_refused_in_words(train, capsys, image_folder):
     assert train("zero", **ON, callbacks__dense_knn__k=0)[0] == 2
     assert "expected at least 1" in capsys.readouterr().err

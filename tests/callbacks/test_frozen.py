@@ -1,10 +1,12 @@
 """What a frozen backbone shows is drawn once in a run, and computed once for all runs."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from main import main
 from tests.conftest import summary
 from utils.run_folder import RunFolder
 
@@ -77,6 +79,23 @@ def test_a_damaged_readout_is_computed_anew(train, tmp_path, said):
     assert code == 0
     assert sum("computed anew" in line for line in said) == 6
     assert readouts(first) == readouts(second)
+
+
+def test_what_is_switched_on_when_a_run_goes_on_is_drawn_then_and_once(train):
+    off = FROZEN | {name: "false" for name in SHOWN if name.endswith("enabled")}
+    off = {name: value for name, value in off.items() if not name.endswith("every_n_epochs")}
+    _, folder = train("late", **off, trainer__max_epochs=1)
+    assert not pictures(folder)
+    on = [f"--{name.replace('__', '.')}={value}" for name, value in SHOWN.items()]
+    place = ["--run.resume", "late", "--run.dir", str(folder.parent)]
+    for epochs in (2, 3):
+        assert main([*place, "--trainer.max_epochs", str(epochs), *on]) == 0
+        drawn = Counter(Path(name).parent.as_posix() for name in pictures(folder))
+        assert drawn.pop("attention_quality/test") == epochs - 1
+        assert len(drawn) == 5
+        assert set(drawn.values()) == {1}
+    _, whole = train("whole", **FROZEN, trainer__max_epochs=3)
+    assert readouts(folder) == readouts(whole)
 
 
 def test_a_backbone_that_learns_is_drawn_again(train):

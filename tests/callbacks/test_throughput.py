@@ -41,6 +41,7 @@ class Machine:
         loading: float,
         first: float,
         after: Callable[[int], None] = lambda _: None,
+        within: Callable[[int], None] = lambda _: None,
     ) -> None:
         """One epoch, in which something reads a number of every step when that is over."""
         trainer = SimpleNamespace(world_size=1, is_last_batch=False)
@@ -49,6 +50,7 @@ class Machine:
             trainer.is_last_batch = index == steps - 1
             self.now += loading if index else first
             throughput.on_train_batch_start(trainer, self.module, range(8), index)
+            within(index)
             self.compute(FORWARD)
             throughput.on_train_batch_end(trainer, self.module, None, range(8), index)
             after(index)
@@ -93,7 +95,27 @@ def test_a_readout_after_a_step_is_no_wait_for_the_loader(machine, device):
                 made.now += 4 * FORWARD
 
     made.train(throughput, 100, LOADING, first=0.0, after=read_out)
-    assert throughput.data_wait_share == pytest.approx(99 * LOADING / made.now, rel=0.05)
+    training = made.now - 10 * 4 * FORWARD
+    assert throughput.data_wait_share == pytest.approx(99 * LOADING / training, rel=0.05)
+    assert throughput.images_per_second == pytest.approx(8 * 100 / training, rel=0.02)
+
+
+def test_a_readout_within_a_step_is_no_part_of_it(machine):
+    """As the agreement of gradients is, which passes the batch once more."""
+    made = machine("cpu")
+    stopwatch = Stopwatch(lambda: made.now)
+    throughput = Throughput(stopwatch)
+
+    def read_out(step: int) -> None:
+        with stopwatch.timing("readouts"):
+            made.now += FORWARD
+
+    for _ in range(2):  # what is read out between the epochs is not counted twice
+        made.train(throughput, 50, LOADING, first=0.2, after=read_out, within=read_out)
+        read_out(0)
+    training = 2 * (0.2 + 49 * LOADING + 50 * (LAUNCH + FORWARD))
+    assert throughput.seconds == pytest.approx(training)
+    assert throughput.images_per_second == pytest.approx(8 * 100 / training)
 
 
 def test_few_steps_are_awaited(machine):

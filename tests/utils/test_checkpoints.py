@@ -127,6 +127,20 @@ def test_a_checkpoint_of_a_run_is_told_from_other_files(tmp_path):
         read_run_checkpoint(file)
 
 
+@pytest.mark.parametrize("nonsense", [None, 3, "abc", [3], {"a": 3}, torch.ones(2)])
+@pytest.mark.parametrize(
+    "entry", ["callbacks", "classes", "loops", "lr_schedulers", "optimizer_states"]
+)
+def test_an_entry_of_a_run_that_is_nonsense_is_named(tmp_path, entry, nonsense):
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": STATE, "hyper_parameters": {}, "global_step": 3}, file)
+    assert read_run_checkpoint(file)["global_step"] == 3  # an older version's, without it
+    torch.save({**read_run_checkpoint(file), entry: nonsense}, file)
+    for read in (read_run_checkpoint, map_run_checkpoint):
+        with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its {entry} are not what"):
+            read(file)
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 @pytest.mark.parametrize(
     ("content", "named"),
