@@ -225,7 +225,7 @@ def picture(figure: Figure) -> Picture:
     # Not `savefig`, which would draw twice: once for the layout, once for the file.
     pixels = np.array(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     file = io.BytesIO()
-    # The least effort takes half of the time, and a few percent more of the disk.
+    # The least effort takes 0.6 of the time, and a tenth more of the disk.
     Image.fromarray(pixels).save(file, "png", compress_level=1)
     return Picture(pixels, file.getvalue(), figure.get_suptitle())
 
