@@ -17,7 +17,7 @@ from datamodules.masked_squares import MaskedSquares, masked_squares
 from models.backbones.base import Backbone
 from models.heads.base import resize
 from models.measures.dense_knn import NEAREST, PatchMemory, labelled_patches
-from models.measures.segmentation import metrics
+from models.measures.segmentation import mean_iou
 
 METRIC = "val/dense_knn_miou"
 _HELD_OUT = 0.2  # share of the images that are queries
@@ -105,7 +105,7 @@ def measure(
     memory.fill(torch.cat([memory.features, *features]), torch.cat([memory.shares, *shares]))
     if int((memory.shares > 0).any(0).sum()) < 2:
         return math.nan
-    counted = metrics(num_classes)
+    counted = mean_iou(num_classes)
     for maps, masks in _encoded(backbone, queries):
         for each, labels in zip(memory.label_maps(maps).cpu(), masks, strict=True):
             found = resize(each[None], (labels.shape[0], labels.shape[1])).argmax(1)

@@ -35,6 +35,8 @@ from config.types import (
     Between,
     Cadence,
     Count,
+    DrawnOften,
+    DrawnSeldom,
     Enabled,
     FolderName,
     Fraction,
@@ -696,7 +698,7 @@ class AttentionMapsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 4
     """Images per figure."""
@@ -738,7 +740,7 @@ class CrossCorrelationHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw every n epochs, and at the end."""
     num_samples: Annotated[int, Between(2)] = 128
     """Images N behind each matrix, the same in every picture so that pictures compare."""
@@ -767,7 +769,7 @@ class FeatureMapsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 6
     """Images per figure; the components are common to them."""
@@ -779,7 +781,7 @@ class SegmentationPredictionsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw every n epochs; the test images are drawn at the end."""
     num_images: Count = 6
     """Images per figure, the same ones every time."""
@@ -791,7 +793,7 @@ class ClassIoUHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -801,7 +803,7 @@ class ConfusionMatrixHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Seldom = "auto"
+    every_n_epochs: DrawnSeldom = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -857,7 +859,7 @@ class GradientHistogramsHparams:
 
     enabled: Enabled = False
     """Draw them: where training stalls or jumps they show the layer."""
-    every_n_epochs: Often = "auto"
+    every_n_epochs: DrawnOften = "auto"
     """Draw those of the first step, every n epochs and in the last."""
 
 
@@ -896,7 +898,7 @@ class EmbeddingsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Seldom = "auto"
+    every_n_epochs: DrawnSeldom = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 500
     """Points."""
@@ -908,7 +910,7 @@ class ViewsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Seldom = "auto"
+    every_n_epochs: DrawnSeldom = "auto"
     """Draw every n epochs."""
     num_images: Count = 6
     """Images per figure."""
@@ -920,7 +922,7 @@ class LearningCurvesHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: Seldom = "auto"
+    every_n_epochs: DrawnSeldom = "auto"
     """Redraw every n epochs, and at the end."""
 
 

@@ -72,9 +72,10 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
         optim.lr = _learning_rate(hparams)
     for leaf in leaves(hparams):
         for extra in metadata(leaf.annotation) if leaf.value == "auto" else ():
-            if isinstance(extra, Cadence | StepCadence):
-                length = epochs if isinstance(extra, Cadence) else steps
-                set_leaf(hparams, leaf.path, extra.every(length))
+            if isinstance(extra, Cadence):
+                set_leaf(hparams, leaf.path, extra.every(epochs, steps))
+            elif isinstance(extra, StepCadence):
+                set_leaf(hparams, leaf.path, extra.every(steps))
     if hparams.task in DINO_TASKS:
         _resolve_dino(hparams, images, per_epoch)
     return hparams

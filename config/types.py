@@ -98,14 +98,19 @@ class Auto:
 
 @dataclass(frozen=True)
 class Cadence(Auto):
-    """Every n epochs. `auto`: `times` a run, but no more often than every `least` epochs."""
+    """Every n epochs. `auto`: `times` a run, but no more often than every `least` epochs.
+
+    And no more often than every `steps` optimizer steps: of a picture that takes as long as some of
+    them, a short run would be made of.
+    """
 
     least: int = 1
     times: int = 1
+    steps: int = 0
 
-    def every(self, epochs: int) -> int:
-        """Returns n for a run of so many epochs."""
-        return max(self.least, -(-epochs // self.times))
+    def every(self, epochs: int, steps: int) -> int:
+        """Returns n for a run of so many epochs, which have so many steps together."""
+        return max(self.least, -(-epochs // self.times), -(-self.steps * epochs // steps))
 
 
 @dataclass(frozen=True)
@@ -162,3 +167,6 @@ NonNegative = Annotated[float, Between(0.0)]
 Enabled = Annotated[bool, Switch()]
 Often = Annotated[int | str, Cadence(5, 20), Between(1)]
 Seldom = Annotated[int | str, Cadence(10, 10), Between(1)]
+# Of what draws and logs no number: a curve wants more points than one looks at pictures.
+DrawnOften = Annotated[int | str, Cadence(5, 20, 80), Between(1)]
+DrawnSeldom = Annotated[int | str, Cadence(10, 10, 160), Between(1)]

@@ -41,6 +41,8 @@ matplotlib.rcParams.update(
         **sns.axes_style("whitegrid"),
         "font.size": 9,
         "axes.titlesize": 9,
+        # Where a title stands anyway: to look for a place for it, an axis lays out all its ticks.
+        "axes.titley": 1.0,
         "figure.titlesize": 11,
         "image.interpolation": "nearest",
         "figure.dpi": 120,
@@ -223,7 +225,8 @@ def picture(figure: Figure) -> Picture:
     # Not `savefig`, which would draw twice: once for the layout, once for the file.
     pixels = np.array(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
+    # The least effort takes 0.6 of the time, and a tenth more of the disk.
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
     return Picture(pixels, file.getvalue(), figure.get_suptitle())
 
 

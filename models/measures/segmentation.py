@@ -18,11 +18,18 @@ from torchmetrics.classification import (
 from models.measures.counting import counting
 from utils.palette import VOID
 
+_COMMON: dict[str, Any] = {"ignore_index": VOID, "validate_args": False}
+
 
 class _Counts(MetricCollection):
     def update(self, *arguments: Any, **named: Any) -> None:
         with counting():
             super().update(*arguments, **named)
+
+
+def mean_iou(num_classes: int) -> MetricCollection:
+    """The `miou` of `metrics` alone, in a quarter of the time."""
+    return _Counts({"miou": MulticlassJaccardIndex(num_classes, average="macro", **_COMMON)})
 
 
 def metrics(num_classes: int) -> MetricCollection:
@@ -31,14 +38,13 @@ def metrics(num_classes: int) -> MetricCollection:
     `miou` is the mean over the classes that occur or are predicted; `f1`, `precision` and `recall`
     are macro averages over the same classes, `accuracy` counts pixels.
     """
-    common: dict[str, Any] = {"ignore_index": VOID, "validate_args": False}
-    macro: dict[str, Any] = {"average": "macro", **common}
+    macro: dict[str, Any] = {"average": "macro", **_COMMON}
     return _Counts(
         {
-            "confusion": MulticlassConfusionMatrix(num_classes, **common),
+            "confusion": MulticlassConfusionMatrix(num_classes, **_COMMON),
             "miou": MulticlassJaccardIndex(num_classes, **macro),
-            "iou": MulticlassJaccardIndex(num_classes, average="none", **common),
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", **common),
+            "iou": MulticlassJaccardIndex(num_classes, average="none", **_COMMON),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro", **_COMMON),
             "f1": MulticlassF1Score(num_classes, **macro),
             "precision": MulticlassPrecision(num_classes, **macro),
             "recall": MulticlassRecall(num_classes, **macro),

@@ -11,7 +11,7 @@ from agents.backbone import build_backbone
 from config import names
 from config.convert import update
 from config.hparams import Hparams
-from config.length import resolve_for_data
+from config.length import resolve_for_data, steps_per_epoch
 from config.resolve import patch_multiple, resolve
 from config.validation import check, without_ineffective
 
@@ -87,6 +87,21 @@ def test_shapes_are_pretrained_on_for_40_epochs(task, optimizer, backbone):
     for on_gpu in (True, False):
         found = resolve_for_data(resolve(hparams), 1024, on_gpu)
         assert (found.trainer.max_epochs, found.data.batch_size) == (40, 128)
+
+
+@pytest.mark.parametrize(
+    ("images", "per_epoch", "drawn", "measured"),
+    [(1024, 8, (10, 20), (5, 10)), (128 * 25, 25, (5, 10), (5, 10))],
+)
+def test_short_epochs_are_drawn_less_often_and_measured_as_often(
+    images, per_epoch, drawn, measured
+):
+    hparams = chosen("barlow_twins", "vit_demo", data={"name": "shapes"})
+    found = resolve_for_data(resolve(hparams), images, on_gpu=False)
+    assert steps_per_epoch(found, images) == per_epoch
+    of = found.callbacks
+    assert (of.attention_maps.every_n_epochs, of.embeddings.every_n_epochs) == drawn
+    assert (of.online_probe.every_n_epochs, of.attention_quality.every_n_epochs) == measured
 
 
 @pytest.mark.parametrize("task", ["dino", "dino_twins"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.measures.counting import Confusion
-from models.measures.segmentation import metrics
+from models.measures.segmentation import mean_iou, metrics
 from utils.palette import VOID
 
 CLASSES = 171  # COCO-Stuff's
@@ -53,7 +53,18 @@ def test_counts_are_those_of_a_loop_and_the_mode_is_as_before(deterministic):
     assert torch.get_deterministic_debug_mode() == deterministic
 
 
-@pytest.mark.parametrize("kind", [metrics, Confusion])
+def test_the_mean_iou_alone_is_that_of_all_numbers():
+    alone, all_of_them = mean_iou(CLASSES), metrics(CLASSES)
+    for seed in range(2):
+        predicted, truth = labels(seed), labels(seed).roll(seed, 2)
+        truth[0, :3] = VOID
+        for counted in (alone, all_of_them):
+            counted.update(predicted, truth)
+    assert alone.compute()["miou"] == all_of_them.compute()["miou"]
+    assert 0 < alone.compute()["miou"] < 1
+
+
+@pytest.mark.parametrize("kind", [metrics, mean_iou, Confusion])
 def test_deterministic_counts_need_no_mesh_of_pixels_and_pairs_of_classes(kind, deterministic):
     measured, predicted, truth = kind(CLASSES), labels(0), labels(1)
     largest = largest_tensor(lambda: measured.update(predicted, truth))

@@ -2,6 +2,7 @@
 
 import io
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -27,6 +28,24 @@ def test_a_picture_is_what_matplotlib_saves():
     np.testing.assert_array_equal(drawn.pixels, np.asarray(Image.open(file))[..., :3])
     np.testing.assert_array_equal(drawn.pixels, np.asarray(Image.open(io.BytesIO(drawn.png))))
     assert drawn.title == "one \\$ and\nanother line"
+
+
+def titled() -> Figure:
+    drawn, axes = figures.panels(2, 2, "of the figure")
+    for axis, unit in zip(axes.flat, (1, 1e-6, 1e6, 100), strict=True):
+        axis.plot(np.array([-2.5, 1.0, 3.0]) * unit)
+        axis.set(title="gradient cosine batch", xlabel="step")  # the longest of ours
+    axes[1, 1].set_yscale("symlog")
+    return drawn
+
+
+@pytest.mark.parametrize("make", [figure, titled])
+def test_titles_stand_where_matplotlib_looks_for_their_place(make):
+    drawn = figures.picture(make()).pixels
+    with matplotlib.rc_context({"axes.titley": None}):
+        looked_for = figures.picture(make()).pixels
+    figures.close_all()
+    np.testing.assert_array_equal(drawn, looked_for)
 
 
 def test_no_words_of_panels_lie_over_others_or_outside():
