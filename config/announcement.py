@@ -9,7 +9,7 @@ from config.hparams import Hparams
 from config.length import steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence, StepCadence
-from utils.text import count, format_result
+from utils.text import count, format_result, format_value
 
 
 def choices(given: Hparams, resolved: Hparams) -> str:
@@ -30,7 +30,7 @@ def choices(given: Hparams, resolved: Hparams) -> str:
 
 
 def _in_words(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else format_result(value, missing="null")
+    return format_result(value) if isinstance(value, float) else format_value(value)
 
 
 # Below these a run is a try-out, not a training.

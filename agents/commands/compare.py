@@ -31,7 +31,7 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
         The table and where both lie.
     """
     table, names = compare(folders), labels(folders)
-    place = Path(runs_dir) / "comparisons" / _called(folders)
+    place = Path(runs_dir) / "comparisons" / _called(folders, names)
     make_folder(place)
     write_atomically(place / "table.md", table + "\n")
     lines = [table, "", f"table   {place / 'table.md'}"]
@@ -43,12 +43,12 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     return "\n".join(lines)
 
 
-def _called(folders: Sequence[RunFolder]) -> str:
+def _called(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
     """Returns the name of a comparison: what its runs are called, and what tells them from others.
 
     The same in any order. Long names are cut, and runs of other places may be called the same.
     """
-    runs = {_path(folder): label for folder, label in zip(folders, labels(folders), strict=True)}
+    runs = dict(zip(map(_path, folders), names, strict=True))
     ordered = sorted(runs, key=lambda path: (runs[path], path))
     words = "-vs-".join(runs[path] for path in ordered).replace("/", "-")
     begins = words.encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")
