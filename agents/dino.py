@@ -35,7 +35,6 @@ from models.losses.dino import (
 )
 from models.memory.accumulation import sum_in_pieces
 from models.memory.chunking import forward_in_chunks
-from utils.distributed import gather_batch
 from utils.optim import clip_each
 from utils.schedules import cosine, linear
 
@@ -45,7 +44,7 @@ NUM_GLOBAL = 2  # views the teacher sees
 class Branch(nn.Module):
     """A backbone and the head on it: the student, and the teacher."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -161,15 +160,7 @@ class DINO(Agent):
             torch.cat([self.teacher.backbone(self.moved(chunk)).pooled for chunk in chunks])
             for chunks in views
         ]
-        return features, self._logits(self.teacher, features)
-
-    def _logits(self, branch: Branch, features: Sequence[Tensor]) -> list[Tensor]:
-        """Returns what a head says of every view, in one pass: its BatchNorm sees all of them.
-
-        Those of all processes, where it has one.
-        """
-        seen = map(gather_batch, features) if self.settings.dino.head_batch_norm else features
-        return list(branch.head(torch.cat(list(seen))).chunk(len(features)))
+        return features, self.teacher.head.of_views(features)
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
@@ -182,11 +173,11 @@ class DINO(Agent):
         Returns:
             The loss, and its parts by name where it has several.
         """
-        apart = self._in_chunks(batch.views) and not self.settings.dino.head_batch_norm
+        apart = self._in_chunks(batch.views) and not self.student.head.batch_norm
         if apart and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets)
         features, mutual_information = self.information.split(self.embed(batch.views))
-        logits = self._logits(self.student, features)
+        logits = self.student.head.of_views(features)
         loss = dino_loss(logits, targets, self.settings.dino.student_temp)
         return self.information.added(loss, mutual_information)
 
@@ -276,8 +267,7 @@ class DINO(Agent):
         if dino.clip_grad:
             clip_each(self.student.parameters(), dino.clip_grad)
         if self.trainer.global_step < int(dino.freeze_last_layer_steps):
-            head: Any = self.student.head
-            for parameter in head.last_layer.parameters():
+            for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

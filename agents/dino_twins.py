@@ -52,7 +52,7 @@ class DINOTwins(DINO):
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """See `DINO.student_loss`; the second loss needs the whole batch of features at once."""
         features, mutual_information = self.information.split(self.embed(batch.views))
-        logits = self._logits(self.student, features)
+        logits = self.student.head.of_views(features)
         dino = dino_loss(logits, targets, self.settings.dino.student_temp)
 
         # View after view: BatchNorm statistics are a view's own, over all processes.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from utils.distributed import gather_batch
 
 
 class DINOHead(nn.Module):
@@ -19,6 +24,9 @@ class DINOHead(nn.Module):
         norm_last_layer: keep the norms of the prototypes at 1; else they are trained.
         batch_norm: BatchNorm between the layers of the MLP, as the official code has it to choose.
             Then what an image gets depends on those that pass with it.
+
+    Attributes:
+        batch_norm: see above.
     """
 
     def __init__(
@@ -32,6 +40,7 @@ class DINOHead(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.batch_norm = batch_norm
         widths = [in_dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
         modules: list[nn.Module] = []
         for index in range(layers):
@@ -51,3 +60,14 @@ class DINOHead(nn.Module):
         """`(N, in_dim)` to logits `(N, out_dim)`."""
         logits: Tensor = self.last_layer(F.normalize(self.mlp(features), dim=-1))
         return logits
+
+    def of_views(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the logits `(N, out_dim)` of every view, in one pass.
+
+        A BatchNorm sees all of them, on all processes: then N is the batch of all processes.
+
+        Args:
+            features: pooled, `(n, in_dim)` a view, of the images of this process.
+        """
+        seen = [gather_batch(view) for view in features] if self.batch_norm else features
+        return list(self(torch.cat(list(seen))).chunk(len(features)))
