@@ -86,8 +86,8 @@ ALARMS: dict[str, Alarm] = {
         lambda r: _says_the_same(r) and r["teacher_entropy"] > 0.9 * r["chance_level"],
         "COLLAPSE: the teacher's output is uniform whatever the image (entropy "
         "{teacher_entropy:.2f} of at most {chance_level:.2f}), and the loss stays at ln(out_dim). "
-        "What usually helps: --dino.head_batch_norm true, a lower --dino.teacher_temp (0.02), "
-        "sharpening on, a smaller --dino.out_dim, more steps.",
+        "What usually helps: --dino.head_batch_norm true, a lower --dino.teacher_temp, sharpening "
+        "on, a smaller --dino.out_dim, more steps.",
     ),
     "one_output": Alarm(
         _TEACHER,

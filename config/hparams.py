@@ -585,12 +585,12 @@ class OptimHparams:
     """adamw (right for ViT) | lars (the paper's, for ResNet) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
     """Peak learning rate. auto, with adamw and n images a step (batch_size x accumulate): 1e-3
-    (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(n / 256), barlow_twins with vit_demo 2e-3 x sqrt(n / 128), and
-    0.03 times that for a backbone with weights: more made Barlow Twins lose what a file knew within
-    a hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), and 1e-4 x the same when a
-    loaded backbone is trained with it; linear_probe 1e-3 x sqrt(n / 256). With lars 0.2 x n / 256,
-    a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256; with sgd 0.03
-    x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
+    (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(n / 256), with vit_demo barlow_twins 2e-3 and dino 1e-3, x
+    sqrt(n / 128), and 0.03 times that for a backbone with weights: more made Barlow Twins lose what
+    a file knew within a hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), and 1e-4 x
+    the same when a loaded backbone is trained with it; linear_probe 1e-3 x sqrt(n / 256). With lars
+    0.2 x n / 256, a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256;
+    with sgd 0.03 x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Never applied to norms and biases, Swin's tables of biases among them; what is learnt for a
     position or a token decays, as in DINO's own code. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
