@@ -99,6 +99,16 @@ class Agent(LightningModule, ABC):
         """
         return sizes
 
+    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+        """Returns the sides of what passes a backbone once more for one image, without gradient.
+
+        Args:
+            sizes: of the views that are loaded.
+            chunks: in which the images of a step pass, 0 where `chunk_size` is null. What is in
+                several passes once more for the gradient.
+        """
+        return self.passes(sizes) if chunks > 1 and not self.trained_backbone.frozen else ()
+
     def load_weights(self, hparams: Hparams) -> None:
         """Loads weights into what stands on the backbone; nothing, unless a task has some.
 

@@ -121,6 +121,16 @@ class DINO(Agent):
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.student.backbone, images)
 
+    @property
+    def judges_together(self) -> bool:
+        """Whether the loss needs all views of a batch at once, not one after the other."""
+        return self.student.head.batch_norm
+
+    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+        """See `Agent`; the teacher's views. With chunks even those of a whole batch pass again."""
+        recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
+        return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
+
     def compile_training_pass(self) -> None:
         """See `Agent`. Once for each of the two sizes of crops, and not for any size."""
         self._training_pass = torch.compile(self._pool, dynamic=False)
@@ -173,7 +183,7 @@ class DINO(Agent):
         Returns:
             The loss, and its parts by name where it has several.
         """
-        apart = self._in_chunks(batch.views) and not self.student.head.batch_norm
+        apart = self._in_chunks(batch.views) and not self.judges_together
         if apart and torch.is_grad_enabled():
             return self._loss_in_pieces(batch.views, targets)
         features, mutual_information = self.information.split(self.embed(batch.views))

@@ -47,6 +47,11 @@ class DINOTwins(DINO):
         second = LeJEPA if self.is_sigreg else BarlowTwins
         self.projector = second.make_projector(backbone.embed_dim, hparams)
 
+    @property
+    def judges_together(self) -> bool:
+        """Always: the second loss is one of the whole batch."""
+        return True
+
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:

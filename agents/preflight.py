@@ -17,8 +17,7 @@ from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
-# In passes forth: one back costs two.
-_FROZEN, _TRAINED, _RECOMPUTED = 1, 3, 4
+_FROZEN, _TRAINED = 1, 3  # in passes forth: one back costs two
 _CHECKPOINTS = 3  # best, last, previous
 # Bytes of a weight that is trained with AdamW, which remembers most: itself and two moments.
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
@@ -34,24 +33,33 @@ class ImageCost:
     """
 
     def __init__(self, agent: Agent, data: ImageDataModule, hparams: Hparams) -> None:
+        self._agent = agent
         self._backbone = agent.trained_backbone
         self._mixed = is_mixed(hparams.trainer.precision)
-        sides: tuple[int, ...] = (data.image_size,)
+        self._loaded: tuple[int, ...] = (data.image_size,)
         if isinstance(data, ViewsDataModule):
-            sides = agent.passes(data.views.sizes)
-        multiple = self._backbone.patch_multiple  # segmentations pad their crops to it
-        self._sides = tuple(-(-side // multiple) * multiple for side in sides)
+            self._loaded = data.views.sizes
+        self._sides = self._padded(agent.passes(self._loaded))
 
-    @cached_property
-    def flops(self) -> float | None:
-        """Of a pass of all its views; None where they cannot be counted."""
+    def _padded(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        multiple = self._backbone.patch_multiple  # segmentations pad their crops to it
+        return tuple(-(-side // multiple) * multiple for side in sides)
+
+    def flops(self, chunks: int) -> float | None:
+        """Returns the operations of a training step; None where they cannot be counted.
+
+        Args:
+            chunks: see `Agent.passes_again`.
+        """
         try:
             with rng_preserved(CPU):
                 counted = {side: forward_flops(self._backbone, side) for side in set(self._sides)}
         except Exception as error:  # torch's counter looks into every module; a run needs no count
             console.info("Operations cannot be counted: %s", error)
             return None
-        return sum(counted[side] for side in self._sides)
+        passes = _FROZEN if self._backbone.frozen else _TRAINED
+        again = self._padded(self._agent.passes_again(self._loaded, chunks))
+        return sum(counted[side] for side in (*passes * self._sides, *again))
 
     @cached_property
     def activations(self) -> tuple[float, ...]:
@@ -103,12 +111,12 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     """Returns what a run needs in one line, and what there is too little of."""
     size = hparams.trainer.chunk_size
     chunk = size if isinstance(size, int) else None
-    passes = _FROZEN if agent.trained_backbone.frozen else _RECOMPUTED if chunk else _TRAINED
     batch, share = int(hparams.data.batch_size), images_a_process(hparams)
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
     room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
-    operations = "" if cost.flops is None else f"{in_units(passes * batch * cost.flops)}FLOP in "
+    flops = cost.flops(-(-share // chunk) if chunk else 0)
+    operations = "" if flops is None else f"{in_units(batch * flops)}FLOP in "
     line = f"a step: {operations}the backbone{keeps}; checkpoints: {room}"
     return line, warnings
 

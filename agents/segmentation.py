@@ -170,7 +170,8 @@ class Segmentation(Agent):
         """Loss of a batch of crops, whose logits callbacks see."""
         network, images = self.network, batch.images
         stride = self.settings.segmentation.loss_stride
-        features = network.fusion.controlled_batch(network.encode(images, batch.stored))
+        encoded = network.encode(images, batch.stored)
+        features = network.fusion.controlled_batch(encoded)
         looks = None
         if self.settings.segmentation.attention_loss:
             logits, looks = network.fusion.looking(network.head, features)
@@ -183,7 +184,8 @@ class Segmentation(Agent):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         if looks is not None:
-            loss = loss + self._attention_loss(features, looks, batch.labels)
+            # Of the backbone's own attention, whatever a control shows to the fusions.
+            loss = loss + self._attention_loss(encoded, looks, batch.labels)
         return step_result(loss, CropOutputs(logits.detach()))
 
     def _attention_loss(self, features: Features, looks: Looks, labels: Tensor) -> Tensor:

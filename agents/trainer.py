@@ -167,8 +167,8 @@ class Trainer:
             if options.compile and chunk < batch:
                 console.info("trainer.compile: no effect, chunks are recomputed uncompiled.")
                 options.compile = False
-            # What was tried with the whole batch is the compiled pass, which knows no chunks.
-            options.chunk_size = None if options.compile else chunk
+            # The whole batch was tried without chunks: DINO takes one view at a time with a number.
+            options.chunk_size = chunk if chunk < batch else None
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
             lr = tune_lr(agent, data, make_trainer, self.device)

@@ -100,6 +100,11 @@ def _check_fusions(hparams: Hparams) -> None:
             f"{as_typed(settings.attention_loss_terms)} need --backbone.unfreeze_last 2 (mass, "
             "shape, diversity), fusion2 (affinity) or fusion3 (mass, shape)."
         )
+    if settings.attention_loss and control == "random_init":
+        raise ConfigError(
+            "--segmentation.attention_loss trains attention, and --segmentation.fusion_control "
+            "random_init reads that of a network that stays as it is: choose one."
+        )
     tested = settings.test_window is not None or settings.test_flip or settings.test_scales != [1.0]
     if tested and settings.fusion_control == "shuffled":
         raise ConfigError(

@@ -233,10 +233,10 @@ class BackboneHparams:
     """Which blocks (ViT) or stages (others) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: Annotated[str, OF_THE_START, IN_TRAINING] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
-    barlow_twins | coco (that of DeepLabV3, resnet50) | a file | run:NAME, which also brings its
-    architecture. A file's network is found under any prefix and expressed exactly, or refused; for
-    another size of images or patches positions and patches are resized. No file tells the number of
-    heads: give num_heads where it is not the architecture's."""
+    barlow_twins | coco (DeepLabV3's, resnet50 with output_stride 8) | a file | run:NAME, which also
+    brings its architecture. A file's network is found under any prefix and expressed exactly, or
+    refused; for another size of images or patches positions and patches are resized. No file tells
+    the number of heads: give num_heads where it is not the architecture's."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
@@ -641,7 +641,12 @@ class TrainerHparams:
     """Lightning's strategy. auto: ddp for several devices."""
     sync_batchnorm: Annotated[bool, SEVERAL_PROCESSES, IN_TRAINING] = False
     """BatchNorm over all GPUs (in the backbone: over one chunk of each); slower."""
-    compile: Annotated[bool, PASSES_IMAGES, HEAD_LEARNS] = False
+    compile: Annotated[
+        bool,
+        PASSES_IMAGES,
+        HEAD_LEARNS,
+        BACKBONE_LEARNS | Needs("task", "dino", "dino_twins", "segmentation"),
+    ] = False
     """torch.compile the backbone's training pass; refused on Pascal cards. Images that pass in
     chunks are recomputed uncompiled: no effect where tune_batch_size finds that they have to."""
     chunk_size: Annotated[
@@ -1015,9 +1020,9 @@ class Hparams:
     lejepa: Annotated[
         LeJEPAHparams, Needs("task", "lejepa") | Needs("dino_twins.term", "sigreg")
     ] = _group(LeJEPAHparams)
-    head_information: Annotated[HeadInformationHparams, PRETRAINS, HAS_ATTENTION] = _group(
-        HeadInformationHparams
-    )
+    head_information: Annotated[
+        HeadInformationHparams, PRETRAINS, HAS_ATTENTION, BACKBONE_LEARNS
+    ] = _group(HeadInformationHparams)
     probe: ProbeHparams = _group(ProbeHparams)
     segmentation: Annotated[SegmentationHparams, SEGMENTS] = _group(SegmentationHparams)
     optim: Annotated[OptimHparams, TRAINS, HEAD_LEARNS] = _group(OptimHparams)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layer_numbers import resolve_indices
-from models.precision import at_least_float32
+from models.precision import at_least_float32, unrounded_factors
 
 Queries = Literal["cls", "mean", "all"]
 Pair = Literal["qk", "qq", "kk"]
@@ -115,7 +115,7 @@ class AttentionFactors:
                 content and not by position, divided by the root of their width; rows sum to 1.
         """
         content = self.q.shape[-1] - self.num_position
-        with torch.autocast(self.q.device.type, enabled=False):
+        with unrounded_factors(self.q.device):
             q, k = at_least_float32(self.q[:, head], self.k[:, head])
             if pair == "qk":
                 rows = (q[:, self.num_prefix :] @ k.transpose(-2, -1)).softmax(-1)
@@ -222,7 +222,7 @@ def attention_rows(q: Tensor, k: Tensor, num_prefix: int, queries: Queries) -> T
         q = q[:, :, :1]
     elif queries == "mean":
         q = q[:, :, num_prefix:]
-    with torch.autocast(q.device.type, enabled=False):
+    with unrounded_factors(q.device):
         q, k = at_least_float32(q, k)
         rows = (q @ k.transpose(-2, -1)).softmax(-1)
     return rows.mean(2, keepdim=True) if queries == "mean" else rows

@@ -20,7 +20,8 @@ def unrounded_factors(device: torch.device) -> Iterator[None]:
     """Multiplies float32 matrices as they are, without autocast and without TF32.
 
     Factors of a half-precision run are rounded, to 7 or 10 bits, which losses and statistics bear
-    (`utils.device.use_tensor_cores`). Products that are ranked do not: many become equal.
+    (`utils.device.use_tensor_cores`). Products that are ranked do not: many become equal. Nor do
+    logits of attention where all are large and what counts is by how little they differ.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

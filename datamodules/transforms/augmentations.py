@@ -60,8 +60,8 @@ class View:
 class RandomView:
     """Draws a random crop in random colours.
 
-    Both papers jitter colours alike (BYOL's recipe) and differ in the other numbers. The draws are
-    those of torchvision's transforms, one after the other.
+    Barlow Twins and DINO jitter colours alike (BYOL's recipe) and differ in the other numbers. The
+    draws are those of torchvision's transforms, one after the other.
 
     Args:
         side: in pixels; smaller images are enlarged.

@@ -1,4 +1,8 @@
-"""The views of LeJEPA: any number, all drawn alike (Balestriero & LeCun 2025, minimal example)."""
+"""The views of LeJEPA: any number, all drawn alike (Balestriero & LeCun 2025).
+
+Sizes, numbers and crops are those of its minimal example. Colours are those of the other methods
+here (`RandomView`); the example jitters twice as strongly and solarizes half as often.
+"""
 
 from __future__ import annotations
 

@@ -172,5 +172,5 @@ def botnet50(
         raise ValueError("--backbone.output_stride 8: botnet50 attends at 16 or 32.")
     net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)
     backbone = BoTNet(net, strides, layers, image_size)
-    backbone.sources.update(resnet50_sources())
+    backbone.sources.update(resnet50_sources(output_stride))
     return backbone

@@ -110,13 +110,18 @@ def _supervised(weights: WeightsEnum) -> StateDict:
     return weights.get_state_dict(progress=True, check_hash=True)
 
 
-def resnet50_sources() -> dict[str, Callable[[], StateDict]]:
-    """Returns the public weights of ResNet-50 by name."""
+def resnet50_sources(output_stride: int) -> dict[str, Callable[[], StateDict]]:
+    """Returns the public weights of ResNet-50 by name.
+
+    Args:
+        output_stride: `coco` was trained with 8, dilated, and computes something else with another.
+    """
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    dilated = {"coco": partial(download, COCO)} if output_stride == 8 else {}
     return {
         "pretrained": partial(_supervised, weights),
-        "coco": partial(download, COCO),
         **{source: partial(download, _URL + path) for source, path in _PUBLISHED.items()},
+        **dilated,
     }
 
 
@@ -143,5 +148,5 @@ def resnet50(
     net, strides = make_net(torchvision.models.resnet50, True, stem, output_stride)
     backbone = ResNet(net, strides, layers)
     backbone.plain = _plain("resnet50", stem)
-    backbone.sources.update(resnet50_sources())
+    backbone.sources.update(resnet50_sources(output_stride))
     return backbone

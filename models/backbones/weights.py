@@ -92,9 +92,9 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
         if weights not in backbone.sources:
             known = ", ".join(backbone.sources) or "none"
             raise ValueError(
-                f"--backbone.weights {weights}: there are none for this backbone and patch size "
-                f"(published for it: {known}; which network has which: docs/backbones.md). A file "
-                "or run:NAME works too."
+                f"--backbone.weights {weights}: there are none for this backbone, patch size and "
+                f"output stride (published for it: {known}; which network has which: "
+                "docs/backbones.md). A file or run:NAME works too."
             )
         return load_state(backbone, backbone.sources[weights](), weights)
     run = named_run(weights, runs_dir)

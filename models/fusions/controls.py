@@ -150,8 +150,14 @@ def _image(factors: AttentionFactors, row: int) -> AttentionFactors:
 
 
 def _joined(images: Sequence[AttentionFactors]) -> AttentionFactors:
-    q, k = (torch.cat([getattr(each, name) for each in images]) for name in ("q", "k"))
-    return replace(images[0], q=q, k=k)
+    # How many dimensions carry positions depends on the grid an image had: zeros change no product.
+    widest = max(each.q.shape[-1] for each in images)
+    q, k = (
+        torch.cat([F.pad(part, (0, widest - part.shape[-1])) for part in parts])
+        for parts in ([each.q for each in images], [each.k for each in images])
+    )
+    content = images[0].q.shape[-1] - images[0].num_position
+    return replace(images[0], q=q, k=k, num_position=widest - content)
 
 
 def _resized_rows(rows: Attention, row: int, grid: tuple[int, int]) -> Tensor:

@@ -107,7 +107,7 @@ def affinity_loss(edges: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
     edges = edges * valid[:, None]
     edges = edges / edges.sum(-1, keepdim=True).clamp_min(_TINY)
     to_same = ((edges @ shares.transpose(1, 2)) * shares.transpose(1, 2)).sum(-1)  # (B, N)
-    best = shares.square().sum(1)  # what a patch of several classes can reach
+    best = shares.amax(1)  # what a patch of several classes can reach, by edges to its largest
     cost = -(to_same.clamp_min(_TINY) / best.clamp_min(_TINY)).log() * valid
     sizes = shares.sum((0, 2))  # patches of each class
     by_class = (shares * cost[:, None]).sum((0, 2)) / sizes.clamp_min(_TINY)

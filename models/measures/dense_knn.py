@@ -29,8 +29,8 @@ class PatchMemory(nn.Module):
         num_classes: C.
         k: neighbours, where there are as many.
         temperature: a neighbour's shares weigh exp(cosine / temperature).
-        at_once: similarities that are held at a time, at least those of one patch; changes nothing
-            but the memory that is used. None: what suits the device.
+        at_once: similarities, or shares of neighbours, that are held at a time, at least those of
+            one patch; changes nothing but the memory that is used. None: what suits the device.
 
     Attributes:
         features: `(N, D)` float32, of norm 1.
@@ -104,7 +104,9 @@ class PatchMemory(nn.Module):
             raise ValueError("dense k-NN: nothing is remembered yet.")
         suits = _ON_A_GPU if queries.device.type == "cuda" else _SIMILARITIES_AT_ONCE
         at_once = self.at_once or suits
-        k, rows = self.neighbours, max(1, at_once // len(self))
+        # The shares that are gathered, (m, k, C), may take more than the similarities.
+        k = self.neighbours
+        rows = max(1, at_once // max(len(self), k * self.shares.shape[1]))
         found = []
         with unrounded_factors(queries.device):
             features, shares = self.features.float(), self.shares.float()

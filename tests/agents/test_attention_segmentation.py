@@ -321,6 +321,18 @@ def test_attention_is_compared_with_the_labels_that_lie_under_it(shapes_root):
     torch.testing.assert_close(attention_part(agent, batch), attention_part(agent, whole))
 
 
+@pytest.mark.parametrize("control", ["shuffled", "uniform", "local"])
+def test_an_attention_loss_is_of_an_images_own_attention_whatever_a_control_shows(
+    shapes_root, control
+):
+    settings = {"segmentation__fusion": "fusion2", "segmentation__attention_loss": 0.4}
+    settings["segmentation__attention_loss_terms"] = "mass"
+    plain, data = parts(shapes_root, **settings)
+    other, _ = parts(shapes_root, **settings, segmentation__fusion_control=control)
+    batch = batch_of(data)
+    torch.testing.assert_close(attention_part(plain, batch), attention_part(other, batch))
+
+
 def test_attention_learns_where_objects_are(shapes_root):
     agent, data = parts(
         shapes_root, segmentation__attention_loss=1.0, segmentation__attention_loss_terms="mass"
@@ -415,6 +427,14 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
         (
             {"segmentation.attention_loss": 0.1, "segmentation.attention_loss_terms": "affinity"},
             "nothing to train: affinity",
+        ),
+        (
+            {
+                "segmentation.fusion": "fusion2",
+                "segmentation.fusion_control": "random_init",
+                "segmentation.attention_loss": 0.1,
+            },
+            "a network that stays as it is: choose one",
         ),
         ({"segmentation.attention_loss_terms": "mass"}, "without --segmentation.attention_loss"),
         (

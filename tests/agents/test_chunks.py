@@ -103,6 +103,42 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     assert "will be full" not in said
 
 
+GLOBAL, LOCAL = (forward_flops(BACKBONE, side) for side in (32, 16))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # The teacher sees two views; the student's six go forth and back.
+        ({}, (2 + 3 * 2) * GLOBAL + 3 * 4 * LOCAL),
+        # A piece is differentiated before the next; but BatchNorm and a second loss want all.
+        ({"chunk": 4}, (2 + 3 * 2) * GLOBAL + 3 * 4 * LOCAL),
+        ({"chunk": 4, "norm": "true"}, (2 + 4 * 2) * GLOBAL + 4 * 4 * LOCAL),
+        ({"chunk": 8, "norm": "true"}, (2 + 4 * 2) * GLOBAL + 4 * 4 * LOCAL),
+        ({"chunk": 4, "task": "dino_twins"}, (2 + 4 * 2) * GLOBAL + 4 * 4 * LOCAL),
+    ],
+)
+def test_what_a_step_of_dino_takes_has_the_teachers_passes(train, capsys, given, expected):
+    train(
+        "run",
+        task=given.get("task", "dino"),
+        backbone__name="vit_tiny",
+        dino__local_crops_number=4,
+        dino__local_crop_size=16,
+        dino__head_batch_norm=given.get("norm", "false"),
+        trainer__chunk_size=given.get("chunk", "null"),
+        trainer__max_steps=1,
+    )
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a step: {in_units(8 * expected)}FLOP in the backbone" in said
+
+
+def test_a_chunk_of_the_whole_batch_passes_once(train, capsys):
+    train("run", backbone__name="vit_tiny", trainer__chunk_size=8, trainer__max_steps=1)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a step: {in_units(8 * 2 * 3 * GLOBAL)}FLOP in the backbone" in said
+
+
 def test_operations_that_cannot_be_counted_end_no_run(train, monkeypatch, capsys):
     def fail(backbone, side):
         raise AssertionError("no gradient function")

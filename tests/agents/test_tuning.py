@@ -98,6 +98,15 @@ def test_chunks_of_all_views_of_dino(train, monkeypatch):
     assert {shape[2] for shape in seen} == {32, 16}  # both resolutions were tried
 
 
+def test_a_whole_batch_of_dino_that_fits_is_trained_as_it_was_tried(train):
+    code, folder = train(
+        "tuned", task="dino", trainer__tune_batch_size="true", trainer__max_epochs=1
+    )
+    assert code == 0
+    saved = yaml.safe_load((folder / "hparams.yaml").read_text())["trainer"]
+    assert saved["chunk_size"] is None  # with a number one view would pass after the other
+
+
 def test_another_error_is_not_swallowed(train, monkeypatch):
     import agents.barlow_twins as agent
 

@@ -159,6 +159,21 @@ def test_affinity_counts_edges_inside_classes():
     assert float(affinity_loss(edges, shares, valid)) == pytest.approx(expected, abs=1e-5)
 
 
+def test_affinity_of_patches_of_several_classes_is_never_below_zero():
+    """The best edges lead to patches of nothing but one's largest class, and cost nothing."""
+    generator = torch.Generator().manual_seed(0)
+    pure = torch.eye(3)
+    mixed = torch.rand(5, 3, generator=generator).softmax(1)
+    shares = torch.cat([pure, mixed]).T[None]
+    valid = torch.ones(1, 8, dtype=torch.bool)
+    best = torch.zeros(1, 8, 8)
+    best[0, torch.arange(8), shares[0].argmax(0)] = 1
+    assert float(affinity_loss(best, shares, valid)) == pytest.approx(0, abs=1e-6)
+    for _ in range(50):
+        edges = (5 * torch.rand(1, 8, 8, generator=generator)).softmax(-1)
+        assert float(affinity_loss(edges, shares, valid)) > 0
+
+
 def test_labels_under_void_change_no_gradient():
     maps, _, _ = inputs()
     labels = torch.randint(0, 4, (2, 8, 8)).byte()

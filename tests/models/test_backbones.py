@@ -8,9 +8,11 @@ from torch import nn
 
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone, Backbone
+from models.backbones.botnet import botnet50
 from models.backbones.resnet import resnet18, resnet50
 from models.backbones.vit import vit_base, vit_small, vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
+from models.backbones.weights import load_weights
 from models.layer_numbers import parse_layers
 
 SMALL = {"image_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 24, "num_heads": 3}
@@ -27,6 +29,15 @@ def build(make: Any, **settings: Any) -> Backbone:
 def images(height: int = 32, width: int = 32, count: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("make", "stride"), [(resnet50, 8), (resnet50, 32), (botnet50, 16)])
+def test_dilated_weights_are_for_a_dilated_network(make, stride):
+    backbone = make(image_size=64, output_stride=stride)
+    assert ("coco" in backbone.sources) is (stride == 8)
+    if stride > 8:
+        with pytest.raises(ValueError, match=r"weights coco: there are none for .*output stride"):
+            load_weights(backbone, "coco")
 
 
 @pytest.mark.parametrize("make", [vit_tiny, vit_pytorch, resnet18, resnet50])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.heads.base import resize
 from models.measures.dense_knn import PatchMemory, labelled_patches
@@ -113,6 +114,25 @@ def test_blocks_change_nothing(at_once):
     whole = filled(5)(queries)
     torch.testing.assert_close(filled(5, at_once=at_once)(queries), whole, rtol=0, atol=1e-6)
     assert torch.equal(filled(5, at_once=at_once)(queries), filled(5, at_once=at_once)(queries))
+
+
+def test_neither_similarities_nor_shares_take_more_than_is_said():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor) and found.dim() > 1 and len(found) < len(queries):
+                self.numbers = max(self.numbers, found.numel())
+            return found
+
+    memory = PatchMemory(6, 40, k=9, at_once=1000)
+    draws = torch.Generator().manual_seed(0)
+    memory.fill(torch.randn(50, 6, generator=draws), torch.rand(50, 40, generator=draws))
+    queries = torch.randn(57, 6, generator=draws)
+    with Largest() as largest:
+        memory(queries)
+    assert 500 < largest.numbers <= 1000  # 9 neighbours have 360 shares, two patches 720
 
 
 def test_what_is_remembered_is_found():

@@ -384,6 +384,28 @@ def test_the_shuffled_control_takes_the_next_images_attention():
         shuffled(groups[1:])
 
 
+def test_the_shuffled_control_of_factors_whose_positions_depend_on_the_grid():
+    """A BoTNet's: so many more dimensions as an image has rows and columns."""
+    backbone = botnet50(image_size=64, output_stride=16).eval()
+    request = AttentionRequest((-1,), "factors")
+    batches = ([0, 1], images(64, 64, 2, 0)), ([2], images(64, 96, 1, 1))
+    with torch.no_grad():
+        groups = [(positions, backbone(given, request)) for positions, given in batches]
+    (_, first), (_, second) = shuffled(groups)
+    square, wide = (features.factors[0] for _, features in groups)
+    grid = square.grid
+    assert wide.q.shape[-1] > square.q.shape[-1]
+    for head in range(square.q.shape[1]):
+        for pair in ("qk", "qq", "kk"):
+            found = first.factors[0].patch_attention(head, pair)
+            own = square.patch_attention(head, pair)
+            others = wide.resized(grid).patch_attention(head, pair)
+            torch.testing.assert_close(found[0], own[1], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found[1], others[0], rtol=1e-4, atol=1e-6)
+    expected = square.resized(wide.grid).rows("mean").weights[:1]
+    torch.testing.assert_close(second.factors[0].rows("mean").weights, expected)
+
+
 def test_the_shuffled_control_of_rows():
     backbone = swin()
     request = AttentionRequest((2,), "mean")

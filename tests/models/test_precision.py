@@ -1,23 +1,26 @@
-"""Neighbours are ranked by cosines whose factors nothing has rounded."""
+"""Products that nothing may round: cosines that are ranked, logits of attention."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.attention import AttentionFactors
 from models.measures.dense_knn import PatchMemory
 from models.measures.knn import knn_scores
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+
 
 class Products(TorchDispatchMode):
-    """Notes how each product of two matrices was made."""
+    """Notes how each product of matrices was made."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.mm.default:
+        if func in PRODUCTS:
             self.made.add((args[0].dtype, torch.get_float32_matmul_precision()))
         return func(*args, **(kwargs or {}))
 
@@ -50,6 +53,17 @@ def test_a_search_beside_half_precision_is_that_of_float32(tf32, search):
     assert torch.get_float32_matmul_precision() == "high"  # of what comes after
     torch.set_float32_matmul_precision("highest")
     assert torch.equal(found, search(bank[:7], bank, classes))
+
+
+def test_logits_of_attention_beside_half_precision_are_those_of_float32(tf32):
+    """Those of a Gaussian neighbourhood are in the thousands, and differ by halves."""
+    q, k = torch.randn(2, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0))
+    factors = AttentionFactors(0, q, k, (2, 4), 1, has_cls=True)
+    with torch.autocast("cpu", torch.bfloat16), Products() as products:
+        factors.rows("cls")
+        for pair in ("qk", "qq", "kk"):
+            factors.patch_attention(0, pair)
+    assert products.made == {(torch.float32, "highest")}
 
 
 def test_it_is_put_back_after_an_error(tf32):
