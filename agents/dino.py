@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.base import NO_STEP, Agent, final_numbers
+from agents.base import NO_STEP, final_numbers
 from agents.optimizers import configure, set_weight_decay
+from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageSource
@@ -22,7 +23,6 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.transforms.dino import MultiCropViews
 from models.backbones.base import Backbone
 from models.ema import teacher_of, update
-from models.head_information import HeadInformation
 from models.heads.dino import DINOHead
 from models.losses.dino import (
     Center,
@@ -34,7 +34,6 @@ from models.losses.dino import (
     view_loss,
 )
 from models.memory.accumulation import sum_in_pieces
-from models.memory.chunking import forward_in_chunks
 from utils.optim import clip_each
 from utils.schedules import cosine, linear
 
@@ -50,7 +49,7 @@ class Branch(nn.Module):
         self.head = head
 
 
-class DINO(Agent):
+class DINO(Pretraining):
     """A student predicts, from every view, its own moving average's output for the global views.
 
     loss = mean over pairs of views of -Σ_k p_k log q_k, with
@@ -64,10 +63,8 @@ class DINO(Agent):
     monitor = None  # a collapsed network has the lowest loss
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
-        super().__init__()
-        self.settings = hparams
+        super().__init__(backbone, hparams)
         dino = hparams.dino
-        backbone.check_side(int(hparams.data.image_size), "data.image_size")
         if dino.multi_crop and dino.local_crops_number:
             backbone.check_side(int(dino.local_crop_size), "dino.local_crop_size")
         head = DINOHead(
@@ -82,15 +79,6 @@ class DINO(Agent):
         self.student = Branch(backbone, head)
         self.teacher = teacher_of(self.student)
         self.center = Center(int(dino.out_dim), dino.center_momentum)
-        self.lr = float(hparams.optim.lr)
-        information = hparams.head_information
-        self.information = HeadInformation(backbone, information.weight, information.blocks)
-        self._training_pass = self._pool
-
-    @classmethod
-    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> DINO:
-        """See `Agent.build`."""
-        return cls(backbone, hparams)
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> ViewsDataModule:
@@ -118,9 +106,6 @@ class DINO(Agent):
         """The student's, whichever is kept."""
         return self.student.backbone
 
-    def _pool(self, images: Tensor) -> Tensor:
-        return self.information.pooled(self.student.backbone, images)
-
     @property
     def judges_together(self) -> bool:
         """Whether the loss needs all views of a batch at once, not one after the other."""
@@ -130,10 +115,6 @@ class DINO(Agent):
         """See `Agent`; the teacher's views. With chunks even those of a whole batch pass again."""
         recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
         return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
-
-    def compile_training_pass(self) -> None:
-        """See `Agent`. Once for each of the two sizes of crops, and not for any size."""
-        self._training_pass = torch.compile(self._pool, dynamic=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of one batch; callbacks see the teacher's features of the first view."""
@@ -200,9 +181,7 @@ class DINO(Agent):
         shares: list[Mapping[str, Tensor | float]] = []  # of each piece in what is logged
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
-            (features,), mutual_information = self.information.split(
-                [self._pool(self.moved(chunk))]
-            )
+            (features,), mutual_information = self.information.split([self.pooled_once([chunk])])
             logits = self.student.head(features)
             found = view_loss(logits, against, self.settings.dino.student_temp) / pairs
             share = len(chunk) / (len(views) * len(targets[0]))
@@ -223,15 +202,14 @@ class DINO(Agent):
             views: each as micro-batches `(n, 3, H, W)` uint8, which may be on the host.
         """
         if not torch.is_grad_enabled():
-            return [torch.cat([self._pool(self.moved(c)) for c in chunks]) for chunks in views]
+            return [self.pooled_once(chunks) for chunks in views]
         if self._in_chunks(views):
-            backbone = self.student.backbone
-            return [forward_in_chunks(backbone, self._pool, c, self.device) for c in views]
+            return [self.pooled_in_chunks(chunks) for chunks in views]
         features: list[Tensor] = []
         for _, group in groupby(views, key=lambda chunks: chunks[0].shape[-2:]):
             # Moved one by one: joined on the host they would leave its pinned memory.
             images = [self.moved(chunks[0]) for chunks in group]
-            pooled = self._training_pass(torch.cat(images))
+            pooled = self.training_pass(torch.cat(images))
             features += pooled.chunk(len(images))
         return features
 

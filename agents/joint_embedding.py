@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.base import NO_STEP, Agent, final_numbers
+from agents.base import NO_STEP, final_numbers
 from agents.optimizers import configure
+from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
-from datamodules.base import ImageSource
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
-from models.head_information import HeadInformation
 from models.measures.feature_statistics import mean_std
-from models.memory.chunking import forward_in_chunks
 from models.precision import at_least_float32
 from utils.distributed import gather_batch
 
@@ -35,7 +33,7 @@ class _Judged(NamedTuple):
     scalars: dict[str, Tensor | float]
 
 
-class JointEmbedding(Agent):
+class JointEmbedding(Pretraining):
     """Views of an image → backbone → projector → a loss on the embeddings of the whole batch.
 
     Args:
@@ -50,20 +48,9 @@ class JointEmbedding(Agent):
     against_collapse: ClassVar[str] = "raise the batch size"
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
-        super().__init__()
-        backbone.check_side(int(hparams.data.image_size), "data.image_size")
-        self.settings = hparams
+        super().__init__(backbone, hparams)
         self.backbone = backbone
         self.projector = self.make_projector(backbone.embed_dim, hparams)
-        self.lr = float(hparams.optim.lr)
-        information = hparams.head_information
-        self.information = HeadInformation(backbone, information.weight, information.blocks)
-        self._pooled = self._pool
-
-    @classmethod
-    def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:
-        """See `Agent.build`."""
-        return cls(backbone, hparams)
 
     @staticmethod
     @abstractmethod
@@ -91,13 +78,6 @@ class JointEmbedding(Agent):
         """Returns the micro-batches of every view that is embedded: the batch's, at least."""
         return batch.views
 
-    def _pool(self, images: Tensor) -> Tensor:
-        return self.information.pooled(self.backbone, images)
-
-    def compile_training_pass(self) -> None:
-        """See `Agent`."""
-        self._pooled = torch.compile(self._pool, dynamic=False)
-
     def features(self, chunks: Sequence[Tensor]) -> Tensor:
         """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.
 
@@ -107,11 +87,11 @@ class JointEmbedding(Agent):
         """
         if self.backbone.frozen or not torch.is_grad_enabled():
             with torch.no_grad():
-                features = torch.cat([self._pool(self.moved(chunk)) for chunk in chunks])
+                features = self.pooled_once(chunks)
         elif len(chunks) == 1:
-            features = self._pooled(self.moved(chunks[0]))
+            features = self.training_pass(self.moved(chunks[0]))
         else:
-            features = forward_in_chunks(self.backbone, self._pool, chunks, self.device)
+            features = self.pooled_in_chunks(chunks)
         return gather_batch(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
