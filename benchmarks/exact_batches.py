@@ -65,6 +65,15 @@ def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str,
     }
 
 
+def problem(done: subprocess.CompletedProcess[str]) -> str:
+    """Says why a measurement that failed gave no numbers."""
+    from utils.memory import is_out_of_memory
+
+    last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    killed = done.returncode in (-9, 137)  # by a system without memory
+    return "out of memory" if killed or is_out_of_memory(RuntimeError(last)) else last
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -90,7 +99,7 @@ def main() -> None:
             command += ["--image-size", str(arguments.image_size)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                print(f"| {batch} | {chunk or 'whole'} | out of memory | | | |", flush=True)
+                print(f"| {batch} | {chunk or 'whole'} | {problem(done)} | | | |", flush=True)
                 continue
             found = json.loads(done.stdout)
             whole = whole or found["seconds"]

@@ -39,7 +39,7 @@ from main import set_up_allocator
 from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.device import device_name, resolve_precision
-from utils.memory import free_unused
+from utils.memory import free_unused, is_out_of_memory
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
@@ -244,9 +244,9 @@ def attempt(work: Callable[[], Row], deadline: float, device: torch.device) -> R
         return {"outcome": "no time left"}
     try:
         return work()
-    except torch.OutOfMemoryError:
-        return {"outcome": "out of memory"}
     except Exception as error:  # one row that fails leaves the others
+        if is_out_of_memory(error):
+            return {"outcome": "out of memory"}
         return {"outcome": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     finally:
         free_unused(device)

@@ -43,7 +43,8 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
     dataset = data.train_set if split == "train" else data.val_set
     batch = next(iter(data.loading.loader(dataset, shuffle=False)))
     with torch.no_grad():
-        z1, z2 = (agent.projector(agent.features(view)) for view in batch.views)
+        views, _ = agent.information.split([agent.features(view) for view in batch.views])
+        z1, z2 = map(agent.projector, views)
     steps = 0 if start_over else checkpoint["global_step"]
     return cross_correlation(z1, z2), steps, float(hparams.barlow_twins.lambd)
 
@@ -57,9 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("matrices.png"))
     arguments = parser.parse_args()
 
-    import torch
-
-    from models.losses.barlow_twins import barlow_twins_loss, noise_floor
+    from models.losses.barlow_twins import barlow_twins_loss, noise_floor, summarise
     from utils import figures
 
     arms = [(arguments.runs[0], True), *((run, False) for run in arguments.runs)]
@@ -73,10 +72,10 @@ def main() -> None:
     for axis, (run, start_over) in zip(axes[0], arms, strict=True):
         correlation, steps, lambd = matrix(run, arguments.samples, arguments.split, start_over)
         name = "before training" if start_over else run.name
-        off = correlation[~torch.eye(len(correlation), dtype=torch.bool)].square().mean().sqrt()
+        found = summarise(correlation)
+        diagonal, off = found.diagonal_mean, found.off_diagonal_rms
         loss = barlow_twins_loss(correlation, lambd).item()
         chance = noise_floor(len(correlation), arguments.samples, lambd)
-        diagonal = correlation.diagonal().mean()
         print(
             f"| {name} | {steps} | {diagonal:.3f} | {off:.3f} | {loss:.1f} | {chance:.1f} | "
             f"{loss - chance:.1f} |"

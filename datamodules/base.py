@@ -211,7 +211,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 if image is not None:
                     images[position] = image
                     break
-        return torch.stack(list(images.values())) if images else torch.empty(0, 3, side, side)
+        none = torch.empty(0, 3, side, side, dtype=torch.uint8)
+        return torch.stack(list(images.values())) if images else none
 
     def square(self, file: ImageItem, size: int) -> Tensor | None:
         """Gives what `read_square` does, the next time from memory: pictures show the same ones."""

@@ -2,7 +2,7 @@
 
 A cache lies in a folder named by a hash of everything its content follows from. It is built beside
 its final place and moved there when it is whole: there is never half a cache, and of two runs that
-build the same one the first to finish wins.
+build the same one the first to finish wins, and the other reads what that has left.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -111,21 +111,25 @@ class FeatureCache:
 
     def _open(self, dataset: Images, folder: Path, name: str) -> StoredImages:
         remove_abandoned(self.root.glob("*.part"))
+        damaged = False
         if folder.exists():
             try:
                 found = StoredImages(folder, self.sample)
             except ValueError as error:
                 console.warning("feature cache: %s: it is built anew.", error)
+                damaged = True
             else:
                 size = found.file.stat().st_size
                 console.info("feature cache: %s %s read from %s", name, _gigabytes(size), folder)
                 return found
         with _writable(folder):
+            if damaged:
+                _remove(folder)
             self._build(dataset, folder, name)
         return StoredImages(folder, self.sample)
 
     def _build(self, dataset: Images, folder: Path, name: str) -> None:
-        part = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.{owner()}.part")
+        part = _beside(folder)
         self.root.mkdir(parents=True, exist_ok=True)
         part.mkdir()
         try:
@@ -138,10 +142,11 @@ class FeatureCache:
             for sample, tensors in remaining:
                 writer.add(sample, tensors)
             writer.close()
-            if folder.exists():  # damaged, or finished by another run in the meantime
-                folder.rename(part / "replaced")
-            part.rename(folder)
-            shutil.rmtree(folder / "replaced", ignore_errors=True)
+            try:
+                part.rename(folder)
+            except OSError:  # another run has finished in the meantime, and reads from it
+                if not folder.exists():
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -187,6 +192,18 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{uuid4().hex[:8]}{owner()}.part")
+
+
+def _remove(folder: Path) -> None:
+    # At once, so that nobody sees half of it.
+    aside = _beside(folder)
+    with suppress(FileNotFoundError):  # another run was faster
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

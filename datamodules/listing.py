@@ -168,7 +168,7 @@ def composed(name: str) -> str:
 def held_out(name: str, fraction: float) -> bool:
     """Whether an image of this name belongs to the share that is not trained on.
 
-    A hash decides, so that adding images never moves one between the splits.
+    A hash decides, so that adding images never moves one between the splits, nor copying them.
     """
     return _place(name) < fraction
 
@@ -200,4 +200,4 @@ def set_apart(
 
 
 def _place(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:4]) / 2**32
+    return int.from_bytes(hashlib.sha256(os.fsencode(composed(name))).digest()[:4]) / 2**32

@@ -1,7 +1,6 @@
 """The one place where image files are decoded: as they are displayed, in 8 bits, within bounds.
 
-Orientation is EXIF 2.32, tag 274. Grey of 16 bits becomes v / 257, as 65535 = 255 * 257; of a TIFF
-of 12 bits v / 16.06; of a PGM v * 255 over its own white.
+Orientation is EXIF 2.32, tag 274.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import floor, log2
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from datamodules.grey_levels import in_rgb, largest_level, unstretched
 from utils.text import printable
 
 # Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
@@ -43,11 +42,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
-# What Pillow makes of the largest value of a PGM, or of few bits, by the mode it is read in.
-_PILLOWS_WHITE = {"L": 2**8 - 1, "I": 2**16 - 1}
-_FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's names of what is stored
-_WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
 class UnreadableImageError(OSError):
@@ -131,7 +125,7 @@ class Opened:
             if factor > 1:  # nothing happens to what is no JPEG
                 self._image.draft(None, (max(1, stored[0] // factor), max(1, stored[1] // factor)))
             self._image.load()
-            image = _in_rgb(self._image)
+            image = in_rgb(self._image)
             if factor > 1 and image.size == stored:
                 image = image.reduce(factor)
             remaining = _orientation(self._image)  # Pillow turns TIFFs while loading them
@@ -183,9 +177,9 @@ def read_values(file: Path) -> Image.Image:
     """
     with _naming(file), _image_of(file) as image:
         _reduction(image)  # never reduced, but not larger either
-        largest = _largest_of_pgm(image) or _largest_of_few_bits(image)
+        largest = largest_level(image)
         image.load()
-        values = image if largest is None else _unstretched(image, largest)
+        values = image if largest is None else unstretched(image, largest)
         return turned(values, _orientation(image))
 
 
@@ -251,57 +245,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF, as of `_opened`; the pixels may be well
         return 1
     return found if found in _TURNS else 1
-
-
-def _largest_of_pgm(image: Image.Image) -> int | None:
-    """Returns the largest value that the header of a PGM names; None of others.
-
-    Args:
-        image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
-    """
-    if isinstance(image, PpmImageFile) and image.mode in _PILLOWS_WHITE:
-        tile: Any = image.tile[0]
-        return None if tile.codec_name == "raw" else int(tile.args[-1])
-    return None
-
-
-def _white_of_pgm(image: Image.Image) -> int | None:
-    return _PILLOWS_WHITE.get(image.mode) if isinstance(image, PpmImageFile) else None
-
-
-def _largest_of_few_bits(image: Image.Image) -> int | None:
-    """Returns the largest grey level that 2 or 4 bits can be; None of other depths.
-
-    Args:
-        image: not loaded yet. By how it will be decoded: its mode is that of 8 bits.
-    """
-    tiles: list[Any] = getattr(image, "tile", [])
-    for tile in tiles:
-        layout = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), None)
-        if layout in _FEW_BITS:
-            return _FEW_BITS[layout]
-    return None
-
-
-def _unstretched(image: Image.Image, largest: int) -> Image.Image:
-    # Pillow makes the largest level white: 0 to 3 would be 0, 85, 170 and 255, and the same label
-    # another value in each mask whose header names its own largest one.
-    values = np.rint(np.asarray(image) * (largest / _PILLOWS_WHITE[image.mode]))
-    return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))
-
-
-def _in_rgb(image: Image.Image) -> Image.Image:
-    white = _white_of_pgm(image)
-    if image.mode in _WITHOUT_WHITE and white is None:
-        raise ValueError(
-            f"its pixels are {_WITHOUT_WHITE[image.mode]}, of which no rule says what is white: "
-            "save it with 8 or 16 bits a pixel"
-        )
-    if image.mode.startswith("I"):
-        white, negative = white or 2**16 - 1, False
-        if isinstance(image, TiffImageFile):  # 12 bits may be stored, and negatives
-            white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
-            negative = image.tag_v2[PHOTOMETRIC_INTERPRETATION] == _WHITE_IS_ZERO
-        grey = np.rint(np.asarray(image) / np.float32(white / 255)).astype(np.uint8)
-        image = Image.fromarray(255 - grey if negative else grey)
-    return image if image.mode == "RGB" else image.convert("RGB")

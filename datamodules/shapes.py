@@ -151,10 +151,10 @@ def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
         FileExistsError: other images are there, or these as an earlier version drew them.
     """
     final = root / "VOCdevkit"
-    remove_abandoned(root.glob(".drawing-*"))
+    remove_abandoned(root.glob(".drawing*"))
     if not final.exists():
         root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".drawing-{owner()}-", dir=root))
+        temporary = Path(tempfile.mkdtemp(prefix=f".drawing{owner()}-", dir=root))
         _write(temporary / "VOC2012", num_train, num_val)
         (temporary / _MARKER).write_text(f"{_VERSION}\n")
         temporary.chmod(0o755)

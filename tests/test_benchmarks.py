@@ -1,12 +1,16 @@
 """Benchmarks that others are asked to run do run."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from benchmarks import gpu, matrices
+from benchmarks.exact_batches import problem
 
 GPU = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "gpu.py")]
 
@@ -16,6 +20,58 @@ def test_without_a_gpu_its_benchmark_says_so():
     done = subprocess.run(GPU, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "benchmarks/gpu.py: torch finds no NVIDIA GPU here.\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (-9, "", "out of memory"),
+        (137, "", "out of memory"),
+        (
+            1,
+            "Traceback …\nRuntimeError: DefaultCPUAllocator: can't allocate memory",
+            "out of memory",
+        ),
+        (
+            1,
+            "Traceback …\nValueError: 97 is no multiple of 16\n",
+            "ValueError: 97 is no multiple of 16",
+        ),
+        (3, "", "exit code 3"),
+    ],
+)
+def test_a_measurement_that_failed_says_why(code, said, expected):
+    assert problem(subprocess.CompletedProcess([], code, "", said)) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+        (RuntimeError("cuDNN: unable to find an engine to execute"), "out of memory"),
+        (ValueError("no such size\nor so"), "ValueError: no such size"),
+    ],
+)
+def test_a_row_that_fails_says_why(error, outcome):
+    def work():
+        raise error
+
+    assert gpu.attempt(work, math.inf, torch.device("cpu")) == {"outcome": outcome}
+
+
+def test_matrices_of_a_run_with_head_information(train, tmp_path, monkeypatch, capsys):
+    _, folder = train(
+        "run",
+        trainer__max_steps=1,
+        head_information__weight=0.1,
+    )
+    words = [str(folder), "--samples", "8", "--out", str(tmp_path / "matrices.png")]
+    monkeypatch.setattr(sys, "argv", ["matrices.py", *words])
+    matrices.main()
+    untrained, trained = capsys.readouterr().out.splitlines()[-4:-2]
+    assert untrained.startswith("| before training | 0 | ")
+    assert trained.startswith("| run | 1 | ")
+    assert (tmp_path / "matrices.png").exists()
 
 
 @pytest.mark.slow

@@ -101,3 +101,21 @@ def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):
 def test_a_system_that_does_not_tell_its_memory(monkeypatch):
     monkeypatch.setattr(memory, "_MEMINFO", Path("nowhere"))
     assert memory.available_mb() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("stat", "expected"),
+    [("anon 524288000\ninactive_file 419430400\nactive_file 0\n", 524), (None, 124)],
+)
+def test_files_that_were_read_do_not_use_up_a_container(monkeypatch, tmp_path, stat, expected):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemAvailable: {2**30} kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{900 * 2**20}\n")
+    if stat:
+        (tmp_path / "memory.stat").write_text(stat)
+    assert memory.available_mb() == 2**20  # without a limit
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert memory.available_mb() == expected

@@ -10,9 +10,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
+
+from utils.console import console
 
 _FLOAT8 = {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
 
@@ -272,16 +275,26 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def download(url: str) -> dict[str, Tensor]:
-    """Fetches official weights into torch's cache.
+    """Fetches official weights into torch's cache, unless they are there.
 
     Raises:
-        ValueError: they cannot be fetched; the message names the file to get by hand.
+        ValueError: they cannot be fetched, or are damaged; the message names the file to get by
+            hand, or to remove.
     """
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not file.exists():
+        begins = torch.hub.HASH_REGEX.search(file.name)  # of its SHA-256, where the name tells
+        console.info("downloading %s to %s", url, file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), begins[1] if begins else None)
+        except (OSError, RuntimeError) as error:  # the latter of another hash
+            raise ValueError(
+                f"Could not download {url} ({error}). Fetch it by hand and pass its path: "
+                "--backbone.weights FILE (or --segmentation.head_weights FILE)."
+            ) from error
     try:
-        checkpoint = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(
-            f"Could not download {url} ({error}). Fetch it by hand and pass its path: "
-            "--backbone.weights FILE (or --segmentation.head_weights FILE)."
-        ) from error
+        checkpoint = read_checkpoint(file)
+    except ValueError as error:
+        raise ValueError(f"{error} Remove it, and it is fetched again.") from error
     return tensors_in(checkpoint, url)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from utils.console import console
 
 _TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID
-_DAY = 86_400  # seconds
+_FIVE_MINUTES, _DAY = 300, 86_400  # seconds
 
 
 def make_folder(folder: Path) -> None:
@@ -102,22 +102,23 @@ def sweep(folder: Path) -> None:
 
 def owner() -> str:
     """Returns what says, in the name of a folder, which process is filling it."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"@{socket.gethostname()}@{os.getpid()}"  # no name of a machine has an @
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
     """Removes folders that killed processes were filling.
 
-    Those of this machine are known by the process in the name (`owner`), all others by their age: a
-    day without a new byte.
+    All are known by their age, a day without a new byte. Five minutes are enough where the process
+    in the name (`owner`) is one of this machine, and gone: containers may have the machine's name,
+    and processes that others do not see.
     """
-    of_this_machine = re.compile(rf"{re.escape(socket.gethostname())}-(\d+)")
+    of_this_machine = re.compile(rf"@{re.escape(socket.gethostname())}@(\d+)")
     for folder in folders:
         with suppress(OSError):  # another process may remove it as well
-            newest = max(file.stat().st_mtime for file in (folder, *folder.iterdir()))
+            newest = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
             process = of_this_machine.search(folder.name)
             dead = process and Path("/proc").exists() and not Path("/proc", process[1]).exists()
-            if dead or time.time() - newest > _DAY:
+            if time.time() - newest > (_FIVE_MINUTES if dead else _DAY):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 
 
 def reset_peak(device: torch.device) -> None:
@@ -71,10 +72,18 @@ def available_mb() -> float:
     if not _MEMINFO.exists():
         return float("inf")
     available = _kilobytes(_MEMINFO, "MemAvailable") / 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used = (_CGROUP / name for name in ("memory.max", "memory.current"))
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        available = min(available, (int(limit.read_text()) - int(used.read_text())) / 2**20)
+        held = int(used.read_text()) - _reclaimable()
+        available = min(available, (int(limit.read_text()) - held) / 2**20)
     return available
+
+
+def _reclaimable() -> int:
+    # Bytes of files that were read, such as images: they count as used, and are given up at need.
+    stat = _CGROUP / "memory.stat"
+    match = re.search(r"^inactive_file (\d+)", stat.read_text(), re.M) if stat.exists() else None
+    return int(match[1]) if match else 0
 
 
 def resident_mb() -> float:

@@ -14,21 +14,27 @@ CPU = torch.device("cpu")
 def random_state(device: torch.device) -> dict[str, Any]:
     """Returns torch's random states as plain tensors: the CPU's, and on a GPU those of every GPU.
 
+    Of Apple's there is one.
+
     Args:
         device: that computes. A GPU that is there is none that a run on the CPU should use.
     """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state_all()
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Restores what `random_state` returned; GPU states only where there are as many GPUs."""
     torch.set_rng_state(state["cpu"].cpu())
-    if device.type != "cuda" or "cuda" not in state:
+    if device.type not in state:  # of a run on another device
         return
-    if torch.cuda.device_count() == len(state["cuda"]):
+    if device.type == "mps":
+        torch.mps.set_rng_state(state["mps"].cpu())
+    elif device.type == "cuda" and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([gpu.cpu() for gpu in state["cuda"]])
 
 

@@ -18,7 +18,6 @@ from torchmetrics.functional.classification import binary_average_precision
 from models.attention import mass_mask
 from utils.palette import VOID
 
-BACKGROUND = 0
 _SHIFTS = 8  # displacements that make chance
 _MOST_HEADS = 12  # whose masks together are a code of that many bits
 _TINY = 1e-12

@@ -2,9 +2,10 @@
 
 import errno
 import json
+import os
 import pickle
 import shutil
-import socket
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.segmentation import FixedViews, Standard
+from utils.files import owner
 
 VIEWS = 4  # two scales, each with its mirror image
 
@@ -259,24 +261,32 @@ def test_of_two_builds_the_first_to_finish_wins(shapes_root, tmp_path, said):
     """The other run finishes while this one is half way."""
     cache, other = tmp_path / "cache", {}
 
+    def files() -> dict[Path, int]:
+        found = (file for file in cache.glob("*/data.bin") if file.parent.suffix != ".part")
+        return {file: file.stat().st_ino for file in found}
+
     class Interrupting(Encoder):
         def __call__(self, images: Tensor) -> list[dict[str, Tensor]]:
             if not self.images:
-                other["data"], other["encode"] = cached(shapes_root, cache)
+                other["data"], _ = cached(shapes_root, cache)
+                other["files"] = files()
             return super().__call__(images)
 
     data = module(shapes_root)
     data.cache_features(cache, {"weights": "a"}, Interrupting(), True)
     assert len(list(cache.iterdir())) == VIEWS + 2
-    # The first one's files may be gone from the folder, but it has them open.
+    # Where it has them mapped, they are not to be replaced: a network's disk would lose them.
+    assert files() == other["files"]
     for mine, others in zip(samples(data), samples(other["data"]), strict=True):
         assert torch.equal(mine.image, others.image)
 
 
-def test_what_a_killed_run_left_is_removed(shapes_root, tmp_path, said):
-    host = socket.gethostname()
-    dead = tmp_path / "cache" / f"abc.{host}-999999999.part"
+def test_what_a_killed_run_left_is_removed(shapes_root, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 999999999)
+    dead = tmp_path / "cache" / f"abc{owner()}.part"
+    monkeypatch.undo()
     dead.mkdir(parents=True)
+    os.utime(dead, (0, time.time() - 3600))
     cached(shapes_root, tmp_path / "cache")
     assert not dead.exists()
 

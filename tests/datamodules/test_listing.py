@@ -1,6 +1,8 @@
 """Folders as people have them, and lists as editors save them."""
 
+import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from datamodules.listing import (
     files_below,
     held_out,
     image_files,
+    judging_place,
     read_list,
 )
 from datamodules.mask_folder import MaskFolder
@@ -165,6 +168,21 @@ def test_names_that_are_not_utf_8(tmp_path, train, capsys):
     )
     assert code == 0
     assert summary(folder)["status"] == "finished"
+
+
+def test_a_split_is_the_same_after_a_copy_through_macos():
+    names = [f"café_{number:02d}.png" for number in range(40)]
+    places = [judging_place(Path(name), Path()) for name in names]
+    for form in ("NFC", "NFD"):
+        written = [unicodedata.normalize(form, name) for name in names]
+        assert [held_out(name, 0.5) for name in written] == [held_out(name, 0.5) for name in names]
+        assert [judging_place(Path(name), Path()) for name in written] == places
+    assert 0 < sum(held_out(name, 0.5) for name in names) < 40
+
+
+def test_the_split_of_a_name_is_for_good():
+    digest = hashlib.sha256(b"test/a/1.png").digest()
+    assert judging_place(Path("a/1.png"), Path()) == int.from_bytes(digest[:4]) / 2**32
 
 
 def test_broken_images_with_such_names_are_named(tmp_path, train, capsys):

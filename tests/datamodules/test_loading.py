@@ -308,7 +308,8 @@ def test_examples_are_decoded_once(shapes_root):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "open", None)  # nothing is read
         again = data.examples("train", 4), data.labelled_examples(6, 0.5)
-        assert len(data.examples("train", 4, 24)) == 0
+        none = data.examples("train", 4, 24)
+        assert (none.shape, none.dtype) == ((0, 3, 24, 24), torch.uint8)
     assert torch.equal(shown[0], again[0])
     for part, same in zip(shown[1][:2], again[1][:2], strict=True):
         assert torch.equal(part[0], same[0])

@@ -130,7 +130,7 @@ def test_other_files_are_named(tmp_path):
         load_weights(vit(1), "barlow_twins")
 
 
-def test_official_weights_are_downloaded_or_the_file_is_named(monkeypatch):
+def test_official_weights_are_downloaded_or_the_file_is_named(monkeypatch, tmp_path):
     import torch.hub
 
     from models.backbones.resnet import resnet50
@@ -138,11 +138,12 @@ def test_official_weights_are_downloaded_or_the_file_is_named(monkeypatch):
 
     asked = []
 
-    def unplugged(url: str, **_: object) -> None:
+    def unplugged(url: str, *_: object) -> None:
         asked.append(url)
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unplugged)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unplugged)
     with torch.device("meta"):
         wanted = [
             (vit_small(image_size=32, patch_size=8), "dino", "dino_deitsmall8_pretrain.pth"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from utils.checkpoints import (
+    download,
     map_run_checkpoint,
     read_checkpoint,
     read_run_checkpoint,
@@ -161,3 +163,51 @@ def test_what_a_download_gave_instead_of_weights_is_named(tmp_path, name, conten
 def test_a_safetensors_file_is_known_by_its_content(tmp_path, name):
     save_file(STATE, tmp_path / name)
     assert all(map(torch.equal, read_checkpoint(tmp_path / name).values(), STATE.values()))
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch) -> Path:
+    """A weight file that its address gives, and nothing in torch's cache yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    file = tmp_path / "vit.pth"
+    write(file)
+    return file
+
+
+def test_a_download_is_kept(published):
+    for _ in range(2):
+        found = download(published.as_uri())
+        assert all(map(torch.equal, found.values(), STATE.values()))
+        published.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"Could not download .*other\.pth .*Fetch it by hand"):
+        download(published.with_name("other.pth").as_uri())
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (lambda content: content[: len(content) // 2], "ends too early"),
+        (lambda content: b"garbage", "damaged"),
+        (lambda content: b"<html>Please log in</html>", "page of the web"),
+    ],
+)
+def test_a_damaged_download_is_named_with_the_remedy(published, damaged, said):
+    download(published.as_uri())
+    (kept,) = published.parent.glob("torch/**/vit.pth")
+    kept.write_bytes(damaged(kept.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{kept}.*{said}.*Remove it") as found:
+        download(published.as_uri())
+    assert "Could not download" not in str(found.value)
+    kept.unlink()
+    assert download(published.as_uri()).keys() == STATE.keys()
+
+
+def test_a_hash_in_the_name_of_a_download_is_checked(published):
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    right, wrong = (published.with_name(f"vit-{each[:8]}.pth") for each in (digest, "0" * 8))
+    for file in (right, wrong):
+        file.write_bytes(published.read_bytes())
+    assert download(right.as_uri()).keys() == STATE.keys()
+    with pytest.raises(ValueError, match=r"Could not download .*invalid hash"):
+        download(wrong.as_uri())
+    assert not list(published.parent.glob("torch/**/*-00000000.pth"))

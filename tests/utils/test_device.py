@@ -8,7 +8,7 @@ import torch
 from main import main
 from utils import device
 from utils.console import quiet_libraries
-from utils.rng import CPU, random_state, set_random_state
+from utils.rng import CPU, random_state, rng_preserved, set_random_state
 
 
 @pytest.fixture
@@ -114,6 +114,20 @@ def test_states_of_a_gpu_that_trains_are_kept_and_put_back(monkeypatch):
     gpu = torch.device("cuda")
     set_random_state(random_state(gpu), gpu)
     assert torch.equal(put_back[0], states[0])
+
+
+def test_the_state_of_apples_gpu_is_kept_and_put_back(monkeypatch):
+    states = [torch.arange(16, dtype=torch.uint8)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    gpu = torch.device("mps")
+    with rng_preserved(gpu):
+        states.append(torch.zeros(16, dtype=torch.uint8))  # something draws from it
+    assert torch.equal(states[-1], states[0])
+    count = len(states)
+    set_random_state(random_state(CPU), gpu)  # a run of a CPU goes on there
+    set_random_state(random_state(gpu), CPU)
+    assert len(states) == count
 
 
 @pytest.mark.parametrize(

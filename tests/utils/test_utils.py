@@ -1,5 +1,9 @@
 import itertools
 import math
+import os
+import socket
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
 from tests.conftest import files_at_most
-from utils.files import make_folder, read_json, write_atomically
+from utils.files import make_folder, owner, read_json, remove_abandoned, write_atomically
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
@@ -110,6 +114,52 @@ def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
     for folder in (tmp_path / "exported", tmp_path / "exported" / "onnx"):
         with pytest.raises(OSError, match=f"The folder {folder} cannot be made .*move that away"):
             make_folder(folder)
+
+
+@pytest.fixture
+def left(tmp_path, monkeypatch):
+    """Makes a folder that a process of some machine was filling, last some minutes ago."""
+
+    def make(host: str, process: int, minutes: float) -> Path:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(socket, "gethostname", lambda: host)
+            elsewhere.setattr(os, "getpid", lambda: process)
+            folder = tmp_path / f"abc.{minutes}{owner()}.part"
+        (folder / "images").mkdir(parents=True)
+        for path in (folder / "images", folder):
+            os.utime(path, (0, time.time() - 60 * minutes))
+        return folder
+
+    return make
+
+
+HERE, DEAD = socket.gethostname(), 999_999_999
+
+
+@pytest.mark.parametrize(
+    ("host", "process", "minutes", "removed"),
+    [
+        (HERE, DEAD, 10, True),
+        (HERE, DEAD, 1, False),  # a container of this name may be at it
+        (HERE, os.getpid(), 10, False),
+        (f"gpu-{HERE}", DEAD, 10, False),
+        (f"gpu.{HERE}", DEAD, 10, False),
+        (f"{HERE}-2", DEAD, 10, False),
+        (f"{HERE}-2", DEAD, 25 * 60, True),
+    ],
+)
+def test_only_what_nobody_fills_any_more_is_removed(left, host, process, minutes, removed):
+    folder = left(host, process, minutes)
+    remove_abandoned([folder])
+    assert folder.exists() != removed
+
+
+def test_a_byte_deep_inside_is_one_more_day(left):
+    folder = left(f"{HERE}-2", DEAD, 25 * 60)
+    (folder / "images" / "1.png").touch()
+    os.utime(folder / "images", (0, 0))
+    remove_abandoned([folder])
+    assert folder.exists()
 
 
 def test_runs_are_never_overwritten(tmp_path):
