@@ -29,9 +29,9 @@ WINDOW = 20
 FEWEST_FOR_ALARM = 5
 # Up to which predicted cosine which words hold. At 0.5 the batch is the simple noise scale.
 _VERDICTS = (
-    (0.2, "Mostly noise: a larger --data.batch_size gives better steps (--trainer.chunk_size keeps "
-     "the memory)."),
-    (0.5, "More noise than signal: a larger --data.batch_size still gives better steps."),
+    (0.2, "Mostly noise: a larger --data.batch_size gives better steps, and fewer of them an epoch "
+     "(--trainer.chunk_size keeps the memory)."),
+    (0.5, "More noise than signal: a larger --data.batch_size still gives better, fewer steps."),
     (0.8, "More signal than noise: a larger batch gives somewhat better steps."),
     (1.0, "Yes: a larger batch would give nearly the same steps."),
 )  # fmt: skip
