@@ -50,17 +50,17 @@ class AttentionQuality(Readout):
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once.
         num_images: images measured while training.
-        num_test_images: images measured at the test.
         mass: share of attention a mask holds.
+        num_test_images: images measured at the test, where there is one.
         image_size: shorter side in pixels; None: 480, for small images twice the training crop.
     """
 
     def __init__(
         self,
-        every_n_epochs: int = 10,
-        num_images: int = 32,
+        every_n_epochs: int,
+        num_images: int,
+        mass: float,
         num_test_images: int = 200,
-        mass: float = 0.6,
         image_size: int | None = None,
     ) -> None:
         super().__init__(every_n_epochs)

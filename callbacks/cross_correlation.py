@@ -29,7 +29,7 @@ class CrossCorrelation(Callback):
         num_samples: N.
     """
 
-    def __init__(self, every_n_epochs: int = 1, num_samples: int = 256) -> None:
+    def __init__(self, every_n_epochs: int, num_samples: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.train: list[tuple[Tensor, Tensor]] = []

@@ -42,7 +42,7 @@ class DenseKNN(Readout):
 
     headlines: Mapping[str, str] = {METRIC: "dense k-NN mIoU"}
 
-    def __init__(self, every_n_epochs: int = 5, num_images: int = 320, k: int = NEAREST) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int, k: int) -> None:
         super().__init__(every_n_epochs)
         self.num_images = num_images
         self.k = k

@@ -150,7 +150,7 @@ class Health(Callback):
         alarms: those raised, in words, by name.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self.alarms: dict[str, str] = {}
         self._readings: dict[str, list[float]] = {}

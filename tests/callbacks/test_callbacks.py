@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 
-from callbacks.attention_maps import AttentionMaps, draw, paint_masks
+from callbacks.attention_maps import draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
@@ -16,7 +16,7 @@ from callbacks.learning_curves import draw as draw_curves
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from callbacks.views import draw as draw_views
 from models.attention import mass_mask
-from tests.conftest import assert_same, weights
+from tests.conftest import assert_same, callback_of, weights
 from utils import figures
 
 ALL_ON = {
@@ -261,11 +261,11 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented():
 
     backbone = vit_tiny(image_size=16, patch_size=8, depth=1, pool="mean")
     said: list[str] = []
-    callback = AttentionMaps(queries="cls")
-    callback.say = said.append  # type: ignore[assignment]
+    callback = callback_of("attention_maps", queries="cls")
+    callback.say = said.append
     assert callback.queries_for(backbone) == "cls"
     assert "never trained" in said[0]
-    assert AttentionMaps().queries_for(backbone) == "mean"
+    assert callback_of("attention_maps").queries_for(backbone) == "mean"
 
 
 def test_early_stopping_watches_what_chooses_the_best():
