@@ -44,8 +44,8 @@ class CrossCorrelation(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keeps the last embeddings."""
-        if (pair := _embeddings(outputs)) and due(trainer, self.every_n_epochs):
+        """Keeps the last embeddings, of any epoch: early stopping may end the run with it."""
+        if pair := _embeddings(outputs):
             self.train.append(pair)
             while sum(len(z1) for z1, _ in self.train[1:]) >= self.num_samples:
                 self.train.pop(0)
