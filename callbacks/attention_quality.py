@@ -18,7 +18,7 @@ from torch import Tensor
 from callbacks.frozen import cached
 from callbacks.inspection import backbone_of, data_of, inspecting
 from callbacks.readout import Readout
-from datamodules.base import MaskedSource
+from datamodules.base import ImageDataModule, MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
 from models.measures.attention_quality import AttentionMeter, Quality, pixel_counts
@@ -68,6 +68,12 @@ class AttentionQuality(Readout):
         self.num_test_images = num_test_images
         self.mass = mass
         self.image_size = image_size
+
+    def facts(self, data: ImageDataModule) -> dict[str, Any]:
+        """See `Readout.facts`."""
+        own = {name: getattr(self, name) for name in ("num_images", "mass", "image_size")}
+        named = {f"callbacks.attention_quality.{name}": value for name, value in own.items()}
+        return super().facts(data) | named
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measures training images."""
