@@ -201,7 +201,8 @@ class Health(Callback):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
         for name, value in found.items():
-            self._readings.setdefault(name, []).append(value)
+            if math.isfinite(value):  # 16-mixed looks for its scale by overflows, which it skips
+                self._readings.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges what was measured since the last judgement."""
