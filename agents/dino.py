@@ -27,7 +27,7 @@ from models.heads.dino import DINOHead
 from models.losses.dino import (
     Center,
     dino_loss,
-    entropy,
+    entropies,
     num_pairs,
     pieces,
     teacher_targets,
@@ -270,11 +270,11 @@ class DINO(Pretraining):
         targets: Sequence[Tensor],
         scalars: Mapping[str, Tensor | float],
     ) -> None:
-        probabilities = torch.stack(list(targets))  # (2, N, K)
+        of_each, of_mean = entropies(targets)
         found = {
             "chance_level": math.log(targets[0].shape[-1]),
-            "teacher_entropy": entropy(probabilities).mean(),
-            "teacher_mean_entropy": entropy(probabilities.mean((0, 1))),
+            "teacher_entropy": of_each,
+            "teacher_mean_entropy": of_mean,
             "teacher_temperature": self.teacher_temperature(),
             "center_norm": self.center.value.norm(),
             **scalars,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from callbacks.progress import steps_an_epoch
 from config import names
 from config.hparams import Hparams
 from config.rules import settings_of
@@ -37,9 +38,8 @@ def configure(
     optimizer.register_load_state_dict_pre_hook(keep_own_settings)
     trainer = agent.trainer
     trainer.fit_loop.setup_data()
-    per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     total = int(trainer.estimated_stepping_batches)
-    warmup = min(math.ceil(float(optim.warmup_epochs) * per_epoch), total)
+    warmup = min(math.ceil(float(optim.warmup_epochs) * steps_an_epoch(trainer)), total)
     factor = partial(
         load(names.SCHEDULES[optim.schedule]),
         total=total,

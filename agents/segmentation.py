@@ -17,6 +17,7 @@ from agents.protocols import build_protocol, inference_of_test, protocol_of_test
 from agents.segmentation_loss import build_loss, weigh_classes
 from agents.segmenter import build_segmenter
 from agents.sources import masked
+from callbacks.progress import steps_an_epoch
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule, ImageSource
@@ -198,8 +199,7 @@ class Segmentation(Agent):
             settings.attention_loss_terms,
             backbone_learns=not self.backbone.frozen,
         )
-        per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup = settings.attention_loss_warmup_epochs * per_epoch
+        warmup = settings.attention_loss_warmup_epochs * steps_an_epoch(self.trainer)
         ramp = min(1.0, (self.trainer.global_step + 1) / max(1.0, warmup))
         self.log_dict({f"train/attention/{name}": term.detach() for name, term in terms.items()})
         return settings.attention_loss * ramp * torch.stack(list(terms.values())).sum()

@@ -194,9 +194,10 @@ class Trainer:
                 observers.throughput,
                 observers.unreadable,
                 *safeguards(folder, self.hparams.run.seed, self.device),
+                # Before all that looks, which asks whether this is the end.
+                *choosing(agent, data, self.hparams, folder),
                 *observers.callbacks,
                 *observers.reports,
-                *choosing(agent, data, self.hparams, folder),
                 PartsTable(agent.parts),
                 Pace(observers.throughput),
                 ProgressBar(observers.goals),

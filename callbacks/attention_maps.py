@@ -39,11 +39,11 @@ class AttentionMaps(BackbonePicture):
 
     def __init__(
         self,
-        every_n_epochs: int = 1,
-        num_images: int = 4,
-        blocks: list[int] | None = None,
-        queries: Literal["auto", "cls", "mean"] = "auto",
-        mass: float = 0.6,
+        every_n_epochs: int,
+        num_images: int,
+        blocks: list[int],
+        queries: Literal["auto", "cls", "mean"],
+        mass: float,
         image_size: int | None = None,
     ) -> None:
         super().__init__(every_n_epochs)

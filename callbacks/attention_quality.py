@@ -18,7 +18,7 @@ from torch import Tensor
 from callbacks.frozen import cached
 from callbacks.inspection import backbone_of, data_of, inspecting
 from callbacks.readout import Readout
-from datamodules.base import MaskedSource
+from datamodules.base import ImageDataModule, MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
 from models.measures.attention_quality import AttentionMeter, Quality, pixel_counts
@@ -50,17 +50,17 @@ class AttentionQuality(Readout):
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once.
         num_images: images measured while training.
-        num_test_images: images measured at the test.
         mass: share of attention a mask holds.
+        num_test_images: images measured at the test, where there is one.
         image_size: shorter side in pixels; None: 480, for small images twice the training crop.
     """
 
     def __init__(
         self,
-        every_n_epochs: int = 10,
-        num_images: int = 32,
+        every_n_epochs: int,
+        num_images: int,
+        mass: float,
         num_test_images: int = 200,
-        mass: float = 0.6,
         image_size: int | None = None,
     ) -> None:
         super().__init__(every_n_epochs)
@@ -68,6 +68,12 @@ class AttentionQuality(Readout):
         self.num_test_images = num_test_images
         self.mass = mass
         self.image_size = image_size
+
+    def facts(self, data: ImageDataModule) -> dict[str, Any]:
+        """See `Readout.facts`."""
+        own = {name: getattr(self, name) for name in ("num_images", "mass", "image_size")}
+        named = {f"callbacks.attention_quality.{name}": value for name, value in own.items()}
+        return super().facts(data) | named
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Measures training images."""

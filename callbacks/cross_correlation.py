@@ -29,7 +29,7 @@ class CrossCorrelation(Callback):
         num_samples: N.
     """
 
-    def __init__(self, every_n_epochs: int = 1, num_samples: int = 256) -> None:
+    def __init__(self, every_n_epochs: int, num_samples: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.train: list[tuple[Tensor, Tensor]] = []
@@ -44,8 +44,8 @@ class CrossCorrelation(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keeps the last embeddings."""
-        if (pair := _embeddings(outputs)) and due(trainer, self.every_n_epochs):
+        """Keeps the last embeddings, of any epoch: early stopping may end the run with it."""
+        if pair := _embeddings(outputs):
             self.train.append(pair)
             while sum(len(z1) for z1, _ in self.train[1:]) >= self.num_samples:
                 self.train.pop(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from callbacks.inspection import backbone_of, data_of, inspecting
 from callbacks.readout import Readout
-from datamodules.base import MaskedSource
+from datamodules.base import ImageDataModule, MaskedSource
 from datamodules.masked_squares import MaskedSquares, masked_squares
 from models.backbones.base import Backbone
 from models.heads.base import resize
@@ -42,11 +43,16 @@ class DenseKNN(Readout):
 
     headlines: Mapping[str, str] = {METRIC: "dense k-NN mIoU"}
 
-    def __init__(self, every_n_epochs: int = 5, num_images: int = 320, k: int = NEAREST) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int, k: int) -> None:
         super().__init__(every_n_epochs)
         self.num_images = num_images
         self.k = k
         self._squares: tuple[MaskedSquares, MaskedSquares] | None = None
+
+    def facts(self, data: ImageDataModule) -> dict[str, Any]:
+        """See `Readout.facts`."""
+        own = {"callbacks.dense_knn.num_images": self.num_images, "callbacks.dense_knn.k": self.k}
+        return super().facts(data) | own
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """See `Readout.measure`.

@@ -10,6 +10,7 @@ from pytorch_lightning import callbacks
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, of which a resumed run obeys its own patience, not the checkpoint's.
 
+    It decides when a validation ends: what looks at that epoch then knows whether it is the last.
     The name is Lightning's too: checkpoints keep its state under it.
     """
 
@@ -26,4 +27,10 @@ def early_stopping(monitor: str, mode: str, patience: int) -> EarlyStopping:
         mode: `min` or `max`, what is better.
         patience: validations without improvement.
     """
-    return EarlyStopping(monitor=monitor, mode=mode, patience=patience, check_finite=False)
+    return EarlyStopping(
+        monitor=monitor,
+        mode=mode,
+        patience=patience,
+        check_finite=False,
+        check_on_train_epoch_end=False,
+    )

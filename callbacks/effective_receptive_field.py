@@ -40,8 +40,8 @@ class EffectiveReceptiveField(BackbonePicture):
 
     def __init__(
         self,
-        every_n_epochs: int = 10,
-        num_images: int = 8,
+        every_n_epochs: int,
+        num_images: int,
         num_layers: int = 4,
         layers: list[str] | None = None,
     ) -> None:

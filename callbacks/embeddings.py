@@ -36,7 +36,7 @@ class Embeddings(Callback):
         num_images: points.
     """
 
-    def __init__(self, every_n_epochs: int = 1, num_images: int = 500) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
         self.say = SayOnce()

@@ -23,7 +23,7 @@ class FeatureMaps(BackbonePicture):
         num_images: columns, of the validation set if there is one.
     """
 
-    def __init__(self, every_n_epochs: int = 5, num_images: int = 6) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int) -> None:
         super().__init__(every_n_epochs)
         self.num_images = num_images
 

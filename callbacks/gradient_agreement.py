@@ -59,7 +59,7 @@ class GradientAgreement(Callback):
         measured: the newest measurements.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self.say = SayOnce()
         self.images = 0

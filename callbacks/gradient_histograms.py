@@ -30,7 +30,7 @@ class GradientHistograms(Callback):
         every_n_epochs: when to draw.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
         self._counts: dict[str, Tensor] = {}
 

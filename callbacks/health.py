@@ -150,7 +150,7 @@ class Health(Callback):
         alarms: those raised, in words, by name.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self.alarms: dict[str, str] = {}
         self._readings: dict[str, list[float]] = {}
@@ -201,7 +201,8 @@ class Health(Callback):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
         for name, value in found.items():
-            self._readings.setdefault(name, []).append(value)
+            if math.isfinite(value):  # 16-mixed looks for its scale by overflows, which it skips
+                self._readings.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judges what was measured since the last judgement."""

@@ -73,13 +73,14 @@ def due(trainer: Trainer, every_n_epochs: int) -> bool:
 
 
 def epochs_at_once(trainer: Trainer) -> int:
-    """Returns the epochs that are looked at: one, in a validation those since the one before."""
+    """Returns the epochs that are looked at: one, in a validation those from one to the next."""
     return (trainer.check_val_every_n_epoch or 1) if trainer.validating else 1
 
 
 def last_epoch(trainer: Trainer) -> bool:
-    """Whether training ends with this epoch."""
-    last = trainer.current_epoch + 1 >= epochs_of(trainer) or trainer.should_stop
+    """Whether training ends with this epoch, or without another validation."""
+    coming = trainer.current_epoch + epochs_at_once(trainer)
+    last = coming >= epochs_of(trainer) or trainer.should_stop
     return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from callbacks.inspection import backbone_of, data_of, inspecting, pooled_features
 from callbacks.readout import Readout
+from datamodules.base import ImageDataModule
+from datamodules.self_supervised import ViewsDataModule
 from models.measures.knn import knn_accuracy
 
 KNN, LINEAR = "val/knn_accuracy", "val/linear_accuracy"
@@ -60,10 +62,21 @@ class OnlineProbe(Readout):
         linear = dict(self.linear.state_dict()) if self.linear else self._saved
         return {**super().state_dict(), "linear": linear}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Keeps the classifier until it is needed."""
-        super().load_state_dict(state_dict)
-        self._saved = state_dict.get("linear", {})
+        super().restore(state)
+        self._saved = state.get("linear", {})
+
+    def facts(self, data: ImageDataModule) -> dict[str, Any]:
+        """See `Readout.facts`: also which images."""
+        labelled = data.labelled if isinstance(data, ViewsDataModule) else None
+        return {
+            **super().facts(data),
+            "callbacks.online_probe.num_images": self.num_images,
+            "probe.k": self.k,
+            "probe.temperature": self.temperature,
+            "probe.data": [len(labelled), *labelled.classes] if labelled else None,
+        }
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """See `Readout.measure`.

@@ -149,7 +149,7 @@ class Pace(Callback):
         if rest < _WORTH_SAYING or not trainer.is_global_zero:
             return
         step = seconds / done
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        per_epoch = steps_an_epoch(trainer)
         epoch, run = (timedelta(seconds=round(step * n)) for n in (per_epoch, done + 1 + rest))
         console.info(
             "%.2g s a step: %s an epoch, %s all steps; validations and readouts come on top.",
@@ -161,8 +161,12 @@ def epochs_of(trainer: Trainer) -> int:
     """Returns the epochs of a run, begun ones included, also where its length is in steps."""
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return trainer.max_epochs
-    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return math.ceil(trainer.max_steps / per_epoch)
+    return math.ceil(trainer.max_steps / steps_an_epoch(trainer))
+
+
+def steps_an_epoch(trainer: Trainer) -> int:
+    """Returns the optimizer steps of an epoch; its last one may be of fewer batches."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 class PartsTable(Callback):

@@ -8,7 +8,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.inspection import SayOnce, backbone_of, due
+from callbacks.inspection import SayOnce, backbone_of, data_of, due
+from datamodules.base import ImageDataModule
 from utils.logging import log_scalars
 
 
@@ -16,7 +17,7 @@ class Readout(Callback, ABC):
     """Measures the kept backbone without touching the training.
 
     A number says little without what the same network had before it learnt anything, so that is
-    measured as well and kept.
+    measured as well and kept, as long as the same is measured.
 
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once, before the first step.
@@ -34,6 +35,11 @@ class Readout(Callback, ABC):
         self.before: dict[str, float] = {}
         self.now: Mapping[str, float] = {}
         self.say = SayOnce()
+        self._facts: dict[str, Any] = {}
+
+    def facts(self, data: ImageDataModule) -> dict[str, Any]:
+        """Returns what its numbers follow from beside the network: plain values by setting."""
+        return {"data.image_size": data.image_size}
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
@@ -45,13 +51,29 @@ class Readout(Callback, ABC):
         before = {f"{name}/before": self.before[name] for name in both}
         return before | {f"{name}/now": self.now[name] for name in both}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Looks at what is measured, which a checkpoint's state has to have been measured of."""
+        self._facts = self.facts(data_of(trainer))
+
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before the first step."""
-        return {"before": self.before}
+        """What was measured before the first step, and what of."""
+        return {"before": self.before, "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self.before = state_dict.get("before", {})
+        """Restores it, unless something else is measured now, with which it does not compare."""
+        facts = state_dict.get("facts", {})  # earlier versions kept none
+        changed = [name for name, value in self._facts.items() if facts.get(name, value) != value]
+        if not changed:
+            self.restore(state_dict)
+        elif before := state_dict.get("before"):
+            self.say(
+                f"{next(iter(before))} of before does not compare with what comes, with another "
+                f"--{', --'.join(changed)}: it is forgotten."
+            )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over what was measured of the same."""
+        self.before = state.get("before", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures what there is before the first step; when a run goes on, that is kept.

@@ -53,7 +53,7 @@ class SegmentationPredictions(Callback):
         judged: how many it has.
     """
 
-    def __init__(self, every_n_epochs: int = 5, num_images: int = 6) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
         self.kept: dict[str, list[Judged]] = {"train": [], "val": [], "test": []}

@@ -25,7 +25,7 @@ class Views(Callback):
         num_images: columns.
     """
 
-    def __init__(self, every_n_epochs: int = 1, num_images: int = 6) -> None:
+    def __init__(self, every_n_epochs: int, num_images: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.num_images = num_images
         self.kept: dict[str, Tensor] = {}

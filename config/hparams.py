@@ -865,7 +865,8 @@ class GradientHistogramsHparams:
     enabled: Enabled = False
     """Draw them: where training stalls or jumps they show the layer."""
     every_n_epochs: DrawnOften = "auto"
-    """Draw those of the first step, every n epochs and in the last."""
+    """Draw those of the first step, every n epochs and in the last, unless early stopping makes it
+    the last."""
 
 
 @dataclass

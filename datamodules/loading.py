@@ -47,7 +47,7 @@ class Batch:
         return len(self.indices)
 
     def previews(self, count: int) -> dict[str, Tensor]:
-        """Returns the views of the first images, `(n, 3, H, W)` uint8 each, by name.
+        """Returns copies of the views of the first images, `(n, 3, H, W)` uint8 each, by name.
 
         Of views of two sizes (multi-crop) the large ones are global, the small ones local.
         """
@@ -57,7 +57,9 @@ class Batch:
         for number, (side, chunks) in enumerate(zip(sides, self.views, strict=True)):
             kind = "global " if side == max(sides) else "local "
             name = f"{kind * several}view {number + 1}\n{side} px"
-            found[name] = torch.cat(chunks)[:count]
+            # No view onto more than is shown: these may be kept while the batch is not.
+            few = [chunk[:count] for chunk in chunks[:count]]
+            found[name] = torch.cat(few)[:count].clone()
         return found
 
 

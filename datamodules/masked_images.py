@@ -73,8 +73,8 @@ class SegmentationBatch:
             yield image[:, :h, :w], labels[:height, :width]
 
     def previews(self, count: int) -> dict[str, Tensor]:
-        """Returns the first images `(n, 3, h, w)` and their labels `(n, H, W)`, uint8."""
-        return {"image": self.images[:count], "labels": self.labels[:count]}
+        """Returns copies of the first images `(n, 3, h, w)` and their labels `(n, H, W)`, uint8."""
+        return {"image": self.images[:count].clone(), "labels": self.labels[:count].clone()}
 
 
 class MaskedImages(Dataset[LabelledSample]):

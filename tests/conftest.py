@@ -15,13 +15,15 @@ import torch
 import yaml
 from PIL import Image
 
+from config import names
 from config.convert import base_types, leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import choose_names
-from config.rules import no_effect
+from config.rules import no_effect, settings_of
 from datamodules.shapes import generate
 from main import main
 from utils.console import console
+from utils.imports import load
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,13 @@ def setting_words(words: list[str]) -> dict[str, list[str]]:
         else:
             found[path].append(word)
     return found
+
+
+def callback_of(name: str, **changed: Any) -> Any:
+    """A callback with its default settings, at every opportunity, and what is changed."""
+    settings = settings_of(Hparams(), f"callbacks.{name}.enabled")
+    often = {key: 1 for key in settings if key.startswith("every_n_")}
+    return load(names.CALLBACKS[name].target)(**settings | often | changed)
 
 
 @contextmanager

@@ -114,3 +114,12 @@ class Center(nn.Module):
 def entropy(probabilities: Tensor) -> Tensor:
     """-Σ_k p_k log p_k of `(…, K)`, in nats."""
     return torch.special.entr(probabilities).sum(-1)
+
+
+def entropies(targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the mean entropy of targets `(N, K)`, and the entropy of their mean.
+
+    One of them after the other: together they would be copied, and with many outputs are large.
+    """
+    of_each = torch.stack([entropy(each).mean() for each in targets]).mean()
+    return of_each, entropy(torch.stack([each.mean(0) for each in targets]).mean(0))

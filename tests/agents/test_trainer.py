@@ -511,3 +511,18 @@ def test_a_network_that_does_not_fit_into_memory_is_said(train, capsys):
     settings = {"task": "segmentation", "backbone__name": "vit_tiny", "backbone__depth": 1}
     assert train("big", **settings, backbone__embed_dim=..., backbone__patch_size=10**6)[0] == 2
     assert "of these settings does not fit into memory" in error_of(capsys)
+
+
+def test_warm_up_counts_the_short_step_at_the_end_of_an_epoch(train):
+    code, folder = train(
+        trainer__accumulate=2,  # three batches an epoch: two steps
+        trainer__max_epochs=3,
+        optim__warmup_epochs=2.0,
+        optim__lr=0.01,
+        optim__schedule="constant",
+    )
+    assert code == 0
+    assert summary(folder)["steps"] == 6
+    rows = read_metrics(folder / "metrics.csv")
+    rates = [row["train/lr"] for _, row in sorted(rows.items()) if "train/lr" in row]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])

@@ -6,18 +6,20 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 
-from callbacks.attention_maps import AttentionMaps, draw, paint_masks
+from callbacks.attention_maps import draw, paint_masks
 from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
 from callbacks.embeddings import draw as draw_points
 from callbacks.inspection import due, inspecting
 from callbacks.learning_curves import draw as draw_curves
+from callbacks.online_probe import KNN
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from callbacks.views import draw as draw_views
 from models.attention import mass_mask
-from tests.conftest import assert_same, weights
+from tests.conftest import assert_same, callback_of, summary, weights
 from utils import figures
+from utils.metrics_file import read_metrics
 
 ALL_ON = {
     f"callbacks__{name}__{leaf}": value
@@ -155,9 +157,13 @@ def test_what_is_drawn_of_epochs_and_of_rarer_validations():
     class Validation(Fixed):
         max_epochs, validating, check_val_every_n_epoch = 24, True, 4
 
+    class Uneven(Validation):
+        max_epochs, check_val_every_n_epoch = 10, 3
+
     assert epochs(Fixed, 3, range(9)) == [0, 3, 6, 8]
     assert epochs(Validation, 10, range(3, 24, 4)) == [3, 11, 23]
     assert epochs(Validation, 2, range(3, 24, 4)) == [3, 7, 11, 15, 19, 23]
+    assert epochs(Uneven, 9, range(2, 10, 3)) == [2, 8]  # after which there is no other
     # Known before the last step, as pictures are collected from the first on.
     assert epochs(InSteps, 9, range(3)) == [0, 2]
 
@@ -180,6 +186,30 @@ def test_validations_that_are_rarer_than_epochs_are_drawn(train):
     assert code == 0
     assert drawn["train"] == ["step-0000002", "step-0000008", "step-0000011"]
     assert drawn["val"] == ["step-0000004", "step-0000008"]
+
+
+def test_a_run_that_stops_early_is_looked_at_to_its_end(train):
+    code, folder = train(
+        "early",
+        trainer__max_epochs=30,
+        trainer__limit_train_batches=1,
+        optim__lr=0.0,
+        callbacks__early_stopping__enabled="true",
+        callbacks__early_stopping__patience=1,
+        callbacks__online_probe__enabled="true",
+        callbacks__online_probe__every_n_epochs=100,
+        callbacks__cross_correlation__enabled="true",
+        callbacks__cross_correlation__every_n_epochs=100,
+        callbacks__cross_correlation__num_samples=8,
+    )
+    assert code == 0
+    end = summary(folder)["steps"]
+    assert 1 < end < 30
+    for split in ("train", "val"):
+        drawn = [file.stem for file in folder.glob(f"figures/cross_correlation/{split}/*g")]
+        assert sorted(drawn) == ["step-0000001", f"step-{end:07d}"]
+    rows = read_metrics(folder / "metrics.csv")
+    assert KNN in rows[max(rows)]
 
 
 def test_looking_leaves_no_trace():
@@ -261,11 +291,11 @@ def test_cls_attention_of_a_mean_pooled_network_is_commented():
 
     backbone = vit_tiny(image_size=16, patch_size=8, depth=1, pool="mean")
     said: list[str] = []
-    callback = AttentionMaps(queries="cls")
-    callback.say = said.append  # type: ignore[assignment]
+    callback = callback_of("attention_maps", queries="cls")
+    callback.say = said.append
     assert callback.queries_for(backbone) == "cls"
     assert "never trained" in said[0]
-    assert AttentionMaps().queries_for(backbone) == "mean"
+    assert callback_of("attention_maps").queries_for(backbone) == "mean"
 
 
 def test_early_stopping_watches_what_chooses_the_best():

@@ -173,7 +173,7 @@ def test_what_fails_is_said_and_ends_no_run(train, monkeypatch):
     [(10_000, "Mostly noise"), (512, "More noise"), (100, "More signal"), (1, "Yes")],
 )
 def test_it_answers_in_words(scale, verdict):
-    callback = GradientAgreement()
+    callback = GradientAgreement(1)
     callback.images = 256
     callback.measured.extend([HalfGradients(0.45, 1.0, scale)] * FEWEST_FOR_ALARM)
     (line,) = callback.in_words()
@@ -189,7 +189,7 @@ def test_it_answers_in_words(scale, verdict):
 
 
 def test_an_answer_says_how_sure_it_is():
-    callback = GradientAgreement()
+    callback = GradientAgreement(1)
     callback.images = 100
     callback.measured.extend(HalfGradients(0.3, signal, 100) for signal in (-1.0, 2.0, 2.0))
     (line,) = callback.in_words()

@@ -17,11 +17,10 @@ from callbacks.attention_maps import AttentionMaps
 from callbacks.guard import Guard
 from callbacks.report import Report
 from callbacks.segmentation_predictions import SegmentationPredictions
-from callbacks.views import Views
 from config import names
 from datamodules.listing import judging_place
 from datamodules.shapes import generate
-from tests.conftest import assert_same, summary, weights
+from tests.conftest import assert_same, callback_of, summary, weights
 from utils.imports import load
 
 # A run of each has all there are.
@@ -258,12 +257,12 @@ def test_what_steers_is_outside(train, monkeypatch):
 
 
 def test_a_callback_keeps_its_type_and_its_hooks():
-    maps, views = AttentionMaps(), Views()
+    maps, views = callback_of("attention_maps"), callback_of("views")
     guard = Guard()
     assert guard.around("maps", maps) is maps
     guard.around("views", views)
     assert type(maps) is AttentionMaps
-    assert maps.state_key == AttentionMaps().state_key
+    assert maps.state_key == callback_of("attention_maps").state_key
     # What is not a callback's own is not called at every step.
     assert "on_train_batch_end" not in vars(views)
     assert "on_train_batch_start" in vars(views)

@@ -15,7 +15,7 @@ from callbacks.health import ALARMS, first_judgement, raised_alarms
 from datamodules.loading import BatchLoader
 from main import main
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
-from tests.conftest import summary
+from tests.conftest import callback_of, summary
 from utils.metrics_file import read_metrics
 
 WATCHED = {"callbacks__health__every_n_steps": 1, "trainer__max_epochs": 12}
@@ -103,6 +103,30 @@ def test_gradients_that_vanish_and_jump(train, monkeypatch):
     calls.clear()
     _, folder = train("spike", **shared)
     assert "GRADIENTS JUMP" in rung(folder)
+
+
+class Trained(torch.nn.Linear):
+    """Stands in for an agent, and for its trainer."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+        self.global_step, self.estimated_stepping_batches = 0, 30
+        self.callbacks, self.loggers, self.callback_metrics = [], [], {}
+
+    def log_dict(self, *_: object, **__: object) -> None:
+        """What is logged is not looked at."""
+
+
+@pytest.mark.parametrize("overflow", [math.inf, math.nan])
+def test_an_overflow_hides_no_jump(overflow):
+    health, trained = callback_of("health"), Trained()
+    for gradient in [1.0] * 15 + [overflow, 1000.0] + [1.0] * 15:
+        trained.weight.grad = torch.full_like(trained.weight, gradient)
+        health.on_before_optimizer_step(trained, trained, None)
+        trained.global_step += 1
+        health.on_train_batch_end(trained, trained, None, None, 0)
+    with pytest.warns(UserWarning, match="GRADIENTS JUMP: norm 1e\\+03, usually 1"):
+        health.on_train_epoch_end(trained, trained)
 
 
 def test_a_step_that_is_mostly_noise(train, monkeypatch):

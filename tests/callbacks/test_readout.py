@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,8 @@ import torch
 
 from callbacks import online_probe
 from callbacks.online_probe import OnlineProbe
+from main import main
+from tests.conftest import callback_of, options, summary
 from utils.metrics_file import read_metrics
 
 
@@ -21,24 +22,95 @@ def on(**more):
     }
 
 
+def resume(folder, **changed):
+    """Trains another epoch; no readout may fail."""
+    words = {"run.dir": folder.parent, "run.resume": folder.name, "trainer.max_epochs": 2}
+    assert main(options(words | {path.replace("__", "."): v for path, v in changed.items()})) == 0
+    found = summary(folder)
+    assert (found["epochs"], found["readout_failures"]) == (2, {})
+    return found
+
+
 def test_what_was_there_before_the_first_step_is_kept_and_said(train, capsys):
     code, folder = train(**on(trainer__max_epochs=2))
     assert code == 0
-    summary = json.loads((folder / "summary.json").read_text())
+    found = summary(folder)
     first = read_metrics(folder / "metrics.csv")[0]
     for name in ("val/knn_accuracy", "val/linear_accuracy"):
-        assert summary[f"before/{name}"] == pytest.approx(first[name])
+        assert found[f"before/{name}"] == pytest.approx(first[name])
     # Said where it changed.
-    changed = summary["before/val/knn_accuracy"] != summary["val/knn_accuracy"]
+    changed = found["before/val/knn_accuracy"] != found["val/knn_accuracy"]
     assert ("k-NN accuracy" in capsys.readouterr().out) == changed
 
 
 def test_a_resumed_run_remembers_it(train):
     code, folder = train(**on(trainer__max_epochs=1))
     assert code == 0
-    before = json.loads((folder / "summary.json").read_text())["before/val/knn_accuracy"]
-    code, folder = train("run", "--run.resume", "run", "--trainer.max_epochs", "2")
-    assert json.loads((folder / "summary.json").read_text())["before/val/knn_accuracy"] == before
+    before = summary(folder)["before/val/knn_accuracy"]
+    assert resume(folder)["before/val/knn_accuracy"] == before
+
+
+def state_of(folder, readout):
+    file = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    return file, checkpoint, checkpoint["callbacks"][readout]
+
+
+def test_what_was_measured_of_other_images_is_forgotten(train, image_folder, said):
+    code, folder = train(**on(trainer__max_epochs=1))
+    assert code == 0
+    for place in ("deep", "flat", "far"):  # three classes, where there were others
+        (image_folder / place).mkdir(exist_ok=True)
+    for number, file in enumerate(image_folder.glob("*.png")):
+        file.rename(image_folder / ("flat", "far")[number % 2] / file.name)
+    found = resume(folder, probe__data__name="image_folder", probe__data__root=image_folder)
+    assert "val/linear_accuracy" in found
+    assert not [name for name in found if name.startswith("before/")]
+    forgotten = [line for line in said if "forgotten" in line]
+    assert forgotten == [
+        "val/knn_accuracy of before does not compare with what comes, with another --probe.data: "
+        "it is forgotten."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("readout", "setting", "value"),
+    [
+        ("online_probe", "probe.k", 3),
+        ("online_probe", "probe.temperature", 0.5),
+        ("online_probe", "callbacks.online_probe.num_images", 15),
+        ("dense_knn", "callbacks.dense_knn.k", 3),
+        ("dense_knn", "callbacks.dense_knn.num_images", 15),
+        ("attention_quality", "callbacks.attention_quality.mass", 0.3),
+        ("attention_quality", "callbacks.attention_quality.num_images", 3),
+        ("attention_quality", "callbacks.attention_quality.image_size", 48),
+    ],
+)
+def test_what_was_measured_otherwise_is_forgotten(readout, setting, value, said):
+    first, same, other = (
+        callback_of(readout, **changed) for changed in ({}, {}, {setting.rpartition(".")[2]: value})
+    )
+    for each in (first, same, other):
+        trainer = SimpleNamespace(datamodule=SimpleNamespace(image_size=32))
+        each.setup(trainer, torch.nn.Identity(), "fit")
+    first.before = {"number": 0.5}
+    same.load_state_dict(first.state_dict())
+    assert same.before == first.before
+    assert said == []
+    other.load_state_dict(first.state_dict())
+    assert other.before == {}
+    assert f"with another --{setting}: it is forgotten" in said[0]
+
+
+def test_what_an_earlier_version_measured_is_kept(train):
+    _, folder = train(**on(trainer__max_epochs=1))
+    file, checkpoint, state = state_of(folder, "OnlineProbe")
+    del state["facts"]
+    before = state["before"]
+    file.unlink()  # which is a name of the best as well
+    torch.save(checkpoint, file)
+    resume(folder, callbacks__online_probe__num_images=15)
+    assert state_of(folder, "OnlineProbe")[2]["before"] == before
 
 
 def test_a_readout_that_fails_ends_no_run(train, monkeypatch):
@@ -65,8 +137,7 @@ def test_features_that_are_no_numbers_are_not_judged(train, monkeypatch):
     with pytest.warns(UserWarning, match="not all finite"):
         code, folder = train(may_fail=True, **on(trainer__max_epochs=2))
     assert code == 0
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    (state,) = (v for k, v in checkpoint["callbacks"].items() if k.startswith("OnlineProbe"))
+    state = state_of(folder, "OnlineProbe")[2]
     assert all(tensor.isfinite().all() for tensor in state["linear"].values())
 
 

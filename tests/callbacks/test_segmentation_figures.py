@@ -169,7 +169,7 @@ class Fixed:
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
-    callback = SegmentationPredictions(num_images=4)
+    callback = SegmentationPredictions(every_n_epochs=1, num_images=4)
     for number in range(4):
         count = 5 if number < 3 else 1
         batch = SegmentationBatch(

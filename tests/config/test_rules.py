@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, make_dataclass, replace
+from inspect import signature
 from itertools import product
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -29,6 +30,7 @@ from config.rules import (
 )
 from config.types import Between, Enabled, OneOf, SomeOf
 from config.validation import active_settings, check, without_ineffective
+from utils.imports import load
 
 LEAVES = {leaf.path: leaf for leaf in leaves(Hparams())}
 # Where any other valid value will not do: what goes with it, and a value.
@@ -344,6 +346,20 @@ def test_a_switch_turns_its_group_off():
 def test_every_callback_with_settings_is_in_the_table():
     groups = set(vars(Hparams().callbacks)) - {"report", "early_stopping"}
     assert groups == set(names.CALLBACKS)
+
+
+@pytest.mark.parametrize("name", names.CALLBACKS)
+def test_a_callback_has_no_defaults_beside_those_of_its_settings(name):
+    places = ("probe", f"callbacks.{name}")
+    settings = {
+        last: leaf.value
+        for path, leaf in LEAVES.items()
+        for place, _, last in [path.rpartition(".")]
+        if place in places
+    }
+    for parameter in signature(load(names.CALLBACKS[name].target)).parameters.values():
+        if parameter.default not in (parameter.empty, None):
+            assert parameter.default == settings[parameter.name]
 
 
 @pytest.mark.parametrize("task", names.TASKS)

@@ -353,6 +353,14 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(tmp_path):
     assert "Traceback" not in str(caught.value)
 
 
+def test_what_is_shown_of_a_batch_does_not_keep_the_rest():
+    chunks = [torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8) for _ in range(4)]
+    for count in (1, 3, 8, 9):
+        (shown,) = Batch((chunks,), torch.arange(8), ()).previews(count).values()
+        assert torch.equal(shown, torch.cat(chunks)[:count])
+        assert shown.untyped_storage().nbytes() == shown.nbytes
+
+
 def test_views_of_two_sizes_are_global_and_local():
     sides = (32, 32, 16, 16)
     views = tuple([torch.full((2, 3, side, side), side, dtype=torch.uint8)] * 2 for side in sides)

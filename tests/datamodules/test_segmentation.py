@@ -190,6 +190,8 @@ def test_batches_give_every_image_back_at_its_own_size(shapes_root):
     previews = batch.previews(2)
     assert torch.equal(previews["image"], batch.images[:2])
     assert torch.equal(previews["labels"], batch.labels[:2])
+    for shown in previews.values():  # and the rest of the batch is not kept for them
+        assert shown.untyped_storage().nbytes() == shown.nbytes
 
 
 def test_what_is_held_out_is_cut_from_the_training_images(shapes_root):

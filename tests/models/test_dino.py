@@ -9,7 +9,15 @@ from torch import nn
 
 from models.ema import teacher_of, update
 from models.heads.dino import DINOHead
-from models.losses.dino import Center, dino_loss, entropy, pieces, teacher_targets, view_loss
+from models.losses.dino import (
+    Center,
+    dino_loss,
+    entropies,
+    entropy,
+    pieces,
+    teacher_targets,
+    view_loss,
+)
 from models.memory.accumulation import sum_in_pieces
 
 
@@ -66,6 +74,14 @@ def test_loss_is_in_float32_under_autocast_and_targets_have_no_gradient():
 def test_entropy_of_known_distributions():
     assert float(entropy(torch.full((8,), 1 / 8))) == pytest.approx(math.log(8))
     assert float(entropy(torch.eye(4)[0])) == 0
+
+
+def test_entropies_of_targets_are_those_of_all_of_them_together():
+    targets = [torch.randn(5, 9).softmax(-1) for _ in range(2)]
+    together = torch.cat(targets)
+    of_each, of_mean = entropies(targets)
+    assert float(of_each) == pytest.approx(float(entropy(together).mean()))
+    assert float(of_mean) == pytest.approx(float(entropy(together.mean(0))))
 
 
 def test_center_moves_on_update_only_by_the_mean_of_all_that_was_collected():
