@@ -90,8 +90,8 @@ class Fitting:
             self._test()
         except Interrupted as interruption:
             return End("interrupted", str(interruption))
-        except SystemExit:
-            # Lightning's answer to a second Ctrl-C, or to one during the test.
+        except (SystemExit, KeyboardInterrupt):
+            # Lightning's answer to a second Ctrl-C, or to one during the test; one between the two.
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)

@@ -127,6 +127,25 @@ def test_a_test_that_is_asked_to_stop_stops_and_is_made_anew(train, task, monkey
     assert rows_of(folder) == rows_of(whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_after_the_last_step_it_leaves_the_test_to_do(train, monkeypatch, number):
+    shared = {"task": "segmentation", "trainer__max_epochs": 1}
+    _, whole = train("whole", **shared)
+
+    def asked(self, *_):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Throughput, "on_validation_start", asked, raising=False)
+    code, folder = train("asked", **shared)
+    assert code == 130
+    assert summary(folder)["status"] == "interrupted"
+    assert "before the test" in summary(folder)["reason"]
+    assert not any("test/miou" in row for row in rows_of(folder).values())
+    monkeypatch.undo()
+    assert resume(folder) == 0
+    assert rows_of(folder) == rows_of(whole)
+
+
 DAMAGES = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],

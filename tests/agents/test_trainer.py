@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from callbacks.interruption import Interruption
-from config.names import TASKS
+from config.names import DATASETS, TASKS
 from config.parsing import Command, parse
 from datamodules.image_files import ImageFiles
 from main import main
@@ -471,6 +471,17 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert summary(folder)["status"] == "failed"
     assert "Memory is exhausted" in summary(folder)["reason"]
     assert remedy in " ".join(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_before_training_is_said_in_a_word(train, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load(DATASETS["shapes"]), "prepare", interrupted)
+    assert train()[0] == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    with pytest.raises(KeyboardInterrupt):
+        train("run", "--debug")
 
 
 @pytest.fixture
