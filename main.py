@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 the request could not be carried out, 130
-        interrupted and saved.
+        interrupted; a training that had begun is saved.
     """
     try:
         from config.parsing import parse
@@ -54,6 +54,11 @@ def main(argv: Sequence[str]) -> int:
         # it flushes the rest. What trains or tests is not done with it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(command, str) or command.print_commands else 1
+    except KeyboardInterrupt:  # a training that has begun takes it for itself
+        if "--debug" in argv:
+            raise
+        print("Interrupted.", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         if "--debug" in argv:
             raise

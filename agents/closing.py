@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from utils.logging import log_chart
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, count
 
+_SPEED = {"images_per_second", "data_wait_share"}  # of training steps
 _EXPENSIVE = 0.25  # of a run; from there on its readouts are named with what they take
 
 
@@ -52,41 +54,55 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     """
     guard, loggers, folder = observers.guard, observers.loggers, fitting.folder
     result = collect(fitting, observers, transductive)
-    chart = before_and_now(observers.callbacks, result)
-    guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
     if not loggers:
         return Closed(result)
     known = folder.read_summary()
-    result |= _seconds_so_far(result, known)
-    said = partial(in_words, fitting.agent, observers.callbacks, result)
-    result["in_words"] = guard.attempt("closing words", said) or []
-    for logger in loggers:
-        _attempt(partial(logger.finalize, result["status"]))
+    result |= _of_all_parts(result, known)
     # What was measured of other weights, such as by --evaluate, counts no more.
     written = (known if known.get("steps") == result["steps"] else {}) | result
+    # Not `result`: a part that had only the test left to do has but that to tell.
+    chart = before_and_now(observers.callbacks, written)
+    guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
+    said = partial(in_words, fitting.agent, observers.callbacks, written)
+    written["in_words"] = guard.attempt("closing words", said) or []
+    for logger in loggers:
+        _attempt(partial(logger.finalize, result["status"]))
+    failed_before = _counts(known.get("readout_failures"))
     for report in observers.reports:
+        written["readout_failures"] = dict(failed_before + guard.failures)
         guard.attempt("report", partial(report.write, written))
-    written["readout_failures"] = dict(guard.failures)
+    written["readout_failures"] = dict(failed_before + guard.failures)
     recorded = _attempt(partial(folder.write_summary, written))
     # Of the numbers the loggers have all that were measured.
     facts = {name: value for name, value in written.items() if name not in fitting.metrics}
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
-    return Closed(result, [*result["in_words"], *guard.in_words()], hints, recorded)
+    return Closed(result, [*written["in_words"], *guard.in_words()], hints, recorded)
 
 
-def _seconds_so_far(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the seconds of all parts of a run that was interrupted or went on.
+def _of_all_parts(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what all parts of a run took that was interrupted or went on.
+
+    That is the sum of their seconds, and the speed of the last one that trained.
 
     Args:
         result: of this part.
         known: content of summary.json, which the part before has left.
     """
-    return {
-        name: round(value + known[name], 1)
+    numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
+    seconds = {
+        name: round(value + numbers[name], 1)
         for name, value in result.items()
-        if name.partition("/")[0].endswith("_seconds") and isinstance(known.get(name), int | float)
+        if name.partition("/")[0].endswith("_seconds") and name in numbers
     }
+    kept = () if result["images_per_second"] else numbers.keys() & _SPEED
+    return seconds | {name: numbers[name] for name in kept}
+
+
+def _counts(value: Any) -> Counter[str]:
+    """Returns counts by name of a file that may have been edited."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return Counter({name: number for name, number in items if isinstance(number, int)})
 
 
 def _attempt(step: Callable[[], None]) -> bool:

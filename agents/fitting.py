@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.base import Agent
+from agents.preflight import images_a_process
 from agents.saving import save_backbone
 from callbacks.interruption import Interrupted
 from callbacks.non_finite_loss import NonFiniteLossError
@@ -52,6 +53,7 @@ class Fitting:
         metrics: last values by name, of training and of the test.
         seconds: that all took.
         peak_mb: the most memory it held.
+        trained: whether training is done and saved.
     """
 
     trainer: pl.Trainer
@@ -65,6 +67,7 @@ class Fitting:
     metrics: dict[str, Any] = field(default_factory=dict, init=False)
     seconds: float = field(default=0.0, init=False)
     peak_mb: float = field(default=0.0, init=False)
+    trained: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Trains and tests, and notes what that came to, however it ended.
@@ -90,8 +93,8 @@ class Fitting:
             self._test()
         except Interrupted as interruption:
             return End("interrupted", str(interruption))
-        except SystemExit:
-            # Lightning's answer to a second Ctrl-C, or to one during the test.
+        except (SystemExit, KeyboardInterrupt):
+            # Lightning's answer to a second Ctrl-C, or to one during the test; one between the two.
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)
@@ -108,16 +111,22 @@ class Fitting:
         return End("finished")
 
     def _exhausted(self, error: BaseException) -> End:
-        """Says what to do where a step does not fit into memory."""
+        """Says what to do where a step, or the test, does not fit into memory."""
         hparams, words = self.agent.settings, f"Memory is exhausted ({one_line(str(error), 200)})."
+        if self.trained:
+            words += " Training is done and saved; what is left is the test."
+            if hparams.task == "segmentation":
+                less = "a smaller --segmentation.test_window or smaller --segmentation.test_scales"
+                words += f" It needs less with {less}."
+            return End("failed", words)
         if unmet(hparams, "trainer.chunk_size") is not None:
             return End("failed", f"{words} A new run needs a smaller --data.batch_size.")
-        whole = int(hparams.data.batch_size) // self.trainer.world_size
-        chunk = hparams.trainer.chunk_size
-        if chunk == 2:  # there is no smaller one
+        whole, chunk = images_a_process(hparams), hparams.trainer.chunk_size
+        largest = min(chunk, whole) if isinstance(chunk, int) else whole
+        if largest <= 2:  # there is no smaller one
             need = "A new run needs a smaller backbone or --data.image_size."
             return End("failed", f"{words} {need}")
-        smaller = max(2, (chunk if isinstance(chunk, int) else whole) // 2)
+        smaller = max(2, largest // 2)
         uncompiled = " --trainer.compile false" if hparams.trainer.compile else ""
         return End("failed", words, f"--trainer.chunk_size {smaller}{uncompiled}")
 
@@ -128,6 +137,7 @@ class Fitting:
                 trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
             if trainer.is_global_zero:
                 save_backbone(agent, self.folder)
+            self.trained = True
         elif agent.validates_untrained and trainer.limit_val_batches:
             trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
         self.metrics |= trainer.callback_metrics

@@ -6,17 +6,36 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from agents.wandb_run import WandbRun
 from agents.wandb_start import start
+from callbacks.guard import Guard
 from config.hparams import Hparams
+from utils.figures import Picture
 from utils.logging import RunFolderLogger
 from utils.run_folder import RunFolder, write_environment
 
 
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, which takes figures as well."""
+
+    @rank_zero_only
+    def log_figure(
+        self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
+    ) -> None:
+        """Logs a figure."""
+        self.experiment.add_image(kind, picture.pixels, step, dataformats="HWC")
+
+
 def build_loggers(
-    hparams: Hparams, folder: RunFolder, goals: Mapping[str, str], transductive: bool
+    hparams: Hparams,
+    folder: RunFolder,
+    goals: Mapping[str, str],
+    transductive: bool,
+    guard: Guard,
 ) -> list[Logger]:
     """Returns the active loggers, the run folder's first.
 
@@ -25,15 +44,17 @@ def build_loggers(
         folder: of the run.
         goals: by the numbers that matter, whether `max` or `min` is best.
         transductive: see `is_transductive`.
+        guard: around all but the first, which looks after itself.
     """
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if importlib.util.find_spec("tensorboard"):
-        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
+        board = TensorBoard(folder.path, name="", version="tensorboard")
+        loggers.append(guard.around_logger("tensorboard", board))
     tags = [hparams.backbone.name, hparams.data.name, *(["transductive"] if transductive else [])]
     run = start(hparams.logger, folder, hparams.task, tags)
     if run is not None:
         write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
-        loggers.append(logger := WandbRun(run, goals))
+        loggers.append(logger := guard.around_logger("wandb", WandbRun(run, goals)))
         logger.attach(folder, "hparams.yaml", "environment.json", "code.patch")
     return loggers
 

@@ -231,7 +231,7 @@ class Trainer:
         watched = goals(agent, callbacks)
         reports, loggers = [], []
         if self.leads:
-            loggers = build_loggers(self.hparams, folder, watched, transductive)
+            loggers = build_loggers(self.hparams, folder, watched, transductive, guard)
             if self.hparams.callbacks.report.enabled:
                 reports = [guard.around("report", Report(folder))]
         if self.checkpoint is not None:

@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from agents.wandb_start import finished
 from utils.figures import Picture
 from utils.logging import Chart, one_of_many
-from utils.network import answers, ends_within
 from utils.palette import VOID
 from utils.run_folder import RunFolder
-
-FINISH_TIMEOUT = 60  # seconds to wait for the last upload
-LOST_TIMEOUT = 5  # the same where the service does not answer any more
 
 STEP = "trainer/global_step"  # Lightning's name of the x axis
 VISUALS, WITHIN = "visuals", "within"
@@ -143,7 +140,7 @@ class WandbRun(WandbLogger):
                 self.experiment.save(file, base_path=folder.path, policy="now", glob=False)
 
     def finish(self, facts: Mapping[str, Any]) -> str:
-        """Closes the run; a lost network does not hold that up.
+        """Closes the run; a lost network or service does not hold that up.
 
         Args:
             facts: for its summary, beside the numbers that were logged.
@@ -152,11 +149,7 @@ class WandbRun(WandbLogger):
             How to look at what it holds.
         """
         run = self.experiment
-        run.summary.update(facts)
-        online = run.settings.mode == "online"
-        lost = online and not answers(run.settings.base_url)
-        finished = ends_within(LOST_TIMEOUT if lost else FINISH_TIMEOUT, run.finish)
-        if online and finished:
+        if finished(run, facts) and run.settings.mode == "online":
             return f"wandb: {run.url}"
         here = Path(run.settings.sync_dir)
         # Each time the run went on it got another folder, named after the time.

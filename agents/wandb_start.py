@@ -1,10 +1,14 @@
-"""How a run of wandb starts: online where the service answers, else offline, said in a sentence."""
+"""How a run of wandb starts and ends.
+
+Online where the service answers, else offline, said in a sentence; nothing waits long for it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +16,12 @@ from config.convert import shown
 from config.hparams import LoggerHparams
 from utils.console import console
 from utils.files import name_damaged
-from utils.network import answers
+from utils.network import answers, ends_within
 from utils.run_folder import RunFolder
 
 INIT_TIMEOUT = 8  # seconds in which the service has to take the run; wandb adds up to three
+FINISH_TIMEOUT = 60  # seconds to wait for the last upload
+LOST_TIMEOUT = 5  # the same where the service does not answer any more
 _LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that it takes
 
 
@@ -41,21 +47,36 @@ def start(
     mode = os.environ.get("WANDB_MODE") or settings.mode
     if mode == "disabled":
         return None
-    # Chosen by us, below: the variable would overrule the fallback.
-    os.environ.pop("WANDB_MODE", None)
     # It takes our folder `agents` for a library of that name and recommends another product.
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
     # Its reports about itself are sent even offline, and an exit waits ten seconds for them.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    # Chosen by us: the variable would overrule the fallback.
+    with _without("WANDB_MODE"):
+        import wandb
 
-    # What it would say we say; to greet a user it asks the service for the name, and waits.
-    wandb.setup(wandb.Settings(silent=True))
+        # What it would say we say; to greet a user it asks the service for the name, and waits.
+        wandb.setup(wandb.Settings(silent=True))
+        try:
+            wandb.Settings(project=settings.project)
+        except wandb.errors.UsageError as error:
+            raise ValueError(f"--logger.project: {_one_line(error)}") from error
+        common = _described(wandb, settings, folder, job_type, tags, group)
+        return _init(wandb, mode, settings.mode == "online", common)
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    value = os.environ.pop(name, None)
     try:
-        wandb.Settings(project=settings.project)
-    except wandb.errors.UsageError as error:
-        raise ValueError(f"--logger.project: {_one_line(error)}") from error
-    common = _described(wandb, settings, folder, job_type, tags, group)
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
+def _init(wandb: Any, mode: str, insists: bool, common: Mapping[str, Any]) -> Any:
+    """Returns a run that has started, online or else offline, unless it `insists`; see `start`."""
     if mode != "offline":
         reason = _why_offline(wandb)
         if reason is None:
@@ -63,7 +84,7 @@ def start(
                 return wandb.init(mode="online", **common)
             except wandb.errors.Error as error:
                 reason = f"not reachable ({_one_line(error)})"
-        if settings.mode == "online":
+        if insists:
             raise ValueError(f"--logger.mode online: wandb: {reason}. Use auto or offline.")
         console.info("wandb: %s; logging offline.", reason)
     return wandb.init(mode="offline", **common)
@@ -133,8 +154,26 @@ def log_table(
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     images = {title: wandb.Image(str(file), caption=title) for title, file in pictures.items()}
     run.log({"table": table, **images})
-    run.summary["about"] = about
-    run.finish()
+    finished(run, {"about": about})
+
+
+def finished(run: Any, facts: Mapping[str, Any]) -> bool:
+    """Closes a run; a lost network or service does not hold that up.
+
+    Args:
+        run: of wandb.
+        facts: for its summary, beside what was logged.
+
+    Returns:
+        Whether it was closed, and uploaded where it is online.
+    """
+
+    def close() -> None:
+        run.summary.update(facts)
+        run.finish()
+
+    lost = run.settings.mode == "online" and not answers(run.settings.base_url)
+    return ends_within(LOST_TIMEOUT if lost else FINISH_TIMEOUT, close)
 
 
 def shortened(text: str, longest: int) -> str:

@@ -1,4 +1,4 @@
-"""No readout ends a run: what stands around every callback that only looks."""
+"""No readout ends a run: what stands around every callback that only looks, and every logger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
@@ -19,18 +20,24 @@ from utils.rng import CPU, rng_preserved
 from utils.stopwatch import Stopwatch
 
 AnyCallback = TypeVar("AnyCallback", bound=Callback)
+AnyLogger = TypeVar("AnyLogger", bound=Logger)
 
 _HOOKS = [
     name for name, _ in inspect.getmembers(Callback, inspect.isfunction) if not name.startswith("_")
 ]
+# What Lightning, callbacks and the end of a run tell a logger.
+_TOLD = (
+    *("log_hyperparams", "log_graph", "log_metrics", "save", "after_save_checkpoint", "finalize"),
+    *("log_figure", "log_masks", "log_chart", "log_histograms", "attach"),
+)
 
 
 class Guard:
-    """Lets callbacks fail without the run: said once, counted, and training goes on.
+    """Lets callbacks and loggers fail without the run: said once, counted, and training goes on.
 
-    For those that only look. A run is as if nothing had been looked at: random states are put back,
-    and what a failed attempt held is freed. What steers a run (checkpoints, early stopping, the
-    stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
+    For callbacks that only look. A run is as if nothing had been looked at: random states are put
+    back, and what a failed attempt held is freed. What steers a run (checkpoints, early stopping,
+    the stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
 
     Args:
         device: that trains, whose randomness and memory are looked after.
@@ -48,6 +55,7 @@ class Guard:
         self.seconds: Mapping[str, float] = self._each.seconds
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
+        self._lost: set[str] = set()  # loggers
 
     def around(self, name: str, callback: AnyCallback) -> AnyCallback:
         """Returns the callback, all of whose hooks may fail from now on.
@@ -65,6 +73,20 @@ class Guard:
                 setattr(callback, hook, partial(self._attempt, name, passes, act))
         return callback
 
+    def around_logger(self, name: str, logger: AnyLogger) -> AnyLogger:
+        """Returns the logger, which may fail from now on whatever it is told.
+
+        One that loses its connection or its disk does not get it back, and is told no more.
+
+        Args:
+            name: by which a user knows it.
+            logger: changed in place.
+        """
+        for method in _TOLD:
+            if tell := getattr(logger, method, None):
+                setattr(logger, method, partial(self._tell, name, tell))
+        return logger
+
     def attempt(self, name: str, act: Callable[[], Any]) -> Any:
         """Returns what `act` returns, None when it fails."""
         return self._attempt(name, (), act)
@@ -75,7 +97,7 @@ class Guard:
             return []
         first = {name: reason for (name, _), reason in reversed(self._reasons.items())}
         each = (f"{name} {count}x ({first[name]})" for name, count in self.failures.items())
-        return [f"Readouts that failed, which training does not depend on: {'; '.join(each)}."]
+        return [f"Failed, though training does not depend on it: {'; '.join(each)}."]
 
     def _attempt(
         self,
@@ -102,6 +124,17 @@ class Guard:
             # Not before the error is forgotten: its traceback holds the tensors of the attempt.
             free_unused(self.device)
         return None
+
+    def _tell(self, name: str, tell: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        # After every step: without the care that a readout needs.
+        if name in self._lost:
+            return
+        try:
+            tell(*arguments, **named)
+        except Exception as error:
+            self._note(name, error)
+            if isinstance(error, OSError):
+                self._lost.add(name)
 
     def _note(self, name: str, error: Exception) -> None:
         self.failures[name] += 1

@@ -37,7 +37,12 @@ class Interruption(Callback):
         self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to what Lightning would hear only after the test, which may be long."""
+        """Stops, when asked after the last step: everything is saved. Else listens.
+
+        To what Lightning would hear only after the test, which may be long.
+        """
+        if self._anyone_asked(trainer):
+            raise Interrupted(f"{self.asked} before the test")
         self._previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
 
     def on_train_batch_end(

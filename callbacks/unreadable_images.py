@@ -16,6 +16,14 @@ class UnreadableImages(Callback):
     def __init__(self) -> None:
         self.names: set[str] = set()
 
+    def state_dict(self) -> dict[str, list[str]]:
+        """The names, which a run that goes on would count anew."""
+        return {"names": sorted(self.names)}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        """Restores them."""
+        self.names.update(state_dict["names"])
+
     def on_train_batch_end(
         self,
         trainer: Trainer,

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.console import console
@@ -187,8 +187,6 @@ def log_figure(
     for logger in trainer.loggers:
         if isinstance(logger, TakesFigures):
             logger.log_figure(kind, drawn, step, arrays)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(kind, drawn.pixels, step, dataformats="HWC")
 
 
 @rank_zero_only

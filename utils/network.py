@@ -8,6 +8,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 
 ANSWER_TIMEOUT = 4.0  # seconds
 
@@ -39,9 +40,17 @@ def ends_within(seconds: float, work: Callable[[], object]) -> bool:
     """Works on a thread, which is left behind when the time is over.
 
     Returns:
-        Whether it came to its end.
+        Whether it came to its end, which an error keeps it from.
     """
-    thread = threading.Thread(target=work, daemon=True)
+    ended = False
+
+    def try_it() -> None:
+        nonlocal ended
+        with suppress(Exception):
+            work()
+            ended = True
+
+    thread = threading.Thread(target=try_it, daemon=True)
     thread.start()
     thread.join(seconds)
-    return not thread.is_alive()
+    return ended

@@ -1,5 +1,7 @@
 """Probes: what is held out, what is touched, and what is told."""
 
+import re
+import shlex
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from agents.linear_probe import LinearProbe
 from config.hparams import Hparams
+from config.parsing import Command, parse
 from datamodules.cifar10 import CIFAR10
 from datamodules.image_folder import ImageFolder
 from datamodules.labelled import LabelledDataModule
@@ -338,6 +341,21 @@ def test_a_second_labelled_data_set(train, tmp_path):
     root = colours(tmp_path / "c", each=20)
     _, folder = train("run", probe__data__name="image_folder", probe__data__root=root, **ONLINE)
     assert summary(folder)["val/knn_accuracy"] > 0.9
+
+
+def test_a_second_data_set_that_is_not_there_is_named_by_its_own_settings(train, tmp_path, capsys):
+    nowhere = tmp_path / "no where"
+    shared = {"probe__data__name": "cifar10", "probe__data__root": nowhere, **ONLINE}
+    assert train("run", **shared)[0] == 2
+    said = capsys.readouterr().err
+    assert f"No CIFAR-10 at --probe.data.root {nowhere}" in said
+    (fetch,) = re.findall("`python main.py (.*)` fetches it", said)
+    command = parse(shlex.split(fetch))
+    assert isinstance(command, Command)
+    assert command.hparams.data.download
+    assert (command.hparams.data.name, command.hparams.data.root) == ("cifar10", str(nowhere))
+    assert train("run", **{**shared, "probe__data__name": "image_folder"})[0] == 2
+    assert f"no folder {nowhere}. Set --probe.data.root." in capsys.readouterr().err
 
 
 def test_an_online_probe_of_one_kind(train, tmp_path):

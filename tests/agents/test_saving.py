@@ -73,6 +73,20 @@ def test_seconds_are_those_of_all_parts_of_a_run(train, monkeypatch):
     assert found["test_seconds"] == 0.0  # what is no number does not count
 
 
+def test_a_part_without_a_step_leaves_what_was_said_and_adds_up_what_failed(train):
+    _, folder = train(trainer__max_epochs=1)
+    first = summary(folder)
+    failures = {"views": 2, "embeddings": "none"}
+    known = {**first, "images_per_second": 70.0, "readout_failures": failures}
+    (folder / "summary.json").write_text(json.dumps(known))
+    assert resume(folder, "--callbacks.report.enabled", "true") == 0
+    found = summary(folder)
+    assert found["in_words"] == first["in_words"]
+    assert found["images_per_second"] == 70
+    assert found["readout_failures"] == {"views": 2}  # what is no number does not count
+    assert "views failed 2x" in (folder / "report.html").read_text()
+
+
 def test_numbers_of_earlier_weights_do_not_stay(train):
     _, folder = train(task="segmentation", trainer__max_epochs=1)
     assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
@@ -122,6 +136,26 @@ def test_a_test_that_is_asked_to_stop_stops_and_is_made_anew(train, task, monkey
     assert code == 130
     assert summary(folder)["status"] == "interrupted"
     assert "--run.resume asked" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert resume(folder) == 0
+    assert rows_of(folder) == rows_of(whole)
+    assert summary(folder)["in_words"] == summary(whole)["in_words"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_after_the_last_step_it_leaves_the_test_to_do(train, monkeypatch, number):
+    shared = {"task": "segmentation", "trainer__max_epochs": 1}
+    _, whole = train("whole", **shared)
+
+    def asked(self, *_):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Throughput, "on_validation_start", asked, raising=False)
+    code, folder = train("asked", **shared)
+    assert code == 130
+    assert summary(folder)["status"] == "interrupted"
+    assert "before the test" in summary(folder)["reason"]
+    assert not any("test/miou" in row for row in rows_of(folder).values())
     monkeypatch.undo()
     assert resume(folder) == 0
     assert rows_of(folder) == rows_of(whole)

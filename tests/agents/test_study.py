@@ -270,6 +270,24 @@ def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_p
     assert "0.250" in table.read_text()
 
 
+def test_a_service_that_is_gone_keeps_no_table_back(
+    study_file, tmp_path, monkeypatch, said, capsys
+):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    file = study_file([{"name": "a", "settings": SEGMENT}])
+    study = load_study(str(file), None, ["--logger.mode", "online"], str(tmp_path / "runs"))
+    folder = RunFolder(study.folder / "a-s0")
+    folder.path.mkdir(parents=True)
+    folder.write_summary({"status": "finished", "test/miou": 0.25})
+    assert runner.run_study(study) == 0
+    assert "0.250" in capsys.readouterr().out
+    assert said[-1].startswith(
+        "warning: the table is not on wandb: --logger.mode online: wandb: no"
+    )
+
+
 def test_a_run_is_started_in_the_group_of_its_row_with_the_study_as_a_tag(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_TAGS", "given")
     code = "import os; print(os.environ['WANDB_RUN_GROUP'], os.environ['WANDB_TAGS'])"

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +16,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
+from agents.fitting import Fitting
 from callbacks.interruption import Interruption
-from config.names import TASKS
+from config.names import DATASETS, TASKS
 from config.parsing import Command, parse
 from datamodules.image_files import ImageFiles
 from main import main
-from tests.conftest import assert_same, summary, weights
+from tests.conftest import assert_same, options, parsed, summary, weights
 from utils.imports import load
 from utils.metrics_file import read_metrics
+from utils.rng import CPU
+from utils.run_folder import RunFolder
+from utils.stopwatch import Stopwatch
 
 
 def test_a_run_leaves_everything_in_its_folder(train, capsys):
@@ -306,6 +312,8 @@ def test_one_corrupt_image_of_many_is_named_many_are_an_error(train, image_folde
     assert summary(folder)["unreadable_images"] == 1
     assert files[5].name in summary(folder)["unreadable_names"][0]
     assert "1 image could not be read" in capsys.readouterr().out
+    assert main(["--run.resume", "one", "--run.dir", str(folder.parent)]) == 0
+    assert summary(folder)["unreadable_images"] == 1
     for file in files[6:12]:
         file.write_text("no image")
     code, folder = train("many", **shared)
@@ -471,6 +479,50 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert summary(folder)["status"] == "failed"
     assert "Memory is exhausted" in summary(folder)["reason"]
     assert remedy in " ".join(capsys.readouterr().out.split())
+
+
+def test_of_several_processes_each_has_fewer_images_to_take_in_chunks(tmp_path):
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    given = {"trainer.devices": 2, "data.batch_size": 16, "trainer.chunk_size": 16}
+    agent: Any = SimpleNamespace(trains=True, settings=parsed(options(given)))
+    loaders = dict.fromkeys(("train_dataloader", "val_dataloaders", "test_dataloaders"))
+    trainer: Any = SimpleNamespace(fit=exhausted, callback_metrics={}, world_size=2, **loaders)
+    data: Any = None
+    fitting = Fitting(trainer, agent, data, RunFolder(tmp_path), None, Stopwatch(), CPU)
+    fitting.run()
+    assert fitting.end.advice == "--trainer.chunk_size 4"
+
+
+def test_a_test_that_does_not_fit_into_memory_leaves_the_training_done(train, monkeypatch, capsys):
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(load(TASKS["segmentation"]), "test_step", exhausted)
+    code, folder = train(task="segmentation", trainer__max_epochs=1, may_fail=True)
+    assert code == 1
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Training is done and saved; what is left is the test." in said
+    assert "a smaller --segmentation.test_window" in said
+    assert "--data.batch_size" not in said
+    monkeypatch.undo()
+    before = weights(folder)
+    go_on = ["--run.resume", "run", "--run.dir", str(folder.parent)]
+    assert main([*go_on, "--segmentation.test_window", "32"]) == 0
+    assert "test/miou" in summary(folder)
+    assert_same(weights(folder), before)
+
+
+def test_ctrl_c_before_training_is_said_in_a_word(train, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(load(DATASETS["shapes"]), "prepare", interrupted)
+    assert train()[0] == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    with pytest.raises(KeyboardInterrupt):
+        train("run", "--debug")
 
 
 @pytest.fixture

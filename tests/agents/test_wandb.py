@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import shlex
+import signal
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +24,8 @@ import pytest
 import wandb
 
 from agents.wandb_run import STEP, WandbRun, key_of
-from agents.wandb_start import start
+from agents.wandb_start import log_table, start
+from callbacks.interruption import Interruption
 from config.hparams import LoggerHparams
 from main import main
 from tests.conftest import options, summary, tiny
@@ -310,6 +315,60 @@ def test_a_service_that_is_silent_is_asked_once(tmp_path, monkeypatch, caplog):
         assert len(taken) == 1  # ours, and nothing of wandb's own
         with pytest.raises(ValueError, match=r"--logger.mode online: wandb: .* does not answer"):
             start(LoggerHparams(mode="online"), RunFolder(tmp_path), "test")
+
+
+def test_a_service_that_dies_ends_no_training(train, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    original = Interruption.on_train_batch_end
+
+    def kill(self, trainer, *rest):
+        if trainer.global_step == 1:
+            mine = ["pgrep", "-P", str(os.getpid()), "-x", "wandb-core"]
+            service = subprocess.run(mine, capture_output=True, text=True, check=True).stdout
+            os.kill(int(service), signal.SIGKILL)
+            time.sleep(0.2)  # until the connection is found to be closed
+        original(self, trainer, *rest)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", kill)
+    try:
+        with pytest.warns(UserWarning, match="wandb failed, training goes on: Connection"):
+            code, folder = train(may_fail=True, logger__mode="offline")
+    finally:
+        with suppress(ConnectionError):
+            wandb.teardown()  # the next run needs another service
+    assert code == 0
+    assert summary(folder)["readout_failures"] == {"wandb": 1}
+    assert len(read_metrics(folder / "metrics.csv")) == summary(folder)["steps"] == 6
+    assert "wandb sync" in capsys.readouterr().out
+
+
+def test_a_table_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    over = threading.Event()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("agents.wandb_start.FINISH_TIMEOUT", 0.1)
+    monkeypatch.setattr(wandb.Run, "finish", lambda _: over.wait(60))
+    began = time.monotonic()
+    log_table(LoggerHparams(mode="offline"), RunFolder(tmp_path), ["a"], [["b"]], {}, "about")
+    assert time.monotonic() - began < 30
+    monkeypatch.undo()
+    over.set()
+    wandb.teardown()
+
+
+def test_every_run_of_a_process_is_where_the_variable_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 20 + "f" * 20)
+    wandb.teardown()  # forgets the address it knew
+    with silent() as (address, taken):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        for name in ("first", "second"):
+            run = start(LoggerHparams(), RunFolder(tmp_path / name), "test")
+            assert run is not None
+            assert run.settings.mode == "offline"
+            run.finish()
+        wandb.teardown()
+        assert taken == []
+    assert os.environ["WANDB_MODE"] == "offline"
 
 
 def test_a_project_that_cannot_be_is_refused(tmp_path):

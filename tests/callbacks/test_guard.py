@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import CSVLogger
 
 from callbacks.attention_maps import AttentionMaps
 from callbacks.guard import Guard
@@ -115,6 +116,37 @@ def test_a_failure_is_said_once_a_kind_and_leaves_what_it_changed(recwarn):
     (line,) = guard.in_words()
     assert "picture 4x (KeyError: 0)" in line
     assert Guard().in_words() == []
+
+
+def test_a_logger_that_is_lost_is_told_no_more(recwarn):
+    told: list[str] = []
+
+    class Telling(CSVLogger):
+        def log_metrics(self, *_: Any) -> None:
+            told.append("metrics")
+            raise ConnectionResetError("Connection lost")
+
+        def log_figure(self, *_: Any) -> None:
+            told.append("figure")
+            raise ValueError("no figure")
+
+        def save(self) -> None:
+            told.append("save")
+
+    guard = Guard()
+    logger: Any = guard.around_logger("elsewhere", Telling("nowhere"))
+    for _ in range(3):
+        logger.log_figure()
+        logger.save()
+    for _ in range(3):
+        logger.log_metrics()
+        logger.save()
+    assert told == ["figure", "save"] * 3 + ["metrics"]
+    assert dict(guard.failures) == {"elsewhere": 4}
+    assert [str(w.message) for w in recwarn] == [
+        "elsewhere failed, training goes on: ValueError: no figure.",
+        "elsewhere failed, training goes on: ConnectionResetError: Connection lost.",
+    ]
 
 
 @pytest.mark.parametrize(

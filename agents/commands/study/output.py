@@ -15,6 +15,7 @@ from agents.commands.study.table import StudyTable, study_table
 from agents.wandb_start import log_table
 from config.convert import update
 from config.hparams import Hparams
+from utils.console import console
 from utils.figures import close, save
 from utils.files import write_atomically
 from utils.nested import nested
@@ -124,4 +125,7 @@ def _log_to_wandb(study: Study, table: StudyTable, pictures: dict[str, Path]) ->
     settings = update(Hparams(), nested(chosen), study.name).logger
     head, *lines = table.cells()
     about = "\n".join(table.heading())
-    log_table(settings, RunFolder(study.folder), ["row", *head[1:]], lines, pictures, about)
+    try:
+        log_table(settings, RunFolder(study.folder), ["row", *head[1:]], lines, pictures, about)
+    except Exception as error:  # whatever it is, the study is done, and its table lies in files
+        console.warning("warning: the table is not on wandb: %s", error)
