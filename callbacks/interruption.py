@@ -53,12 +53,17 @@ class Interruption(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves when asked to stop. The step's metrics are logged after this hook, so go on."""
+        """Saves when asked to stop. The step's metrics are logged after this hook, so go on.
+
+        After the last step of an epoch to its end: a run that goes on would not validate it anew.
+        What is saved here is for those who do not wait.
+        """
         # Gradients that are still being accumulated are in no checkpoint.
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if complete and self._anyone_asked(trainer):
             trainer.save_checkpoint(self.checkpoint)
-            self.saved_at = trainer.global_step
+            if not trainer.is_last_batch:
+                self.saved_at = trainer.global_step
 
     def _anyone_asked(self, trainer: Trainer) -> bool:
         if trainer.world_size > 1:
@@ -73,11 +78,12 @@ class Interruption(Callback):
         """Stops, when saved, before the next step."""
         self._stop()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops, when saved, before a validation."""
-        self._stop()
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Every epoch is saved when it ends."""
+        if self._anyone_asked(trainer):
+            self.saved_at = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops, when saved, before the next epoch."""
         self._stop()
 

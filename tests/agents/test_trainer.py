@@ -91,9 +91,10 @@ def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
     assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
     assert_same(weights(half), weights(whole))
     one, other = (read_metrics(folder / "metrics.csv") for folder in (half, whole))
-    assert {s: row.get("train/loss") for s, row in one.items()} == {
-        s: row.get("train/loss") for s, row in other.items()
-    }
+    assert one.keys() == other.keys()
+    for number, row in other.items():
+        same = {name: value for name, value in row.items() if "/" in name and "data_" not in name}
+        assert same.items() <= one[number].items()
     assert summary(half)["status"] == "finished"
     assert not list(half.rglob("*-v1.ckpt"))
 
