@@ -61,7 +61,8 @@ class BarlowTwins(JointEmbedding):
         """See `JointEmbedding.views`. Mixed is over the whole batch, before it is cut in chunks."""
         if not (self.training and self.settings.barlow_twins.mix):
             return batch.views
-        first, second = batch.views
+        # Where it is quick: on a GPU no core is left for it.
+        first, second = ([self.moved(chunk) for chunk in view] for view in batch.views)
         return first, second, self._mixing(len(batch)).images(first, second)
 
     def _mixing(self, count: int) -> Mixing:

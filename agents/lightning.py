@@ -37,7 +37,7 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
         # Convolutions are tried out for each size of images: a pretraining has few.
         "benchmark": hparams.task in PRETRAINING and not hparams.run.deterministic,
         # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
-        "deterministic": "warn" if hparams.run.deterministic else None,
+        "deterministic": "warn" if hparams.run.deterministic else False,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
         "enable_checkpointing": False,

@@ -23,7 +23,7 @@ from config.lookup import find_run
 from config.parsing import Command, parse
 from datamodules.reading import read_rgb
 from utils.checkpoint_io import best_or_last
-from utils.device import best_device
+from utils.device import usable_device
 from utils.run_folder import RunFolder
 
 
@@ -43,7 +43,7 @@ def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> 
     assert command.evaluate
     folder = RunFolder(find_run(command.evaluate, command.hparams.run.dir))
     agent, hparams, _ = trained_agent(folder, command.hparams, best_or_last(folder))
-    return agent.to(best_device(hparams.trainer.accelerator))
+    return agent.to(usable_device(hparams.trainer.accelerator))
 
 
 def segment(agent: Agent, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:

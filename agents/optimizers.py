@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -57,7 +58,7 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
     """Gives a saved state the rates, decay and momentum that the optimizer was made with.
 
     To be registered as a hook before loading: what then comes from the checkpoint is the memory of
-    each parameter alone.
+    each parameter alone, laid out as the parameter is (channels first or last, by the device).
 
     Raises:
         ValueError: its groups are of other sizes.
@@ -74,7 +75,22 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
             "start a new run from the weights: --backbone.weights CHECKPOINT."
         )
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    return {**state, "param_groups": [{**own, "params": saved["params"]} for own, saved in pairs]}
+    groups = [{**own, "params": saved["params"]} for own, saved in pairs]
+    parameters = (each for group in optimizer.param_groups for each in group["params"])
+    numbers = (number for group in groups for number in group["params"])
+    memory = dict(state["state"])
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if number in memory:
+            memory[number] = {k: _like(parameter, v) for k, v in memory[number].items()}
+    return {**state, "state": memory, "param_groups": groups}
+
+
+def _like(parameter: Tensor, value: Any) -> Any:
+    """Returns what is of a parameter's shape in the parameter's order: fused steps want one."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    laid = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype)
+    return value if value.stride() == parameter.stride() else laid.copy_(value)
 
 
 def _in_words(sizes: Sequence[int]) -> str:

@@ -44,11 +44,11 @@ from utils.checkpoint_io import RunCheckpoints
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import (
-    best_device,
-    check_accelerator,
     check_compiles,
     resolve_precision,
+    usable_device,
     use_own_gpu,
+    use_same_numbers,
     use_tensor_cores,
 )
 from utils.run_folder import RunFolder, create, folder_of_leader
@@ -77,12 +77,11 @@ class Trainer:
     ) -> None:
         self.given = check(hparams)  # a notebook's have not been
         self.tried_out = tried_out
-        check_accelerator(hparams.trainer.accelerator)
+        self.device = usable_device(hparams.trainer.accelerator)
         self.experiment = experiment
         self.hparams = resolve(self.given)
         options = self.hparams.trainer
         options.precision = resolve_precision(options.precision, options.accelerator)  # type: ignore[assignment]
-        self.device = best_device(options.accelerator)
         if self.device.type == "cuda":
             use_own_gpu()
         if options.compile:
@@ -103,6 +102,7 @@ class Trainer:
         quiet_libraries()
         if use_tensor_cores(self.hparams.trainer.precision, self.device) and self.leads:
             console.info("float32 matrices are multiplied in TF32, beside half precision.")
+        use_same_numbers(self.hparams.run.deterministic, self.device)
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))

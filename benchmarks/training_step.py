@@ -18,7 +18,6 @@ import torch
 
 from agents.backbone import lay_out
 from agents.build import build_agent, build_data
-from agents.dino import DINO, NUM_GLOBAL
 from agents.sources import build_source
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -75,8 +74,8 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
     agent = build_agent(hparams, source)
     lay_out(agent, device)
     sides = cast(ViewsDataModule, build_data(hparams, source)).views.sizes
-    # A pass back costs two; DINO's teacher has no way back.
-    passes = 3 * agent.passes(sides) + (sides[:NUM_GLOBAL] if isinstance(agent, DINO) else ())
+    # A pass back costs two; recomputing is no use of the card.
+    passes = 3 * agent.passes(sides) + agent.passes_again(sides, chunks=0)
     flops = sum(forward_flops(agent.trained_backbone, side) for side in passes)
     images = batch_of(
         sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
@@ -88,6 +87,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
         precision=precision,  # type: ignore[arg-type]
         max_steps=_WARM + steps,
         benchmark=True,  # as a pretraining has it
+        deterministic=False,  # whatever was run before
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

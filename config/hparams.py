@@ -101,7 +101,8 @@ class RunHparams:
     seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
     deterministic: Annotated[bool, IN_TRAINING] = False
-    """Deterministic GPU kernels: same numbers on the same card, somewhat slower."""
+    """Deterministic GPU kernels, attention's unfused: same numbers on the same card, slower. Not
+    where positions of another grid are interpolated and trained, such as DINO's for local crops."""
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
     same folder with that run's settings. Options given beside it act from the next step on (rates,

@@ -65,6 +65,18 @@ class SegmentationBatch:
         images, labels = self.images.pin_memory(), self.labels.pin_memory()
         return replace(self, images=images, labels=labels, stored=stored)
 
+    def to(self, device: torch.device) -> SegmentationBatch:
+        """Moves what is computed with; numbers that the host reads stay with it."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        stored = tuple(
+            {name: moved(t) if t.is_floating_point() else t for name, t in each.items()}
+            for each in self.stored
+        )
+        return replace(self, images=moved(self.images), labels=moved(self.labels), stored=stored)
+
     def items(self) -> Iterator[Pair]:
         """Yields every image and its labels at their own size."""
         for image, labels, (h, w, height, width) in zip(

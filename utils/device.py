@@ -161,12 +161,29 @@ def check_compiles(device: torch.device) -> None:
         )
 
 
+def use_same_numbers(wanted: bool, device: torch.device) -> None:
+    """Keeps attention from kernels whose gradient sums in any order, where a run asks for that.
+
+    They have a deterministic way that PyTorch takes only where all that is not deterministic is
+    refused, and the gradient of bicubic interpolation on a GPU is not. Else they are allowed.
+
+    Args:
+        wanted: see `run.deterministic`.
+        device: that trains; a CPU's kernels give the same numbers.
+    """
+    allowed = not (wanted and device.type == "cuda")
+    torch.backends.cuda.enable_flash_sdp(allowed)
+    torch.backends.cuda.enable_mem_efficient_sdp(allowed)
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+
+
 def use_own_gpu() -> None:
     """Makes the card of this process, of several, the current one, as Lightning does later.
 
     Before that memory is measured and features are computed, which would be on the first card.
     """
-    rank = os.environ.get("LOCAL_RANK", "")
+    # Of torchrun, and Lightning's own processes; of srun.
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
     if rank.isdigit() and int(rank) < torch.cuda.device_count():
         torch.cuda.set_device(int(rank))
 
@@ -177,6 +194,16 @@ def device_name(accelerator: str) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def usable_device(accelerator: str) -> torch.device:
+    """Returns `best_device`, which torch can use.
+
+    Raises:
+        ValueError: see `check_accelerator`.
+    """
+    check_accelerator(accelerator)
+    return best_device(accelerator)
 
 
 def best_device(accelerator: str) -> torch.device:

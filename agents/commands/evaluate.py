@@ -16,7 +16,7 @@ from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.checkpoint_io import best_or_last
 from utils.console import console
-from utils.device import best_device, precision_here, resolve_precision, use_tensor_cores
+from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores
 from utils.run_folder import RunFolder
 
 
@@ -42,7 +42,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
             "images, and there are none: see --data.val_fraction, --trainer.limit_val_batches."
         )
     data.check_masks(Path(hparams.run.dir) / ".cache")
-    device = best_device(hparams.trainer.accelerator)
+    device = usable_device(hparams.trainer.accelerator)
     asked = hparams.trainer.precision
     precision: Any = resolve_precision(precision_here(asked, device), hparams.trainer.accelerator)
     if asked not in ("auto", precision):

@@ -24,8 +24,9 @@ from config.hparams import Hparams
 from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
-from utils.device import best_device
+from utils.device import usable_device
 from utils.files import make_folder, replacing, write_atomically
+from utils.memory import free_unused, is_out_of_memory
 from utils.palette import label_image, overlay
 from utils.run_folder import RunFolder
 from utils.text import count, printable
@@ -69,12 +70,19 @@ def predict(
     found = find_pictures(images)
     out = _folder_for(found, folder.path / "predictions")
     protocol = protocol_of_test(hparams)
-    agent.to(best_device(hparams.trainer.accelerator))
+    agent.to(usable_device(hparams.trainer.accelerator))
     unreadable: list[str] = []
     rows = []
     pictures = found.pictures(unreadable)
     for name, picture in track(pictures, "Labelling", total=found.expected(), transient=True):
-        labelled = label(agent, protocol, picture.image)
+        try:
+            labelled = label(agent, protocol, picture.image)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            unreadable.append(f"{printable(name)} (does not fit into memory)")
+            free_unused(agent.device)
+            continue
         try:
             _write(labelled, picture, out, name, agent.colours)
         except OSError as error:

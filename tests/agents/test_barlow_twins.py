@@ -1,6 +1,7 @@
 """The agent: whole batches through small memory, in a real training loop."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from agents.barlow_twins import BarlowTwins
 from config.hparams import Hparams
 from config.resolve import resolve
+from datamodules.loading import Batch
 from tests.conftest import assert_same, summary, weights
 from utils.metrics_file import read_metrics
 
@@ -210,3 +212,11 @@ def test_words_for_collapse_and_health():
     assert "8.0 at least" in agent.in_words(numbers)[0]
     assert "COLLAPSED" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]
     assert "No step" in agent.in_words({})[0]
+
+
+def test_images_are_mixed_where_the_network_is():
+    agent = agent_for(barlow_twins__mix=1.0).train()
+    agent.trainer = SimpleNamespace(global_step=0)  # type: ignore[assignment]
+    chunk = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    views = agent.to("meta").views(Batch(([chunk] * 2, [chunk] * 2), torch.arange(4), ()))
+    assert {each.device.type for view in views for each in view} == {"meta"}

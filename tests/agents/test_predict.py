@@ -131,6 +131,23 @@ def test_a_name_too_long_for_its_labels_ends_nothing(train, photos, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_a_photograph_too_large_for_the_memory_ends_nothing(train, photos, monkeypatch, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    Image.new("RGB", (300, 200)).save(photos / "large.png")
+
+    def with_little_memory(agent, protocol, image):
+        if image.width > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return label(agent, protocol, image)
+
+    monkeypatch.setattr("agents.commands.predict.label", with_little_memory)
+    words = ["--predict", "run", "--images", str(photos), "--run.dir", str(folder.parent)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "3 images labelled" in said
+    assert "large.png (does not fit into memory)" in said
+
+
 def test_frames_are_in_rgb(photos, opencv):
     found = find_pictures([str(photos / "clip.mp4")])
     pixels = [picture.image.getpixel((0, 0)) for _, picture in found.pictures([])]

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import agents.dino
+from agents.lightning import lightning_trainer
+from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
@@ -244,6 +247,36 @@ def test_a_probe_that_trained_nothing_has_nothing_to_go_on_from(train, capsys):
     assert code == 0
     assert resume(folder, probe__kind="both") == 2
     assert "trained nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("saved_as", [torch.channels_last, torch.contiguous_format])
+def test_moments_lie_as_their_parameters_do(saved_as):
+    """Else a run that was begun on a CPU would fail on a card, where steps are fused."""
+    layouts = {torch.channels_last, torch.contiguous_format}
+    (other,) = layouts - {saved_as}
+    here, there = (
+        nn.Conv2d(3, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        for layout in (other, saved_as)
+    )
+    own, saved = (torch.optim.AdamW(network.parameters()) for network in (here, there))
+    there(torch.randn(2, 3, 8, 8)).sum().backward()
+    saved.step()
+    own.register_load_state_dict_pre_hook(keep_own_settings)
+    own.load_state_dict(saved.state_dict())
+    for parameter, before in zip(here.parameters(), there.parameters(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert own.state[parameter][name].stride() == parameter.stride()
+            assert torch.equal(own.state[parameter][name], saved.state[before][name])
+        assert torch.equal(own.state[parameter]["step"], saved.state[before]["step"])
+
+
+def test_a_deterministic_run_leaves_the_next_one_alone():
+    hparams = resolve_for_data(resolve(Hparams()), 512, on_gpu=False)
+    hparams.trainer.precision = "32-true"
+    for deterministic in (True, False):
+        hparams.run.deterministic = deterministic
+        lightning_trainer(hparams, torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 
 def test_patience_is_that_of_the_settings():

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.utilities import move_data_to_device
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from datamodules.loading import Loading
-from datamodules.masked_images import collate
+from datamodules.masked_images import SegmentationBatch, collate
 from datamodules.masks import read_labels
 from datamodules.reading import read_rgb
 from datamodules.seeding import seeded
@@ -302,3 +303,16 @@ def test_trainaug_has_masks_of_its_own_and_no_validation_images(tmp_path):
     listing.write_text("\n".join([*names[:3], first]))
     with pytest.raises(ValueError, match=f"1 validation image, first: {first}"):
         voc_pairs(folder, "trainaug")
+
+
+def test_what_the_host_reads_of_a_batch_stays_with_it():
+    stored = {"pooled": torch.zeros(4).half(), "factors0": torch.tensor([2, 2, 1, 0, 1])}
+    images, labels = torch.zeros(1, 3, 4, 4).byte(), torch.zeros(1, 4, 4).byte()
+    given = SegmentationBatch(
+        images, labels, torch.tensor([[4, 4, 4, 4]]), torch.tensor([7]), (), (stored,)
+    )
+    batch = move_data_to_device(given, torch.device("meta"))
+    assert {each.device.type for each in (batch.images, batch.labels)} == {"meta"}
+    assert batch.stored[0]["pooled"].device.type == "meta"
+    assert batch.stored[0]["factors0"].tolist() == [2, 2, 1, 0, 1]
+    assert (batch.indices.tolist(), batch.sizes.tolist()) == ([7], [[4, 4, 4, 4]])

@@ -215,6 +215,43 @@ def test_each_of_several_processes_takes_its_own_gpu(monkeypatch, rank, taken):
     assert chosen == taken
 
 
+def test_processes_of_srun_take_their_own_gpu(monkeypatch):
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    device.use_own_gpu()
+    assert chosen == [3]
+
+
+def test_attention_whose_gradient_sums_in_any_order_is_not_for_the_same_numbers_twice():
+    kinds = ("flash", "mem_efficient", "cudnn")
+
+    def allowed():
+        return {getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in kinds}
+
+    device.use_same_numbers(True, torch.device("cuda"))
+    assert allowed() == {False}
+    assert torch.backends.cuda.math_sdp_enabled()
+    for wanted, where in ((False, "cuda"), (True, "cpu")):
+        device.use_same_numbers(True, torch.device("cuda"))
+        device.use_same_numbers(wanted, torch.device(where))
+        assert allowed() == {True}
+
+
+@pytest.mark.parametrize("action", [["--evaluate", "run"], ["--predict", "run", "--images", "."]])
+def test_a_card_that_torch_cannot_use_judges_nothing_either(train, monkeypatch, capsys, action):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    given = ["--run.dir", str(folder.parent), "--trainer.accelerator", "auto"]
+    assert main([*action, *given]) == 2
+    assert "requirements-pascal.txt" in capsys.readouterr().err
+
+
 def test_the_tip_about_tensor_cores_is_not_shown(caplog):
     quiet_libraries()
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
