@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from config.hparams import Hparams
 from config.names import PRETRAINING
@@ -46,4 +47,7 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
         "logger": False,
         "use_distributed_sampler": False,
     }
-    return pl.Trainer(**settings | overrides)
+    plugins = [*overrides.pop("plugins", [])]
+    if SLURMEnvironment.detect():  # its own way to go on knows nothing of this project's
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return pl.Trainer(**settings | overrides, plugins=plugins)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import callbacks
+from pytorch_lightning import LightningModule, Trainer, callbacks
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -17,6 +17,10 @@ class EarlyStopping(callbacks.EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what was best, and for how long."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ends a run that had been ended before it was killed, as Lightning would not know."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 def early_stopping(monitor: str, mode: str, patience: int) -> EarlyStopping:

@@ -38,7 +38,8 @@ class GradientHistograms(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Counts."""
-        if not self._counts and due(trainer, self.every_n_epochs):
+        first = trainer.fit_loop.epoch_loop.batch_idx < trainer.accumulate_grad_batches
+        if first and due(trainer, self.every_n_epochs):
             self._counts = {
                 name: sizes(parameter.grad)
                 for name, parameter in pl_module.named_parameters()

@@ -157,12 +157,14 @@ class Health(Callback):
         self._norm: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The alarms."""
-        return dict(self.alarms)
+        """The alarms, and what is still to be judged."""
+        return {"alarms": dict(self.alarms), "readings": dict(self._readings)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
-        self.alarms = state_dict
+        # Earlier versions kept the alarms alone.
+        self.alarms = state_dict["alarms"] if "readings" in state_dict else state_dict
+        self._readings = state_dict.get("readings", {})
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

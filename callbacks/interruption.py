@@ -55,15 +55,15 @@ class Interruption(Callback):
     ) -> None:
         """Saves when asked to stop. The step's metrics are logged after this hook, so go on.
 
-        After the last step of an epoch to its end: a run that goes on would not validate it anew.
-        What is saved here is for those who do not wait.
+        After the last step of an epoch, or of the run, to its end, which saves as well: a run that
+        went on from here would not validate, and not look at what it has learnt.
         """
         # Gradients that are still being accumulated are in no checkpoint.
-        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if complete and self._anyone_asked(trainer):
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if complete and not last and self._anyone_asked(trainer):
             trainer.save_checkpoint(self.checkpoint)
-            if not trainer.is_last_batch:
-                self.saved_at = trainer.global_step
+            self.saved_at = trainer.global_step
 
     def _anyone_asked(self, trainer: Trainer) -> bool:
         if trainer.world_size > 1:

@@ -56,8 +56,8 @@ class Readout(Callback, ABC):
         self._facts = self.facts(data_of(trainer))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before the first step, and what of."""
-        return {"before": self.before, "facts": self._facts}
+        """What was measured before the first step, and last, and what of."""
+        return {"before": self.before, "now": dict(self.now), "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it, unless something else is measured now, with which it does not compare."""
@@ -73,7 +73,7 @@ class Readout(Callback, ABC):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over what was measured of the same."""
-        self.before = state.get("before", {})
+        self.before, self.now = state.get("before", {}), state.get("now", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures what there is before the first step; when a run goes on, that is kept.
@@ -89,4 +89,6 @@ class Readout(Callback, ABC):
         if due(trainer, self.every_n_epochs):
             frozen = backbone_of(pl_module).frozen
             self.now = self.before if frozen else self.measure(trainer, pl_module)
-            pl_module.log_dict(dict(self.now))
+            pl_module.log_dict(dict(self.now), logger=False)
+            # Before the epoch's checkpoint, after which no resumed run measures it again.
+            log_scalars(trainer, self.now, trainer.global_step - 1)

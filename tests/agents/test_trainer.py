@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
+from agents.barlow_twins import BarlowTwins
 from agents.fitting import Fitting
 from callbacks.interruption import Interruption
 from config.names import DATASETS, TASKS
@@ -23,6 +24,8 @@ from config.parsing import Command, parse
 from datamodules.image_files import ImageFiles
 from main import main
 from tests.conftest import assert_same, options, parsed, summary, weights
+from utils.checkpoint_io import RunCheckpoints
+from utils.checkpoints import read_run_checkpoint
 from utils.imports import load
 from utils.metrics_file import read_metrics
 from utils.rng import CPU
@@ -116,6 +119,119 @@ def test_resume_from_the_end_of_an_epoch_after_a_crash(train, monkeypatch):
     monkeypatch.undo()
     assert main(["--run.resume", "auto", "--run.dir", str(folder.parent)]) == 0
     assert_same(weights(folder), weights(whole))
+
+
+PROBE = {
+    "callbacks__online_probe__enabled": "true",
+    "callbacks__online_probe__num_images": 20,
+    "callbacks__online_probe__every_n_epochs": 1,
+}
+
+
+def rows_of(folder):
+    rows = read_metrics(folder / "metrics.csv")
+    return {
+        step: {name: value for name, value in row.items() if "data_" not in name}
+        for step, row in rows.items()
+    }
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("step", [4, 7])
+def test_an_epoch_that_had_ended_is_not_done_again_where_the_length_is_in_steps(
+    train, monkeypatch, step, every
+):
+    shared = {"trainer__max_epochs": ..., "trainer__max_steps": 9}
+    shared |= {"trainer__val_every_n_epochs": every} | PROBE
+    _, whole = train("whole", **shared)
+
+    def crash(self, trainer, *_):
+        if trainer.global_step == step:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train("half", **shared)
+    monkeypatch.undo()
+    folder = whole.parent / "half"
+    assert main(["--run.resume", "half", "--run.dir", str(folder.parent)]) == 0
+    assert rows_of(folder) == rows_of(whole)
+    for name in ("best.ckpt", "last.ckpt"):
+        one, other = (read_run_checkpoint(each / "checkpoints" / name) for each in (folder, whole))
+        assert_same(one["state_dict"], other["state_dict"])
+
+
+def test_a_length_in_steps_that_ends_in_an_epoch_can_be_raised(train):
+    shared = {"trainer__max_epochs": ..., "optim__schedule": "constant", "optim__warmup_epochs": 0}
+    _, whole = train("whole", **shared, trainer__max_steps=9)
+    _, folder = train("half", **shared, trainer__max_steps=5)
+    words = ["--run.resume", "half", "--run.dir", str(folder.parent), "--trainer.max_steps", "9"]
+    assert main(words) == 0
+    assert_same(weights(folder), weights(whole))
+    losses = [
+        {step: (row["epoch"], row.get("train/loss")) for step, row in rows_of(each).items()}
+        for each in (folder, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_in_the_validation_of_an_epoch_loses_nothing_of_it(train, monkeypatch):
+    _, whole = train("whole")
+    original, validate = Interruption.on_train_batch_end, BarlowTwins.validation_step
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 3:  # the last of the first epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    def again(self, *batch):
+        if self.trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return validate(self, *batch)
+
+    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
+    monkeypatch.setattr(BarlowTwins, "validation_step", again)
+    code, half = train("half")
+    assert code == 130
+    monkeypatch.undo()
+    assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
+    assert rows_of(half) == rows_of(whole)
+    assert_same(weights(half), weights(whole))
+
+
+def test_what_readouts_measured_is_written_before_the_checkpoint(train, monkeypatch):
+    _, whole = train("whole", **PROBE)
+    original = RunCheckpoints.save_checkpoint
+
+    def crash(self, checkpoint, path, *rest, **named):
+        original(self, checkpoint, path, *rest, **named)
+        if Path(path).name == "last.ckpt" and checkpoint["global_step"] == 3:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(RunCheckpoints, "save_checkpoint", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train("half", **PROBE)
+    monkeypatch.undo()
+    folder = whole.parent / "half"
+    assert main(["--run.resume", "half", "--run.dir", str(folder.parent)]) == 0
+    measured = {"val/knn_accuracy", "val/linear_accuracy"}
+    assert measured <= rows_of(folder)[2].keys()
+    assert {name: rows_of(folder)[2][name] for name in measured} == {
+        name: rows_of(whole)[2][name] for name in measured
+    }
+
+
+def test_a_run_that_was_stopped_early_stays_stopped(train):
+    shared = {"callbacks__early_stopping__enabled": "true", "optim__lr": 0.3}
+    shared |= {"callbacks__early_stopping__patience": 1, "trainer__max_epochs": 12}
+    _, folder = train("run", **shared)
+    steps, rows = summary(folder)["steps"], rows_of(folder)
+    assert 3 <= steps < 36
+    again = ["--run.resume", "run", "--run.dir", str(folder.parent)]
+    assert main(again) == 0
+    assert (summary(folder)["steps"], rows_of(folder)) == (steps, rows)
+    assert main([*again, "--callbacks.early_stopping.patience", "3"]) == 0
+    assert summary(folder)["steps"] > steps
 
 
 def test_a_finished_run_can_be_trained_longer(train):
