@@ -17,7 +17,8 @@ class StepNumbers(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts an epoch as done that had ended, as Lightning does of lengths in epochs."""
-        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress
+        loop: Any = trainer.fit_loop
+        epochs = loop.epoch_progress
         # A run of so many steps may have ended in the middle of an epoch, and be given more.
         whole = loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
         if whole and loop.restarted_on_epoch_end:
