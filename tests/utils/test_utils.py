@@ -133,7 +133,7 @@ def left(tmp_path, monkeypatch):
     return make
 
 
-HERE, DEAD = socket.gethostname(), 999_999_999
+HERE, DEAD, ALIVE = socket.gethostname(), 999_999_999, 1
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ HERE, DEAD = socket.gethostname(), 999_999_999
     [
         (HERE, DEAD, 10, True),
         (HERE, DEAD, 1, False),  # a container of this name may be at it
-        (HERE, os.getpid(), 10, False),
+        (HERE, ALIVE, 10, False),
         (f"gpu-{HERE}", DEAD, 10, False),
         (f"gpu.{HERE}", DEAD, 10, False),
         (f"{HERE}-2", DEAD, 10, False),
