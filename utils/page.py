@@ -26,6 +26,11 @@ def with_code(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
+def with_whole_options(text: str) -> Markup:
+    """Returns a text for HTML in which no line ends within the beginning of an option."""
+    return Markup(re.sub(r"\(?--\w+", r"<span class=option>\g<0></span>", str(escape(text))))
+
+
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=select_autoescape(["html"]),
@@ -35,6 +40,7 @@ _ENVIRONMENT = Environment(
 )
 _ENVIRONMENT.filters["format_value"] = format_value
 _ENVIRONMENT.filters["with_code"] = with_code
+_ENVIRONMENT.filters["with_whole_options"] = with_whole_options
 
 
 def render(template: str, **values: Any) -> str:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.pages import pixels
 from utils import page
-from utils.page import data_uri, fit, picture_uri, render, with_code
+from utils.page import data_uri, fit, picture_uri, render, with_code, with_whole_options
 
 
 def noise(height: int, width: int, channels: int = 3) -> Image.Image:
@@ -64,3 +64,8 @@ def test_a_note_says_that_pictures_were_resampled():
 def test_what_stands_between_backticks_is_code_and_the_rest_is_escaped():
     found = with_code("`a<b>` & `c`, <i>`")
     assert found == "<code>a&lt;b&gt;</code> &amp; <code>c</code>, &lt;i&gt;`"
+
+
+def test_the_dashes_of_an_option_stay_with_its_name():
+    found = with_whole_options("a lower --optim.lr, 5 -- 6 & <b>")
+    assert found == "a lower <span class=option>--optim</span>.lr, 5 -- 6 &amp; &lt;b&gt;"
