@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -18,6 +19,7 @@ import torch
 
 from agents.backbone import lay_out
 from agents.build import build_agent, build_data
+from agents.preflight import ImageCost
 from agents.sources import build_source
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -25,7 +27,6 @@ from config.parsing import Command, parse
 from config.resolve import resolve
 from datamodules.loading import Batch
 from datamodules.self_supervised import ViewsDataModule
-from models.memory.footprint import forward_flops
 from utils.chunks import chunk_sizes
 from utils.device import use_tensor_cores
 from utils.memory import peak_mb, reset_peak
@@ -73,10 +74,10 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
     source = build_source(hparams)
     agent = build_agent(hparams, source)
     lay_out(agent, device)
-    sides = cast(ViewsDataModule, build_data(hparams, source)).views.sizes
-    # A pass back costs two; recomputing is no use of the card.
-    passes = 3 * agent.passes(sides) + agent.passes_again(sides, chunks=0)
-    flops = sum(forward_flops(agent.trained_backbone, side) for side in passes)
+    data = cast(ViewsDataModule, build_data(hparams, source))
+    sides = data.views.sizes
+    # Recomputing is no use of the card: as of a batch that passes at once.
+    flops = ImageCost(agent, data, hparams).flops(chunks=0) or math.nan
     images = batch_of(
         sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
     )

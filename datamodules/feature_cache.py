@@ -111,20 +111,18 @@ class FeatureCache:
 
     def _open(self, dataset: Images, folder: Path, name: str) -> StoredImages:
         remove_abandoned(self.root.glob("*.part"))
-        damaged = False
         if folder.exists():
             try:
                 found = StoredImages(folder, self.sample)
             except ValueError as error:
                 console.warning("feature cache: %s: it is built anew.", error)
-                damaged = True
+                with _writable(folder):
+                    _remove(folder)
             else:
                 size = found.file.stat().st_size
                 console.info("feature cache: %s %s read from %s", name, _gigabytes(size), folder)
                 return found
         with _writable(folder):
-            if damaged:
-                _remove(folder)
             self._build(dataset, folder, name)
         return StoredImages(folder, self.sample)
 

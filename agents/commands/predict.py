@@ -77,18 +77,12 @@ def predict(
     for name, picture in track(pictures, "Labelling", total=found.expected(), transient=True):
         try:
             labelled = label(agent, protocol, picture.image)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            unreadable.append(f"{printable(name)} (does not fit into memory)")
-            free_unused(agent.device)
-            continue
-        try:
             _write(labelled, picture, out, name, agent.colours)
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+        except Exception as error:
+            if (why := _left_out_for(error)) is None:
                 raise
-            unreadable.append(f"{printable(name)} (what is written of it has too long a name)")
+            unreadable.append(f"{printable(name)} ({why})")
+            free_unused(agent.device)
             continue
         counts = np.bincount(labelled.labels.ravel(), minlength=len(agent.classes))
         rows.append((printable(name), *(f"{n / labelled.labels.size:.6f}" for n in counts)))
@@ -109,6 +103,15 @@ def predict(
         if skipped:
             print(f"{count(len(skipped), 'file')} skipped ({what}): {', '.join(skipped[:3])}")
     return 0
+
+
+def _left_out_for(error: Exception) -> str | None:
+    """Says why an image is left out; None where the error is not the image's alone."""
+    if is_out_of_memory(error):
+        return "does not fit into memory"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "what is written of it has too long a name"
+    return None
 
 
 def _folder_for(found: Found, place: Path) -> Path:

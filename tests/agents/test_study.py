@@ -256,12 +256,17 @@ def test_names_are_text_and_a_page_says_that_it_was_shrunk(study_file, tmp_path,
     assert f"wider than {picture.shape[1]} pixels were resampled" in page.text
 
 
-def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_process):
+def finished_study(study_file, tmp_path, mode):
     file = study_file([{"name": "a", "settings": SEGMENT}])
-    study = load_study(str(file), None, ["--logger.mode", "offline"], str(tmp_path / "runs"))
+    study = load_study(str(file), None, ["--logger.mode", mode], str(tmp_path / "runs"))
     folder = RunFolder(study.folder / "a-s0")
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "test/miou": 0.25})
+    return study
+
+
+def test_the_table_is_logged_in_the_group_of_the_runs(study_file, tmp_path, in_process):
+    study = finished_study(study_file, tmp_path, "offline")
     assert runner.run_study(study) == 0
     wandb.teardown()  # its writer is another process, which may still be writing
     (log,) = (study.folder / "wandb").glob("offline-run-*/*.wandb")
@@ -276,11 +281,7 @@ def test_a_service_that_is_gone_keeps_no_table_back(
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", "/nonexistent")
-    file = study_file([{"name": "a", "settings": SEGMENT}])
-    study = load_study(str(file), None, ["--logger.mode", "online"], str(tmp_path / "runs"))
-    folder = RunFolder(study.folder / "a-s0")
-    folder.path.mkdir(parents=True)
-    folder.write_summary({"status": "finished", "test/miou": 0.25})
+    study = finished_study(study_file, tmp_path, "online")
     assert runner.run_study(study) == 0
     assert "0.250" in capsys.readouterr().out
     assert said[-1].startswith(

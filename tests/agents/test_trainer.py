@@ -136,10 +136,25 @@ def rows_of(folder):
     }
 
 
+@pytest.fixture
+def after_a_power_cut(train, monkeypatch, tmp_path):
+    def run(owner, hook, crash, **settings):
+        """Returns the folder of a run that failed there, and then went on to its end."""
+        monkeypatch.setattr(owner, hook, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train("half", **settings)
+        monkeypatch.undo()
+        runs = tmp_path / "runs"
+        assert main(["--run.resume", "half", "--run.dir", str(runs)]) == 0
+        return runs / "half"
+
+    return run
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("step", [4, 7])
 def test_an_epoch_that_had_ended_is_not_done_again_where_the_length_is_in_steps(
-    train, monkeypatch, step, every
+    train, after_a_power_cut, step, every
 ):
     shared = {"trainer__max_epochs": ..., "trainer__max_steps": 9}
     shared |= {"trainer__val_every_n_epochs": every} | PROBE
@@ -149,12 +164,7 @@ def test_an_epoch_that_had_ended_is_not_done_again_where_the_length_is_in_steps(
         if trainer.global_step == step:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(Interruption, "on_train_batch_end", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train("half", **shared)
-    monkeypatch.undo()
-    folder = whole.parent / "half"
-    assert main(["--run.resume", "half", "--run.dir", str(folder.parent)]) == 0
+    folder = after_a_power_cut(Interruption, "on_train_batch_end", crash, **shared)
     assert rows_of(folder) == rows_of(whole)
     for name in ("best.ckpt", "last.ckpt"):
         one, other = (read_run_checkpoint(each / "checkpoints" / name) for each in (folder, whole))
@@ -199,7 +209,7 @@ def test_a_second_ctrl_c_in_the_validation_of_an_epoch_loses_nothing_of_it(train
     assert_same(weights(half), weights(whole))
 
 
-def test_what_readouts_measured_is_written_before_the_checkpoint(train, monkeypatch):
+def test_what_readouts_measured_is_written_before_the_checkpoint(train, after_a_power_cut):
     _, whole = train("whole", **PROBE)
     original = RunCheckpoints.save_checkpoint
 
@@ -208,12 +218,7 @@ def test_what_readouts_measured_is_written_before_the_checkpoint(train, monkeypa
         if Path(path).name == "last.ckpt" and checkpoint["global_step"] == 3:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(RunCheckpoints, "save_checkpoint", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train("half", **PROBE)
-    monkeypatch.undo()
-    folder = whole.parent / "half"
-    assert main(["--run.resume", "half", "--run.dir", str(folder.parent)]) == 0
+    folder = after_a_power_cut(RunCheckpoints, "save_checkpoint", crash, **PROBE)
     measured = {"val/knn_accuracy", "val/linear_accuracy"}
     assert measured <= rows_of(folder)[2].keys()
     assert {name: rows_of(folder)[2][name] for name in measured} == {
