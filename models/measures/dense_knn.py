@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.measures.attention_quality import pixel_counts
+from models.measures.nearest import nearest
 from models.precision import unrounded_factors
 
 NEAREST, TEMPERATURE = 30, 0.02  # the paper's
@@ -108,12 +109,12 @@ class PatchMemory(nn.Module):
         k = self.neighbours
         rows = max(1, at_once // max(len(self), k * self.shares.shape[1]))
         found = []
-        with unrounded_factors(queries.device):
-            features, shares = self.features.float(), self.shares.float()
-            for some in F.normalize(queries.float(), dim=1).split(rows):
-                cosine, nearest = (some @ features.T).topk(k, dim=1)  # (m, k)
-                weights = (cosine / self.temperature).softmax(1)
-                found.append((weights[:, None] @ shares[nearest])[:, 0])
+        features, shares = self.features.float(), self.shares.float()
+        for some in F.normalize(queries.float(), dim=1).split(rows):
+            cosines, places = nearest(some, features, k)  # (m, k)
+            weights = (cosines / self.temperature).softmax(1)
+            with unrounded_factors(queries.device):
+                found.append((weights[:, None] @ shares[places])[:, 0])
         return torch.cat(found) if found else shares.new_empty(0, shares.shape[1])
 
     def label_maps(self, maps: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.precision import unrounded_factors
+from models.measures.nearest import nearest
 
 _QUERIES_AT_ONCE = 512
 
@@ -35,12 +35,11 @@ def knn_scores(
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     votes = []
-    with unrounded_factors(queries.device):
-        for some in queries.split(_QUERIES_AT_ONCE):
-            similarity, nearest = (some @ bank.T).topk(min(k, len(bank)), dim=1)  # (m, k)
-            weights = (similarity / temperature).softmax(1)  # exp(1 / T) may exceed float32
-            score = weights.new_zeros(len(some), num_classes)
-            votes.append(score.scatter_add_(1, labels[nearest], weights))
+    for some in queries.split(_QUERIES_AT_ONCE):
+        cosines, places = nearest(some, bank, min(k, len(bank)))  # (m, k)
+        weights = (cosines / temperature).softmax(1)  # exp(1 / T) may exceed float32
+        score = weights.new_zeros(len(some), num_classes)
+        votes.append(score.scatter_add_(1, labels[places], weights))
     return torch.cat(votes)
 
 

@@ -9,7 +9,11 @@ from models.attention import AttentionFactors
 from models.measures.dense_knn import PatchMemory
 from models.measures.knn import knn_scores
 
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+PRODUCTS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.mkldnn_linear.default,
+)
 
 
 class Products(TorchDispatchMode):
