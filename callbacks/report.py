@@ -6,7 +6,8 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ class Report(Callback):
         summary = self.folder.read_summary() if result is None else result
         environment, settings = self.folder.read_environment(), self._settings()
         rows = read_metrics(self.folder.path / "metrics.csv")
-        curves = _curves(rows)
         files = self._pictures()
+        curves = _curves(rows, files.pop("learning_curves", []))
         known = self._encoded
 
         def draw(width: int | None) -> str:
@@ -134,7 +135,6 @@ class Report(Callback):
                 continue  # a copy of somebody's; a link to nothing
             kind = file.parent.relative_to(self.folder.figures).as_posix()
             kinds.setdefault(kind, []).append(file)
-        kinds.pop("learning_curves", None)  # drawn anew for the page
         return dict(sorted(kinds.items(), key=lambda item: _rank(item[0])))
 
     def _gallery(
@@ -168,14 +168,18 @@ class Report(Callback):
         return self._encoded[key]
 
 
-def _curves(rows: Mapping[int, Mapping[str, float]]) -> Image.Image | None:
-    # A run that only measures has no curve.
-    if not any(is_curve(name) for row in rows.values() for name in row):
+def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> Image.Image | None:
+    """Returns the newest picture of them, unless values came after it: that is drawn anew."""
+    steps = [step for step, row in rows.items() if any(map(is_curve, row))]
+    if not steps:  # a run that only measures
         return None
+    if drawn and (_step(drawn[-1]) or 0) > max(steps):
+        with suppress(OSError, SyntaxError, ValueError), Image.open(drawn[-1]) as image:
+            return image.convert("RGB")  # Pillow says any of these of a damaged file
     figure = draw_curves(rows)
-    drawn = picture(figure).pixels
+    pixels = picture(figure).pixels
     close(figure)
-    return Image.fromarray(drawn)
+    return Image.fromarray(pixels)
 
 
 def evenly(files: list[Path]) -> list[Path]:

@@ -35,8 +35,6 @@ from config.types import (
     Between,
     Cadence,
     Count,
-    DrawnOften,
-    DrawnSeldom,
     Enabled,
     FolderName,
     Fraction,
@@ -704,7 +702,7 @@ class AttentionMapsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 4
     """Images per figure."""
@@ -746,7 +744,7 @@ class CrossCorrelationHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end."""
     num_samples: Annotated[int, Between(2)] = 128
     """Images N behind each matrix, the same in every picture so that pictures compare."""
@@ -775,7 +773,7 @@ class FeatureMapsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 6
     """Images per figure; the components are common to them."""
@@ -787,7 +785,7 @@ class SegmentationPredictionsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw every n epochs; the test images are drawn at the end."""
     num_images: Count = 6
     """Images per figure, the same ones every time."""
@@ -799,7 +797,7 @@ class ClassIoUHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -809,7 +807,7 @@ class ConfusionMatrixHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnSeldom = "auto"
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs, and of the test at the end."""
 
 
@@ -865,7 +863,7 @@ class GradientHistogramsHparams:
 
     enabled: Enabled = False
     """Draw them: where training stalls or jumps they show the layer."""
-    every_n_epochs: DrawnOften = "auto"
+    every_n_epochs: Often = "auto"
     """Draw those of the first step, every n epochs and in the last, unless early stopping makes it
     the last."""
 
@@ -905,7 +903,7 @@ class EmbeddingsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnSeldom = "auto"
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 500
     """Points."""
@@ -917,7 +915,7 @@ class ViewsHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnSeldom = "auto"
+    every_n_epochs: Seldom = "auto"
     """Draw every n epochs."""
     num_images: Count = 6
     """Images per figure."""
@@ -929,7 +927,7 @@ class LearningCurvesHparams:
 
     enabled: Enabled = True
     """Draw it."""
-    every_n_epochs: DrawnSeldom = "auto"
+    every_n_epochs: Seldom = "auto"
     """Redraw every n epochs, and at the end."""
 
 

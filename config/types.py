@@ -100,8 +100,8 @@ class Auto:
 class Cadence(Auto):
     """Every n epochs. `auto`: `times` a run, but no more often than every `least` epochs.
 
-    And no more often than every `steps` optimizer steps: of a picture that takes as long as some of
-    them, a short run would be made of.
+    And no more often than every `steps` optimizer steps: what takes as long as some of them would
+    be what a short run is made of.
     """
 
     least: int = 1
@@ -165,8 +165,5 @@ Width = Annotated[int, Between(1, 2**17)]  # of a layer; more is a slip of the k
 Fraction = Annotated[float, Between(0.0, 1.0)]
 NonNegative = Annotated[float, Between(0.0)]
 Enabled = Annotated[bool, Switch()]
-Often = Annotated[int | str, Cadence(5, 20), Between(1)]
-Seldom = Annotated[int | str, Cadence(10, 10), Between(1)]
-# Of what draws and logs no number: a curve wants more points than one looks at pictures.
-DrawnOften = Annotated[int | str, Cadence(5, 20, 80), Between(1)]
-DrawnSeldom = Annotated[int | str, Cadence(10, 10, 160), Between(1)]
+Often = Annotated[int | str, Cadence(5, 20, 80), Between(1)]
+Seldom = Annotated[int | str, Cadence(10, 10, 160), Between(1)]

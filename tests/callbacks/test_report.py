@@ -86,6 +86,24 @@ def test_pictures_keep_their_pixels(folder):
     np.testing.assert_array_equal(shown["masks, step 5"], np.asarray(Image.open(see_through)))
 
 
+@pytest.mark.parametrize(
+    ("step", "damaged", "taken"), [(2, False, True), (1, False, False), (2, True, False)]
+)
+def test_curves_are_drawn_anew_only_where_values_came_after_their_picture(
+    folder, step, damaged, taken
+):
+    file = folder.figures / "learning_curves" / f"step-{step:07d}.png"
+    file.parent.mkdir()
+    drawn = np.random.default_rng(2).integers(0, 255, (60, 90, 3), np.uint8)
+    Image.fromarray(drawn).save(file)
+    if damaged:
+        file.write_bytes(file.read_bytes()[:-999])
+    Report(folder).write()
+    shown = Page((folder.path / "report.html").read_text()).pictures["learning curves"]
+    assert np.array_equal(shown, drawn) == taken
+    assert taken or shown.shape[1] > 300  # three panels
+
+
 def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folder):
     Report(folder).write()
     source = (folder.path / "report.html").read_text()

@@ -90,18 +90,17 @@ def test_shapes_are_pretrained_on_for_40_epochs(task, optimizer, backbone):
 
 
 @pytest.mark.parametrize(
-    ("images", "per_epoch", "drawn", "measured"),
-    [(1024, 8, (10, 20), (5, 10)), (128 * 25, 25, (5, 10), (5, 10))],
+    ("images", "steps", "often", "seldom"), [(1024, 8, 10, 20), (128 * 25, 25, 5, 10)]
 )
-def test_short_epochs_are_drawn_less_often_and_measured_as_often(
-    images, per_epoch, drawn, measured
-):
+def test_of_short_epochs_more_pass_between_readouts(images, steps, often, seldom):
     hparams = chosen("barlow_twins", "vit_demo", data={"name": "shapes"})
     found = resolve_for_data(resolve(hparams), images, on_gpu=False)
-    assert steps_per_epoch(found, images) == per_epoch
+    assert steps_per_epoch(found, images) == steps
     of = found.callbacks
-    assert (of.attention_maps.every_n_epochs, of.embeddings.every_n_epochs) == drawn
-    assert (of.online_probe.every_n_epochs, of.attention_quality.every_n_epochs) == measured
+    for callback in (of.attention_maps, of.online_probe, of.dense_knn):
+        assert callback.every_n_epochs == often
+    for callback in (of.embeddings, of.attention_quality, of.effective_receptive_field):
+        assert callback.every_n_epochs == seldom
 
 
 @pytest.mark.parametrize("task", ["dino", "dino_twins"])
