@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 
 from agents.backbone import build_backbone
 from agents.base import Agent
-from agents.sources import of_probe, probe_source
+from agents.sources import probe_source
 from callbacks.guard import Guard
 from callbacks.inspection import Classifies
 from config import names
@@ -67,10 +67,7 @@ def build_data(hparams: Hparams, source: ImageSource) -> ImageDataModule:
     """
     data = agent_class(hparams.task).data(source, hparams, build_loading(hparams))
     if other := probe_source(hparams):  # which only pretraining has
-        try:
-            cast(ViewsDataModule, data).use_labels_of(other)
-        except (FileNotFoundError, ValueError) as error:
-            raise ValueError(of_probe(str(error), hparams)) from error
+        cast(ViewsDataModule, data).use_labels_of(other)
     return data
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-
 from config import names
 from config.hparams import Hparams
 from config.rules import settings_of
@@ -29,17 +26,9 @@ def probe_source(hparams: Hparams) -> LabelledSource | None:
     other = hparams.probe.data
     if other.name is None:
         return None
-    source = load(names.DATASETS[other.name])(root=other.root or f"data/{other.name}")
+    source: ImageSource = load(names.DATASETS[other.name])(root=other.root or f"data/{other.name}")
+    source.root_option = "--probe.data.root"
     return labelled(source, f"--probe.data.name {other.name}")
-
-
-def of_probe(message: str, hparams: Hparams) -> str:
-    """Returns what `probe_source` complains of, in the settings that a probe's data has."""
-    other = hparams.probe.data
-    fetch = ["python", "main.py", "--data.name", str(other.name), "--data.download", "true"]
-    fetch += ["--data.root", other.root] if other.root else []
-    words = {"--data.root": "--probe.data.root", "--data.download true": f"`{shlex.join(fetch)}`"}
-    return re.sub("|".join(words), lambda found: words[found[0]], message)
 
 
 def labelled(source: ImageSource, what: str) -> LabelledSource:

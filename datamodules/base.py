@@ -29,7 +29,13 @@ class ImageSource(ABC):
     Args:
         root: its folder.
         split: what is trained on, a name that `files` knows.
+
+    Attributes:
+        root_option: under which `root` was given, as messages name it; who gave it under another
+            says so.
     """
+
+    root_option = "--data.root"
 
     def __init__(self, root: str, split: str = "train") -> None:
         self.root = Path(root).expanduser()

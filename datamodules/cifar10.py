@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,32 +75,36 @@ class CIFAR10(LabelledSource):
         if split not in ("train", "val"):
             raise ValueError(f"--data.split {split}: CIFAR-10 has train and val only.")
         if not self._read:
-            self._read = dict(zip(("train", "val"), _arrays(self.root), strict=True))
+            self._read = dict(zip(("train", "val"), self._arrays(), strict=True))
         return self._read[split]
+
+    def _arrays(self) -> tuple[Images, Images]:
+        root = self.root
+        if root.is_file():
+            return _from_npz(root)
+        # In full: a probe's data has no option to download it.
+        place = shlex.quote(str(root))
+        fetching = f"`--data.name cifar10 --data.root {place} --data.download true`"
+        if not _holds_batches(root):
+            nearby = root_nearby(root, _holds_batches, self.root_option)
+            raise FileNotFoundError(
+                f"No CIFAR-10 at {self.root_option} {root}: expected a folder "
+                f"{Official.base_folder} in it, or an npz file.{nearby} A run with {fetching} "
+                "fetches it (170 MB)."
+            )
+        try:
+            both = [Official(str(root), train=train) for train in (True, False)]
+        except RuntimeError as error:  # torchvision's word for a missing or altered batch
+            raise ValueError(
+                f"{root / Official.base_folder} is incomplete or corrupted; remove it, and a run "
+                f"with {fetching} fetches it."
+            ) from error
+        train, test = (Images(part.data, np.array(part.targets)) for part in both)
+        return train, test
 
 
 def _holds_batches(root: Path) -> bool:
     return (root / Official.base_folder).is_dir()
-
-
-def _arrays(root: Path) -> tuple[Images, Images]:
-    if root.is_file():
-        return _from_npz(root)
-    if not _holds_batches(root):
-        raise FileNotFoundError(
-            f"No CIFAR-10 at --data.root {root}: expected a folder {Official.base_folder} in it, "
-            f"or an npz file.{root_nearby(root, _holds_batches)} --data.download true fetches it "
-            "(170 MB)."
-        )
-    try:
-        both = [Official(str(root), train=train) for train in (True, False)]
-    except RuntimeError as error:  # torchvision's word for a missing or altered batch
-        raise ValueError(
-            f"{root / Official.base_folder} is incomplete or corrupted; remove it and use "
-            "--data.download true."
-        ) from error
-    train, test = (Images(part.data, np.array(part.targets)) for part in both)
-    return train, test
 
 
 def _from_npz(file: Path) -> tuple[Images, Images]:

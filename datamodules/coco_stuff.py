@@ -77,7 +77,7 @@ class COCOStuff(MaskedSource):
             if place.is_dir():
                 return place
         raise FileNotFoundError(
-            f"No COCO images at --data.root {self.root}: expected one of "
+            f"No COCO images at {self.root_option} {self.root}: expected one of "
             f"{', '.join(str(place) for place in places)}. Get train2017.zip and val2017.zip from "
             "cocodataset.org."
         )

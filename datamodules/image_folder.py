@@ -91,6 +91,8 @@ class ImageFolder(LabelledSource):
     @cached_property
     def _folders(self) -> tuple[Path, Path]:
         """Where training and validation images lie; twice the same where no folder parts them."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.root}. Set {self.root_option}.")
         folders = folders_in(self.root)
         there = {folder.name.lower() for folder in folders}
         train, val = part_of(folders, TRAIN), part_of(folders, _HELD_OUT)

@@ -46,7 +46,7 @@ def image_files(folder: Path) -> list[Path]:
         PermissionError: a folder may not be read.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Set --data.root.")
+        raise FileNotFoundError(f"There is no folder {folder}.")
     found = sorted(files_below(folder), key=attrgetter("parts"))  # as paths sort, but faster
     for file in found:
         if not is_image(file) and file.is_symlink() and not file.exists():
@@ -86,17 +86,18 @@ def folders_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
 
 
-def root_nearby(root: Path, fits: Callable[[Path], object]) -> str:
-    """Returns ` Did you mean --data.root …?` where a folder right above or below is the right one.
+def root_nearby(root: Path, fits: Callable[[Path], object], option: str = "--data.root") -> str:
+    """Returns ` Did you mean OPTION …?` where a folder right above or below is the right one.
 
     Args:
         root: that was given, which is not; it need not exist.
         fits: says whether a folder is, by what it returns being true.
+        option: under which it was given.
     """
     found = None
     with suppress(OSError):  # a folder that may not be read
         found = next(filter(fits, (root.absolute().parent, *folders_in(root))), None)
-    return f" Did you mean --data.root {found}?" if found else ""
+    return f" Did you mean {option} {found}?" if found else ""
 
 
 def part_of(folders: Iterable[Path], names: Iterable[str]) -> Path | None:

@@ -140,8 +140,8 @@ class MaskFolder(ListedClasses):
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"There is no folder {folder}. --data.name mask_folder expects {_LAYOUT} in "
-                "--data.root, an image and its mask of equal names."
-                f"{root_nearby(self.root, _holds_both)}"
+                f"{self.root_option}, an image and its mask of equal names."
+                f"{root_nearby(self.root, _holds_both, self.root_option)}"
             )
         return folder
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.base import LabelledSource, MaskedSource
+from datamodules.base import ImageSource, LabelledSource, MaskedSource
 from datamodules.masks import read_labels
 from datamodules.voc import voc_files, voc_pairs
 from utils.files import owner, remove_abandoned
@@ -138,11 +138,22 @@ def _with_border(labels: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     return np.where(edge, VOID, labels).astype(np.uint8)
 
 
-def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> Path:
+def generate(
+    root: Path,
+    num_train: int = NUM_TRAIN,
+    num_val: int = NUM_VAL,
+    option: str = ImageSource.root_option,
+) -> Path:
     """Writes the data set once, in `root/VOCdevkit/VOC2012`.
 
     It is drawn into a temporary folder and moved into place whole: an interrupted run leaves
     nothing half-done, and of two runs that start together one wins and the other uses its files.
+
+    Args:
+        root: where; it is made.
+        num_train: images of the training split.
+        num_val: images of the validation split.
+        option: under which `root` was given.
 
     Returns:
         The folder that holds JPEGImages.
@@ -164,16 +175,16 @@ def generate(root: Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> 
             shutil.rmtree(temporary)
             if not final.exists():
                 raise
-    _check_version(final)
+    _check_version(final, option)
     return final / "VOC2012"
 
 
-def _check_version(folder: Path) -> None:
+def _check_version(folder: Path, option: str) -> None:
     marker = folder / _MARKER
     if not marker.is_file() or marker.read_text().strip() != str(_VERSION):
         raise FileExistsError(
             f"{folder} was not drawn by this version of the generated images. Remove it, or set "
-            "--data.root to a place for them; a run of before wants the images of before."
+            f"{option} to a place for them; a run of before wants the images of before."
         )
 
 
@@ -199,15 +210,15 @@ class Shapes(MaskedSource, LabelledSource):
 
     def prepare(self) -> None:
         """Draws the images unless they are there."""
-        generate(self.root)
+        self._generated()
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`."""
-        return voc_files(generate(self.root), split)
+        return voc_files(self._generated(), split)
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """See `MaskedSource.pairs`."""
-        return voc_pairs(generate(self.root), split)
+        return voc_pairs(self._generated(), split)
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the class of the object that has most pixels."""
@@ -217,3 +228,6 @@ class Shapes(MaskedSource, LabelledSource):
             for _, mask in self.pairs(split)
         )
         return objects, [int(count[1 : len(CLASSES)].argmax()) for count in counts]
+
+    def _generated(self) -> Path:
+        return generate(self.root, option=self.root_option)

@@ -349,13 +349,18 @@ def test_a_second_data_set_that_is_not_there_is_named_by_its_own_settings(train,
     assert train("run", **shared)[0] == 2
     said = capsys.readouterr().err
     assert f"No CIFAR-10 at --probe.data.root {nowhere}" in said
-    (fetch,) = re.findall("`python main.py (.*)` fetches it", said)
+    (fetch,) = re.findall("A run with `(.*)` fetches it", said)
     command = parse(shlex.split(fetch))
     assert isinstance(command, Command)
     assert command.hparams.data.download
     assert (command.hparams.data.name, command.hparams.data.root) == ("cifar10", str(nowhere))
     assert train("run", **{**shared, "probe__data__name": "image_folder"})[0] == 2
     assert f"no folder {nowhere}. Set --probe.data.root." in capsys.readouterr().err
+    other = tmp_path / "other"
+    (other / "VOCdevkit").mkdir(parents=True)
+    shared |= {"probe__data__name": "shapes", "probe__data__root": other}
+    assert train("run", **shared)[0] == 2
+    assert "set --probe.data.root to a place for them" in capsys.readouterr().err
 
 
 def test_an_online_probe_of_one_kind(train, tmp_path):
