@@ -46,6 +46,50 @@ class Labelled(NamedTuple):
     confidence: NDArray[np.float32]
 
 
+class Predictions:
+    """The folder of images that have been labelled: what is written of each, and of all.
+
+    Args:
+        folder: to write to.
+        classes: by label.
+        colours: of every label, `(256, 3)`.
+
+    Attributes:
+        shares: the share of every class in every image, a row an image, which begins with its name.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], colours: NDArray[np.uint8]) -> None:
+        self.folder, self.classes, self.colours = folder, classes, colours
+        self.shares: list[tuple[str, ...]] = []
+
+    def add(self, name: Path, picture: Picture, labelled: Labelled) -> None:
+        """Writes what an image was labelled as: a palette PNG, its confidence and an overlay."""
+        # The whole name: a.jpg and a.png may lie side by side.
+        image, file = picture.image, name.with_name(f"{name.name}.png")
+        labels = label_image(labelled.labels, self.colours)
+        sure = Image.fromarray(np.rint(255 * labelled.confidence).astype(np.uint8))
+        # Of the picture's own size, also where it was reduced to be read.
+        nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
+        _save(labels.resize(picture.size, nearest), self.folder / "labels" / file)
+        _save(sure.resize(picture.size, bilinear), self.folder / "confidence" / file)
+        painted = overlay(image, labelled.labels, self.colours)
+        _save(painted, self.folder / "overlays" / file.with_suffix(".jpg"))
+        counts = np.bincount(labelled.labels.ravel(), minlength=len(self.classes))
+        shares = (f"{n / labelled.labels.size:.6f}" for n in counts)
+        self.shares.append((printable(name), *shares))
+
+    def finish(self) -> str:
+        """Writes class_shares.csv, and says what lies where."""
+        table, place = io.StringIO(), printable(self.folder)
+        rows = [("image", *self.classes), *self.shares]
+        csv.writer(table, lineterminator="\n").writerows(rows)
+        write_atomically(self.folder / "class_shares.csv", table.getvalue())
+        return (
+            f"{count(len(self.shares), 'image')} labelled: {place}/labels (palette PNGs), "
+            f"{place}/overlays, {place}/confidence (white: sure), {place}/class_shares.csv."
+        )
+
+
 def predict(
     agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Sequence[str]
 ) -> int:
@@ -69,35 +113,24 @@ def predict(
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
     found = find_pictures(images)
     out = _folder_for(found, folder.path / "predictions")
+    predictions = Predictions(out, agent.classes, agent.colours)
     protocol = protocol_of_test(hparams)
     agent.to(usable_device(hparams.trainer.accelerator))
     unreadable: list[str] = []
-    rows = []
     pictures = found.pictures(unreadable)
     for name, picture in track(pictures, "Labelling", total=found.expected(), transient=True):
         try:
-            labelled = label(agent, protocol, picture.image)
-            _write(labelled, picture, out, name, agent.colours)
+            predictions.add(name, picture, label(agent, protocol, picture.image))
         except Exception as error:
             if (why := _left_out_for(error)) is None:
                 raise
             unreadable.append(f"{printable(name)} ({why})")
             free_unused(agent.device)
-            continue
-        counts = np.bincount(labelled.labels.ravel(), minlength=len(agent.classes))
-        rows.append((printable(name), *(f"{n / labelled.labels.size:.6f}" for n in counts)))
-    if not rows:
+    if not predictions.shares:
         raise ValueError(
             f"None of {count(len(found.files), 'file')} could be read, first: {unreadable[0]}."
         )
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("image", *agent.classes), *rows])
-    write_atomically(out / "class_shares.csv", table.getvalue())
-    place = printable(out)
-    print(
-        f"{count(len(rows), 'image')} labelled: {place}/labels (palette PNGs), {place}/overlays, "
-        f"{place}/confidence (white: sure), {place}/class_shares.csv."
-    )
+    print(predictions.finish())
     others = list(map(printable, found.others))
     for skipped, what in ((unreadable, "unreadable"), (others, "no images")):
         if skipped:
@@ -142,20 +175,6 @@ def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> Labell
     # What a memory gives are shares already.
     shares = logits.softmax(0) if agent.memory is None else logits
     return Labelled(labels_of(logits).cpu().numpy(), shares.amax(0).clamp(0, 1).cpu().numpy())
-
-
-def _write(
-    labelled: Labelled, picture: Picture, out: Path, name: Path, colours: NDArray[np.uint8]
-) -> None:
-    # The whole name: a.jpg and a.png may lie side by side.
-    image, name = picture.image, name.with_name(f"{name.name}.png")
-    labels = label_image(labelled.labels, colours)
-    sure = Image.fromarray(np.rint(255 * labelled.confidence).astype(np.uint8))
-    # Of the picture's own size, also where it was reduced to be read.
-    _save(labels.resize(picture.size, Image.Resampling.NEAREST), out / "labels" / name)
-    _save(sure.resize(picture.size, Image.Resampling.BILINEAR), out / "confidence" / name)
-    painted = overlay(image, labelled.labels, colours)
-    _save(painted, out / "overlays" / name.with_suffix(".jpg"))
 
 
 def _save(image: Image.Image, file: Path) -> None:
