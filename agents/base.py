@@ -39,6 +39,8 @@ class Agent(LightningModule, ABC):
         trains: whether there is something to train; else the run is its test.
         validates_untrained: whether such a run measures the held-out images as well.
         facts: what a table of results must say beside them.
+        loss_width: option that says how many numbers of an image the loss holds, where these are
+            many (`held_by_loss`).
         lr: peak learning rate, which the tuner may set.
         backbone: the network that is kept and looked at.
         settings: resolved.
@@ -48,6 +50,7 @@ class Agent(LightningModule, ABC):
     trains: bool = True
     validates_untrained: bool = False
     facts: Mapping[str, str] = {}
+    loss_width: ClassVar[str] = ""
     lr: float
     backbone: Backbone
     settings: Hparams
@@ -108,6 +111,17 @@ class Agent(LightningModule, ABC):
                 several passes once more for the gradient.
         """
         return self.passes(sizes) if chunks > 1 and not self.trained_backbone.frozen else ()
+
+    def held_by_loss(self, images: int, chunk: int | None) -> int:
+        """Returns the bytes that the loss holds of a batch, beside the backbone's activations.
+
+        Nothing worth counting, unless a task has a loss of many numbers.
+
+        Args:
+            images: of the batch, in this process.
+            chunk: `chunk_size`; None: all of them pass at once.
+        """
+        return 0
 
     def load_weights(self, hparams: Hparams) -> None:
         """Loads weights into what stands on the backbone; nothing, unless a task has some.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 
@@ -15,8 +14,9 @@ from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from utils.console import console
 from utils.memory import free_mb
+from utils.text import in_units
 
-# Of the free memory; the rest is for what grows with the batch besides the backbone's activations.
+# Of the free memory; the rest is for what else grows with the batch.
 _SHARE = 0.75
 _TOLD = "TWINSIGHT_CHUNK_SIZE"  # tells the processes Lightning starts what was chosen
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW
@@ -69,18 +69,39 @@ def resolve_chunk_size(
     parameters = sum(parameter.numel() for parameter in agent.parameters())
     sharing = 1 if device.type == "cuda" else trainer.devices  # a card each, or one memory for all
     free = _SHARE * free_mb(device) / sharing * 2**20 - parameters * _BYTES_PER_PARAMETER
-    whole = batch * sum(cost.activations)
+    whole = batch * sum(cost.activations) + agent.held_by_loss(batch, None)
     if whole <= free:
         return None
-    chunk = 2 ** int(math.log2(max(2.0, free / max(cost.activations))))
+
+    def needed(chunk: int) -> float:
+        return chunk * max(cost.activations) + agent.held_by_loss(batch, chunk)
+
+    chunk = 2
+    while 2 * chunk <= batch and needed(2 * chunk) <= free:
+        chunk *= 2
     # A single chunk would be a pass like any other, whose activations are kept.
     chunk = max(2, min(chunk, batch // 2))
     console.info(
-        "chunk_size: the whole batch of %d would need about %.1f GB for the backbone, %.1f GB are "
-        "free: %d images at once.",
+        "chunk_size: the whole batch of %d would need about %.1f GB for backbone and loss, %.1f GB "
+        "are free: %d images at once.",
         batch,
         whole / 1e9,
         free / 1e9,
         chunk,
     )
+    if (held := agent.held_by_loss(batch, 2)) > free:
+        console.warning("warning: %s", too_large(agent, held))
     return chunk
+
+
+def too_large(agent: Agent, held: int) -> str:
+    """Says what helps where the loss of a whole batch does not fit into memory.
+
+    Args:
+        agent: whose loss it is.
+        held: bytes, see `Agent.held_by_loss`.
+    """
+    return (
+        f"In chunks of any size the loss holds {in_units(held)}B of a whole batch, for which there "
+        f"is too little memory: a run needs a smaller --data.batch_size or {agent.loss_width}."
+    )

@@ -28,12 +28,14 @@ from models.losses.dino import (
     Center,
     dino_loss,
     entropies,
+    held_bytes,
     num_pairs,
     pieces,
     teacher_targets,
     view_loss,
 )
 from models.memory.accumulation import sum_in_pieces
+from utils.device import is_mixed
 from utils.optim import clip_each
 from utils.schedules import cosine, linear
 
@@ -61,6 +63,7 @@ class DINO(Pretraining):
     """
 
     monitor = None  # a collapsed network has the lowest loss
+    loss_width = "--dino.out_dim"
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__(backbone, hparams)
@@ -115,6 +118,18 @@ class DINO(Pretraining):
         """See `Agent`; the teacher's views. With chunks even those of a whole batch pass again."""
         recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
         return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
+
+    def held_by_loss(self, images: int, chunk: int | None) -> int:
+        """See `Agent`; chunks spare the student's logits, the teacher's are those of all images."""
+        dino, trainer = self.settings.dino, self.settings.trainer
+        if self.student.head.batch_norm:  # which sees the images of all processes
+            images *= trainer.devices * trainer.num_nodes
+        apart = chunk is not None and not self.judges_together
+        views = NUM_GLOBAL + (int(dino.local_crops_number) if dino.multi_crop else 0)
+        seen = min(chunk or images, images) if apart else images  # of a view
+        rows = NUM_GLOBAL * images + (seen if apart else views * images)
+        logit = 2 if is_mixed(trainer.precision) else 4
+        return held_bytes(int(dino.out_dim), rows, images + seen, logit)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of one batch; callbacks see the teacher's features of the first view."""

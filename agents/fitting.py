@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.base import Agent
+from agents.chunks import too_large
 from agents.preflight import images_a_process
 from agents.saving import save_backbone
 from callbacks.interruption import Interrupted
@@ -123,10 +124,13 @@ class Fitting:
             return End("failed", f"{words} A new run needs a smaller --data.batch_size.")
         whole, chunk = images_a_process(hparams), hparams.trainer.chunk_size
         largest = min(chunk, whole) if isinstance(chunk, int) else whole
+        smaller = max(2, largest // 2)
+        held, peak = self.agent.held_by_loss(whole, smaller), peak_mb(self.device) * 2**20
+        if 0 < peak < 2 * held:  # most of it is what no chunk makes smaller
+            return End("failed", f"{words} {too_large(self.agent, held)}")
         if largest <= 2:  # there is no smaller one
             need = "A new run needs a smaller backbone or --data.image_size."
             return End("failed", f"{words} {need}")
-        smaller = max(2, largest // 2)
         uncompiled = " --trainer.compile false" if hparams.trainer.compile else ""
         return End("failed", words, f"--trainer.chunk_size {smaller}{uncompiled}")
 

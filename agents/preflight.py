@@ -115,9 +115,11 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
     room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
+    held = agent.held_by_loss(share, chunk)
+    loss = f"; the loss holds {in_units(held)}B" if held else ""
     flops = cost.flops(-(-share // chunk) if chunk else 0)
     operations = "" if flops is None else f"{in_units(batch * flops)}FLOP in "
-    line = f"a step: {operations}the backbone{keeps}; checkpoints: {room}"
+    line = f"a step: {operations}the backbone{keeps}{loss}; checkpoints: {room}"
     return line, warnings
 
 

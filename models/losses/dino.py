@@ -70,6 +70,21 @@ def num_pairs(views: int, targets: int) -> int:
     return targets * (views - 1)
 
 
+def held_bytes(outputs: int, rows: int, passing: int, of_logit: int) -> int:
+    """Returns the bytes that are held when the loss holds most.
+
+    Of each row that is compared its logits, and what `teacher_targets` and `view_loss` make of them
+    in float32. What that takes on the way comes and goes.
+
+    Args:
+        outputs: K.
+        rows: of the teacher, N for each target, and those of the student that pass together.
+        passing: rows of float32 that come and go.
+        of_logit: bytes of a logit, as the head gives it.
+    """
+    return outputs * (rows * (of_logit + 4) + passing * 4)
+
+
 class Center(nn.Module):
     """Running mean of the teacher's outputs, which centring subtracts: c ← m c + (1 - m) mean(t).
 

@@ -3,8 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
@@ -12,6 +17,7 @@ from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
+from datamodules.loading import Batch
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from models.backbones.vit import vit_tiny
@@ -53,8 +59,78 @@ def test_processes_on_a_cpu_share_its_memory(monkeypatch):
     free = (2 * 5.05 * PER_IMAGE + 2 * 16 * PARAMETERS) / 0.75 / 2**20
     monkeypatch.setattr("agents.chunks.free_mb", lambda device: free)
     agent = nn.ModuleList([BACKBONE, projector(24, 16, 3)])
+    agent.held_by_loss = lambda images, chunk: 0
     views = ViewsDataModule(None, None, 32, None)
     assert resolve_chunk_size(agent, views, hparams, CPU, cost) == 4
+
+
+def dino(**changed):
+    """A student and a teacher of which nearly all memory is that of their many outputs."""
+    small = {"backbone__name": "vit_tiny", "backbone__depth": 1, "backbone__embed_dim": 24}
+    small |= {"data__image_size": 32, "dino__local_crop_size": 16, "dino__out_dim": 2**13}
+    small |= {"dino__local_crops_number": 8}
+    small |= {"dino__hidden_dim": 8, "dino__bottleneck_dim": 8, "dino__head_batch_norm": False}
+    hparams = settings(**small, **changed)
+    hparams.task = "dino"
+    return build_agent(resolve_for_data(resolve(hparams), 512, False), Shapes("unused"))
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all that is made while it is on, as long as somebody holds it.
+
+    Attributes:
+        most: that were held at once.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.most, self._held = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for each in filter(lambda leaf: isinstance(leaf, Tensor), tree_leaves(found)):
+            storage = each.untyped_storage()
+            self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._held.values()))
+        return found
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_what_dinos_loss_holds_is_what_torch_allocates(precision, chunk):
+    agent = dino(trainer__precision=precision, trainer__chunk_size=chunk)
+    agent.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    images, sides = 16, (32, 32, *[16] * 8)
+    views = [torch.zeros(images, 3, side, side, dtype=torch.uint8) for side in sides]
+    batch = Batch([list(v.split(chunk or images)) for v in views], torch.arange(images), ())
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true")
+    with Alive() as alive:
+        with half:
+            loss = agent.batch_loss(batch)
+        loss.backward()
+    assert agent.held_by_loss(images, chunk) == pytest.approx(alive.most, rel=0.25)
+
+
+def test_a_chunk_leaves_room_for_what_the_loss_holds(monkeypatch, said):
+    agent, each = dino(), 1e6  # bytes of activations of a view
+    hparams, cost = agent.settings, SimpleNamespace(activations=(each,) * 10)
+    hparams.data.batch_size, hparams.trainer.chunk_size = 64, "auto"
+    views = ViewsDataModule(None, None, 32, None)
+
+    def chosen(free):
+        free += 16 * sum(p.numel() for p in agent.parameters())
+        monkeypatch.setattr("agents.chunks.free_mb", lambda device: free / 0.75 / 2**20)
+        said.clear()
+        return resolve_chunk_size(agent, views, hparams, CPU, cost)
+
+    whole = 64 * 10 * each
+    assert chosen(whole + 1e6) is not None  # there is no room for logits
+    assert chosen(whole + agent.held_by_loss(64, None) + 1) is None
+    assert chosen(8 * each + agent.held_by_loss(64, 8) + 1) == 8
+    assert not any("warning" in line for line in said)
+    assert chosen(agent.held_by_loss(64, 2) - 1) == 2
+    assert "a smaller --data.batch_size or --dino.out_dim" in said[-1]
 
 
 @pytest.mark.parametrize("chosen", [None, 8])

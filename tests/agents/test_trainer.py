@@ -604,12 +604,36 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert remedy in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_loss_that_no_chunk_makes_fit_is_told_what_makes_it_smaller(train, monkeypatch, capsys):
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(load(TASKS["dino"]), "training_step", exhausted)
+    # Two teacher's logits and targets of eight images; a chunk of the student's, and what passes.
+    held = 64 * (4 * ((2 * 8 + 2) * 2 + (8 + 2)))
+    for share, named in ((0.5, False), (0.7, True)):
+        monkeypatch.setattr("agents.fitting.peak_mb", lambda _, s=share: held / s / 2**20)
+        code, folder = train(
+            f"run{share}",
+            task="dino",
+            dino__out_dim=64,
+            dino__head_batch_norm="false",
+            trainer__chunk_size=4,
+            may_fail=True,
+        )
+        assert code == 1
+        reason = summary(folder)["reason"]
+        assert ("needs a smaller --data.batch_size or --dino.out_dim" in reason) is named
+        assert ("--trainer.chunk_size 2" in capsys.readouterr().out) is not named
+
+
 def test_of_several_processes_each_has_fewer_images_to_take_in_chunks(tmp_path):
     def exhausted(*_: object, **__: object) -> None:
         raise MemoryError
 
     given = {"trainer.devices": 2, "data.batch_size": 16, "trainer.chunk_size": 16}
     agent: Any = SimpleNamespace(trains=True, settings=parsed(options(given)))
+    agent.held_by_loss = lambda images, chunk: 0
     loaders = dict.fromkeys(("train_dataloader", "val_dataloaders", "test_dataloaders"))
     trainer: Any = SimpleNamespace(fit=exhausted, callback_metrics={}, world_size=2, **loaders)
     data: Any = None
