@@ -70,32 +70,33 @@ class AffinityPropagation(Fusion):
         self.alpha = nn.Parameter(torch.logit(torch.tensor(_START)))
         self.gamma = nn.Parameter(torch.tensor(_SHARPNESS).expm1().log())  # of softplus
 
-    def enrich(self, features: Features) -> Features:
+    def enrich(self, features: Features, edges: Tensor | None) -> Features:
         """See `Fusion.enrich`."""
         if self.carries == "logits":
             return features
+        assert edges is not None
         grid = _grid(features)
         if any(tuple(each.shape[-2:]) != grid for each in features.maps):
             raise ValueError(
                 "--segmentation.fusion_carries features: the maps do not lie on the grid of the "
                 "attention; use logits."
             )
-        walk = self.edges(features)
-        return replace(features, maps=tuple(self._propagated(x, walk) for x in features.maps))
+        return replace(features, maps=tuple(self._propagated(x, edges) for x in features.maps))
 
-    def refine(self, logits: Tensor, features: Features) -> Tensor:
+    def refine(self, logits: Tensor, features: Features, edges: Tensor | None) -> Tensor:
         """See `Fusion.refine`; logits finer than the patches are corrected by the difference.
 
         In float32 or better: a difference is small, and half precision is not averaged on a CPU.
         """
         if self.carries == "features":
             return logits
+        assert edges is not None
         grid = _grid(features)
         (logits,) = at_least_float32(logits)
         coarse = logits
         if tuple(logits.shape[-2:]) != grid:
             coarse = F.interpolate(logits, grid, mode="bilinear", antialias=True)
-        change = self._propagated(coarse, self.edges(features)) - coarse
+        change = self._propagated(coarse, edges) - coarse
         return logits + resize(change, (logits.shape[-2], logits.shape[-1]))
 
     def edges(self, features: Features) -> Tensor:

@@ -87,27 +87,24 @@ class AttentionFusion(nn.Module):
 
     def forward(self, head: Head, features: Features) -> Tensor:
         """Returns logits `(B, C, h, w)` at the head's own resolution."""
-        return self._fused(head, features)[0]
+        return self.looking(head, features)[0]
 
     def looking(self, head: Head, features: Features) -> tuple[Tensor, Looks]:
         """Returns the same logits, and what the fusions looked at to that end."""
-        logits, given, class_maps = self._fused(head, features)
         grid = features.factors[0].grid if features.factors else (0, 0)
-        found = [fusion.edges(seen) for fusion, seen in zip(self._each(), given, strict=True)]
-        return logits, Looks(class_maps, [(edges, grid) for edges in found if edges is not None])
-
-    def _fused(self, head: Head, features: Features) -> tuple[Tensor, list[Features], list[Tensor]]:
-        # Logits, what each fusion got from those before it, and what classes looked at.
-        given, class_maps = [], []
+        # What each fusion got from those before it, and its graph of that.
+        given: list[tuple[Features, Tensor | None]] = []
         for fusion in self._each():
-            given.append(features)
-            features = fusion.enrich(features)
-        logits = head.native(features)
+            edges = fusion.edges(features)
+            given.append((features, edges))
+            features = fusion.enrich(features, edges)
+        logits, class_maps = head.native(features), []
         for fusion, seen in zip(self._each(), given, strict=True):
-            logits, maps = fusion.looking(logits, seen)
+            logits, maps = fusion.looking(logits, *seen)
             if maps is not None:
                 class_maps.append(maps)
-        return logits, given, class_maps
+        graphs = [(edges, grid) for _, edges in given if edges is not None]
+        return logits, Looks(class_maps, graphs)
 
     def _each(self) -> list[Fusion]:
         return cast(list[Fusion], list(self.fusions.values()))

@@ -23,31 +23,39 @@ class Fusion(nn.Module, ABC):
 
     channels: tuple[int, ...]
 
-    def enrich(self, features: Features) -> Features:
-        """Returns what the head sees."""
+    def edges(self, features: Features) -> Tensor | None:
+        """Returns the graph between patches that is used, `(B, h*w, h*w)`, rows summing to 1."""
+        return None
+
+    def enrich(self, features: Features, edges: Tensor | None) -> Features:
+        """Returns what the head sees.
+
+        Args:
+            features: those of the backbone, as fusions before this one enriched them.
+            edges: that `edges` found in them.
+        """
         return features
 
-    def refine(self, logits: Tensor, features: Features) -> Tensor:
+    def refine(self, logits: Tensor, features: Features, edges: Tensor | None) -> Tensor:
         """Returns better logits `(B, num_classes, h, w)`.
 
         Args:
             logits: the head's, at its own resolution.
             features: as they came to `enrich`.
+            edges: the same.
         """
         return logits
 
-    def looking(self, logits: Tensor, features: Features) -> tuple[Tensor, Tensor | None]:
+    def looking(
+        self, logits: Tensor, features: Features, edges: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Refines, and returns what every class looked at to that end.
 
         Returns:
             The logits of `refine`, and `(B, num_classes, h, w)`, summing to 1 each; None, unless
             classes look at patches.
         """
-        return self.refine(logits, features), None
-
-    def edges(self, features: Features) -> Tensor | None:
-        """Returns the graph between patches that is used, `(B, h*w, h*w)`, rows summing to 1."""
-        return None
+        return self.refine(logits, features, edges), None
 
     def scalars(self) -> Sequence[nn.Parameter]:
         """Returns the parameters that learn at a multiple of the head's rate."""

@@ -45,11 +45,13 @@ class ClassQueries(Fusion):
         self.class_norm = nn.LayerNorm(num_classes)
         self.strength = nn.Parameter(torch.zeros(()))
 
-    def refine(self, logits: Tensor, features: Features) -> Tensor:
+    def refine(self, logits: Tensor, features: Features, edges: Tensor | None) -> Tensor:
         """See `Fusion.refine`."""
-        return self.looking(logits, features)[0]
+        return self.looking(logits, features, edges)[0]
 
-    def looking(self, logits: Tensor, features: Features) -> tuple[Tensor, Tensor]:
+    def looking(
+        self, logits: Tensor, features: Features, edges: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Fusion.looking`."""
         x, maps, (height, width) = self._inputs(features)
         keys, matches = self._matches(x, maps)

@@ -31,7 +31,7 @@ class MapsAsChannels(Fusion):
         self.norm = nn.BatchNorm2d(sum(heads))
         self.embed = nn.Conv2d(sum(heads), WIDTH, 1)
 
-    def enrich(self, features: Features) -> Features:
+    def enrich(self, features: Features, edges: Tensor | None) -> Features:
         """See `Fusion.enrich`."""
         *others, deepest = features.maps
         return replace(features, maps=(*others, torch.cat([deepest, self.embedded(features)], 1)))

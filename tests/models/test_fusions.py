@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import models.fusions.affinity_propagation as affinity
 from config.names import FUSIONS, HEADS
@@ -196,10 +197,25 @@ def test_logits_in_half_precision_are_corrected_in_float32(side):
     logits = torch.randn(2, CLASSES, side, side).bfloat16()
     with torch.no_grad():
         given = backbone(images(), attention_request(backbone, (-2, -1), all_pairs=True))
-        expected = part.refine(logits.float(), given)
+        expected = part.refine(logits.float(), given, part.edges(given))
         with torch.autocast("cpu", torch.bfloat16):
-            found = part.refine(logits, given)
+            found = part.refine(logits, given, part.edges(given))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("carries", ["logits", "features"])
+def test_what_it_looked_at_is_what_it_used_and_costs_nothing(carries):
+    given, part, decoder = peaked(features()), fusion("fusion2", carries=carries), head()
+    together = AttentionFusion({"it": part})
+    with FlopCounterMode(display=False) as plain:
+        expected = together(decoder, given)
+    with FlopCounterMode(display=False) as looking:
+        found, looks = together.looking(decoder, given)
+    assert torch.equal(found, expected)
+    [(edges, grid)] = looks.edges
+    assert grid == (4, 4)
+    assert torch.equal(edges, part.edges(given))
+    assert 0 < looking.get_total_flops() == plain.get_total_flops()
 
 
 def test_it_has_few_parameters_and_rows_that_sum_to_one():
@@ -224,7 +240,7 @@ def test_uniform_attention_makes_everything_alike():
     with torch.no_grad():
         part.alpha.fill_(torch.inf)
         logits = torch.randn(2, CLASSES, 4, 4, dtype=torch.float64)
-        found = part.refine(logits, given)
+        found = part.refine(logits, given, part.edges(given))
     mean = logits.mean((2, 3), keepdim=True).expand_as(logits)
     torch.testing.assert_close(found, mean)
 
@@ -255,7 +271,7 @@ def test_fusion2_says_where_it_cannot_work():
     one = replace(given, factors=given.factors[1:])
     carrying = AffinityPropagation((8,), (8,), CLASSES, (4,), carries="features")
     with pytest.raises(ValueError, match="grid of the attention"):
-        carrying.enrich(one)
+        carrying.enrich(one, None)
 
 
 # --- fusion 1 and 3 -------------------------------------------------------------------------------
@@ -271,7 +287,7 @@ def test_maps_become_channels_of_unit_spread():
     # Raw maps would not survive BatchNorm: their variance lies below its epsilon.
     raw = torch.cat(attention_maps(features()), 1)
     assert raw.var((0, 2, 3)).max() < 1e-4
-    enriched = part.enrich(given)
+    enriched = part.enrich(given, None)
     assert [each.shape[1] for each in enriched.maps] == list(part.channels) == [WIDTH, WIDTH + 32]
     assert torch.equal(enriched.maps[0], given.maps[0])
     torch.testing.assert_close(enriched.maps[1][:, :WIDTH], given.maps[1])
@@ -288,7 +304,7 @@ def test_class_queries_equal_a_plain_reference():
         part.bias.normal_()
         part.class_norm.weight.normal_()
         logits = torch.randn(2, CLASSES, 4, 4, dtype=torch.float64)
-        found = part.refine(logits, given)
+        found = part.refine(logits, given, None)
         maps = torch.cat([log_maps(each) for each in attention_maps(given)], 1).flatten(2)
         for image in range(2):
             x = part.norm(given.maps[0][image].flatten(1).T)  # (16, 24)
@@ -308,7 +324,7 @@ def test_class_queries_equal_a_plain_reference():
                     answers[i, c] = patch @ queries[c] / (patch.norm() * queries[c].norm())
             expected = logits[image] + 0.7 * part.class_norm(answers).T.view(CLASSES, 4, 4)
             torch.testing.assert_close(found[image], expected, rtol=1e-9, atol=1e-9)
-    looks = part.looking(logits, given)[1]
+    looks = part.looking(logits, given, None)[1]
     assert looks.shape == (2, CLASSES, 4, 4)
     torch.testing.assert_close(looks.sum((2, 3)), torch.ones(2, CLASSES, dtype=torch.float64))
 
@@ -355,7 +371,7 @@ def test_a_swin_brings_the_attention_its_patches_receive():
     heads = attention_heads(backbone, request)
     assert heads == (2, 2)
     part = MapsAsChannels(backbone.map_channels, backbone.map_strides, CLASSES, heads).double()
-    assert part.enrich(given).maps[0].shape[1] == backbone.map_channels[0] + 32
+    assert part.enrich(given, None).maps[0].shape[1] == backbone.map_channels[0] + 32
     with pytest.raises(ValueError, match="within windows"):
         attention_request(backbone, (2,), all_pairs=True)
 
@@ -487,10 +503,10 @@ def test_keys_of_the_positions_do_not_count_as_content():
 def test_class_queries_listen_to_maps():
     given, part = peaked(features()), ClassQueries((WIDTH,), (8,), CLASSES, HEADS_EACH).double()
     logits = torch.zeros(2, CLASSES, 4, 4, dtype=torch.float64)
-    before = part.eval().looking(logits, given)[1]
+    before = part.eval().looking(logits, given, None)[1]
     with torch.no_grad():
         part.bias[1, 0] = 3.0
-    after = part.looking(logits, given)[1]
+    after = part.looking(logits, given, None)[1]
     torch.testing.assert_close(after[:, 0], before[:, 0])
     moved = after[:, 1] / before[:, 1]
     first = log_maps(attention_maps(given)[0][:, 0])
