@@ -53,13 +53,36 @@ def nvidia_cards() -> list[str]:
 
 
 def _check_architecture() -> None:
-    major, minor = torch.cuda.get_device_capability()
-    built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if "sm_" in name]
-    if built and major * 10 + minor < min(int("".join(filter(str.isdigit, b))) for b in built):
+    card = torch.cuda.get_device_capability()
+    built = [name for name in torch.cuda.get_arch_list() if name.startswith(("sm_", "compute_"))]
+    if not built or any(_runs_on(card, name) for name in built):
+        return
+    named = f"{torch.cuda.get_device_name()} (sm_{card[0]}{card[1]})"
+    if card < min(_capability(name) for name in built):
         raise ValueError(
-            f"{torch.cuda.get_device_name()} (sm_{major}{minor}) is too old for torch "
-            f"{torch.__version__}. Install: {_OLDER_TORCH}"
+            f"{named} is too old for torch {torch.__version__}. Install: {_OLDER_TORCH}"
         )
+    raise ValueError(
+        f"torch {torch.__version__} has no code for {named}, but for {', '.join(built)}. Get "
+        "another: pip install --upgrade torch. Or train on the CPU: --trainer.accelerator cpu."
+    )
+
+
+def _runs_on(card: tuple[int, int], name: str) -> bool:
+    """Whether code of an architecture, as `get_arch_list` names it, runs on a card.
+
+    Machine code (sm_) does on what is newer of the same generation, code that the driver compiles
+    (compute_) on all that is newer; what ends in a letter uses what others lack.
+    """
+    least = _capability(name)
+    if name.endswith("a"):
+        return card == least
+    same = card[0] == least[0]
+    return card >= least and (same or (name.startswith("compute_") and not name.endswith("f")))
+
+
+def _capability(name: str) -> tuple[int, int]:
+    return divmod(int("".join(filter(str.isdigit, name))), 10)
 
 
 def _remedy() -> str:

@@ -46,6 +46,31 @@ def test_an_old_card_gets_the_exact_remedy(monkeypatch, capability, fits):
 
 
 @pytest.mark.parametrize(
+    ("built", "capability", "fits"),
+    [
+        (["sm_75", "sm_86"], (8, 9), True),  # newer of the same generation
+        (["sm_75", "sm_86"], (8, 0), False),
+        (["sm_75", "sm_86"], (9, 0), False),
+        (["sm_75", "sm_86", "compute_86"], (12, 0), True),  # the driver compiles it
+        (["sm_90", "sm_100a", "compute_100a"], (10, 3), False),  # that card's own
+        (["sm_90", "sm_100f", "compute_100f"], (10, 3), True),  # its family's
+        (["sm_90", "sm_100f", "compute_100f"], (12, 0), False),
+        (["gfx90a"], (9, 4), True),  # AMD's names say nothing here
+    ],
+)
+def test_a_card_that_torch_has_no_code_for_is_named(monkeypatch, built, capability, fits):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "card")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    if fits:
+        device.check_accelerator("auto")
+    else:
+        with pytest.raises(ValueError, match=r"no code for card .* --upgrade torch"):
+            device.check_accelerator("auto")
+
+
+@pytest.mark.parametrize(
     ("bf16", "capability", "expected"),
     [(True, (8, 6), "bf16-mixed"), (False, (7, 5), "16-mixed"), (False, (6, 0), "32-true")],
 )
