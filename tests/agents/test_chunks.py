@@ -69,7 +69,7 @@ def dino(**changed):
     small = {"backbone__name": "vit_tiny", "backbone__depth": 1, "backbone__embed_dim": 24}
     small |= {"data__image_size": 32, "dino__local_crop_size": 16, "dino__out_dim": 2**13}
     small |= {"dino__local_crops_number": 8}
-    small |= {"dino__hidden_dim": 8, "dino__bottleneck_dim": 8, "dino__head_batch_norm": False}
+    small |= {"dino__hidden_dim": 8, "dino__bottleneck_dim": 2, "dino__head_batch_norm": False}
     hparams = settings(**small, **changed)
     hparams.task = "dino"
     return build_agent(resolve_for_data(resolve(hparams), 512, False), Shapes("unused"))
@@ -97,11 +97,11 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("chunk", [None, 16])
 def test_what_dinos_loss_holds_is_what_torch_allocates(precision, chunk):
     agent = dino(trainer__precision=precision, trainer__chunk_size=chunk)
     agent.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    images, sides = 16, (32, 32, *[16] * 8)
+    images, sides = 64, (32, 32, *[16] * 8)
     views = [torch.zeros(images, 3, side, side, dtype=torch.uint8) for side in sides]
     batch = Batch([list(v.split(chunk or images)) for v in views], torch.arange(images), ())
     half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true")
