@@ -139,11 +139,12 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
     box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)
     console.print(box, highlight=False)
     places = {
+        "report": folder.report,
         "figures": folder.figures,
         "checkpoints": folder.checkpoints,
         "settings": folder.hparams,
     }
-    below = [f"{what:12} {place}" for what, place in places.items()]
+    below = [f"{what:12} {place}" for what, place in places.items() if place.exists()]
     below += [line for step in steps for line in (f"Next: {step.what}", f"    {step.command}")]
     for line in [*below, *closed.hints]:  # to be copied: not broken into lines
         console.print(line, soft_wrap=True, markup=False, highlight=False)

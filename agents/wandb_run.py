@@ -157,7 +157,7 @@ class WandbRun(WandbLogger):
         ordered = sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
         upload = shlex.join(["wandb", "sync", *map(str, ordered)])
         look = shlex.join(["wandb", "leet", str(here)])
-        return f"{look}   (in the terminal), {upload}   (upload)"
+        return f"wandb, in the terminal\n    {look}\nwandb, upload\n    {upload}"
 
 
 def key_of(name: str) -> str:

@@ -124,7 +124,7 @@ class Report(Callback):
                 environment=flat(environment),
             )
 
-        write_atomically(self.folder.path / "report.html", fit(draw, self._width))
+        write_atomically(self.folder.report, fit(draw, self._width))
         self._written = self._now()
         self._cost = self._written - started
 

@@ -98,6 +98,11 @@ class RunFolder:
         """figures/<kind>/step-*.png."""
         return self.path / "figures"
 
+    @property
+    def report(self) -> Path:
+        """All of it on one page."""
+        return self.path / "report.html"
+
     def read_summary(self) -> dict[str, Any]:
         """Returns summary.json, empty before there is one and when it is damaged."""
         return read_json(self.path / "summary.json")

@@ -223,7 +223,7 @@ def test_a_run_that_was_moved_is_found_by_what_is_proposed(task, tmp_path):
             assert run in (None, "none") or find_run(run, place) == moved.path
 
 
-def test_seconds_that_round_to_none_are_said(tmp_path, capsys):
+def test_what_there_is_is_said_and_where_it_lies(tmp_path, capsys):
     result = {
         "status": "finished",
         "reason": "",
@@ -239,8 +239,17 @@ def test_seconds_that_round_to_none_are_said(tmp_path, capsys):
         "unreadable_images": 0,
         "transductive": False,
     }
-    show(RunFolder(tmp_path / "run"), Hparams(), Closed(result), [])
-    assert "Training 0 s (900 images/s, 50% of it waiting for data)." in capsys.readouterr().out
+    folder = RunFolder(tmp_path / "run")
+    show(folder, Hparams(), Closed(result), [])
+    said = capsys.readouterr().out
+    assert "Training 0 s (900 images/s, 50% of it waiting for data)." in said
+    places = [f"report       {folder.report}", f"figures      {folder.figures}"]
+    assert not any(place in said for place in places)  # nothing is where nothing lies
+    folder.figures.mkdir(parents=True)
+    folder.report.touch()
+    show(folder, Hparams(), Closed(result), [])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(place in lines for place in places)
 
 
 def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_path, capsys):
@@ -257,7 +266,7 @@ def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     folder = RunFolder(runs / "a [x] [red] run")
     assert any("a [x] [red] run" in line for line in lines if line.startswith("╭"))
-    assert f"figures      {folder.figures}" in lines
+    assert f"settings     {folder.hparams}" in lines
     commands = [line.strip() for line in lines if line.startswith("    python")]
     assert len(commands) == 4
     assert read_yaml(folder.hparams)["run"]["dir"] == str(runs)

@@ -112,7 +112,7 @@ def _run_facts(study: Study, run: Run) -> dict[str, Any]:
     summary = folder.read_summary()
     return {
         "name": run.name,
-        "has_page": (folder.path / "report.html").exists(),
+        "has_page": folder.report.exists(),
         "state": summary.get("status", "not run"),
         "seconds": summary.get("wall_seconds"),
         "memory_mb": summary.get("peak_memory_mb"),
