@@ -116,7 +116,8 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
     flops = cost.flops(-(-share // chunk) if chunk else 0)
-    operations = "" if flops is None else f"{in_units(batch * flops)}FLOP in "
+    images = batch * hparams.trainer.accumulate
+    operations = "" if flops is None else f"{in_units(images * flops)}FLOP in "
     line = f"a step: {operations}the backbone{keeps}; checkpoints: {room}"
     return line, warnings
 

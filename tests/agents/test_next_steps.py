@@ -241,6 +241,9 @@ def test_seconds_that_round_to_none_are_said(tmp_path, capsys):
     }
     show(RunFolder(tmp_path / "run"), Hparams(), Closed(result), [])
     assert "Training 0 s (900 images/s, 50% of it waiting for data)." in capsys.readouterr().out
+    hparams = parsed(["--data.batch_size", "64", "--trainer.accumulate", "4"])
+    show(RunFolder(tmp_path / "run"), hparams, Closed(result), [])
+    assert "3 steps of 4 x 64 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_path, capsys):
