@@ -155,9 +155,10 @@ def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
     if result["status"] == "finished" and not result["steps"]:
         return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
     verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
+    batches = f"{hparams.trainer.accumulate} x " if hparams.trainer.accumulate > 1 else ""
     return (
         f"{verb[result['status']]}: {what}, {count(result['steps'], 'step')} of "
-        f"{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
+        f"{batches}{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
     )
 
 

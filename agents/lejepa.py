@@ -71,9 +71,9 @@ class LeJEPA(JointEmbedding):
         gaussian, collapsed = normality - numbers["sigreg_excess"], numbers["sigreg_collapsed"]
         if normality > (gaussian + collapsed) / 2:
             return [
-                f"COLLAPSED, or hardly trained: SIGReg is {normality:.1f}; a Gaussian has "
-                f"{gaussian:.2f}, embeddings that are all 0 {collapsed:.1f}. Train longer, "
-                f"lengthen the warm-up, or {self.against_collapse}."
+                f"COLLAPSED, hardly trained, or spread too widely: SIGReg is {normality:.1f}; a "
+                f"Gaussian has {gaussian:.2f}, embeddings that are all 0 {collapsed:.1f}. Train "
+                f"longer, lengthen the warm-up, or {self.against_collapse}."
             ]
         share = prediction / independent
         words = "well" if share < 0.2 else "partly" if share < 0.6 else "hardly"

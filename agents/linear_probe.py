@@ -20,6 +20,7 @@ from datamodules.loading import Loading
 from models.backbones.base import Backbone, Features
 from models.measures.counting import Confusion
 from models.measures.knn import knn_accuracy
+from models.precision import at_least_float32
 from utils.console import console
 from utils.distributed import gather_rows
 from utils.text import count
@@ -115,7 +116,7 @@ class LinearProbe(Agent):
             for images, positions in loader:
                 images = images.to(self.device)
                 both = [self._describe(self.backbone(i)) for i in (images, images.flip(-1))]
-                rows.append(torch.stack(both, dim=1).float())
+                rows.extend(at_least_float32(torch.stack(both, dim=1)))
                 places.append(positions.to(self.device))
             features, order = gather_rows(torch.cat(rows)), gather_rows(torch.cat(places))
             return features[order.argsort()]

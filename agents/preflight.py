@@ -118,7 +118,8 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
     held = agent.held_by_loss(share, chunk)
     loss = f"; the loss holds {in_units(held)}B" if held else ""
     flops = cost.flops(-(-share // chunk) if chunk else 0)
-    operations = "" if flops is None else f"{in_units(batch * flops)}FLOP in "
+    images = batch * hparams.trainer.accumulate
+    operations = "" if flops is None else f"{in_units(images * flops)}FLOP in "
     line = f"a step: {operations}the backbone{keeps}{loss}; checkpoints: {room}"
     return line, warnings
 

@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.frozen import cached
-from callbacks.inspection import backbone_of, data_of, inspecting
+from callbacks.inspection import backbone_of, data_of, inspecting, weights_of
 from callbacks.readout import Readout
 from datamodules.base import ImageDataModule, MaskedSource
 from models.attention import AttentionRequest
@@ -121,7 +121,7 @@ class AttentionQuality(Readout):
         some = next(iter(qualities.values()))
         title = (
             f"How well attention finds objects: {some.images} {split} images at {size} px, "
-            f"step {trainer.global_step}"
+            f"{weights_of(trainer)}"
         )
         figure = draw(qualities, title, source.published_jaccard)
         log_figure(trainer, f"attention_quality/{split}", figure)

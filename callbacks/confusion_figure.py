@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_colours, class_names, confusion_of, due
+from callbacks.inspection import class_colours, class_names, confusion_of, due, weights_of
 from utils.logging import Chart, log_chart, log_figure
 
 
@@ -22,7 +22,7 @@ class Counts:
     Attributes:
         confusion: `(C, C)`, rows the truth.
         names: of the classes.
-        where: of what images and step, in words.
+        where: of what images and weights, in words.
         colours: of labels, `(256, 3)`; None where the data set has none of its own.
     """
 
@@ -67,7 +67,7 @@ class ConfusionFigure(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:
         confusion = confusion_of(pl_module, split)
         if confusion is not None:
-            where = f"{split} images, step {trainer.global_step}"
+            where = f"{split} images, {weights_of(trainer)}"
             counts = Counts(confusion, class_names(pl_module), where, class_colours(pl_module))
             log_figure(trainer, f"{self.kind}/{split}", self.picture(counts))
             log_chart(trainer, f"{self.kind}/{split}", self.chart(counts))

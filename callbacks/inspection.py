@@ -84,6 +84,14 @@ def last_epoch(trainer: Trainer) -> bool:
     return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 
+def weights_of(trainer: Trainer) -> str:
+    """Says which weights are looked at: `step 40`; at the test those of the chosen checkpoint.
+
+    They need not be the last step's, where the trainer still stands.
+    """
+    return "chosen checkpoint" if trainer.testing else f"step {trainer.global_step}"
+
+
 def data_of(trainer: Trainer) -> ImageDataModule:
     """Returns the data module of a run."""
     data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]

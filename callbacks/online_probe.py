@@ -122,7 +122,8 @@ class OnlineProbe(Readout):
         exactly = torch.autocast(bank.device.type, enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), exactly:
             if self.linear is None:
-                self.linear = nn.Linear(bank.shape[1], num_classes)
+                # Not of torch's default, which is that of a run in double precision.
+                self.linear = nn.Linear(bank.shape[1], num_classes, dtype=bank.dtype)
                 if self._saved:
                     self.linear.load_state_dict(self._saved)
             linear = self.linear.to(bank.device)

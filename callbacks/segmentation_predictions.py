@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_colours, class_names, due
+from callbacks.inspection import class_colours, class_names, due, weights_of
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, outputs_of
 from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize
@@ -133,7 +133,7 @@ class SegmentationPredictions(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the test images."""
-        self._draw(trainer, pl_module, "test", "test images, chosen checkpoint")
+        self._draw(trainer, pl_module, "test", "test images")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, what: str) -> None:
         kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
@@ -141,7 +141,7 @@ class SegmentationPredictions(Callback):
             names = class_names(pl_module)
             own = class_colours(pl_module)
             colours = palette(names) if own is None else own
-            title = f"Segmentation of {what}, step {trainer.global_step}"
+            title = f"Segmentation of {what}, {weights_of(trainer)}"
             kind = f"segmentation_predictions/{split}"
             arrays = {
                 f"{part}-{number}": value.numpy()

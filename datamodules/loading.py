@@ -188,7 +188,7 @@ class Loading:
 
         Args:
             dataset: indexed by draws.
-            shuffle: training order; else file order.
+            shuffle: another order every epoch; else the same mixture every time.
             first_batch: batches of the run that are already done, see `MicroBatchSampler`.
             collate: makes a micro-batch of samples.
             join: makes a batch of micro-batches.

@@ -46,7 +46,7 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         sizes: images of each micro-batch; together they make this process's part of a batch.
         batches_per_epoch: n.
         seed: seed of the permutations.
-        shuffle: False: file order, and always epoch 0, so that validation repeats itself.
+        shuffle: False: always epoch 0, so that validation repeats itself.
         first_batch: asked at the start of every iteration.
         part: number of this process's part of every batch, and how many parts there are.
     """
@@ -87,8 +87,10 @@ class MicroBatchSampler(Sampler[list[Draw]]):
                 start += size
 
     def order(self, epoch: int) -> list[int]:
-        """The epoch's permutation of all images."""
-        if not self.shuffle:
-            return list(range(self.num_images))
+        """The epoch's permutation of all images.
+
+        Never the order of the files, which lie by class in many folders: to what judges a batch as
+        a whole, one of a single class is another batch than those that are trained on.
+        """
         draws = generator(self.seed, epoch)
         return torch.randperm(self.num_images, generator=draws).tolist()

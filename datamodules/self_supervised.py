@@ -112,7 +112,10 @@ class ViewsDataModule(ImageDataModule):
         return self.loading.loader(self.train_set, shuffle=True, first_batch=self._batches_done)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """The same views of the same images every time, so that the loss is comparable."""
+        """The same views of the same images every time, so that the loss is comparable.
+
+        In batches that are mixed as those of training are.
+        """
         if not self.validates:
             return []
         size = min(self.loading.check(len(self.train_set)), len(self.val_set))

@@ -91,9 +91,14 @@ class Segmenter(nn.Module):
     def _upsampled(self, logits: Tensor, size: Size, stride: int) -> Tensor:
         # In float32 or better: in half precision neighbouring classes would tie along every border,
         # and the first of them win.
-        padded = [_padded(side, self.multiple) // stride for side in size]
         (logits,) = at_least_float32(logits)
-        return resize(logits, (padded[0], padded[1]))
+        padded = [_padded(side, self.multiple) for side in size]
+        if stride == 1 or not any(side % stride for side in padded):
+            return resize(logits, (padded[0] // stride, padded[1] // stride))
+        # A logit stands for `stride` pixels also where these do not divide the padded sides.
+        cells = zip(padded, logits.shape[-2:], strict=True)
+        scale = [side / (count * stride) for side, count in cells]
+        return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(B, C, H, W)` of images `(B, 3, H, W)` uint8 of any size."""

@@ -215,6 +215,13 @@ def test_a_chunk_of_the_whole_batch_passes_once(train, capsys):
     assert f"a step: {in_units(8 * 2 * 3 * GLOBAL)}FLOP in the backbone" in said
 
 
+def test_a_step_of_several_batches_takes_what_all_of_them_take(train, capsys):
+    given = {"trainer__chunk_size": "null", "trainer__accumulate": 2, "trainer__max_steps": 1}
+    train("run", backbone__name="vit_tiny", **given)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a step: {in_units(2 * 8 * 2 * 3 * GLOBAL)}FLOP in the backbone" in said
+
+
 def test_operations_that_cannot_be_counted_end_no_run(train, monkeypatch, capsys):
     def fail(backbone, side):
         raise AssertionError("no gradient function")

@@ -105,6 +105,10 @@ def test_words_for_collapse_and_health():
     assert (
         "COLLAPSED" in agent.in_words(numbers | {"val/sigreg": 50.0, "val/sigreg_excess": 48.9})[0]
     )
+    # Of embeddings twice, and ten times, as wide as a Gaussian's, which have not collapsed.
+    for found in (36.0, 160.0):
+        wide = numbers | {"val/sigreg": found, "val/sigreg_excess": found - 1.06}
+        assert "or spread too widely" in agent.in_words(wide)[0]
     assert "raise lejepa.lambd" in agent.in_words(numbers | {"val/embedding_std": 0.01})[0]
     assert "No step" in agent.in_words({})[0]
 

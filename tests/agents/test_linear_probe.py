@@ -72,6 +72,17 @@ def test_colours_are_told_apart_and_the_test_is_touched_once(probe, monkeypatch,
     assert not any(key.startswith("test/") for row in list(rows.values())[:-1] for key in row)
 
 
+def test_probes_in_double_precision(probe, train, tmp_path):
+    code, folder = probe(trainer__precision="64-true", trainer__max_epochs=2)
+    assert code == 0
+    assert {"test/linear_accuracy", "test/knn_accuracy"} <= summary(folder).keys()
+    shared = {"data__name": "image_folder", "data__root": tmp_path / "colours", **ONLINE}
+    code, folder = train("online", **shared | {"trainer__precision": "64-true"})
+    found = summary(folder)
+    assert (code, found["readout_failures"]) == (0, {})
+    assert "val/linear_accuracy" in found
+
+
 def test_best_and_last_are_two_classifiers(probe, monkeypatch):
     # A rate that forgets: the best checkpoint is not the last.
     code, folder = probe(optim__lr=20.0, optim__schedule="constant", trainer__max_epochs=6)

@@ -250,6 +250,9 @@ def test_what_there_is_is_said_and_where_it_lies(tmp_path, capsys):
     show(folder, Hparams(), Closed(result), [])
     lines = capsys.readouterr().out.splitlines()
     assert all(place in lines for place in places)
+    hparams = parsed(["--data.batch_size", "64", "--trainer.accumulate", "4"])
+    show(folder, hparams, Closed(result), [])
+    assert "3 steps of 4 x 64 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_path, capsys):

@@ -1,11 +1,14 @@
 """Predictions, bars, confusion and feature colours show what they say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
 
 from callbacks.class_iou import draw as draw_bars
+from callbacks.confusion_figure import ConfusionFigure
 from callbacks.confusion_matrix import draw as draw_confusion
 from callbacks.feature_maps import principal_colours
 from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
@@ -14,6 +17,7 @@ from callbacks.views import draw as draw_views
 from datamodules.masked_images import SegmentationBatch
 from tests.conftest import assert_same, weights
 from utils import figures
+from utils.logging import Chart
 from utils.palette import VOID, label_image, overlay, palette
 
 NAMES = ("background", "cat", "dog")
@@ -121,6 +125,24 @@ def test_bars_are_iou_and_absent_classes_are_left_out():
     numbers = figure.axes[0].texts
     assert all(text.get_bbox_patch() and text.zorder > line.zorder for text in numbers)
     figures.close(figure)
+
+
+def test_pictures_of_the_test_name_the_chosen_checkpoint_and_not_the_last_step():
+    seen = []
+
+    class Kept(ConfusionFigure):
+        kind = "kept"
+
+        def picture(self, counts):
+            seen.append(counts.where)
+            return draw_bars(counts.confusion, counts.names, counts.where)
+
+        def chart(self, counts):
+            return Chart("", (), ())
+
+    agent = SimpleNamespace(classes=("a", "b"), confusion={"test": torch.eye(2)})
+    Kept(1).on_test_end(SimpleNamespace(testing=True, global_step=40, loggers=[]), agent)
+    assert seen == ["test images, chosen checkpoint"]
 
 
 def test_confusion_is_shared_out_by_row():

@@ -72,6 +72,20 @@ def test_validation_repeats_itself(shapes_root):
     assert_equal_batches(list(loader), list(loader))  # type: ignore[arg-type]
 
 
+def test_batches_of_validation_are_mixed_as_those_of_training(tmp_path):
+    """Files lie by class: in their order a batch would be of one, and the last left out."""
+    for part in ("train", "val"):
+        for name in "ab":
+            for index in range(12):
+                put(tmp_path / part / name / f"{index}.png")
+    data = ViewsDataModule(ImageFolder(str(tmp_path)), BarlowTwinsViews(8), 8, Loading(8))
+    data.setup("fit")
+    judged = list(data.val_dataloader())
+    classes = [{data.val_files[i].parent.name for i in batch.indices} for batch in judged]
+    assert classes == [{"a", "b"}] * 3
+    assert sorted(torch.cat([batch.indices for batch in judged]).tolist()) == list(range(24))
+
+
 def test_loading_takes_no_draw_from_the_model(shapes_root):
     torch.manual_seed(5)
     expected = torch.rand(3)

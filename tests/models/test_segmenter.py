@@ -50,6 +50,14 @@ def test_a_stride_gives_the_logits_of_the_smaller_image():
     torch.testing.assert_close(found, expected[..., :5, :7])
 
 
+def test_logits_at_a_stride_lie_over_the_pixels_they_stand_for_whatever_the_padding():
+    network = Segmenter(vit(patch_size=7), head(), AttentionFusion())
+    ramp = torch.arange(5, dtype=torch.float64).expand(1, 1, 5, 5)  # 32 px, padded to 35
+    found = network.of_pixels(ramp, (32, 32), stride=4)
+    expected = ((4 * torch.arange(8, dtype=torch.float64) + 2) / 7 - 0.5).clamp(min=0)
+    torch.testing.assert_close(found[0, 0], expected.expand(8, 8))
+
+
 def test_logits_of_a_half_precision_pass_are_upsampled_in_float32():
     network, given = Segmenter(vit(), head(), AttentionFusion()).float(), images(40, 40)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
