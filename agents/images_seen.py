@@ -5,8 +5,7 @@ A network knows what it was trained on: numbers on these images say little of ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 from agents.sources import build_source
@@ -15,6 +14,7 @@ from config.hparams import Hparams
 from config.lookup import read_settings
 from config.resolve import resolve
 from datamodules.base import ImageDataModule
+from datamodules.listing import places
 from datamodules.reading import ImageItem
 from utils.run_folder import RunFolder, named_run
 
@@ -31,8 +31,8 @@ def is_transductive(data: ImageDataModule, hparams: Hparams) -> bool:
     runs = {run.path: run for run in named if run}.values()
     if data.transductive or any(run.read_summary().get("transductive") for run in runs):
         return True
-    judged = _places(data.judged_files) if runs else set()
-    return any(judged & _places(_images_behind(run, hparams.run.dir)) for run in runs)
+    judged = places(data.judged_files) if runs else set()
+    return any(judged & places(_images_behind(run, hparams.run.dir)) for run in runs)
 
 
 def _images_behind(run: RunFolder | None, runs_dir: str) -> Iterator[ImageItem]:
@@ -51,9 +51,3 @@ def _images_behind(run: RunFolder | None, runs_dir: str) -> Iterator[ImageItem]:
         except (OSError, ValueError):  # moved since, or of another version
             return
         run = named_run(hparams.backbone.weights, runs_dir)
-
-
-def _places(images: Iterable[ImageItem]) -> set[ImageItem]:
-    """Returns images by where they really lie: data sets may name one file in several ways."""
-    real = cache(Path.resolve)
-    return {real(each.parent) / each.name if isinstance(each, Path) else each for each in images}

@@ -99,6 +99,10 @@ class LinearProbe(Agent):
             hparams.probe.num_images,
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the names of the classes: folders of other names may have the same numbers."""
+        checkpoint["classes"] = list(self.classes)
+
     def features(self, split: str) -> Tensor:
         """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
 

@@ -14,12 +14,12 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.listing import evenly
+from datamodules.listing import evenly, places
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.memory_cache import MemoryCache
-from datamodules.reading import ImageItem, UnreadableImageError, opened
+from datamodules.reading import ImageItem, UnreadableImageError, opened, warn_of_darkness
 from utils.palette import palette
 
 
@@ -162,6 +162,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self.loading.check(len(self.train_files))
         self.check_masks(cache)
+        warn_of_darkness(self.train_files)
 
     def check_masks(self, cache: Path) -> None:
         """Checks the masks of the listed images, where the task needs them.
@@ -194,7 +195,7 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def transductive(self) -> bool:
         """Whether training sees images that evaluation uses."""
-        return bool(set(self.train_files) & set(self.judged_files))
+        return bool(places(self.train_files) & places(self.judged_files))
 
     def examples(self, split: str, count: int, size: int | None = None) -> Tensor:
         """Returns images as they are: shorter side resized, centre cropped.

@@ -6,7 +6,7 @@
   also `[0, 255, 0]`, or a mapping by name.
 - `ignore: [9, "#ffffff"]`: values, colours or names that count for nothing; 255 always does, unless
   it has a name.
-- `background: soil`: the name of what is no object, if it is not called background.
+- `background: soil`: the name of what is no object, if it is not called background (in any case).
 """
 
 from __future__ import annotations
@@ -192,7 +192,14 @@ def _ignored(
     given: Any, names: Sequence[str], values: Mapping[int, str], colours: Mapping[str, int]
 ) -> _Ignored:
     found = _Ignored(set(), {VOID}, set())
-    for entry in given if isinstance(given, list) else [] if given is None else [given]:
+    entries = given if isinstance(given, list) else [] if given is None else [given]
+    channels = len(entries) == 3 and all(_is_number(entry) for entry in entries)
+    if colours and channels and any(entry in values for entry in entries):
+        raise ValueError(
+            f"{CLASS_LIST}: ignore is {entries}, which is a colour or three values: write the "
+            'colour as "#rrggbb", or those that are classes by their names.'
+        )
+    for entry in entries:
         if _is_number(entry):
             if entry in values:
                 found.names.add(values[entry])
@@ -208,7 +215,8 @@ def _ignored(
 
 def _background(given: Any, names: Sequence[str]) -> str | None:
     if given is None:
-        return BACKGROUND if BACKGROUND in names else None
+        alike = [name for name in names if name.lower() == BACKGROUND]
+        return min(alike, key=BACKGROUND.__ne__, default=None)
     if given not in names:
         hint = did_you_mean(str(given), names)
         raise ValueError(f"{CLASS_LIST}: background is {given}, which is no name.{hint}")

@@ -6,6 +6,7 @@ v * 255 over its own white.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,23 @@ def _largest_of_few_bits(image: Image.Image) -> int | None:
     Args:
         image: not loaded yet. By how it will be decoded: its mode is that of 8 bits.
     """
+    return next((_FEW_BITS[layout] for layout in _layouts(image) if layout in _FEW_BITS), None)
+
+
+def _layouts(image: Image.Image) -> Iterator[Any]:
+    """Yields Pillow's names of what is stored."""
     tiles: list[Any] = getattr(image, "tile", [])
     for tile in tiles:
-        layout = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), None)
-        if layout in _FEW_BITS:
-            return _FEW_BITS[layout]
-    return None
+        yield tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), None)
+
+
+def is_cut_to_8_bits(image: Image.Image) -> bool:
+    """Whether Pillow reads the upper 8 of 16 bits: it does so of colours, and of grey with alpha.
+
+    Args:
+        image: not loaded yet.
+    """
+    return len(image.getbands()) > 1 and any(";16" in str(layout) for layout in _layouts(image))
 
 
 def unstretched(image: Image.Image, largest: int) -> Image.Image:

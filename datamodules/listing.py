@@ -7,13 +7,15 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from pytorch_lightning.utilities import rank_zero_warn
 
-from utils.text import count
+from datamodules.reading import ImageItem
+from utils.text import count, printable
 
 Item = TypeVar("Item")
 
@@ -22,6 +24,13 @@ IMAGE_SUFFIXES = JPEG_SUFFIXES | {
     *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
+# Of cameras and programs, which Pillow does not open by itself.
+_OTHER_PICTURES = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".dcm"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+    }
+)
 # What people call the folders of the parts of a data set, in upper case as well.
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 # What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
@@ -55,6 +64,12 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(
             f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
+        )
+    if others := [file for file in found if file.suffix.lower() in _OTHER_PICTURES]:
+        rank_zero_warn(
+            f"{count(len(others), 'file')} below {printable(folder)} left out, as "
+            f"{printable(others[0].name)}: pictures, but not as they are read. Convert them, to "
+            "PNG or JPEG."
         )
     return files
 
@@ -159,6 +174,12 @@ def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
         stem = composed(file.relative_to(folder).with_suffix("").as_posix())
         found.setdefault(stem, []).append(file)
     return found
+
+
+def places(images: Iterable[ImageItem]) -> set[ImageItem]:
+    """Returns images by where they really lie: folders may have several names, as by links."""
+    real = cache(Path.resolve)
+    return {real(each.parent) / each.name if isinstance(each, Path) else each for each in images}
 
 
 def composed(name: str) -> str:

@@ -14,10 +14,18 @@ from rich.progress import track
 
 from datamodules.class_list import ClassList
 from datamodules.listing import JPEG_SUFFIXES, evenly
-from datamodules.meanings import CLASS_LIST, Codes, as_hex, colours_of, in_words, values_of
+from datamodules.meanings import (
+    CLASS_LIST,
+    Codes,
+    ForeignPixelsError,
+    as_hex,
+    colours_of,
+    in_words,
+    values_of,
+)
 from datamodules.reading import UnreadableImageError, read_values
 from utils.palette import BACKGROUND, VOID
-from utils.text import count, percent
+from utils.text import count, percent, printable
 
 _MOST_MASKS = 1000
 _MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
@@ -35,6 +43,7 @@ class Survey:
         palettes: indices of each colour in masks with a palette.
         coloured: masks that have nothing but colours.
         rich: the first mask that holds more than classes can be.
+        unread: the first mask that could not be looked at, and why.
     """
 
     masks: int = 0
@@ -43,6 +52,7 @@ class Survey:
     palettes: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     coloured: int = 0
     rich: Path | None = None
+    unread: str = ""
 
     @property
     def by_colour(self) -> bool:
@@ -69,7 +79,9 @@ def survey(masks: Sequence[Path]) -> Survey:
     with ThreadPoolExecutor() as pool:
         seen = track(pool.map(_look, chosen), "Looking at masks", len(chosen), transient=True)
         for file, codes in zip(chosen, seen, strict=True):
-            if codes is not None:
+            if isinstance(codes, str):
+                found.unread = found.unread or codes
+            else:
                 _add(found, file, *codes)
     return found
 
@@ -77,13 +89,15 @@ def survey(masks: Sequence[Path]) -> Survey:
 _Counts = dict[int, int]
 
 
-def _look(file: Path) -> tuple[_Counts | None, _Counts | None, dict[int, int]] | None:
-    """Returns pixels by value, by colour, and the index of each colour of a palette."""
+def _look(file: Path) -> tuple[_Counts | None, _Counts | None, dict[int, int]] | str:
+    """Returns pixels by value, by colour, and the index of each colour of a palette; or why not."""
     try:
         mask = read_values(file)
         values = values_of(mask)
-    except (UnreadableImageError, ValueError):
-        return None
+    except UnreadableImageError as error:
+        return str(error)
+    except ForeignPixelsError as error:
+        return f"{printable(file)} {error}"
     colours = colours_of(mask)
     order = {}
     if mask.mode == "P" and values is not None and colours is not None:
@@ -156,6 +170,8 @@ def _negative(found: Survey) -> list[int]:
 
 
 def _no_classes(found: Survey, number: int) -> str:
+    if found.unread and not (found.masks or found.rich):
+        return f"None of the masks can be read, first: {found.unread}"
     if found.rich:
         why = "It is no mask" if found.rich.suffix.lower() not in JPEG_SUFFIXES else _RESAVED
         return f"{found.rich} holds more values or colours than classes can be. {why}."

@@ -5,8 +5,8 @@ Orientation is EXIF 2.32, tag 274.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import floor, log2
 from pathlib import Path
@@ -18,15 +18,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.grey_levels import in_rgb, largest_level, unstretched
-from utils.text import printable
+from datamodules.grey_levels import in_rgb, is_cut_to_8_bits, largest_level, unstretched
+from utils.text import count, printable
 
 # Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
 MAX_PIXELS = 2**25
 # Longer side over shorter. Beyond 17 random crops (8 % of the area and more, to 4:3) see only the
 # middle; resized by its shorter side, as protocols do, a thread of pixels fills gigabytes.
 MAX_ASPECT = 100
+# Levels of 255 that are black to the eye, and to a network: 12 bits in 16 come to 16.
+_DARK, _LOOKED_AT = 16, 8
 # Resized from twice the size a picture is as good as from its whole size (`Image.thumbnail`).
 _GAP = 2.0
 # Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
@@ -177,8 +180,14 @@ def read_values(file: Path) -> Image.Image:
     """
     with _naming(file), _image_of(file) as image:
         _reduction(image)  # never reduced, but not larger either
-        largest = largest_level(image)
+        largest, is_cut = largest_level(image), is_cut_to_8_bits(image)
         image.load()
+        # Labels, of which nothing is left; colours of 16 bits are told apart by their upper 8.
+        if is_cut and not np.asarray(image)[..., :3].any():
+            raise ValueError(
+                "16 bits a channel, of which the upper 8 are read, and those hold nothing: save it "
+                "with 8 bits a channel, or as grey of 16"
+            )
         values = image if largest is None else unstretched(image, largest)
         return turned(values, _orientation(image))
 
@@ -190,6 +199,20 @@ def shorter_side(item: ImageItem) -> int | None:
             return min(found.size)
     except UnreadableImageError:
         return None
+
+
+def warn_of_darkness(items: Sequence[ImageItem]) -> None:
+    """Says so where nothing in some images, at most eight of them, is brighter than black."""
+    brightest = []
+    for item in items[:: max(1, len(items) // _LOOKED_AT)][:_LOOKED_AT]:
+        with suppress(UnreadableImageError):  # named elsewhere
+            brightest.append(int(np.asarray(read_rgb(item)).max()))
+    if brightest and max(brightest) <= _DARK:
+        rank_zero_warn(
+            f"The images are nearly black: of {count(len(brightest), 'example')} no pixel is above "
+            f"{max(brightest)} of 255. Grey of 16 bits is read as v / 257: stretch it where white "
+            "is less (of cameras often 4095). Or are these masks?"
+        )
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -92,7 +92,8 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     names = _listed(listing)
     files = _named(folder / "JPEGImages", names, ".jpg")
     require(files, listing, "images")
-    if split != "val" and (shared := sorted(set(names) & set(_listed(_listing(folder, "val"))))):
+    judged = () if split == "val" else map(composed, _listed(_listing(folder, "val")))
+    if shared := sorted(set(map(composed, names)).intersection(judged)):
         raise ValueError(
             f"{listing} holds {count(len(shared), 'validation image')}, first: {shared[0]}. "
             "Training on them would make the result worthless; use a list without them."

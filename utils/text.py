@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -64,9 +65,14 @@ def one_line(text: str, most: int = 1200) -> str:
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
 
 
+# Ends of lines, and what a terminal obeys.
+_NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""Spells a file name that need not be UTF-8, which is what Linux allows: `caf\xe9.jpg`."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    r"""Spells a file name, which on Linux may hold anything, in one line: `caf\xe9.jpg`, `a\nb`."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 _NAMED = 4  # classes, on either side

@@ -85,7 +85,8 @@ def find_pictures(places: Sequence[str]) -> Found:
 
 def _at(place: str) -> tuple[Path, list[Path]]:
     """Returns the folder that a place lies in, or is, and the files there."""
-    path = Path(place).absolute()
+    # Without `..`, which would lead out of the folder that results are written to.
+    path = Path(os.path.abspath(place))  # noqa: PTH100 (pathlib would follow links as well)
     if path.is_dir():
         return path, sorted(files_below(path))
     if path.exists():

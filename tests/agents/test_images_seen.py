@@ -13,7 +13,9 @@ from datamodules.image_folder import ImageFolder
 from datamodules.labelled import LabelledDataModule
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
+from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
+from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.transforms.segmentation import Standard
 from main import main
 from tests.conftest import summary
@@ -50,6 +52,16 @@ def test_a_run_is_judged_on_images_that_its_weights_have_seen(tmp_path, shapes_r
         assert is_transductive(data, going_on_from(tmp_path, f"run:{name}")) is seen, name
     assert not is_transductive(data, Hparams())
     assert not Path(gone).exists()  # looking draws nothing
+
+
+def test_a_link_to_the_training_images_judges_nothing(tmp_path, image_folder):
+    (tmp_path / "data").mkdir()
+    for part in ("train", "val"):
+        (tmp_path / "data" / part).symlink_to(image_folder)
+    source = ImageFolder(str(tmp_path / "data"))
+    data = ViewsDataModule(source, BarlowTwinsViews(32), 32, Loading(batch_size=4))
+    data.setup("fit")
+    assert is_transductive(data, Hparams())
 
 
 @pytest.mark.parametrize(("fraction", "seen"), [(0.2, False), (0.5, True)])

@@ -163,6 +163,14 @@ def test_a_finished_probe_can_be_judged_again(probe, capsys):
     assert found["evaluate/knn_accuracy"] == found["test/knn_accuracy"]
 
 
+def test_other_classes_are_not_those_of_the_probe(probe, tmp_path, capsys):
+    assert probe(trainer__max_epochs=1)[0] == 0
+    other = colours(tmp_path / "other", names=["class0", "class1", "class3"])
+    place = ["--run.dir", str(tmp_path / "runs"), "--data.root", str(other)]
+    assert main(["--evaluate", "probe", *place]) == 2
+    assert "label 2 is class2 there and class3 in the data set now" in capsys.readouterr().err
+
+
 def test_cls_tokens_of_several_layers(probe):
     code, folder = probe(backbone__layers="last2", probe__features="cls", trainer__max_epochs=1)
     assert code == 0

@@ -175,6 +175,17 @@ def test_folders_files_and_patterns(photos, monkeypatch, places, files):
     assert found.expected() == len(files)
 
 
+def test_no_name_leads_out_of_the_folder_of_results(photos, monkeypatch):
+    """`labels/../b.png` and `confidence/../b.png` were one file."""
+    monkeypatch.chdir(photos / "deep" / "er")
+    found = find_pictures([".", "../a.png", "../../*.jpg"])
+    assert [name.as_posix() for name, _ in found.pictures([])] == [
+        "deep/er/b.png",
+        "deep/a.png",
+        "a.jpg",
+    ]
+
+
 def test_a_name_with_brackets_is_a_name(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo [1].png")
     (name, _), *others = find_pictures([str(tmp_path / "photo [1].png")]).pictures([])

@@ -93,12 +93,22 @@ def test_an_image_of_every_suffix_is_read(tmp_path, suffix):
 def test_a_class_without_a_known_image_is_said(tmp_path, recwarn):
     put(tmp_path / "a" / "1.png")
     (tmp_path / "b" / "deep").mkdir(parents=True)
-    (tmp_path / "b" / "deep" / "1.dcm").write_bytes(b"no image")
+    (tmp_path / "b" / "deep" / "1.nii").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
     assert ImageFolder(str(tmp_path)).labels("all")[0] == ("a",)
     (warning,) = recwarn
     assert f"{tmp_path / 'b'} is left out" in str(warning.message)
-    assert "as 1.dcm" in str(warning.message)
+    assert "as 1.nii" in str(warning.message)
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    put(tmp_path / "4.jpg")
+    for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    with pytest.warns(
+        UserWarning, match=r"^3 files below .* left out, as 1\.HEIC: .* Convert them"
+    ):
+        assert names(tmp_path) == ["4.jpg"]
 
 
 def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path):

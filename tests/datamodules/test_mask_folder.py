@@ -82,6 +82,12 @@ def test_a_background_of_another_name_comes_first(tmp_path):
     assert np.array_equal(labels, np.array([1, 0, 2])[drawn(0, 3)])
 
 
+@pytest.mark.parametrize("name", ["Background", "BACKGROUND"])
+def test_a_background_is_one_in_any_case(tmp_path, name):
+    (tmp_path / "classes.yaml").write_text(f"names: [crop, {name}]")
+    assert MaskFolder(str(tmp_path)).classes == ("background", "crop")
+
+
 def test_labels_are_painted_in_their_own_colours(tmp_path):
     source = MaskFolder(str(folder(tmp_path, coloured, THREE, classes=3)))
     assert np.array_equal(source.colours[:3], COLOURS)
@@ -196,6 +202,17 @@ def test_jpeg_is_no_format_of_masks(tmp_path):
         checked(root)
     (root / "classes.yaml").unlink()
     with pytest.raises(ValueError, match="JPEG changes the colours of masks"):
+        MaskFolder(str(root)).propose_classes()
+    assert not (root / "classes.yaml").exists()
+
+
+def test_masks_of_which_none_can_be_read_are_no_classes(tmp_path):
+    root = folder(tmp_path, grey)
+    for mask in (root / "masks").rglob("*.png"):
+        mask.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"None of the masks can be read, first: .*00\.png \(not a"
+    ):
         MaskFolder(str(root)).propose_classes()
     assert not (root / "classes.yaml").exists()
 
@@ -413,6 +430,10 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
         ("names: [a, b]\ncolours: {a: red}", "b has no colour"),
         ("names: [a, soil]\nbackground: sol", "background is sol, .* Did you mean soil?"),
         ("names: [a, background]\nbackground: a", "another class is called background"),
+        (
+            "names: [a, b, c]\ncolours: [black, red, blue]\nignore: [0, 255, 0]",
+            r"ignore is \[0, 255, 0\], which is a colour or three values",
+        ),
         ("names: [a, b, c]\nignore: d", "an entry of ignore .* is 'd', expected"),
     ],
 )

@@ -429,6 +429,37 @@ def test_masks_of_few_bits_hold_their_labels(tmp_path, bits):
     assert np.asarray(read_rgb(file)).max() == 255  # of an image they are shades
 
 
+def colours_of_16_bits(file, values):
+    """Writes `(H, W, 3)` as OpenCV writes unsigned numbers of 16 bits."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    file.write_bytes(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks))
+    return file
+
+
+def test_labels_in_colours_of_16_bits_are_refused(tmp_path):
+    """Pillow reads the upper 8 bits of each: all labels were 0."""
+    labels = np.arange(12).reshape(3, 4, 1).repeat(3, 2)
+    file = colours_of_16_bits(tmp_path / "mask.png", labels)
+    with pytest.raises(UnreadableImageError, match=r"16 bits a channel, .* save it with 8 bits"):
+        reading.read_values(file)
+    file = colours_of_16_bits(tmp_path / "mask.png", 257 * labels)  # as GIMP writes colours
+    assert np.array_equal(np.asarray(reading.read_values(file)), labels)
+
+
+@pytest.mark.parametrize(("white", "is_dark"), [(4095, True), (65535, False)])
+def test_images_that_are_nearly_black_are_said(tmp_path, recwarn, white, is_dark):
+    for number in range(3):
+        ramp = np.linspace(0, white, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"")
+    reading.warn_of_darkness(sorted(tmp_path.iterdir()))
+    said = [str(warning.message) for warning in recwarn]
+    assert len(said) == is_dark
+    assert all("of 3 examples no pixel is above 16 of 255" in each for each in said)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_an_unreadable_image(tmp_path, make):
     make(tmp_path / "a.png")

@@ -199,6 +199,18 @@ def test_an_accent_in_a_list_is_that_of_a_file(tmp_path, listed, stored):
     assert [file.stem for file in found] == [unicodedata.normalize(stored, "café")] * 2
 
 
+def test_an_image_to_judge_by_is_one_however_it_is_written(tmp_path):
+    folder = generate(tmp_path, 4, 2)
+    lists = folder / "ImageSets" / "Segmentation"
+    image, mask = voc_pairs(folder, "val")[0]
+    for file in (image, mask):
+        file.rename(file.with_stem(unicodedata.normalize("NFD", "café")))
+    (lists / "val.txt").write_text(unicodedata.normalize("NFD", "café"))
+    (lists / "train.txt").write_text(unicodedata.normalize("NFC", "café"))
+    with pytest.raises(ValueError, match="holds 1 validation image, first: café"):
+        voc_files(folder, "train")
+
+
 def test_other_data_in_its_layout_has_its_own_classes(tmp_path):
     folder = generate(tmp_path, 4, 2)
     assert voc(tmp_path, "train").classes[1] == "aeroplane"

@@ -1,6 +1,14 @@
 import pytest
 
-from utils.text import best_and_worst, count, format_result, format_value, in_units, one_line
+from utils.text import (
+    best_and_worst,
+    count,
+    format_result,
+    format_value,
+    in_units,
+    one_line,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,9 @@ def test_things_are_counted_in_words(number, text):
 
 def test_classes_are_counted_too():
     assert [count(number, "class") for number in (1, 2)] == ["1 class", "2 classes"]
+
+
+def test_a_file_name_is_spelt_in_one_line():
+    assert printable("é \U0001f331/a\nb\x1b[31m\u2028\udce9.jpg") == (
+        "é \U0001f331/a\\nb\\x1b[31m\\u2028\\xe9.jpg"
+    )
