@@ -1,16 +1,17 @@
 """Trains, evaluates and compares runs: `python main.py --help`. Settings: config/hparams.py."""
 # PYTHON_ARGCOMPLETE_OK
 
+import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from config.parsing import Command
 
-_SETUP = """This Python lacks {missing}. Set the project up and run it with
+_SETUP = """{problem}. Set the project up and run it with
     make run
 or, without make:
     python3 -m venv .venv && .venv/bin/pip install -r requirements.txt
@@ -24,22 +25,16 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 done, 1 the run failed, 2 the request could not be carried out, 130
         interrupted; a training that had begun is saved.
     """
-    try:
-        from config.parsing import parse
-    except ModuleNotFoundError as error:
-        print(_SETUP.format(missing=error.name), file=sys.stderr)
-        return 2
-    except Exception as error:  # config/hparams.py is edited by hand
-        if "--debug" in argv:
-            raise
-        print(f"error: {_place(error)}{error}", file=sys.stderr)
-        return 2
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
-        from config.completion import complete
-
-        complete()
+    # Names, units and results have signs that not every terminal or log file can spell.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     command: Command | str = ""
     try:
+        parse = _parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+            from config.completion import complete
+
+            complete()
         command = parse(argv)
         if isinstance(command, str):
             print(command, flush=True)
@@ -59,11 +54,35 @@ def main(argv: Sequence[str]) -> int:
             raise
         print("Interrupted.", file=sys.stderr)
         return 130
+    except ImportError as error:
+        if "--debug" in argv:
+            raise
+        problem = f"This Python cannot load a package: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            problem = f"This Python lacks {error.name}"
+        print(_SETUP.format(problem=problem), file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         if "--debug" in argv:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _parser() -> "Callable[[Sequence[str]], Command | str]":
+    """Returns what reads a command line.
+
+    Raises:
+        ModuleNotFoundError: the project is not set up.
+        ValueError: config/hparams.py, which is edited by hand, cannot be read; says where.
+    """
+    try:
+        from config.parsing import parse
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{_place(error)}{error}") from error
+    return parse
 
 
 def set_up_allocator() -> None:

@@ -151,7 +151,7 @@ class Report(Callback):
 
     def _settings(self) -> dict[str, Any]:
         try:
-            found = yaml.safe_load(self.folder.hparams.read_text())
+            found = yaml.safe_load(self.folder.hparams.read_bytes())
         except (OSError, ValueError, yaml.YAMLError):
             found = None
         return found if isinstance(found, dict) else {}

@@ -21,7 +21,7 @@ def _advice(file: str) -> dict[tuple[str, str], str]:
     # Read from the syntax: annotations may go over several lines.
     return {
         (group.name, field.target.id): " ".join(inspect.cleandoc(below.value.value).split())
-        for group in ast.parse(Path(file).read_text()).body
+        for group in ast.parse(Path(file).read_bytes()).body
         if isinstance(group, ast.ClassDef)
         for field, below in zip(group.body, group.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign)

@@ -193,7 +193,7 @@ def _parsed(argv: Sequence[str], hparams: Hparams) -> argparse.Namespace | str:
 
 
 def _version() -> str:
-    project = tomllib.loads((CONFIG_DIR.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((CONFIG_DIR.parent / "pyproject.toml").read_text("utf-8"))["project"]
     found = [f"{project['name']} {project['version']}", f"Python {platform.python_version()}"]
     for package in ("torch", "pytorch-lightning"):
         with suppress(PackageNotFoundError):

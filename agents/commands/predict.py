@@ -155,7 +155,7 @@ def _folder_for(found: Found, place: Path) -> Path:
         if not out.exists():
             make_folder(out)
             write_atomically(out / _SOURCE, source)
-        if (out / _SOURCE).is_file() and (out / _SOURCE).read_text() == source:
+        if (out / _SOURCE).is_file() and (out / _SOURCE).read_text("utf-8") == source:
             break
     return out
 

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -387,3 +388,30 @@ def test_what_an_action_does_not_read_is_refused(tmp_path, action):
 def test_variables_of_a_script_are_not_those_of_the_settings():
     script = "names = Count = Needs = ['cat']; from config.parsing import parse; parse([])"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=CONFIG_DIR.parent)
+
+
+def started(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CONFIG_DIR.parent / "main.py"), *words]
+    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+
+
+def test_a_terminal_that_cannot_spell_our_signs_shows_the_rest():
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = started("--help", **plain, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Bala?evi? et al. 2023" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("raise ModuleNotFoundError('no', name='torch')", "This Python lacks torch. Set the pro"),
+        ("raise ImportError('libc10.so')", "This Python cannot load a package: libc10.so. Set"),
+    ],
+)
+def test_a_package_that_is_missing_or_broken_is_one_message(tmp_path, content, told):
+    (tmp_path / "torch.py").write_text(content)
+    done = started("--run.dir", str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(told)
+    assert "Traceback" not in done.stderr
