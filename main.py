@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     except ImportError as error:
-        if "--debug" in argv:
+        if "--debug" in argv or _is_own(error):
             raise
         problem = f"This Python cannot load a package: {error}"
         if isinstance(error, ModuleNotFoundError):
@@ -83,6 +84,12 @@ def _parser() -> "Callable[[Sequence[str]], Command | str]":
     except Exception as error:
         raise ValueError(f"{_place(error)}{error}") from error
     return parse
+
+
+def _is_own(error: ImportError) -> bool:
+    """Whether a part of this project was to be imported, so that its code is what is wrong."""
+    package = (error.name or "").partition(".")[0]
+    return bool(package) and (Path(__file__).parent / package).is_dir()
 
 
 def set_up_allocator() -> None:

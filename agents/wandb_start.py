@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from config.convert import shown
 from config.hparams import LoggerHparams
@@ -42,9 +42,12 @@ def start(
         group: of wandb's runs that it belongs to; None: that of WANDB_RUN_GROUP.
 
     Raises:
-        ValueError: it is to be online, and is not; the project's name is none.
+        ValueError: it is to be online, and is not; the project's name is none; a variable of the
+            environment that it reads holds what it does not take.
     """
     mode = os.environ.get("WANDB_MODE") or settings.mode
+    if mode not in (known := get_args(get_type_hints(LoggerHparams)["mode"])):
+        raise ValueError(f"WANDB_MODE is {shown(mode)}: it has to be one of {', '.join(known)}.")
     if mode == "disabled":
         return None
     # It takes our folder `agents` for a library of that name and recommends another product.
@@ -55,14 +58,34 @@ def start(
     with _without("WANDB_MODE"):
         import wandb
 
-        # What it would say we say; to greet a user it asks the service for the name, and waits.
-        wandb.setup(wandb.Settings(silent=True))
+        _set_up(wandb)
         try:
             wandb.Settings(project=settings.project)
         except wandb.errors.UsageError as error:
             raise ValueError(f"--logger.project: {_one_line(error)}") from error
         common = _described(wandb, settings, folder, job_type, tags, group)
         return _init(wandb, mode, settings.mode == "online", common)
+
+
+def _set_up(wandb: Any) -> None:
+    """Lets wandb read its variables of the environment, as `WANDB_BASE_URL`.
+
+    Raises:
+        ValueError: it does not take one; without what that holds, which may be a secret.
+    """
+    from pydantic import ValidationError  # which wandb is built on
+
+    try:
+        # What it would say we say; to greet a user it asks the service for the name, and waits.
+        wandb.setup(wandb.Settings(silent=True))
+    except ValidationError as error:
+        told = [
+            f"WANDB_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}"
+            for each in error.errors(include_input=False, include_context=False)
+        ]
+        raise ValueError("; ".join(told)) from None
+    except wandb.errors.Error as error:
+        raise ValueError(f"wandb, of a variable in the environment: {_one_line(error)}") from None
 
 
 @contextmanager

@@ -297,6 +297,27 @@ def test_a_damaged_id_is_named_and_another_taken(tmp_path, monkeypatch, caplog, 
     assert "environment.json is damaged (wandb_id" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("WANDB_MODE", "ofline", "WANDB_MODE is '?ofline'?: it has to be one of auto, online"),
+        ("WANDB_BASE_URL", "user:secret", "WANDB_BASE_URL: .*URL"),
+        ("WANDB_INIT_TIMEOUT", "secret", "WANDB_INIT_TIMEOUT: .*number"),
+        ("WANDB_API_KEY", "secret" * 7 + " ", "wandb, of a variable .*API key .*whitespace"),
+    ],
+)
+def test_variables_that_wandb_does_not_take_are_named_without_their_value(
+    tmp_path, monkeypatch, name, value, told
+):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # forgets what it read
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told) as raised:
+        start(LoggerHparams(mode="offline"), RunFolder(tmp_path), "test")
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_service_that_is_silent_is_asked_once(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 20 + "f" * 20)

@@ -395,6 +395,14 @@ def started(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
 
 
+def test_an_error_in_an_own_part_is_shown_with_its_place(tmp_path):
+    (tmp_path / "torch.py").write_text("from config.names import no_such_name")
+    done = started("--run.dir", str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "Set the project up" not in done.stderr
+    assert "from config.names import no_such_name" in done.stderr
+
+
 def test_a_terminal_that_cannot_spell_our_signs_shows_the_rest():
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = started("--help", **plain, PYTHONIOENCODING="ascii")
