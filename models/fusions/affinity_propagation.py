@@ -74,13 +74,13 @@ class AffinityPropagation(Fusion):
         """See `Fusion.enrich`."""
         if self.carries == "logits":
             return features
-        assert edges is not None
         grid = _grid(features)
         if any(tuple(each.shape[-2:]) != grid for each in features.maps):
             raise ValueError(
                 "--segmentation.fusion_carries features: the maps do not lie on the grid of the "
                 "attention; use logits."
             )
+        assert edges is not None
         return replace(features, maps=tuple(self._propagated(x, edges) for x in features.maps))
 
     def refine(self, logits: Tensor, features: Features, edges: Tensor | None) -> Tensor:
