@@ -169,11 +169,14 @@ class Report(Callback):
 
 
 def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> Image.Image | None:
-    """Returns the newest picture of them, unless values came after it: that is drawn anew."""
+    """Returns the newest picture of them if it shows all values; else they are drawn anew.
+
+    It does not where values came after it, and where a run went on from before it.
+    """
     steps = [step for step, row in rows.items() if any(map(is_curve, row))]
     if not steps:  # a run that only measures
         return None
-    if drawn and (_step(drawn[-1]) or 0) > max(steps):
+    if drawn and _step(drawn[-1]) == max(steps) + 1:
         with suppress(OSError, SyntaxError, ValueError), Image.open(drawn[-1]) as image:
             return image.convert("RGB")  # Pillow says any of these of a damaged file
     figure = draw_curves(rows)
