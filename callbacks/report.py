@@ -24,7 +24,7 @@ from utils.files import name_damaged, write_atomically
 from utils.logging import RunFolderLogger
 from utils.metrics_file import read_metrics
 from utils.nested import flat
-from utils.page import data_uri, fit, picture_uri, render
+from utils.page import data_uri, fit, picture_in, picture_uri, render
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, format_result
 
@@ -177,8 +177,8 @@ def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> I
     if not steps:  # a run that only measures
         return None
     if drawn and _step(drawn[-1]) == max(steps) + 1:
-        with suppress(OSError, SyntaxError, ValueError), Image.open(drawn[-1]) as image:
-            return image.convert("RGB")  # Pillow says any of these of a damaged file
+        with suppress(OSError, SyntaxError, ValueError):  # what Pillow says of damaged files
+            return picture_in(drawn[-1])
     figure = draw_curves(rows)
     pixels = picture(figure).pixels
     close(figure)
