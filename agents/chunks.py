@@ -89,7 +89,7 @@ def resolve_chunk_size(
         free / 1e9,
         chunk,
     )
-    if (held := agent.held_by_loss(batch, 2)) > free:
+    if (held := agent.held_by_loss(batch, 2)) > max(free, 0):
         console.warning("warning: %s", too_large(agent, held))
     return chunk
 

@@ -24,7 +24,7 @@ from utils.files import name_damaged, write_atomically
 from utils.logging import RunFolderLogger
 from utils.metrics_file import read_metrics
 from utils.nested import flat
-from utils.page import data_uri, fit, picture_uri, render
+from utils.page import data_uri, fit, picture_in, picture_uri, render
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, format_result
 
@@ -169,13 +169,16 @@ class Report(Callback):
 
 
 def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> Image.Image | None:
-    """Returns the newest picture of them, unless values came after it: that is drawn anew."""
+    """Returns the newest picture of them if it shows all values; else they are drawn anew.
+
+    It does not where values came after it, and where a run went on from before it.
+    """
     steps = [step for step, row in rows.items() if any(map(is_curve, row))]
     if not steps:  # a run that only measures
         return None
-    if drawn and (_step(drawn[-1]) or 0) > max(steps):
-        with suppress(OSError, SyntaxError, ValueError), Image.open(drawn[-1]) as image:
-            return image.convert("RGB")  # Pillow says any of these of a damaged file
+    if drawn and _step(drawn[-1]) == max(steps) + 1:
+        with suppress(OSError, SyntaxError, ValueError):  # what Pillow says of damaged files
+            return picture_in(drawn[-1])
     figure = draw_curves(rows)
     pixels = picture(figure).pixels
     close(figure)

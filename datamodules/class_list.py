@@ -33,7 +33,7 @@ class ClassList:
     """Classes and what stands for them.
 
     Attributes:
-        names: by label; a background is first, and called so.
+        names: by label; a background is first, and called so (in any case).
         written: all names as they are written, by value in the masks.
         meanings: of the pixels of masks.
         colours: of each class, as 0xrrggbb; empty where the list has none.
@@ -85,7 +85,7 @@ def _class_list(content: Any) -> ClassList:
     by_value = {value: label[name] for value, name in values.items()}
     by_colour = {colour: label[name] for name, colour in colours.items()}
     shown = tuple(colours[name] for name in kept) if colours else ()
-    if background is not None:
+    if content.get("background") is not None:
         kept[0] = BACKGROUND
     return ClassList(
         tuple(kept),
@@ -140,6 +140,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_channels(values: Sequence[Any]) -> bool:
+    return len(values) == 3 and all(_is_number(value) and 0 <= value <= 255 for value in values)
+
+
 def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
     """Returns colours by name; none where none are given."""
     if given is None:
@@ -175,7 +179,7 @@ def _colour(given: Any, what: str) -> int:
             channels = ImageColor.getrgb(given)[:3]
         except ValueError:
             channels = ()
-    if len(channels) != 3 or not all(_is_number(c) and 0 <= c <= 255 for c in channels):
+    if not _are_channels(channels):
         raise ValueError(f"{CLASS_LIST}: {what} is {given!r}, expected {_HEX}.")
     red, green, blue = channels
     return int(red) << 16 | int(green) << 8 | int(blue)
@@ -193,8 +197,7 @@ def _ignored(
 ) -> _Ignored:
     found = _Ignored(set(), {VOID}, set())
     entries = given if isinstance(given, list) else [] if given is None else [given]
-    channels = len(entries) == 3 and all(_is_number(entry) for entry in entries)
-    if colours and channels and any(entry in values for entry in entries):
+    if colours and _are_channels(entries) and any(entry in values for entry in entries):
         raise ValueError(
             f"{CLASS_LIST}: ignore is {entries}, which is a colour or three values: write the "
             'colour as "#rrggbb", or those that are classes by their names.'

@@ -6,10 +6,12 @@ v * 255 over its own white.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
@@ -18,6 +20,7 @@ _WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
 # What Pillow makes of the largest value of a PGM, or of few bits, by the mode it is read in.
 _PILLOWS_WHITE = {"L": 2**8 - 1, "I": 2**16 - 1}
 _FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's names of what is stored
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
@@ -68,7 +71,31 @@ def is_cut_to_8_bits(image: Image.Image) -> bool:
     Args:
         image: not loaded yet.
     """
-    return len(image.getbands()) > 1 and any(";16" in str(layout) for layout in _layouts(image))
+    return len(image.getbands()) > 1 and any(map(_of_lower_bytes, _layouts(image)))
+
+
+def lower_bytes(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns the 8 bits that are cut away, of colours or of grey, `(H, W, C)`.
+
+    Args:
+        image: one that `is_cut_to_8_bits`, not loaded yet.
+    """
+    tiles: Any = image
+    of_grey = any(str(layout).startswith("LA") for layout in _layouts(image))
+    for number, tile in enumerate(tiles.tile):
+        plain = isinstance(tile.args, str)
+        layout, *rest = (tile.args,) if plain else tile.args
+        layout = _of_lower_bytes(layout)
+        tiles.tile[number] = tile._replace(args=layout if plain else (layout, *rest))
+    return np.asarray(image)[..., slice(1, 2) if of_grey else slice(3)]
+
+
+def _of_lower_bytes(layout: Any) -> str | None:
+    """Returns Pillow's name of the same numbers of 16 bits with their bytes in the other order."""
+    kind, _, order = str(layout).partition(";16")
+    if kind == "LA":  # there is no other order: all bytes, as channels
+        return "RGBA" if order else None
+    return f"{kind};16{_OTHER_ORDER[order]}" if order in _OTHER_ORDER else None
 
 
 def unstretched(image: Image.Image, largest: int) -> Image.Image:

@@ -28,7 +28,7 @@ from utils.text import count, percent, printable
 
 # Of more masks than this so many are looked at, evenly spaced.
 MAX_MASKS = 5000
-_FORMAT = 2  # since masks of 2 and 4 bits are read as numbers
+_FORMAT = 3  # since labels in colours of 16 bits are refused
 _NAMED = 8  # classes whose shares are printed
 
 

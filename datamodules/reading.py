@@ -20,7 +20,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.grey_levels import in_rgb, is_cut_to_8_bits, largest_level, unstretched
+from datamodules.grey_levels import (
+    in_rgb,
+    is_cut_to_8_bits,
+    largest_level,
+    lower_bytes,
+    unstretched,
+)
 from utils.text import count, printable
 
 # Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
@@ -183,13 +189,18 @@ def read_values(file: Path) -> Image.Image:
         largest, is_cut = largest_level(image), is_cut_to_8_bits(image)
         image.load()
         # Labels, of which nothing is left; colours of 16 bits are told apart by their upper 8.
-        if is_cut and not np.asarray(image)[..., :3].any():
+        if is_cut and not np.asarray(image)[..., :3].any() and _lower_bytes(file).any():
             raise ValueError(
                 "16 bits a channel, of which the upper 8 are read, and those hold nothing: save it "
                 "with 8 bits a channel, or as grey of 16"
             )
         values = image if largest is None else unstretched(image, largest)
         return turned(values, _orientation(image))
+
+
+def _lower_bytes(file: Path) -> NDArray[np.uint8]:
+    with _image_of(file) as image:
+        return lower_bytes(image)
 
 
 def shorter_side(item: ImageItem) -> int | None:

@@ -94,5 +94,11 @@ def data_uri(image: Image.Image, width: int | None = None) -> str:
 
 def picture_uri(file: Path, width: int | None = None) -> str:
     """Returns the image in a file, as `data_uri` does."""
+    return data_uri(picture_in(file), width)
+
+
+def picture_in(file: Path) -> Image.Image:
+    """Returns the image in a file of a run's folder."""
     with Image.open(file) as image:
-        return data_uri(image, width)
+        image.load()
+        return image

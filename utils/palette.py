@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 VOID = 255  # pixels that count for nothing
-BACKGROUND = "background"  # the name of what is no object
+BACKGROUND = "background"  # the name of what is no object, in any case
 VOID_GREY = (190, 190, 190)
 # Of padded images: ImageNet's mean, close to 0 once a backbone has normalised it.
 MEAN_COLOUR = (124, 116, 104)
@@ -31,7 +31,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 def has_background(classes: Sequence[str]) -> bool:
     """Returns whether label 0 of a data set is what belongs to no class."""
-    return bool(classes) and classes[0] == BACKGROUND
+    return bool(classes) and classes[0].lower() == BACKGROUND
 
 
 def palette(classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -85,8 +85,11 @@ def find_pictures(places: Sequence[str]) -> Found:
 
 def _at(place: str) -> tuple[Path, list[Path]]:
     """Returns the folder that a place lies in, or is, and the files there."""
-    # Without `..`, which would lead out of the folder that results are written to.
-    path = Path(os.path.abspath(place))  # noqa: PTH100 (pathlib would follow links as well)
+    # Without `..`, which would lead out of the folder that results are written to; after a link it
+    # is what lies above the folder that is linked to.
+    parts = Path(place).absolute().parts
+    last = max((number for number, part in enumerate(parts, start=1) if part == ".."), default=0)
+    path = Path(*parts[:last]).resolve().joinpath(*parts[last:])
     if path.is_dir():
         return path, sorted(files_below(path))
     if path.exists():

@@ -64,6 +64,16 @@ def test_processes_on_a_cpu_share_its_memory(monkeypatch):
     assert resolve_chunk_size(agent, views, hparams, CPU, cost) == 4
 
 
+def test_where_the_network_alone_is_too_large_no_loss_is_blamed(monkeypatch, said):
+    hparams, cost = settings(trainer__chunk_size="auto"), SimpleNamespace(activations=(1e6, 1e6))
+    hparams.data.batch_size = 16
+    agent = build_agent(resolve_for_data(resolve(settings()), 512, False), Shapes("unused"))
+    monkeypatch.setattr("agents.chunks.free_mb", lambda device: 0.0)
+    views = ViewsDataModule(None, None, 32, None)
+    assert resolve_chunk_size(agent, views, hparams, CPU, cost) == 2
+    assert not any("warning" in line for line in said)
+
+
 def dino(**changed):
     """A student and a teacher of which nearly all memory is that of their many outputs."""
     small = {"backbone__name": "vit_tiny", "backbone__depth": 1, "backbone__embed_dim": 24}

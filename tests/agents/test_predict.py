@@ -186,6 +186,15 @@ def test_no_name_leads_out_of_the_folder_of_results(photos, monkeypatch):
     ]
 
 
+def test_what_lies_above_a_link_lies_above_what_it_leads_to(photos, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(photos / "deep" / "er")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "c.png").symlink_to(photos / "deep" / "a.png")
+    found = find_pictures(["link/../a.png", "../c.png"])
+    assert [path.name for path in found.files] == ["a.png", "c.png"]
+
+
 def test_a_name_with_brackets_is_a_name(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo [1].png")
     (name, _), *others = find_pictures([str(tmp_path / "photo [1].png")]).pictures([])

@@ -87,9 +87,10 @@ def test_pictures_keep_their_pixels(folder):
 
 
 @pytest.mark.parametrize(
-    ("step", "damaged", "taken"), [(2, False, True), (1, False, False), (2, True, False)]
+    ("step", "damaged", "taken"),
+    [(2, False, True), (1, False, False), (3, False, False), (2, True, False)],
 )
-def test_curves_are_drawn_anew_only_where_values_came_after_their_picture(
+def test_curves_are_drawn_anew_only_where_their_picture_is_of_other_steps(
     folder, step, damaged, taken
 ):
     file = folder.figures / "learning_curves" / f"step-{step:07d}.png"

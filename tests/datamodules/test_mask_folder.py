@@ -29,6 +29,7 @@ from tests.datamodules.own_masks import (
     with_alpha,
 )
 from utils.console import quiet_libraries
+from utils.palette import has_background
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,9 @@ def test_a_background_of_another_name_comes_first(tmp_path):
 @pytest.mark.parametrize("name", ["Background", "BACKGROUND"])
 def test_a_background_is_one_in_any_case(tmp_path, name):
     (tmp_path / "classes.yaml").write_text(f"names: [crop, {name}]")
-    assert MaskFolder(str(tmp_path)).classes == ("background", "crop")
+    classes = MaskFolder(str(tmp_path)).classes
+    assert classes == (name, "crop")  # as checkpoints have it
+    assert has_background(classes)
 
 
 def test_labels_are_painted_in_their_own_colours(tmp_path):
@@ -441,6 +444,12 @@ def test_a_list_that_cannot_be_understood_is_explained(tmp_path, text, words):
     (tmp_path / "classes.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/classes\.yaml.*{words}"):
         _ = MaskFolder(str(tmp_path)).classes
+
+
+def test_three_values_that_are_no_colour_are_ignored(tmp_path):
+    text = "names: [a, b, c]\ncolours: [black, red, blue]\nignore: [-1, 0, 300]"
+    (tmp_path / "classes.yaml").write_text(text)
+    assert MaskFolder(str(tmp_path)).classes == ("b", "c")
 
 
 def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):

@@ -430,22 +430,38 @@ def test_masks_of_few_bits_hold_their_labels(tmp_path, bits):
 
 
 def colours_of_16_bits(file, values):
-    """Writes `(H, W, 3)` as OpenCV writes unsigned numbers of 16 bits."""
+    """Writes `(H, W, C)` as OpenCV writes unsigned numbers of 16 bits; two channels: with alpha."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", values.shape[1], len(values), 16, 2, 0, 0, 0)
+    kind = {2: 4, 3: 2, 4: 6}[values.shape[2]]
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), 16, kind, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     file.write_bytes(PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks))
     return file
 
 
-def test_labels_in_colours_of_16_bits_are_refused(tmp_path):
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_labels_in_colours_of_16_bits_are_refused(tmp_path, channels):
     """Pillow reads the upper 8 bits of each: all labels were 0."""
-    labels = np.arange(12).reshape(3, 4, 1).repeat(3, 2)
-    file = colours_of_16_bits(tmp_path / "mask.png", labels)
+    labels, file = np.arange(12).reshape(3, 4, 1).repeat(channels, 2), tmp_path / "mask.png"
+    if channels != 3:
+        labels[..., -1] = 65535  # opaque
+    colours_of_16_bits(file, labels)
     with pytest.raises(UnreadableImageError, match=r"16 bits a channel, .* save it with 8 bits"):
         reading.read_values(file)
-    file = colours_of_16_bits(tmp_path / "mask.png", 257 * labels)  # as GIMP writes colours
-    assert np.array_equal(np.asarray(reading.read_values(file)), labels)
+    colours = 257 * np.arange(12).reshape(3, 4, 1).repeat(3, 2)  # as GIMP writes them
+    read = np.asarray(reading.read_values(colours_of_16_bits(file, colours)))
+    assert np.array_equal(read, colours / 257)
+    labels[..., : channels - (channels != 3)] = 0  # an image of background alone
+    black = np.asarray(reading.read_values(colours_of_16_bits(file, labels)))
+    assert not black[..., :3].any()
+
+
+def test_a_black_mask_of_16_bits_a_pixel_is_a_mask(tmp_path):
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, 16, 3, 16, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)  # of red, green and blue
+    start = struct.pack("<2sIHHI", b"BM", 82, 0, 0, 14 + len(header) + len(masks))
+    (tmp_path / "mask.bmp").write_bytes(start + header + masks + bytes(16))
+    assert not np.asarray(reading.read_values(tmp_path / "mask.bmp")).any()
 
 
 @pytest.mark.parametrize(("white", "is_dark"), [(4095, True), (65535, False)])
