@@ -60,7 +60,6 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     result |= _of_all_parts(result, known)
     # What was measured of other weights, such as by --evaluate, counts no more.
     written = (known if known.get("steps") == result["steps"] else {}) | result
-    # Not `result`: a part that had only the test left to do has but that to tell.
     chart = before_and_now(observers.callbacks, written)
     guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
     said = partial(in_words, fitting.agent, observers.callbacks, written)
@@ -74,7 +73,7 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     written["readout_failures"] = dict(failed_before + guard.failures)
     recorded = _attempt(partial(folder.write_summary, written))
     # Of the numbers the loggers have all that were measured.
-    facts = {name: value for name, value in written.items() if name not in fitting.metrics}
+    facts = {name: value for name, value in written.items() if name not in observers.numbers}
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
     return Closed(result, [*written["in_words"], *guard.in_words()], hints, recorded)

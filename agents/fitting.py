@@ -51,7 +51,6 @@ class Fitting:
 
     Attributes:
         end: how it ended.
-        metrics: last values by name, of training and of the test.
         seconds: that all took.
         peak_mb: the most memory it held.
         trained: whether training is done and saved.
@@ -65,7 +64,6 @@ class Fitting:
     stopwatch: Stopwatch
     device: torch.device
     end: End = field(default=End("failed"), init=False)
-    metrics: dict[str, Any] = field(default_factory=dict, init=False)
     seconds: float = field(default=0.0, init=False)
     peak_mb: float = field(default=0.0, init=False)
     trained: bool = field(default=False, init=False)
@@ -84,7 +82,6 @@ class Fitting:
             self.end = End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.metrics |= self.trainer.callback_metrics
             self.peak_mb = peak_mb(self.device)
             self.seconds = time.perf_counter() - started
 
@@ -144,7 +141,6 @@ class Fitting:
             self.trained = True
         elif agent.validates_untrained and trainer.limit_val_batches:
             trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
-        self.metrics |= trainer.callback_metrics
 
     def _test(self) -> None:
         trains = self.agent.trains

@@ -12,6 +12,8 @@ from callbacks.guard import Guard
 from callbacks.report import Report
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
+from utils.logging import RunFolderLogger
+from utils.metrics_file import last_values
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,13 @@ class Observers:
     loggers: list[Logger]
     throughput: Throughput
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The last value of each scalar, sorted by name, of all parts of the run.
+
+        Not what Lightning knows, which is of this part alone.
+        """
+        rows = [log.metrics.rows for log in self.loggers if isinstance(log, RunFolderLogger)]
+        found = [item for each in rows for item in last_values(each).items()]
+        return {name: value for name, value in sorted(found) if "/" in name}

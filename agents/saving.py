@@ -73,11 +73,11 @@ def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
 
 def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
     """Drops what was logged of steps that a checkpoint does not know."""
-    # Rows count steps from 0: this one holds what was measured when the last step was done.
+    # Rows count steps from 0: this one is of the step to come, and of the test, which is made anew.
     step = int(read_run_checkpoint(checkpoint)["global_step"])
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
-            logger.forget_after(step)
+            logger.forget_from(step)
 
 
 def flush(loggers: Sequence[Logger]) -> None:

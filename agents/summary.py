@@ -30,13 +30,12 @@ def collect(fitting: Fitting, observers: Observers, transductive: bool) -> dict[
         transductive: see `is_transductive`.
     """
     trainer, throughput, unreadable = fitting.trainer, observers.throughput, observers.unreadable
-    values = {name: float(value) for name, value in fitting.metrics.items()}
     return {
         "status": fitting.end.status,
         "reason": fitting.end.reason,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        **{name: value for name, value in sorted(values.items()) if math.isfinite(value)},
+        **{name: value for name, value in observers.numbers.items() if math.isfinite(value)},
         "images_per_second": round(throughput.images_per_second, 2),
         "data_wait_share": round(throughput.data_wait_share, 3),
         **_seconds(throughput, fitting.stopwatch),

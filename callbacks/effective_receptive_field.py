@@ -98,7 +98,7 @@ class EffectiveReceptiveField(BackbonePicture):
             f"{count(len(images), f'{split} image')} of {side} px ({how}), "
             f"step {trainer.global_step}"
         )
-        log_scalars(trainer, numbers(fields))
+        log_scalars(trainer, numbers(fields), trainer.global_step - 1)
         arrays = {name: field.numpy() for name, field in fields.items()}
         log_figure(trainer, "effective_receptive_field", draw(fields, title), arrays)
 

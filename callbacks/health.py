@@ -217,7 +217,8 @@ class Health(Callback):
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share
-            pl_module.log("train/data_wait_share", throughput.data_wait_share)
+            found = {"train/data_wait_share": throughput.data_wait_share}
+            log_scalars(trainer, found, trainer.global_step - 1)
         goes_on = isinstance(pl_module, Learner) and pl_module.from_weights
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             judged = isinstance(callback, Readout) and goes_on

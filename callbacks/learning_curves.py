@@ -73,8 +73,8 @@ class LearningCurves(Callback):
         if due(trainer, self.every_n_epochs) and not last_epoch(trainer):
             self._draw(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws all of it. What the readouts of an epoch say is logged after its end."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws all of it, also of a run that was killed after its last step."""
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:

@@ -22,7 +22,7 @@ from callbacks.online_probe import OnlineProbe
 from utils.figures import close, picture
 from utils.files import name_damaged, write_atomically
 from utils.logging import RunFolderLogger
-from utils.metrics_file import read_metrics
+from utils.metrics_file import last_values, read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_in, picture_uri, render
 from utils.run_folder import RunFolder
@@ -114,7 +114,7 @@ class Report(Callback):
                 picture_width=width,
                 headline=_headline(summary, environment, settings),
                 words=_words(summary),
-                numbers=_numbers(_last_values(rows) | dict(summary)),
+                numbers=_numbers(_so_far(rows) | dict(summary)),
                 command=shlex.join(_texts(environment.get("command"))),
                 galleries={kind: pictures for kind, pictures in galleries.items() if pictures},
                 curves=data_uri(curves, width) if curves else None,
@@ -233,12 +233,9 @@ def _texts(value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else []
 
 
-def _last_values(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Returns what is known of a run that is not over: the last value of each scalar."""
-    last: dict[str, Any] = {"steps": max(rows) + 1} if rows else {}
-    for _, row in sorted(rows.items()):
-        last |= row
-    return last
+def _so_far(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Returns what is known of a run that is not over."""
+    return last_values(rows) | ({"steps": max(rows) + 1} if rows else {})
 
 
 def _numbers(values: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -29,7 +29,7 @@ SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
 class RunFolderLogger(Logger):
     """Scalars to metrics.csv, figures to figures/<kind>/step-*.png.
 
-    On resume, rows after the resumed step are dropped: they belong to steps that never counted. A
+    On resume, rows of steps that the checkpoint does not know are dropped: they never counted. A
     file that cannot be written while training is said, once, and ends nothing.
     """
 
@@ -53,9 +53,9 @@ class RunFolderLogger(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Nothing: hparams.yaml is written when the run starts."""
 
-    def forget_after(self, step: int) -> None:
-        """Drops rows of later steps."""
-        self.metrics.forget_after(step)
+    def forget_from(self, step: int) -> None:
+        """Drops rows from a step on."""
+        self.metrics.forget_from(step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -40,9 +40,9 @@ class MetricsFile:
         self._names.update(scalars)
         self._changed.add(step)
 
-    def forget_after(self, step: int) -> None:
-        """Drops rows of later steps; the file has them until it is rewritten."""
-        self.rows = {key: row for key, row in self.rows.items() if key <= step}
+    def forget_from(self, step: int) -> None:
+        """Drops rows from a step on; the file has them until it is rewritten."""
+        self.rows = {key: row for key, row in self.rows.items() if key < step}
         self._names = _names(self.rows)
         self._columns, self._changed = [], self._changed & self.rows.keys()
 
@@ -88,6 +88,11 @@ class MetricsFile:
 
 def _names(rows: Mapping[int, Mapping[str, float]]) -> set[str]:
     return {name for row in rows.values() for name in row}
+
+
+def last_values(rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Returns the last value of each scalar."""
+    return {name: value for _, row in sorted(rows.items()) for name, value in row.items()}
 
 
 # What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a

@@ -635,7 +635,7 @@ def test_of_several_processes_each_has_fewer_images_to_take_in_chunks(tmp_path):
     agent: Any = SimpleNamespace(trains=True, settings=parsed(options(given)))
     agent.held_by_loss = lambda images, chunk: 0
     loaders = dict.fromkeys(("train_dataloader", "val_dataloaders", "test_dataloaders"))
-    trainer: Any = SimpleNamespace(fit=exhausted, callback_metrics={}, world_size=2, **loaders)
+    trainer: Any = SimpleNamespace(fit=exhausted, world_size=2, **loaders)
     data: Any = None
     fitting = Fitting(trainer, agent, data, RunFolder(tmp_path), None, Stopwatch(), CPU)
     fitting.run()

@@ -37,7 +37,7 @@ def test_metrics_survive_and_forget(file):
         0: {"train/loss": 1.5},
         3: {"val/loss": 2.5, "train/loss": 0.5, "lr": 0.1},
     }
-    again.forget_after(2)
+    again.forget_from(3)
     again.write()
     assert list(read_metrics(file)) == [0]
     assert file.read_text().splitlines()[0] == "step,train/loss"
