@@ -115,7 +115,8 @@ class LinearProbe(Agent):
         return self._features[split]
 
     def _extract(self, loader: Any) -> Tensor:
-        rows, places = [], []
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
             for images, positions in loader:
                 images = images.to(self.device)
