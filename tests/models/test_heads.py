@@ -9,7 +9,7 @@ from config.names import HEADS
 from models.backbones.base import Features
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
-from models.heads.base import Head
+from models.heads.base import Head, concatenated
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from utils.imports import load
@@ -117,6 +117,13 @@ def test_maps_of_different_strides_meet_at_the_finest():
             assert head(backbone(images), (64, 64)).shape == (2, 7, 64, 64)
 
 
+def test_maps_are_joined_at_the_size_of_the_finest():
+    coarse, fine = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 8, 12)
+    enlarged = F.interpolate(coarse, (8, 12), mode="bilinear", align_corners=False)
+    joined = concatenated(Features(torch.zeros(2, 5), (coarse, fine), (), (32, 16)))
+    assert torch.equal(joined, torch.cat([enlarged, fine], 1))
+
+
 def non_additivity(head: Head) -> float:
     """How far f(x) + f(y) - f(x + y) - f(0) is from zero, relative to f."""
     head = head.double()
@@ -175,6 +182,19 @@ def test_setr_naive_is_its_definition():
 def test_setr_mla_wants_four_layers():
     with pytest.raises(ValueError, match=r"reads 4 layers, got 1: set --backbone.layers"):
         build("setr_mla", layers=1)
+
+
+@pytest.mark.parametrize(("stride", "finer"), [(16, 4), (2, 2)])
+def test_setr_mla_sums_from_above_and_never_beyond_the_image(stride, finer):
+    head = load(HEADS["setr_mla"])((8,) * 4, (stride,) * 4, 3).eval()
+    x = features((4 * stride, 6 * stride), 4, stride, 8)
+    above, streams = torch.zeros(()), []
+    for level in (3, 2, 1, 0):
+        above = head.reduce[level](x.maps[level]) + above  # of all deeper ones
+        stream = head.streams[level](head.smooth[level](above))
+        size = (4 * finer, 6 * finer)
+        streams.insert(0, F.interpolate(stream, size, mode="bilinear", align_corners=False))
+    torch.testing.assert_close(head.native(x), head.classify(torch.cat(streams, 1)))
 
 
 def test_heads_know_what_backbones_give():
