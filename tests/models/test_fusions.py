@@ -271,7 +271,7 @@ def test_fusion2_says_where_it_cannot_work():
     one = replace(given, factors=given.factors[1:])
     carrying = AffinityPropagation((8,), (8,), CLASSES, (4,), carries="features")
     with pytest.raises(ValueError, match="grid of the attention"):
-        carrying.enrich(one, None)
+        carrying.enrich(one, carrying.edges(one))
 
 
 # --- fusion 1 and 3 -------------------------------------------------------------------------------

@@ -179,6 +179,13 @@ def test_setr_naive_is_its_definition():
     torch.testing.assert_close(head(given, (32, 32)), expected)
 
 
+@pytest.mark.parametrize(("stride", "finer"), [(32, 8), (16, 8), (8, 4), (4, 2)])
+def test_setr_pup_doubles_up_to_half_the_image_before_it_is_resized(stride, finer):
+    head = build("setr_pup", stride=stride, width=8, classes=3)
+    x = features((2 * stride, 3 * stride), stride=stride, width=8)
+    assert head.native(x).shape == (2, 3, 2 * finer, 3 * finer)
+
+
 def test_setr_mla_wants_four_layers():
     with pytest.raises(ValueError, match=r"reads 4 layers, got 1: set --backbone.layers"):
         build("setr_mla", layers=1)
@@ -276,6 +283,23 @@ def test_segmenter_treats_all_classes_alike():
     decoded = head.decode(features((64, 64)).maps[0])
     torch.testing.assert_close(decoded.mean(1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
     assert decoded.var(1, correction=0).max() <= 1
+
+
+def test_segmenter_compares_each_patch_with_each_class():
+    head = build("segmenter_mask", width=16, classes=3)
+    x = features((32, 48), width=16).maps[0][:1]  # a grid of 2 x 3
+    tokens = torch.cat([head.project(x[0].flatten(1).T), head.classes[0]])
+    tokens = head.norm(head.blocks(tokens[None]))[0]
+    cosines = torch.stack(
+        [
+            F.cosine_similarity(
+                head.patch_projection(tokens[patch]), head.class_projection(tokens[6:]), dim=-1
+            )
+            for patch in range(6)
+        ]
+    )
+    expected = head.mask_norm(cosines).T.view(1, 3, 2, 3)
+    torch.testing.assert_close(head.decode(x), expected)
 
 
 def test_segmenter_heads_divide_any_width():
