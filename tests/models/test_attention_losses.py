@@ -265,3 +265,15 @@ def test_without_a_background_the_first_class_is_an_object():
     assert mass(("background", "cat")) == pytest.approx(with_background)
     assert mass(("person", "cat")) == pytest.approx(float(mass_loss(rows[:, 0], shares, valid)))
     assert mass(("person", "cat")) != pytest.approx(with_background)
+
+
+def test_what_a_class_looks_at_is_compared_with_that_class_alone():
+    labels = scene()  # 1 and 2 fill a patch each
+    maps = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = Features(torch.zeros(1, 2), (), (), ())
+    classes = ("background", "cat", "dog")
+    found = attention_loss(given, Looks([maps]), labels, classes, ["mass"], False)
+    cat, dog = maps[0, 1].flatten(), maps[0, 2].flatten()
+    # Of the three patches that are not void, 1 is the dog's and 2 the cat's.
+    expected = -(math.log(cat[2] / cat[:3].sum()) + math.log(dog[1] / dog[:3].sum())) / 2
+    assert float(found["mass"]) == pytest.approx(expected, rel=1e-5)
