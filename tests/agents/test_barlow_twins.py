@@ -11,6 +11,8 @@ from agents.barlow_twins import BarlowTwins
 from config.hparams import Hparams
 from config.resolve import resolve
 from datamodules.loading import Batch
+from datamodules.seeding import generator
+from models.mixing import Mixing
 from tests.conftest import assert_same, summary, weights
 from utils.metrics_file import read_metrics
 
@@ -137,6 +139,33 @@ def test_mixed_images_are_a_term_of_training_alone(train):
     assert other["train/loss"] == pytest.approx(first["train/loss"] + added, rel=1e-5)
     assert "val/mixed_loss" not in summary(mixed)
     assert difference(weights(mixed), weights(plain)) > 1e-6
+
+
+def test_what_is_logged_is_by_hand():
+    method = {"scale": 0.5, "lambd": 0.01, "mix": 4.0}
+    agent = agent_for(**{f"barlow_twins__{name}": value for name, value in method.items()}).train()
+    agent.trainer = SimpleNamespace(global_step=3)  # type: ignore[assignment]
+    z1, z2, mixed = torch.randn(3, 6, 4, dtype=torch.float64).unbind()
+    loss, logged = agent.loss([z1, z2, mixed])
+
+    def correlation(a, b):
+        a, b = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (a, b))
+        return a.T @ b / 6
+
+    mixing = Mixing.draw(6, generator(agent.settings.run.seed, 3))  # another in every step
+    expected = 0.0
+    for view in (z1, z2):
+        parts = mixing.alpha * correlation(z1, view)
+        parts = parts + (1 - mixing.alpha) * correlation(z2[mixing.order], view)
+        expected += float((correlation(mixed, view) - parts).square().sum())
+    assert float(logged["mixed_loss"]) == pytest.approx(0.5 * 4 * 0.01 * expected)
+    c = correlation(z1, z2)
+    redundancy = c.square().sum() - c.diagonal().square().sum()
+    own = float((1 - c.diagonal()).square().sum() + 0.01 * redundancy)
+    assert float(loss) == pytest.approx(0.5 * own + float(logged["mixed_loss"]))
+    # On the scale of the loss: 4 x 3 pairs of dimensions, 6 images.
+    assert logged["noise_floor"] == pytest.approx(0.5 * 0.01 * 12 / 5)
+    assert logged["lower_bound"] == 0
 
 
 def test_a_mixed_image_counts_when_memory_is_measured():

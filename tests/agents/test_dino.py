@@ -389,6 +389,28 @@ def test_twins_add_up(train, term, second):
             assert row["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
+def test_the_second_loss_is_the_mean_over_pairs_by_hand():
+    agent = agent_for(dino_twins__pairs="global_local", dino_twins__beta=0.3, task="dino_twins")
+    agent.train()
+    sides = (64, 64, 32)
+    images = [torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8) for side in sides]
+    batch = Batch(tuple([view] for view in images), torch.arange(5), ())
+    targets = [torch.rand(5, int(agent.settings.dino.out_dim)).softmax(-1) for _ in range(2)]
+    with torch.no_grad():
+        loss, scalars = agent.student_loss(batch, targets)
+        # BatchNorm's statistics are a view's own.
+        z = [agent.projector(agent.student.backbone(view).pooled).double() for view in images]
+    z = [(view - view.mean(0)) / (view.var(0, correction=0) + 1e-5).sqrt() for view in z]
+    costs, lambd = [], float(agent.settings.barlow_twins.lambd)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        c = z[i].T @ z[j] / 5
+        redundancy = c.square().sum() - c.diagonal().square().sum()
+        costs.append(float((1 - c.diagonal()).square().sum() + lambd * redundancy))
+    assert float(scalars["barlow_twins_loss"]) == pytest.approx(sum(costs) / 3, rel=1e-3)
+    total = float(scalars["dino_loss"]) + 0.3 * sum(costs) / 3
+    assert float(loss) == pytest.approx(total, rel=1e-3)
+
+
 def test_the_second_loss_is_sigreg_by_hand():
     sizes = {"projector_dim": 6, "hidden_dim": 12, "slices": 4, "knots": 101}
     agent = agent_for(

@@ -27,8 +27,9 @@ def test_the_loss_adds_up_and_is_read_against_a_gaussian(train, capsys):
                     normality - expected_sigreg(17, 3.0), abs=1e-5
                 )
     found = summary(folder)
-    for key in ("embedding_std", "effective_rank", "noise_floor"):
+    for key in ("embedding_std", "effective_rank"):
         assert found[f"val/{key}"] > 0
+    assert found["val/noise_floor"] == pytest.approx(0.2 * expected_sigreg(17, 3.0))
     assert found["train/lr"] >= 0
     assert rows[0]["train/rank_me"] > 0  # health sees the features
     assert "SIGReg" in capsys.readouterr().out

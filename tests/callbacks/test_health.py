@@ -240,6 +240,8 @@ def test_statistics_of_known_features():
     off = cosines[~torch.eye(9, dtype=torch.bool)]
     assert float(mean_cosine(random[:9])) == pytest.approx(float(off.mean()))
     assert float(effective_rank(torch.eye(10)[:, :6])) == pytest.approx(6)
+    # Of the directions (1, 0) and (0, 1) both numbers are 1/2 away from their mean.
+    assert float(mean_std(torch.tensor([[3.0, 0], [0, 2]]))) == pytest.approx(math.sqrt(2) / 2)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(10, 20), (33, 20), (180, 30), (320, 50), (9999, 50)])

@@ -119,6 +119,19 @@ def test_labels_lie_where_their_image_does():
     assert abs(np.mean(shifts)) < 0.1  # pixels
 
 
+def test_every_other_fixed_view_is_the_mirror_image():
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 5, (32, 32), dtype=torch.uint8)
+    views = FixedViews(32, Standard(32), [1.0, 2.0], 3)
+    assert len(views) == 12
+    for number in range(6):  # at scale 1 a crop is the whole image
+        seen, cut = views.view(number)(Image.fromarray(pixels.numpy()), labels)
+        if number % 2:
+            seen, cut = seen.flip(-1), cut.flip(-1)
+        assert torch.equal(seen, pixels.movedim(-1, 0))
+        assert torch.equal(cut, labels)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_padding_has_the_mean_colour_whatever_file_it_is(tmp_path, suffix):
     marked(40, 60)[0].save(tmp_path / f"a.{suffix}")

@@ -81,6 +81,41 @@ def test_mass_is_that_of_a_plain_reference():
     assert float(found) == pytest.approx(sum(costs) / len(costs), rel=1e-6)
 
 
+def test_the_choice_of_a_head_is_no_way_to_lower_the_mass_loss():
+    maps, shares, valid = inputs()
+    maps = maps.double().requires_grad_()
+    cost, weights, present = matched_heads(maps, shares[:, 1:], valid)
+    chosen = (cost * weights.detach()).sum(-1)[present].mean()
+    (expected,) = torch.autograd.grad(chosen, maps)
+    (found,) = torch.autograd.grad(mass_loss(maps, shares[:, 1:], valid), maps)
+    torch.testing.assert_close(found, expected)
+
+
+def test_shape_is_that_of_a_plain_reference():
+    maps, _, _ = inputs()
+    labels = torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(2)).byte()
+    labels[0, :4] = VOID  # half of the patches: what is uniform is uniform over the others
+    shares, valid = patch_shares(labels, (4, 4), 4)
+    costs = []
+    for image in range(2):
+        seen = [i for i in range(16) if valid[image, i]]
+        for label in range(1, 4):
+            object_ = [float(shares[image, label, i]) for i in seen]
+            masses, unlike = [], []
+            for h in range(3):
+                total = sum(float(maps[image, h, i]) for i in seen)
+                attention = [float(maps[image, h, i]) / total for i in seen]
+                masses.append(sum(a * o for a, o in zip(attention, object_, strict=True)))
+                # sigmoid(4 log x) for x times the uniform attention
+                above = [1 / (1 + (a * len(seen)) ** -4) for a in attention]
+                both = sum(a * o for a, o in zip(above, object_, strict=True))
+                unlike.append(1 - both / (sum(above) + sum(object_) - both))
+            weights = [mass**10 for mass in masses]  # exp(log(mass) / 0.1)
+            costs.append(sum(w * u for w, u in zip(weights, unlike, strict=True)) / sum(weights))
+    found = shape_loss(maps.double(), shares[:, 1:].double(), valid)
+    assert float(found) == pytest.approx(sum(costs) / len(costs), rel=1e-4)
+
+
 def test_mass_is_zero_when_some_head_looks_at_each_object_alone():
     shares, valid = patch_shares(scene(), (2, 2), 3)
     maps = torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1]]])
@@ -230,3 +265,15 @@ def test_without_a_background_the_first_class_is_an_object():
     assert mass(("background", "cat")) == pytest.approx(with_background)
     assert mass(("person", "cat")) == pytest.approx(float(mass_loss(rows[:, 0], shares, valid)))
     assert mass(("person", "cat")) != pytest.approx(with_background)
+
+
+def test_what_a_class_looks_at_is_compared_with_that_class_alone():
+    labels = scene()  # 1 and 2 fill a patch each
+    maps = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    given = Features(torch.zeros(1, 2), (), (), ())
+    classes = ("background", "cat", "dog")
+    found = attention_loss(given, Looks([maps]), labels, classes, ["mass"], False)
+    cat, dog = maps[0, 1].flatten(), maps[0, 2].flatten()
+    # Of the three patches that are not void, 1 is the dog's and 2 the cat's.
+    expected = -(math.log(cat[2] / cat[:3].sum()) + math.log(dog[1] / dog[:3].sum())) / 2
+    assert float(found["mass"]) == pytest.approx(expected, rel=1e-5)

@@ -162,6 +162,27 @@ def test_attention_on_void_patches_counts_nowhere():
     assert first.compute().images == 1
 
 
+def test_information_is_that_of_patches_that_are_not_void():
+    labels = scene(0, 64, 80)
+    labels[:, 40:] = VOID
+    counts = pixel_counts(labels, (16, 20), 21)
+    maps = torch.rand(2, 16, 20, generator=torch.Generator().manual_seed(1))
+    maps[0] += objects_of(labels)
+    meter, generator = AttentionMeter(), torch.Generator().manual_seed(0)
+    meter.update(maps, counts)
+    by = [int(torch.randint(1, side, (), generator=generator)) for side in (16, 20)]
+    told = []
+    for shown in (maps, maps.roll(by, (1, 2))):
+        table = torch.zeros(21, 4, dtype=torch.long)
+        first, second = mass_mask(shown, 0.6).flatten(1)
+        for patch in range(320):
+            if counts[:, patch].sum():
+                code = int(first[patch]) + 2 * int(second[patch])
+                table[counts[:, patch].argmax(), code] += 1
+        told.append(uncertainty_coefficient(table))
+    assert meter.compute().information == pytest.approx(told[0] - told[1])
+
+
 def test_objects_smaller_than_half_a_patch_leave_precision_alone_unknown():
     labels = torch.zeros(64, 64, dtype=torch.uint8)
     labels[4:12, 4:12] = 1  # a sixteenth of the first patch

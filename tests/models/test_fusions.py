@@ -271,7 +271,7 @@ def test_fusion2_says_where_it_cannot_work():
     one = replace(given, factors=given.factors[1:])
     carrying = AffinityPropagation((8,), (8,), CLASSES, (4,), carries="features")
     with pytest.raises(ValueError, match="grid of the attention"):
-        carrying.enrich(one, None)
+        carrying.enrich(one, carrying.edges(one))
 
 
 # --- fusion 1 and 3 -------------------------------------------------------------------------------
@@ -291,6 +291,14 @@ def test_maps_become_channels_of_unit_spread():
     assert [each.shape[1] for each in enriched.maps] == list(part.channels) == [WIDTH, WIDTH + 32]
     assert torch.equal(enriched.maps[0], given.maps[0])
     torch.testing.assert_close(enriched.maps[1][:, :WIDTH], given.maps[1])
+
+
+def test_maps_are_where_cls_looks():
+    backbone, blocks = vit(), (-2, -1)
+    asked = backbone(images(), AttentionRequest(blocks, "cls")).attention
+    found = attention_maps(backbone(images(), attention_request(backbone, blocks, all_pairs=True)))
+    for maps, rows in zip(found, asked, strict=True):
+        torch.testing.assert_close(maps, rows.patch_maps()[:, :, 0])
 
 
 def test_log_maps_are_zero_where_attention_is_uniform():
@@ -450,7 +458,8 @@ def test_the_local_control_is_a_gaussian_of_the_distance(pair):
         places = [(y, x) for y in range(height) for x in range(width)]
         for head, spread in enumerate((1.0, 2.0, 4.0)):  # one patch … a quarter of 16
             found = factors.patch_attention(head, pair)[1]
-            for i in (0, 17, len(places) - 1):
+            # In the middle, where CLS stands, too: only patches are looked at.
+            for i in (0, 17, places.index((height // 2, width // 2)), len(places) - 1):
                 squares = [(places[i][0] - y) ** 2 + (places[i][1] - x) ** 2 for y, x in places]
                 weights = (-torch.tensor(squares, dtype=torch.float64) / (2 * spread**2)).exp()
                 torch.testing.assert_close(found[i], weights / weights.sum(), rtol=0, atol=4e-3)

@@ -9,7 +9,7 @@ from config.names import HEADS
 from models.backbones.base import Features
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
-from models.heads.base import Head
+from models.heads.base import Head, concatenated
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from utils.imports import load
@@ -117,6 +117,13 @@ def test_maps_of_different_strides_meet_at_the_finest():
             assert head(backbone(images), (64, 64)).shape == (2, 7, 64, 64)
 
 
+def test_maps_are_joined_at_the_size_of_the_finest():
+    coarse, fine = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 8, 12)
+    enlarged = F.interpolate(coarse, (8, 12), mode="bilinear", align_corners=False)
+    joined = concatenated(Features(torch.zeros(2, 5), (coarse, fine), (), (32, 16)))
+    assert torch.equal(joined, torch.cat([enlarged, fine], 1))
+
+
 def non_additivity(head: Head) -> float:
     """How far f(x) + f(y) - f(x + y) - f(0) is from zero, relative to f."""
     head = head.double()
@@ -172,9 +179,29 @@ def test_setr_naive_is_its_definition():
     torch.testing.assert_close(head(given, (32, 32)), expected)
 
 
+@pytest.mark.parametrize(("stride", "finer"), [(32, 8), (16, 8), (8, 4), (4, 2)])
+def test_setr_pup_doubles_up_to_half_the_image_before_it_is_resized(stride, finer):
+    head = build("setr_pup", stride=stride, width=8, classes=3)
+    x = features((2 * stride, 3 * stride), stride=stride, width=8)
+    assert head.native(x).shape == (2, 3, 2 * finer, 3 * finer)
+
+
 def test_setr_mla_wants_four_layers():
     with pytest.raises(ValueError, match=r"reads 4 layers, got 1: set --backbone.layers"):
         build("setr_mla", layers=1)
+
+
+@pytest.mark.parametrize(("stride", "finer"), [(16, 4), (2, 2)])
+def test_setr_mla_sums_from_above_and_never_beyond_the_image(stride, finer):
+    head = load(HEADS["setr_mla"])((8,) * 4, (stride,) * 4, 3).eval()
+    x = features((4 * stride, 6 * stride), 4, stride, 8)
+    above, streams = torch.zeros(()), []
+    for level in (3, 2, 1, 0):
+        above = head.reduce[level](x.maps[level]) + above  # of all deeper ones
+        stream = head.streams[level](head.smooth[level](above))
+        size = (4 * finer, 6 * finer)
+        streams.insert(0, F.interpolate(stream, size, mode="bilinear", align_corners=False))
+    torch.testing.assert_close(head.native(x), head.classify(torch.cat(streams, 1)))
 
 
 def test_heads_know_what_backbones_give():
@@ -256,6 +283,23 @@ def test_segmenter_treats_all_classes_alike():
     decoded = head.decode(features((64, 64)).maps[0])
     torch.testing.assert_close(decoded.mean(1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
     assert decoded.var(1, correction=0).max() <= 1
+
+
+def test_segmenter_compares_each_patch_with_each_class():
+    head = build("segmenter_mask", width=16, classes=3)
+    x = features((32, 48), width=16).maps[0][:1]  # a grid of 2 x 3
+    tokens = torch.cat([head.project(x[0].flatten(1).T), head.classes[0]])
+    tokens = head.norm(head.blocks(tokens[None]))[0]
+    cosines = torch.stack(
+        [
+            F.cosine_similarity(
+                head.patch_projection(tokens[patch]), head.class_projection(tokens[6:]), dim=-1
+            )
+            for patch in range(6)
+        ]
+    )
+    expected = head.mask_norm(cosines).T.view(1, 3, 2, 3)
+    torch.testing.assert_close(head.decode(x), expected)
 
 
 def test_segmenter_heads_divide_any_width():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.measures.counting import Confusion
-from models.measures.segmentation import mean_iou, metrics
+from models.measures.segmentation import mean_iou, metrics, occurs
 from utils.palette import VOID
 
 CLASSES = 171  # COCO-Stuff's
@@ -62,6 +62,20 @@ def test_the_mean_iou_alone_is_that_of_all_numbers():
             counted.update(predicted, truth)
     assert alone.compute()["miou"] == all_of_them.compute()["miou"]
     assert 0 < alone.compute()["miou"] < 1
+
+
+def test_the_mean_is_over_the_classes_that_occur_or_are_predicted():
+    measured = metrics(5)
+    measured.update(torch.tensor([[[0, 1, 1, 3]]]), torch.tensor([[[0, 1, 2, VOID]]]))
+    found = measured.compute()
+    assert occurs(found["confusion"]).tolist() == [True, True, True, False, False]
+    assert found["iou"][:3].tolist() == [1, 0.5, 0]
+    assert float(found["miou"]) == pytest.approx(0.5)
+    measured.update(torch.tensor([[[4]]]), torch.tensor([[[0]]]))  # predicted alone
+    found = measured.compute()
+    there = occurs(found["confusion"])
+    assert there.tolist() == [True, True, True, False, True]
+    assert float(found["miou"]) == pytest.approx(float(found["iou"][there].mean()))
 
 
 @pytest.mark.parametrize("kind", [metrics, mean_iou, Confusion])

@@ -16,7 +16,7 @@ from utils.files import make_folder, owner, read_json, remove_abandoned, write_a
 from utils.memory import available_mb, peak_mb, reset_peak, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
-from utils.schedules import warmup_constant, warmup_cosine
+from utils.schedules import linear, warmup_constant, warmup_cosine, warmup_poly
 
 
 def test_cosine_is_linear_up_then_ends_with_the_run():
@@ -32,6 +32,19 @@ def test_cosine_is_linear_up_then_ends_with_the_run():
 def test_constant():
     assert [warmup_constant(step, 9, 2) for step in range(4)] == [0.5, 1, 1, 1]
     assert warmup_constant(0, 9, 0) == 1
+
+
+def test_poly_is_linear_up_then_a_power_of_what_remains():
+    values = [warmup_poly(step, total=50, warmup=10, final_lr_ratio=0.1) for step in range(60)]
+    assert values[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    remaining = [1 - (step - 9) / 40 for step in range(10, 50)]
+    assert values[10:50] == pytest.approx([0.1 + 0.9 * left**0.9 for left in remaining])
+    assert values[50:] == pytest.approx([0.1] * 10)
+
+
+def test_linear_arrives_and_stays():
+    assert [linear(step, 4, 1.0, 3.0) for step in range(6)] == [1, 1.5, 2, 2.5, 3, 3]
+    assert linear(0, 0, 1.0, 3.0) == 3
 
 
 def network() -> nn.Module:
