@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from agents.linear_probe import LinearProbe
+from callbacks.online_probe import OnlineProbe
 from config.hparams import Hparams
 from config.parsing import Command, parse
 from datamodules.cifar10 import CIFAR10
@@ -189,6 +190,20 @@ def test_the_bank_is_all_training_images_with_their_votes_as_set(k, temperature,
     agent, logged = shown_to(data, kind="knn", k=k, temperature=temperature)
     agent.on_test_epoch_end()
     assert logged == {"test/knn_accuracy": right}
+
+
+@pytest.mark.parametrize(("k", "temperature", "right"), [(1, 0.07, 1), (3, 1e-5, 1), (3, 10, 0)])
+def test_the_online_probe_asks_what_it_knows_about_held_out_images(k, temperature, right):
+    shown = pixels(2)
+    # Five times the first image, of class 0; the second one, of class 1, is the one held out, too.
+    found = (shown[[0] * 5 + [1]], torch.tensor([0] * 5 + [1])), (shown[1:], torch.tensor([1]))
+    data = SimpleNamespace(labelled_examples=lambda *_: (*found, ("a", "b")))
+    agent, _ = shown_to(Shown())
+    trainer = SimpleNamespace(datamodule=data, precision_plugin=None)
+    online = OnlineProbe(1, 7, "both", k, temperature)
+    for _ in range(60):  # the linear classifier goes on from where it was
+        scores = online.measure(trainer, agent)
+    assert scores == {"val/knn_accuracy": right, "val/linear_accuracy": 1}
 
 
 def test_an_image_is_mirrored_in_some_epochs_and_not_in_others(tmp_path):
