@@ -1,9 +1,11 @@
 """Intervals of mean IoU: the truth of the whole set, and what images in common take away."""
 
+import statistics
+
 import numpy as np
 import pytest
 
-from benchmarks.paired_bootstrap import compare, image_counts, mean_iou, resampled
+from benchmarks.paired_bootstrap import compare, image_counts, interval, mean_iou, resampled
 
 
 def write(folder, counts):
@@ -48,6 +50,21 @@ def test_pairs_make_the_interval_of_a_difference_narrower(tmp_path):
     assert 0 < paired[0] < paired[1]
     assert paired[1] - paired[0] < 0.7 * (alone[1] - alone[0])
     assert compare({"bad": bad, "good": good}, 2000, 0) == [first, second]
+
+
+def test_a_group_is_its_mean_and_deviation_over_seeds(tmp_path):
+    counts = [predictions(seed, quality) for seed, quality in ((1, 0.8), (2, 1.1), (3, 1.2))]
+    runs = [write(tmp_path / f"run{s}", each) for s, each in enumerate(counts)]
+    three, one = compare({"three": runs, "one": runs[:1]}, 10, 0)
+    values = [float(mean_iou(each.sum(0))) for each in counts]
+    mean, std = statistics.mean(values), statistics.stdev(values)
+    assert f" {mean:.4f} +- {std:.4f} [" in three
+    assert f" {values[0]:.4f} +- 0.0000 [" in one
+    assert f"]   {values[0] - mean:+.4f} [" in one
+
+
+def test_an_interval_is_the_middle_95_percent():
+    assert interval(np.arange(1001.0)) == (25, 975)
 
 
 def test_other_test_sets_do_not_compare(tmp_path):

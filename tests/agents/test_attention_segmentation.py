@@ -19,6 +19,7 @@ from datamodules.masked_images import collate
 from main import main
 from models.attention_supervision import attention_loss
 from models.fusions.attention_fusion import Looks
+from models.inference import WHOLE
 from models.losses.attention import patch_shares
 from models.segmenter import pad_to_multiple
 from tests.agents.test_segmentation import parts
@@ -392,6 +393,22 @@ def test_test_images_in_windows_scales_and_mirrored(train, capsys):
     assert name in found, [key for key in found if "evaluate" in key]
     assert found["inference"] == "whole"
     assert "evaluate/voc12_standard/miou" not in found
+
+
+def test_windows_are_of_the_test_alone(shapes_root):
+    windows = {"segmentation__test_window": 32, "segmentation__test_stride": 16}
+    agent, data = parts(shapes_root, **windows)
+    batch = collate([data.test_set[0, index] for index in range(2)])
+    images, labels = zip(*batch.items(), strict=True)
+    sizes = [tuple(each.shape) for each in labels]
+    losses = []
+    for step, seen in ((agent.test_step, agent.inference), (agent.validation_step, WHOLE)):
+        with torch.no_grad():
+            losses.append(step(batch, 0)["loss"])
+            logits = agent.network.logits_at(images, sizes, (), seen)
+            each = [agent.loss(x[None], y[None]) for x, y in zip(logits, labels, strict=True)]
+        torch.testing.assert_close(losses[-1], torch.stack(each).mean())
+    assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-3)
 
 
 def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):

@@ -50,6 +50,11 @@ def test_labels_are_padded_as_their_images_are():
     assert (found[8:] == VOID).all()
     assert (found[:, 10:] == VOID).all()
     assert as_seen(labels, (4, 5), 1).equal(labels)
+    # Of every 3 x 3 labels the one in the middle.
+    assert as_seen(torch.arange(54).byte().view(6, 9), (2, 3), 1).tolist() == [
+        [10, 13, 16],
+        [37, 40, 43],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])

@@ -3,21 +3,25 @@
 import re
 import shlex
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image
 
 from agents.linear_probe import LinearProbe
+from callbacks.online_probe import OnlineProbe
 from config.hparams import Hparams
 from config.parsing import Command, parse
 from datamodules.cifar10 import CIFAR10
 from datamodules.image_folder import ImageFolder
-from datamodules.labelled import LabelledDataModule
+from datamodules.labelled import LabelledDataModule, LabelledFiles, ProbeBatch
 from datamodules.loading import Loading
 from main import main
+from models.backbones.vit import vit_tiny
 from models.measures.knn import knn_accuracy, knn_scores
 from tests.conftest import summary, weights
 from utils.metrics_file import read_metrics
@@ -125,6 +129,97 @@ def test_the_three_parts_do_not_overlap(tmp_path):
         for file, label in zip(files.files, files.labels, strict=True):
             assert file.parent.name == files.classes[label]
     assert not data.transductive
+
+
+class Shown:
+    """A data module whose images come last first; `splits` as the real one's."""
+
+    def __init__(self, **splits):
+        self.pixels = {name: images for name, (images, _) in splits.items()}
+        self.splits = {
+            name: LabelledFiles(tuple(map(str, labels)), tuple(labels), ("a", "b"))
+            for name, (_, labels) in splits.items()
+        }
+
+    def images(self, split):
+        return [(row[None], torch.tensor([i])) for i, row in enumerate(self.pixels[split])][::-1]
+
+
+def shown_to(probe_of: Shown, **changed):
+    """An agent that sees these images, and what it logs."""
+    hparams = Hparams(task="linear_probe")
+    hparams.optim.lr = 0.1
+    for name, value in changed.items():
+        setattr(hparams.probe, name, value)
+    torch.manual_seed(0)
+    backbone = vit_tiny(image_size=32, patch_size=16, depth=1, embed_dim=12, num_heads=2)
+    agent = LinearProbe(backbone, ("a", "b"), hparams)
+    logged = {}
+    agent.log = lambda name, value, **_: logged.__setitem__(name, value)
+    rate = [SimpleNamespace(param_groups=[{"lr": 0.1}])]
+    agent.trainer = SimpleNamespace(datamodule=probe_of, optimizers=rate)
+    return agent, logged
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+
+
+def test_trained_on_images_and_mirror_images_judged_on_images():
+    images, labels = pixels(6), torch.tensor([0, 1, 0, 1, 1, 0])
+    agent, _ = shown_to(Shown(train=(images, labels.tolist()), val=(images, labels.tolist())))
+    chosen, mirrored = torch.tensor([4, 1, 0]), torch.tensor([1, 0, 1])
+    batch = ProbeBatch(chosen, labels[chosen], mirrored)
+    both = torch.stack([images[4].flip(-1), images[1], images[0].flip(-1)])
+    for step, given in ((agent.train().training_step, both), (agent.validation_step, images)):
+        found = step(batch, 0)["loss"]
+        features = agent.backbone(given if len(given) == 3 else given[chosen]).pooled
+        expected = F.cross_entropy(agent.classifier(features), labels[chosen])
+        torch.testing.assert_close(found, expected)
+        agent.eval()
+
+
+@pytest.mark.parametrize(
+    ("k", "temperature", "right"),
+    [(1, 0.07, 1.0), (3, 1e-5, 1.0), (3, 10.0, 0.0)],
+    ids=["nearest", "the nearest counts", "all count alike"],
+)
+def test_the_bank_is_all_training_images_with_their_votes_as_set(k, temperature, right):
+    image = pixels(1)  # held out, and so known; of the others none is of its class
+    data = Shown(train=(pixels(5), [0] * 5), val=(image, [1]), test=(image, [1]))
+    agent, logged = shown_to(data, kind="knn", k=k, temperature=temperature)
+    agent.on_test_epoch_end()
+    assert logged == {"test/knn_accuracy": right}
+
+
+@pytest.mark.parametrize(("k", "temperature", "right"), [(1, 0.07, 1), (3, 1e-5, 1), (3, 10, 0)])
+def test_the_online_probe_asks_what_it_knows_about_held_out_images(k, temperature, right):
+    shown = pixels(2)
+    # Five times the first image, of class 0; the second one, of class 1, is the one held out, too.
+    found = (shown[[0] * 5 + [1]], torch.tensor([0] * 5 + [1])), (shown[1:], torch.tensor([1]))
+    data = SimpleNamespace(labelled_examples=lambda *_: (*found, ("a", "b")))
+    agent, _ = shown_to(Shown())
+    trainer = SimpleNamespace(datamodule=data, precision_plugin=None)
+    online = OnlineProbe(1, 7, "both", k, temperature)
+    for _ in range(60):  # the linear classifier goes on from where it was
+        scores = online.measure(trainer, agent)
+    assert scores == {"val/knn_accuracy": right, "val/linear_accuracy": 1}
+
+
+def test_an_image_is_mirrored_in_some_epochs_and_not_in_others(tmp_path):
+    data = LabelledDataModule(ImageFolder(str(colours(tmp_path))), 32, Loading(12), 0.0)
+    data.setup("fit")
+    seen = {}
+    for epoch in range(8):
+        data.trainer = SimpleNamespace(
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=2 * epoch - 1))
+        )
+        for batch in data.train_dataloader():
+            pairs = zip(batch.indices.tolist(), batch.mirrored.tolist(), strict=True)
+            for index, mirrored in pairs:
+                seen.setdefault(index, []).append(mirrored)
+    assert len(seen) == 24
+    assert sum(set(each) == {0, 1} for each in seen.values()) > 20
 
 
 @pytest.mark.parametrize(

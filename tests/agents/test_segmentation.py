@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.backbone import new_backbone
 from agents.build import build_agent, build_data
 from agents.segmentation import Segmentation
+from agents.segmentation_loss import build_loss
 from agents.segmenter import build_segmenter
 from agents.sources import build_source
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
@@ -193,6 +194,15 @@ def test_the_judgement_of_an_image_does_not_depend_on_its_batch(shapes_root):
     predicted = [outputs_of(each, EvaluationOutputs).predictions for each in (together, *alone)]
     for one, each in zip(predicted[0], predicted[1:], strict=True):
         assert torch.equal(one, each[0])
+
+
+def test_class_weights_are_of_training_and_not_of_judgement(shapes_root):
+    agent, data = parts(shapes_root)
+    batch = collate([data.test_set[(0, index)] for index in range(3)])
+    plain = agent.validation_step(batch, 0)["loss"]
+    class_weights = torch.linspace(0, 1, len(agent.classes))
+    agent.training_loss = build_loss(agent.settings.segmentation, class_weights)
+    assert torch.equal(agent.validation_step(batch, 0)["loss"], plain)
 
 
 def test_a_checkpoint_holds_the_parts_under_their_own_names(shapes_root):

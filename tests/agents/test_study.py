@@ -407,11 +407,12 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
     study = load_study(str(file), None, [], str(tmp_path / "runs"))
     assert study_figure(study, study.figures[0]) is None
     labels = np.zeros((6, 8), np.uint8)
+    labels[0] = 255  # void, where any class may be predicted
     arrays = {
         "names": np.array(["background", "thing"]),
         "image-0": np.zeros((3, 3, 4), np.uint8),
         "labels-0": labels,
-        "prediction-0": labels + 1,
+        "prediction-0": labels // 255,
     }
     for name, split, status in (
         ("a", "val", "finished"),
@@ -427,8 +428,23 @@ def test_a_figure_shows_one_kind_of_picture_of_finished_runs(study_file, tmp_pat
     figure = study_figure(study, study.figures[0])
     assert figure is not None
     assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "b", "d"]
-    assert figure.axes[2].get_xlabel() == "0% right"
+    assert figure.axes[2].get_xlabel() == "100% right"
     assert np.asarray(figure.axes[2].images[0].get_array())[0, 0].tolist() == [128, 0, 0]
+
+
+def test_a_matrix_is_put_in_two_numbers(study_file, tmp_path):
+    figures = [{"picture": "matrices", "title": "M"}]
+    file = study_file([{"name": "a", "settings": BT}], figures=figures)
+    study = load_study(str(file), None, [], str(tmp_path / "runs"))
+    folder = RunFolder(study.folder / "a-s0")
+    place = folder.figures / "cross_correlation" / "train"
+    place.mkdir(parents=True)
+    np.savez_compressed(place / "newest.npz", matrix=[[1.0, 0.5], [0.5, 0.2]], samples=64)
+    folder.write_summary({"status": "finished"})
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    said = "D = 2, N = 64\ndiagonal 0.60, off-diagonal RMS 0.50"
+    assert figure.axes[0].get_xlabel() == said
 
 
 def test_predictions_have_the_colours_of_their_data_set(study_file, tmp_path, in_process):

@@ -233,3 +233,15 @@ def test_batches_that_are_accumulated_count_together():
     callback.measure(trainer, model, Batch((images, images), torch.arange(9), ()))  # type: ignore[arg-type]
     assert callback.images == 36
     assert math.isfinite(callback.measured[0].noise)
+
+
+def test_an_alarm_reads_the_most_that_the_cosine_may_be():
+    watching = GradientAgreement(1)
+    measured = [[0.1, 0.02 * signal, 9.0] for signal in (1, 3, 2, 4, 5)]
+    watching.load_state_dict({"images": 64, "measured": measured[:4]})
+    assert watching.reading() == {}  # too few
+    watching.load_state_dict({"images": 64, "measured": measured[4:]})
+    # Signal 0.06, two standard errors 2 * 0.02 * sqrt(2.5 / 5) above it; noise 9 / 64.
+    most = 0.06 + 0.04 * 0.5**0.5
+    assert watching.reading()["gradient_cosine_most"] == pytest.approx(most / (most + 9 / 64))
+    assert watching.reading()["images_a_step"] == 64

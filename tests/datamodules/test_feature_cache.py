@@ -17,6 +17,7 @@ from torch import Tensor
 
 import datamodules.feature_cache as feature_cache
 from datamodules.feature_cache import tensors_digest
+from datamodules.fixed_views import FixedViewsOf
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import LabelledSample, collate
@@ -94,6 +95,14 @@ def test_every_epoch_sees_one_of_the_views(shapes_root, tmp_path, said):
     assert min(seen.values()) > 3
     again = [int(data.train_set[epoch, 5].stored["sum"]) for epoch in range(40)]
     assert Counter(again) == seen
+
+
+def test_images_of_an_epoch_are_seen_in_different_views():
+    views = [{(0, index): (number, index) for index in range(40)} for number in range(VIEWS)]
+    for epoch in range(2):
+        found = [FixedViewsOf(views, 1)[epoch, index] for index in range(40)]
+        assert [index for _, index in found] == list(range(40))
+        assert {number for number, _ in found} == set(range(VIEWS))
 
 
 def test_views_come_in_pairs_of_mirror_images():
@@ -323,3 +332,4 @@ def test_weights_have_a_digest():
     state = {"a": torch.arange(6.0), "b": torch.tensor(1)}
     assert tensors_digest(state) == tensors_digest({k: v.clone() for k, v in state.items()})
     assert tensors_digest(state) != tensors_digest(state | {"b": torch.tensor(2)})
+    assert tensors_digest(state) != tensors_digest({f"other.{k}": v for k, v in state.items()})

@@ -11,6 +11,7 @@ from models.head_information import HeadInformation
 from models.losses.attention import head_information
 from tests.agents.test_barlow_twins import difference
 from tests.conftest import summary, weights
+from utils.metrics_file import read_metrics
 
 
 def net(heads: int = 3, **changed):
@@ -102,6 +103,9 @@ def test_chunks_are_the_whole(train, task):
     assert summary(chunked)[name] == pytest.approx(summary(whole)[name], abs=1e-9)
     _, without = train("without", **shared | {"head_information__weight": 0.0})
     assert difference(weights(without), weights(whole)) > 1e-8
+    if task in ("barlow_twins", "lejepa"):  # what is logged, and chosen by, is the method's own
+        first, other = (read_metrics(folder / "metrics.csv")[0] for folder in (whole, without))
+        assert first["train/loss"] == pytest.approx(other["train/loss"], rel=1e-9)
     assert 0 < summary(whole)["val/head_information"] < 1
     assert "val/head_information" not in summary(without)
 

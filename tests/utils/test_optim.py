@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from agents.optimizers import set_weight_decay
 from config import names
 from models.backbones.vit import vit_tiny
 from models.fusions.class_queries import ClassQueries
 from utils.imports import load
-from utils.optim import clip_each, parameter_groups
+from utils.optim import adamw, clip_each, parameter_groups
 
 BACKBONES = sorted({*names.BACKBONES, *names.BACKBONE_ALIASES.values()} - {names.TIMM})
 # What is learnt for a position or a token decays like any matrix (DINO's official code).
@@ -99,3 +100,9 @@ def test_the_number_of_operations_does_not_follow_that_of_the_tensors():
     with Count() as counted:
         clip_each(made.parameters(), 1.0)
     assert counted.calls < 12 < sum(1 for _ in made.parameters())
+
+
+def test_a_schedule_of_decay_leaves_out_what_does_not_decay():
+    optimizer = adamw(parameter_groups({nn.Linear(3, 2): 1.0}, 0.1, 0.5))
+    set_weight_decay(optimizer, 0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
