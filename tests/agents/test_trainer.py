@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_in_its_folder(train, capsys):
     environment = yaml.safe_load((folder / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
     said = capsys.readouterr().out
-    for words in ("Trained: barlow_twins", "figures", "Next:", "mean diagonal"):
+    for words in ("Trained: barlow_twins", "checkpoints ", "Next:", "mean diagonal"):
         assert words in said
 
 
