@@ -279,8 +279,9 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
     )
     # Not figure.text, for which the layout leaves no room.
     figure.supxlabel(
-        "central unit: of an even side the two in the middle, together; blue: smallest square "
-        "around the field's centroid with 50 % of it; radius: root mean square distance from it",
+        "central unit: of an even side the two in the middle, together\n"
+        "blue: smallest square around the field's centroid with 50 % of it; radius: root mean "
+        "square distance from the centroid",
         fontsize=7,
     )
     return figure
