@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _KILLED = -9  # by SIGKILL, which Windows has no name for
 
@@ -47,6 +47,8 @@ class Workers:
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Remembers the processes that are started meanwhile."""
+        if self.count:
+            _allow_open_files()
         before = set(multiprocessing.active_children())
         yield
         self._processes |= set(multiprocessing.active_children()) - before
@@ -55,6 +57,21 @@ class Workers:
         """Returns the error of one that is no more; None while all live, or have ended well."""
         codes = [process.exitcode for process in self._processes]
         return next((WorkerKilledError(code, self.count) for code in codes if code), None)
+
+
+def _allow_open_files() -> None:
+    """Lets this process have as many files open as the system permits it.
+
+    A tensor that a worker hands over is one for as long as it lives. The views of a large batch in
+    small chunks come to thousands, and most systems let a process have 1,024 unless it asks.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows, which hands tensors over otherwise
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS permits fewer than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def leave_stopping_to_the_main_process(_: int) -> None:

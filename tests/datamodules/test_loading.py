@@ -1,5 +1,6 @@
 """Every draw is a function of (seed, epoch, index)."""
 
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -390,3 +391,18 @@ def test_views_of_two_sizes_are_global_and_local():
         "view 1\n32 px",
         "view 2\n32 px",
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="tensors are no open files there")
+def test_a_large_batch_in_small_chunks_needs_more_open_files_than_are_given(shapes_root):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("this system permits no more")
+    opened = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, hard))  # a batch has 36 tensors
+    try:
+        assert len(batches(shapes_root, batch_size=24, chunk_size=2, num_workers=1)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
