@@ -146,7 +146,7 @@ class DINO(Pretraining):
         if split == "train" and self.settings.dino.centering:
             for each in logits:
                 self.center.collect(each)
-        self._report(split, loss, targets, scalars)
+        self._report(split, self.information.without(loss, scalars), targets, scalars)
         return step_result(loss, PretrainingOutputs(features[0]))
 
     def batch_loss(self, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ their attention (`models.losses.attention.head_information`), as a share of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,3 +75,7 @@ class HeadInformation:
         return loss - self.weight * mutual_information, {
             "head_information": mutual_information.detach()
         }
+
+    def without(self, total: Tensor, named: Mapping[str, Tensor | float]) -> Tensor:
+        """Returns the method's own loss, of what `added` returned; not to be differentiated."""
+        return total.detach() + self.weight * named.get("head_information", 0.0)
