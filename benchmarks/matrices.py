@@ -41,7 +41,7 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
         agent.load_state_dict(checkpoint["state_dict"])
     agent.eval()
     dataset = data.train_set if split == "train" else data.val_set
-    batch = next(iter(data.loading.loader(dataset, shuffle=False)))
+    batch = next(iter(data.loading.loader(dataset)))
     with torch.no_grad():
         views, _ = agent.information.split([agent.features(view) for view in batch.views])
         z1, z2 = map(agent.projector, views)

@@ -255,7 +255,6 @@ class LabelledDataModule(ImageDataModule):
         train = self.splits["train"]
         return replace(self.loading, num_workers=0).loader(
             _Draws(len(train)),
-            shuffle=True,
             first_batch=self._batches_done,
             collate=partial(
                 _probe_batch, labels=torch.tensor(train.labels), seed=self.loading.seed

@@ -177,7 +177,6 @@ class Loading:
         self,
         dataset: Sized,
         *,
-        shuffle: bool,
         first_batch: Callable[[], int] = lambda: 0,
         collate: Callable[[list[Any]], Any] = collate,
         join: Callable[[list[Any]], Any] = join,
@@ -188,8 +187,8 @@ class Loading:
 
         Args:
             dataset: indexed by draws.
-            shuffle: another order every epoch; else the same mixture every time.
-            first_batch: batches of the run that are already done, see `MicroBatchSampler`.
+            first_batch: batches of the run that are already done, see `MicroBatchSampler`. Where it
+                stays 0 every pass is the same.
             collate: makes a micro-batch of samples.
             join: makes a batch of micro-batches.
 
@@ -198,12 +197,12 @@ class Loading:
         """
         batch_size = self.check(len(dataset))
         batches = len(dataset) // batch_size
-        if shuffle and self.limit_train_batches is not None:
+        if self.limit_train_batches is not None:
             batches = min(batches, self.limit_train_batches)
         parts = num_processes()
         sizes = chunk_sizes(batch_size // parts, self.chunk_size)
         sampler = MicroBatchSampler(
-            len(dataset), sizes, batches, self.seed, shuffle, first_batch, (process_rank(), parts)
+            len(dataset), sizes, batches, self.seed, first_batch, (process_rank(), parts)
         )
         return BatchLoader(self._data_loader(dataset, sampler, collate), len(sizes), join)
 

@@ -46,7 +46,6 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         sizes: images of each micro-batch; together they make this process's part of a batch.
         batches_per_epoch: n.
         seed: seed of the permutations.
-        shuffle: False: always epoch 0, so that validation repeats itself.
         first_batch: asked at the start of every iteration.
         part: number of this process's part of every batch, and how many parts there are.
     """
@@ -57,7 +56,6 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         sizes: list[int],
         batches_per_epoch: int,
         seed: int,
-        shuffle: bool,
         first_batch: Callable[[], int],
         part: tuple[int, int] = (0, 1),
     ) -> None:
@@ -65,7 +63,6 @@ class MicroBatchSampler(Sampler[list[Draw]]):
         self.sizes = sizes
         self.batches_per_epoch = batches_per_epoch
         self.seed = seed
-        self.shuffle = shuffle
         self.first_batch = first_batch
         self.part = part
 
@@ -76,8 +73,6 @@ class MicroBatchSampler(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yields the rest of the epoch that `first_batch()` lies in."""
         epoch, position = divmod(self.first_batch(), self.batches_per_epoch)
-        if not self.shuffle:
-            epoch = 0
         order = self.order(epoch)
         for batch in range(position, self.batches_per_epoch):
             number, parts = self.part

@@ -185,7 +185,6 @@ class SegmentationDataModule(ImageDataModule):
         """Shuffled full batches of crops, continuing where the trainer stands."""
         return self.loading.loader(
             self.train_set,
-            shuffle=True,
             first_batch=self._batches_done,
             collate=collate,
             join=itemgetter(0),

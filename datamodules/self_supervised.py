@@ -109,7 +109,7 @@ class ViewsDataModule(ImageDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled full batches, continuing where the trainer stands."""
-        return self.loading.loader(self.train_set, shuffle=True, first_batch=self._batches_done)
+        return self.loading.loader(self.train_set, first_batch=self._batches_done)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The same views of the same images every time, so that the loss is comparable.
@@ -122,6 +122,9 @@ class ViewsDataModule(ImageDataModule):
         size -= size % num_processes()
         chunk = self.loading.chunk_size
         loading = replace(
-            self.loading, batch_size=size, chunk_size=min(chunk, size) if chunk else None
+            self.loading,
+            batch_size=size,
+            chunk_size=min(chunk, size) if chunk else None,
+            limit_train_batches=None,
         )
-        return loading.loader(self.val_set, shuffle=False)
+        return loading.loader(self.val_set)

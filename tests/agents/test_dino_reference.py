@@ -58,7 +58,7 @@ def test_a_run_is_what_the_paper_says(train):
 
     step = 0
     for _ in range(2):
-        loader = data.loading.loader(data.train_set, shuffle=True, first_batch=lambda: step)  # noqa: B023
+        loader = data.loading.loader(data.train_set, first_batch=lambda: step)  # noqa: B023
         for batch in list(loader):
             views = [chunks[0] for chunks in batch.views]
             warm = math.ceil(0.67 * 3)

@@ -27,7 +27,7 @@ def batches(root: Path, epoch: int = 0, **settings: int | None) -> list[Batch]:
     data = ViewsDataModule(Shapes(str(root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
     first = epoch * (24 // loading.batch_size)
-    return list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: first))
+    return list(loading.loader(data.train_set, first_batch=lambda: first))
 
 
 def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
@@ -61,7 +61,7 @@ def test_an_epoch_can_be_entered_anywhere(shapes_root):
     loading = Loading(batch_size=6, seed=3)
     data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
-    rest = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 4 + 3))
+    rest = list(loading.loader(data.train_set, first_batch=lambda: 4 + 3))
     assert_equal_batches(rest, batches(shapes_root, epoch=1)[3:])
 
 
@@ -106,7 +106,7 @@ def test_seeded_is_a_function_of_its_key():
 
 
 def test_only_full_batches():
-    sampler = MicroBatchSampler(10, [2, 2], 2, 0, True, lambda: 0)
+    sampler = MicroBatchSampler(10, [2, 2], 2, 0, lambda: 0)
     assert [len(micro) for micro in sampler] == [2, 2, 2, 2]
     assert len(sampler) == 4
 
@@ -142,7 +142,7 @@ def test_limit(shapes_root):
     loading = Loading(batch_size=6, seed=3, limit_train_batches=2)
     data = ViewsDataModule(Shapes(str(shapes_root)), BarlowTwinsViews(16), 16, loading)
     data.setup("fit")
-    limited = list(loading.loader(data.train_set, shuffle=True, first_batch=lambda: 2))
+    limited = list(loading.loader(data.train_set, first_batch=lambda: 2))
     assert_equal_batches(limited[:1], second)
 
 
@@ -362,7 +362,7 @@ def test_an_error_in_a_worker_is_told_in_its_own_words(tmp_path):
     for file in files:
         file.write_text("no image")
     dataset = ImageFiles(files, BarlowTwinsViews(16), seed=0)
-    loader = Loading(batch_size=2, num_workers=1).loader(dataset, shuffle=False)
+    loader = Loading(batch_size=2, num_workers=1).loader(dataset)
     with pytest.raises(ValueError, match=r"^4 images in a row cannot be read") as caught:
         next(iter(loader))
     assert "Traceback" not in str(caught.value)
