@@ -73,7 +73,8 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     written["readout_failures"] = dict(failed_before + guard.failures)
     recorded = _attempt(partial(folder.write_summary, written))
     # Of the numbers the loggers have all that were measured.
-    facts = {name: value for name, value in written.items() if name not in observers.numbers}
+    measured = observers.numbers
+    facts = {name: value for name, value in written.items() if name not in measured}
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
     return Closed(result, [*written["in_words"], *guard.in_words()], hints, recorded)

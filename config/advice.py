@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from config.convert import Leaf
@@ -23,7 +24,7 @@ def _advice(file: str) -> dict[tuple[str, str], str]:
         (group.name, field.target.id): " ".join(inspect.cleandoc(below.value.value).split())
         for group in ast.parse(Path(file).read_bytes()).body
         if isinstance(group, ast.ClassDef)
-        for field, below in zip(group.body, group.body[1:], strict=False)
+        for field, below in pairwise(group.body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(below, ast.Expr)

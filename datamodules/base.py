@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self.loading.check(len(self.train_files))
         self.check_masks(cache)
-        warn_of_darkness(self.train_files)
+        warn_of_darkness(evenly(self.train_files, 8))
 
     def check_masks(self, cache: Path) -> None:
         """Checks the masks of the listed images, where the task needs them.

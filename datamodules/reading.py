@@ -34,8 +34,7 @@ MAX_PIXELS = 2**25
 # Longer side over shorter. Beyond 17 random crops (8 % of the area and more, to 4:3) see only the
 # middle; resized by its shorter side, as protocols do, a thread of pixels fills gigabytes.
 MAX_ASPECT = 100
-# Levels of 255 that are black to the eye, and to a network: 12 bits in 16 come to 16.
-_DARK, _LOOKED_AT = 16, 8
+_DARK = 16  # level of 255 that is black to the eye, and to a network: 12 bits in 16 come to that
 # Resized from twice the size a picture is as good as from its whole size (`Image.thumbnail`).
 _GAP = 2.0
 # Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
@@ -213,12 +212,14 @@ def shorter_side(item: ImageItem) -> int | None:
 
 
 def warn_of_darkness(items: Sequence[ImageItem]) -> None:
-    """Says so where nothing in some images, at most eight of them, is brighter than black."""
+    """Says so where nothing in any of some images is brighter than black."""
     brightest = []
-    for item in items[:: max(1, len(items) // _LOOKED_AT)][:_LOOKED_AT]:
+    for item in items:
         with suppress(UnreadableImageError):  # named elsewhere
             brightest.append(int(np.asarray(read_rgb(item)).max()))
-    if brightest and max(brightest) <= _DARK:
+            if brightest[-1] > _DARK:  # most often the first
+                return
+    if brightest:
         rank_zero_warn(
             f"The images are nearly black: of {count(len(brightest), 'example')} no pixel is above "
             f"{max(brightest)} of 255. Grey of 16 bits is read as v / 257: stretch it where white "

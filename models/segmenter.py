@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
         # and the first of them win.
         (logits,) = at_least_float32(logits)
         padded = [_padded(side, self.multiple) for side in size]
-        if stride == 1 or not any(side % stride for side in padded):
+        if not any(side % stride for side in padded):
             return resize(logits, (padded[0] // stride, padded[1] // stride))
         # A logit stands for `stride` pixels also where these do not divide the padded sides.
         cells = zip(padded, logits.shape[-2:], strict=True)
