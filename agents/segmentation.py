@@ -36,7 +36,7 @@ from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of, pad_labels
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
-from utils.logging import log_scalars
+from utils.logging import log_after_step
 from utils.palette import has_background, palette
 from utils.text import best_and_worst, count
 
@@ -244,7 +244,7 @@ class Segmentation(Agent):
     def on_train_epoch_end(self) -> None:
         """Logs what the fusions have learnt, before the epoch's checkpoint."""
         learnt = {f"fusion/{name}": value for name, value in self.network.fusion.learnt().items()}
-        log_scalars(self.trainer, learnt, self.trainer.global_step - 1)
+        log_after_step(self.trainer, learnt)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics of the held-out images."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from callbacks.frozen import BackbonePicture, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
 from utils import figures
-from utils.logging import log_figure, log_scalars
+from utils.logging import log_after_step, log_figure
 from utils.text import count
 
 LayerMaps = Callable[[Tensor], Mapping[str, Tensor]]
@@ -98,7 +98,7 @@ class EffectiveReceptiveField(BackbonePicture):
             f"{count(len(images), f'{split} image')} of {side} px ({how}), "
             f"step {trainer.global_step}"
         )
-        log_scalars(trainer, numbers(fields), trainer.global_step - 1)
+        log_after_step(trainer, numbers(fields))
         arrays = {name: field.numpy() for name, field in fields.items()}
         log_figure(trainer, "effective_receptive_field", draw(fields, title), arrays)
 

@@ -21,7 +21,7 @@ from callbacks.readout import Readout
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from callbacks.throughput import Throughput
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
-from utils.logging import log_scalars
+from utils.logging import log_after_step
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 
@@ -198,7 +198,7 @@ class Health(Callback):
             self._readings["largest_rank"] = [float(min(features.shape))]
         named = {f"train/{name}": value for name, value in found.items()}
         pl_module.log_dict(named, logger=False)  # which would repeat it until the next measurement
-        log_scalars(trainer, named, trainer.global_step - 1)
+        log_after_step(trainer, named)
         for name in ("teacher_entropy", "teacher_mean_entropy", "chance_level", "diagonal_mean"):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
@@ -217,8 +217,7 @@ class Health(Callback):
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share
-            found = {"train/data_wait_share": throughput.data_wait_share}
-            log_scalars(trainer, found, trainer.global_step - 1)
+            log_after_step(trainer, {"train/data_wait_share": throughput.data_wait_share})
         goes_on = isinstance(pl_module, Learner) and pl_module.from_weights
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             judged = isinstance(callback, Readout) and goes_on

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.inspection import SayOnce, backbone_of, data_of, due
 from datamodules.base import ImageDataModule
-from utils.logging import log_scalars
+from utils.logging import log_after_step, log_scalars
 
 
 class Readout(Callback, ABC):
@@ -91,4 +91,4 @@ class Readout(Callback, ABC):
             self.now = self.before if frozen else self.measure(trainer, pl_module)
             pl_module.log_dict(dict(self.now), logger=False)
             # Before the epoch's checkpoint, after which no resumed run measures it again.
-            log_scalars(trainer, self.now, trainer.global_step - 1)
+            log_after_step(trainer, self.now)

@@ -263,17 +263,29 @@ def log_histograms(
 
 
 @rank_zero_only
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:
-    """Sends finite scalars to every active logger.
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Sends finite scalars to every active logger, as measured before the step to come.
 
     Args:
         trainer: whose loggers are used.
         scalars: by name.
-        step: that they belong to; None: the current one.
     """
+    _log_scalars(trainer, scalars, trainer.global_step)
+
+
+def log_after_step(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """The same of what is measured after a step, before the checkpoint that follows.
+
+    Steps count from 0. What is logged under the step to come is forgotten when a run goes on from
+    that checkpoint.
+    """
+    _log_scalars(trainer, scalars, trainer.global_step - 1)
+
+
+def _log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        logger.log_metrics(finite, trainer.global_step if step is None else step)
+        logger.log_metrics(finite, step)
 
 
 def one_of_many(name: str) -> bool:
