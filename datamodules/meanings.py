@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class IndexMeanings(Meanings):
     expected: str = "those of the data set"
 
     @classmethod
+    @cache
     def of_labels(cls, num_classes: int) -> IndexMeanings:
         """Indices are labels, and 255 is void."""
         table = {label: label for label in (*range(num_classes), VOID)}
@@ -68,14 +70,24 @@ class IndexMeanings(Meanings):
                 f"is a mask in mode {mask.mode}: expected labels as a palette or grey PNG, not "
                 "colours."
             )
-        held = [value for value, pixels in enumerate(mask.histogram()) if pixels]
-        if foreign := [value for value in held if value not in self.table]:
+        labels = self._by_value.take(np.asarray(mask), mode="wrap")  # the quickest
+        if (labels == self._foreign).any():
+            held = (value for value, pixels in enumerate(mask.histogram()) if pixels)
+            foreign = [value for value in held if value not in self.table]
             raise ForeignPixelsError(
                 f"has labels {foreign[:_NAMED]}: expected {self.expected}, or "
                 f"{VOID} for void. These are the masks of another data set."
             )
-        by_value = np.array([self.table.get(value, VOID) for value in range(256)], np.uint8)
-        return by_value.take(np.asarray(mask))
+        return labels
+
+    @cached_property
+    def _foreign(self) -> int | None:
+        # What no label is; None: each of 256 values has a label of its own.
+        return min({*range(256)} - {*self.table.values()}, default=None)
+
+    @cached_property
+    def _by_value(self) -> NDArray[np.uint8]:
+        return np.array([self.table.get(v, self._foreign) for v in range(256)], np.uint8)
 
     @property
     def facts(self) -> Any:

@@ -139,16 +139,18 @@ class TrainingCrop:
         (rows, seen_rows), (columns, seen_columns) = (
             _overlap(start, self.side, length) for start, length in ((top, height), (left, width))
         )
-        seen = np.empty((self.side, self.side, 3), np.uint8)
-        seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))
-        seen[rows, columns] = operators.resized_part(
+        seen = operators.resized_part(
             np.asarray(image), height, width, seen_rows, seen_columns
         )
+        if seen.shape[:2] != (self.side, self.side):
+            part, seen = seen, np.empty((self.side, self.side, 3), np.uint8)
+            seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))
+            seen[rows, columns] = part
         for change in changes:
             seen = change(seen)
         crop = operators.channels_first(seen, mirrored)
         if drawn["channel_permutation"] is not None:
-            crop = crop[drawn["channel_permutation"]]
+            crop = crop.index_select(0, drawn["channel_permutation"])
 
         stored = self.protocol.training_labels(labels).numpy()
         mask = np.full((self.side, self.side), VOID, np.uint8)

@@ -258,6 +258,22 @@ def test_foreign_labels_are_named(tmp_path):
         read_labels(mask, len(CLASSES))
 
 
+@pytest.mark.parametrize("num_classes", [1, 21, 254, 255])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_every_value_is_its_label_or_is_refused(tmp_path, num_classes, mode):
+    known = np.array([*range(num_classes), VOID], np.uint8)
+    for values in (known, np.append(known, num_classes).astype(np.uint8)):
+        mask = Image.fromarray(values[None])
+        if mode == "P":
+            mask.putpalette(bytes(768))
+        mask.save(tmp_path / "mask.png")
+        if set(values) <= set(known):
+            assert read_labels(tmp_path / "mask.png", num_classes)[0].tolist() == values.tolist()
+        else:
+            with pytest.raises(ValueError, match=rf"labels \[{num_classes}\]"):
+                read_labels(tmp_path / "mask.png", num_classes)
+
+
 def test_a_mask_of_another_size_is_named(tmp_path):
     folder = broken(tmp_path)
     image, mask = voc_pairs(folder, "val")[1]
