@@ -139,9 +139,7 @@ class TrainingCrop:
         (rows, seen_rows), (columns, seen_columns) = (
             _overlap(start, self.side, length) for start, length in ((top, height), (left, width))
         )
-        seen = operators.resized_part(
-            np.asarray(image), height, width, seen_rows, seen_columns
-        )
+        seen = operators.resized_part(np.asarray(image), height, width, seen_rows, seen_columns)
         if seen.shape[:2] != (self.side, self.side):
             part, seen = seen, np.empty((self.side, self.side, 3), np.uint8)
             seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))

@@ -90,6 +90,8 @@ def test_a_segmentation_measures_and_evaluate_does_it_again(train, capsys):
     for split in ("train", "test"):
         for name in ("jaccard", "jaccard_corrected", "mass_lift", "average_precision"):
             assert math.isfinite(found[f"{split}/attention/block-02/{name}"])
+        lifts = [found[f"{split}/attention/block-{block}/mass_lift"] for block in ("01", "02")]
+        assert found[f"{split}/mass_lift"] == pytest.approx(sum(lifts) / 2)
         assert list((folder / "figures" / "attention_quality" / split).glob("*.png"))
     assert 0 < found["test/attention/block-01/jaccard_chance"] < 0.6
     # Of training images, though the test comes last.
