@@ -27,6 +27,7 @@ from utils import figures
 from utils.logging import log_figure
 from utils.palette import has_background
 
+LIFT = "train/mass_lift"
 _SOURCE = "Caron et al. 2021, fig. 4"
 _LEAST_TOP = 0.3  # of the bars' axis
 _MOST_WRITTEN = 8  # heads, up to which each cell holds its number
@@ -130,7 +131,7 @@ class AttentionQuality(Readout):
         if split == "train":  # the test has nothing before the first step to be compared with
             # Of all heads: a single one may look away, and in a small network rounding says which.
             words = "attention on objects (mass lift, mean of all heads, chance 0)"
-            self.headlines = {"train/mass_lift": words}
+            self.headlines = {LIFT: words}
         of_blocks = {
             f"{split}/attention/block-{block + 1:02d}/{name}": value
             for block, quality in qualities.items()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from callbacks.attention_quality import LIFT
 from callbacks.dense_knn import METRIC as DENSE_KNN
 from callbacks.online_probe import KNN, LINEAR
 from config.lookup import read_settings
@@ -22,6 +23,7 @@ _PANELS = {
     KNN: "k-NN accuracy, held-out images",
     LINEAR: "linear accuracy, held-out images",
     DENSE_KNN: "dense k-NN mIoU, held-out images",
+    LIFT: "attention on objects, training images\n(mass lift, mean of all heads)",
 }
 
 Curve = dict[int, float]  # by images seen
@@ -42,8 +44,9 @@ def learning(found: Sequence[tuple[str, Sequence[RunFolder]]], title: str) -> Fi
     ]
     if not panels:
         return None
-    figure, axes = figures.grid(1, len(panels), cell=(4.2, 3.2), title=title)
-    for axis, name in zip(axes[0], panels, strict=True):
+    columns = 2 if len(panels) == 4 else len(panels)
+    figure, axes = figures.grid(len(panels) // columns, columns, cell=(4.2, 3.2), title=title)
+    for axis, name in zip(axes.flat, panels, strict=True):
         for index, (label, seeds) in enumerate(curves.items()):
             _line(axis, label, f"C{index}", [seed[name] for seed in seeds if name in seed])
         axis.set(title=_PANELS[name], xlabel="training images seen, with repetitions")
