@@ -3,8 +3,15 @@
 What a notebook needs of all that can be imported from here.
 """
 
-from agents.notebook import load_run, segment
+from agents.notebook import Results, load_run, results, segment
 from agents.trainer import Trainer
 from config.hparams import Hparams
 
-__all__ = ["Hparams", "Trainer", "load_run", "segment"]
+__all__ = [
+    "Hparams",
+    "Results",
+    "Trainer",
+    "load_run",
+    "results",
+    "segment",
+]

@@ -130,8 +130,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text()), page
 
 
-def test_the_lines_of_python_train_load_and_segment(tmp_path, shapes_root, monkeypatch):
-    (code,) = fenced(ROOT / "docs" / "getting_started.md", "python")
+def test_the_lines_of_python_train_read_load_and_segment(
+    tmp_path, shapes_root, monkeypatch, capsys
+):
+    code, reading = fenced(ROOT / "docs" / "getting_started.md", "python")
     assert len(code.split("\n\n")[1].splitlines()) + 1 == 5
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 34)).save("photo.jpg")
@@ -139,11 +141,21 @@ def test_the_lines_of_python_train_load_and_segment(tmp_path, shapes_root, monke
     space: dict[str, Any] = {}
     exec(first, space)
     small = tiny({"task": "segmentation", "data.root": str(shapes_root), "trainer.max_epochs": 1})
+    small["callbacks.segmentation_predictions.enabled"] = True
     for path, value in small.items():
         set_leaf(space["hparams"], path, False if value == "false" else value)
     exec("Trainer(" + rest, space)
     assert summary(tmp_path / "runs" / "first")["status"] == "finished"
     assert space["labels"].shape == (34, 50)
+    exec(reading, space)
+    first = space["first"]
+    assert str(first.summary["test/miou"]) in capsys.readouterr().out
+    steps, losses = first.curve("train/loss")
+    assert steps == list(range(first.summary["steps"]))
+    assert losses[-1] == first.summary["train/loss"]
+    assert len(space["pictures"]) == 1
+    with pytest.raises(ValueError, match="Did you mean train/loss"):
+        first.curve("train/los")
     load_run, segment = space["load_run"], space["segment"]
     with pytest.raises(ConfigError, match="There is no run frist"):
         load_run("frist")
