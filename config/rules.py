@@ -150,7 +150,7 @@ def _rules_of(settings: type) -> Rules:
     return rules
 
 
-rules_of: Callable[[type], Rules] = cache(_rules_of)
+rules_of = cache(_rules_of)
 
 
 def _collect(

@@ -26,7 +26,7 @@ from tests.conftest import PACKAGES, summary, tiny
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What only an example, or a run that there was, can fill in.
-OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "my_")
+OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "feature_lengths", "my_")
 
 
 def fenced(page: Path, language: str = "") -> list[str]:
@@ -61,7 +61,8 @@ def test_commands_are_understood(words):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_options_exist(page):
     known = {f"--{leaf.path}" for leaf in leaves(Hparams())} | {"--callbacks.NAME.enabled"}
-    known |= {"--callbacks.NAME.every_n_epochs", "--segmentation.width"}  # the latter is added
+    known |= {"--callbacks.NAME.every_n_epochs", "--segmentation.width"}  # the latter is added, as
+    known |= {f"--callbacks.feature_lengths.{name}" for name in ("enabled", "bins")}
     text = page.read_text()
     assert set(re.findall(r"--[a-z_]+\.[\w.]*\w", text)) <= known
     groups = "|".join(name for name in vars(Hparams()) if name != "task")
