@@ -110,6 +110,16 @@ def test_the_readme_is_what_a_newcomer_needs():
     assert pages <= set(re.findall(r"\(docs/(\w+\.md)\)", text))
 
 
+def test_the_glossary_is_sorted_and_leads_on():
+    rows = re.findall(
+        r"^\| (.*?) \| .*[.!] \| (.*) \|$", (ROOT / "docs/glossary.md").read_text(), re.M
+    )
+    terms = [term.lower() for term, _ in rows]
+    assert len(terms) > 40
+    assert terms == sorted(terms)
+    assert all(re.fullmatch(r"\[.+?\]\(\w+\.md.*\)", more) for _, more in rows)
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     config = pytest.importorskip("mkdocs.config")
     from mkdocs.commands.build import build
