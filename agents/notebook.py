@@ -29,7 +29,7 @@ from utils.device import usable_device
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
-from utils.text import did_you_mean
+from utils.text import did_you_mean, one_line
 
 
 class Results(NamedTuple):
@@ -57,7 +57,7 @@ class Results(NamedTuple):
         if not points:
             known = sorted({each for row in self.metrics.values() for each in row})
             near = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}."
-            raise ValueError(f"{self.folder.name} has measured no {name}.{near}")
+            raise ValueError(one_line(f"{self.folder.name} has measured no {name}.{near}"))
         return list(points), list(points.values())
 
 

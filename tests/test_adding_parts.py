@@ -105,11 +105,11 @@ def runs(project: Path, tmp_path_factory: pytest.TempPathFactory, shapes_root: P
     unseen = {"callbacks.feature_lengths.enabled": "false", "run.name": "unseen"}
     refused = {**fused, "segmentation.width": 8, "run.name": "refused"}
     given = (segmented, fused, method | drawn, method | unseen, refused, {**fused, **drawn})
-    lines = list(map(options, given))
+    lines = [*map(options, given), ["--export", str(folder / "added"), "--format", "pt2"]]
     code = (
         "import json, sys; from main import main; "
         "codes = [main(argv) for argv in json.loads(sys.argv[1])]; "
-        "assert codes == [0, 0, 0, 0, 2, 2], codes"
+        "assert codes == [0, 0, 0, 0, 2, 2, 0], codes"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(lines)], cwd=project, capture_output=True, text=True
