@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from pytorch_lightning import Callback
@@ -19,7 +19,12 @@ from models.backbones.base import AttentionBackbone
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_demo
 
-TABLES = (names.BACKBONES, names.DATASETS, names.OPTIMIZERS, names.CALLBACKS)
+TABLES: tuple[dict[str, Any], ...] = (
+    names.BACKBONES,
+    names.DATASETS,
+    names.OPTIMIZERS,
+    names.CALLBACKS,
+)
 
 
 @pytest.fixture(autouse=True)
