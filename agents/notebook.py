@@ -1,4 +1,4 @@
-"""What a notebook needs beside `Trainer`: a run that has been trained, and what it says of images.
+"""What a notebook needs beside `Trainer`: a run's numbers, its network, what that says of images.
 
 Whatever is wrong with settings, runs or images is a ValueError or an OSError of one sentence, as on
 the command line.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,61 @@ from agents.commands.predict import label
 from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
+from config.convert import at_home
 from config.hparams import Hparams
-from config.lookup import find_run
+from config.lookup import find_run, read_settings
 from config.parsing import Command, parse
 from datamodules.reading import read_rgb
 from utils.checkpoint_io import best_or_last
 from utils.device import usable_device
+from utils.metrics_file import read_metrics
+from utils.nested import flat
 from utils.run_folder import RunFolder
+from utils.text import did_you_mean, one_line
+
+
+class Results(NamedTuple):
+    """What a run has left so far.
+
+    Attributes:
+        folder: where it lies; `folder.figures` has the pictures.
+        settings: by dotted name, as on the command line.
+        summary: the final numbers, and whether it finished; empty before its first end.
+        metrics: every scalar by step. Steps count from 0.
+    """
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    metrics: dict[int, dict[str, float]]
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Returns the steps at which a scalar was measured, and its values.
+
+        Raises:
+            ValueError: no scalar of this name was; says the nearest.
+        """
+        points = {step: row[name] for step, row in sorted(self.metrics.items()) if name in row}
+        if not points:
+            known = sorted({each for row in self.metrics.values() for each in row})
+            near = did_you_mean(name, known) or f" There are: {', '.join(known) or 'none'}."
+            raise ValueError(one_line(f"{self.folder.name} has measured no {name}.{near}"))
+        return list(points), list(points.values())
+
+
+def results(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Results:
+    """Reads what a run has left so far; it may still be training.
+
+    Args:
+        run: its name, or its folder.
+        runs_dir: the folder of all runs.
+
+    Raises:
+        ValueError: there is no such run, or its settings are damaged.
+    """
+    folder = RunFolder(find_run(at_home(os.fspath(run)), at_home(runs_dir)))
+    metrics = read_metrics(folder.path / "metrics.csv")
+    return Results(folder, flat(read_settings(folder.path)), folder.read_summary(), metrics)
 
 
 def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Agent:

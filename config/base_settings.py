@@ -91,7 +91,10 @@ def _take_settings(hparams: Hparams, run: Path) -> None:
     try:
         check_values(update(hparams, settings, str(file)))
     except ConfigError as error:  # cut in the middle of a value, edited, or of another version
-        unless = "unless another version wrote it, whose commit environment.json names"
+        unless = (
+            "unless another version wrote it, whose commit environment.json names, or a script "
+            "that adds parts of its own"
+        )
         raise damaged(file, f"{str(error).rstrip('.')}; {unless}") from error
 
 

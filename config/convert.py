@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from config.hparams import Hparams
-from config.rules import as_typed, get_leaf
+from config.rules import as_typed, forget_rules, get_leaf
 from utils.files import write_atomically
 from utils.nested import entries, nested
 from utils.strict_yaml import load_yaml
@@ -70,6 +70,12 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
 def _hints(group: type) -> dict[str, Any]:
     hints = get_type_hints(group, include_extras=True)
     return {item.name: hints[item.name] for item in dataclasses.fields(group)}
+
+
+def read_tables_anew() -> None:
+    """Lets settings know what has been added to `config/names.py` since they were looked at."""
+    _hints.cache_clear()
+    forget_rules()
 
 
 def set_leaf(hparams: Hparams, path: str, value: Any) -> None:

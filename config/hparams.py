@@ -62,7 +62,6 @@ BACKBONE_LEARNS = Needs("backbone.unfreeze_last") | Unless("backbone.freeze")
 IS_VIT = Needs("backbone.name", *names.VITS)
 IS_TIMM = Needs("backbone.name", names.TIMM)
 IS_VICREG = Needs("barlow_twins.loss", "vicreg")
-HAS_ATTENTION = Unless("backbone.name", *names.WITHOUT_ATTENTION)
 VALIDATES = Unless("trainer.limit_val_batches", 0)
 SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
 
@@ -948,17 +947,21 @@ def _has(callback: str) -> Needs:
     return Needs("task", *names.CALLBACKS[callback].tasks)
 
 
+def _with_attention() -> Needs:
+    return Unless("backbone.name", *names.WITHOUT_ATTENTION)
+
+
 @dataclass
 class CallbackHparams:
     """What is looked at while training."""
 
-    attention_maps: Annotated[AttentionMapsHparams, _has("attention_maps"), HAS_ATTENTION] = _group(
-        AttentionMapsHparams
+    attention_maps: Annotated[AttentionMapsHparams, _has("attention_maps"), _with_attention()] = (
+        _group(AttentionMapsHparams)
     )
     attention_quality: Annotated[
         AttentionQualityHparams,
         _has("attention_quality"),
-        HAS_ATTENTION,
+        _with_attention(),
         Unless("data.name", *names.WITHOUT_MASKS),
     ] = _group(AttentionQualityHparams)
     effective_receptive_field: Annotated[
@@ -1021,7 +1024,7 @@ class Hparams:
         LeJEPAHparams, Needs("task", "lejepa") | Needs("dino_twins.term", "sigreg")
     ] = _group(LeJEPAHparams)
     head_information: Annotated[
-        HeadInformationHparams, PRETRAINS, HAS_ATTENTION, BACKBONE_LEARNS
+        HeadInformationHparams, PRETRAINS, _with_attention(), BACKBONE_LEARNS
     ] = _group(HeadInformationHparams)
     probe: ProbeHparams = _group(ProbeHparams)
     segmentation: Annotated[SegmentationHparams, SEGMENTS] = _group(SegmentationHparams)

@@ -64,7 +64,7 @@ BACKBONE_ALIASES = {
     "dinov3_small": "timm/vit_small_patch16_dinov3",
     "dinov3_base": "timm/vit_base_patch16_dinov3",
 }
-WITHOUT_ATTENTION = ("resnet18", "resnet50")
+WITHOUT_ATTENTION: tuple[str, ...] = ("resnet18", "resnet50")
 
 DATASETS: dict[str, str] = {
     "shapes": "datamodules.shapes:Shapes",
@@ -74,7 +74,7 @@ DATASETS: dict[str, str] = {
     "cifar10": "datamodules.cifar10:CIFAR10",
     "image_folder": "datamodules.image_folder:ImageFolder",
 }
-WITHOUT_MASKS = ("cifar10", "image_folder")
+WITHOUT_MASKS: tuple[str, ...] = ("cifar10", "image_folder")
 
 OPTIMIZERS: dict[str, str] = {
     "adamw": "utils.optim:adamw",

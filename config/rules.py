@@ -150,7 +150,9 @@ def _rules_of(settings: type) -> Rules:
     return rules
 
 
-rules_of: Callable[[type], Rules] = cache(_rules_of)
+_cached = cache(_rules_of)
+rules_of: Callable[[type], Rules] = _cached
+forget_rules = _cached.cache_clear
 
 
 def _collect(

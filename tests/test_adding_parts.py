@@ -6,6 +6,7 @@ They are put, as they stand, into a copy of the project.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from agents.base import Agent
 from config import names
 from config.parsing import parse
 from tests.conftest import PACKAGES, options, summary, tiny
+from tests.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
@@ -45,6 +47,9 @@ def copy_with(parts: Iterator[tuple[str, str]], folder: Path) -> Path:
             continue
         text = (folder / name).read_text()
         opening = rf'^(class {inside}:\n    """.*?"""|{inside}\b[^\n]*?= [{{(])'
+        if inside.startswith("above "):
+            opening = rf"\n(?=@dataclass\nclass {inside.removeprefix('above ')}:)"
+            code += "\n\n"
         found = re.search(opening, text, re.M | re.S)
         assert found, f"there is no {inside} in {name}"
         (folder / name).write_text(f"{text[: found.end()]}\n{code}{text[found.end() :]}")
@@ -96,18 +101,22 @@ def runs(project: Path, tmp_path_factory: pytest.TempPathFactory, shapes_root: P
     pretrains = {**tiny({"task": "lejepa", **place}), "task": "align_uniform"}
     method = {path: pretrains[path] for path in pretrains if not path.startswith("lejepa.")}
     method |= {"run.name": "method", "callbacks.online_probe.enabled": "true"}
+    drawn = {"callbacks.feature_lengths.bins": 7, "callbacks.report.enabled": "true"}
+    unseen = {"callbacks.feature_lengths.enabled": "false", "run.name": "unseen"}
     refused = {**fused, "segmentation.width": 8, "run.name": "refused"}
-    lines = [options(settings) for settings in (segmented, fused, method, refused)]
+    given = (segmented, fused, method | drawn, method | unseen, refused, {**fused, **drawn})
+    lines = [*map(options, given), ["--export", str(folder / "added"), "--format", "pt2"]]
     code = (
         "import json, sys; from main import main; "
         "codes = [main(argv) for argv in json.loads(sys.argv[1])]; "
-        "assert codes == [0, 0, 0, 2], codes"
+        "assert codes == [0, 0, 0, 0, 2, 2, 0], codes"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(lines)], cwd=project, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "--segmentation.width 8 has no effect" in done.stderr.replace("\n", " ")
+    for option in ("segmentation.width 8", "callbacks.feature_lengths.bins 7"):
+        assert f"--{option} has no effect" in done.stderr.replace("\n", " ")
     return folder
 
 
@@ -139,7 +148,37 @@ def test_a_run_of_an_added_method(runs):
     )
     assert found["train/feature_length"] > 0
     assert "val/knn_accuracy" in found
+
+
+def test_an_added_picture_with_settings(runs):
     assert list((runs / "method" / "figures" / "feature_lengths").glob("*.png"))
+    settings = yaml.safe_load((runs / "method" / "hparams.yaml").read_text())
+    assert settings["callbacks"]["feature_lengths"]["bins"] == 7
+    report = Page((runs / "method" / "report.html").read_text())
+    assert any("feature_lengths" in shown for shown in report.pictures)
+    assert "train/feature_length" in report.cells
+    assert not (runs / "unseen" / "figures" / "feature_lengths").exists()
+    assert "train/feature_length" not in summary(runs / "unseen")
+
+
+def test_the_script_of_the_page_brings_parts_from_outside(tmp_path, shapes_root):
+    own = ("mean_colours.py", "sea_floor.py", "feature_lengths.py")
+    for place, code in examples():
+        if Path(place).name in own:
+            (tmp_path / Path(place).name).write_text(code)
+    (script,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    (tmp_path / "my_run.py").write_text(script)
+    given = tiny({"backbone.name": "resnet18", "task": "barlow_twins", "run.name": "mine"})
+    given |= {"backbone.name": "mean_colours", "data.name": "sea_floor", "data.root": "sea"}
+    sea_floor(shapes_root, tmp_path / "sea")
+    words = [sys.executable, "my_run.py", *options(given), "--trainer.max_epochs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = summary(tmp_path / "runs" / "mine")
+    assert found["readout_failures"] == {}
+    assert found["train/feature_length"] > 0
+    assert list((tmp_path / "runs" / "mine" / "figures" / "feature_lengths").glob("*.png"))
 
 
 def test_the_experiment_of_the_page_is_one(tmp_path):

@@ -26,7 +26,7 @@ from tests.conftest import PACKAGES, summary, tiny
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What only an example, or a run that there was, can fill in.
-OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "my_")
+OPEN = ("…", "RUN", "NAME", "TASK", "two_layers", "feature_lengths", "my_")
 
 
 def fenced(page: Path, language: str = "") -> list[str]:
@@ -61,7 +61,8 @@ def test_commands_are_understood(words):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_options_exist(page):
     known = {f"--{leaf.path}" for leaf in leaves(Hparams())} | {"--callbacks.NAME.enabled"}
-    known |= {"--callbacks.NAME.every_n_epochs", "--segmentation.width"}  # the latter is added
+    known |= {"--callbacks.NAME.every_n_epochs", "--segmentation.width"}  # the latter is added, as
+    known |= {f"--callbacks.feature_lengths.{name}" for name in ("enabled", "bins")}
     text = page.read_text()
     assert set(re.findall(r"--[a-z_]+\.[\w.]*\w", text)) <= known
     groups = "|".join(name for name in vars(Hparams()) if name != "task")
@@ -109,6 +110,16 @@ def test_the_readme_is_what_a_newcomer_needs():
     assert pages <= set(re.findall(r"\(docs/(\w+\.md)\)", text))
 
 
+def test_the_glossary_is_sorted_and_leads_on():
+    rows = re.findall(
+        r"^\| (.*?) \| .*[.!] \| (.*) \|$", (ROOT / "docs/glossary.md").read_text(), re.M
+    )
+    terms = [term.lower() for term, _ in rows]
+    assert len(terms) > 40
+    assert terms == sorted(terms)
+    assert all(re.fullmatch(r"\[.+?\]\(\w+\.md.*\)", more) for _, more in rows)
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     config = pytest.importorskip("mkdocs.config")
     from mkdocs.commands.build import build
@@ -130,8 +141,10 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         assert not re.search(r'(src|<link [^>]*href)="(https?:)?//', page.read_text()), page
 
 
-def test_the_lines_of_python_train_load_and_segment(tmp_path, shapes_root, monkeypatch):
-    (code,) = fenced(ROOT / "docs" / "getting_started.md", "python")
+def test_the_lines_of_python_train_read_load_and_segment(
+    tmp_path, shapes_root, monkeypatch, capsys
+):
+    code, reading = fenced(ROOT / "docs" / "getting_started.md", "python")
     assert len(code.split("\n\n")[1].splitlines()) + 1 == 5
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 34)).save("photo.jpg")
@@ -139,11 +152,21 @@ def test_the_lines_of_python_train_load_and_segment(tmp_path, shapes_root, monke
     space: dict[str, Any] = {}
     exec(first, space)
     small = tiny({"task": "segmentation", "data.root": str(shapes_root), "trainer.max_epochs": 1})
+    small["callbacks.segmentation_predictions.enabled"] = True
     for path, value in small.items():
         set_leaf(space["hparams"], path, False if value == "false" else value)
     exec("Trainer(" + rest, space)
     assert summary(tmp_path / "runs" / "first")["status"] == "finished"
     assert space["labels"].shape == (34, 50)
+    exec(reading, space)
+    first = space["first"]
+    assert str(first.summary["test/miou"]) in capsys.readouterr().out
+    steps, losses = first.curve("train/loss")
+    assert steps == list(range(first.summary["steps"]))
+    assert losses[-1] == first.summary["train/loss"]
+    assert len(space["pictures"]) == 1
+    with pytest.raises(ValueError, match="Did you mean train/loss"):
+        first.curve("train/los")
     load_run, segment = space["load_run"], space["segment"]
     with pytest.raises(ConfigError, match="There is no run frist"):
         load_run("frist")

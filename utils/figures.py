@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+# No screen is needed. What shows a notebook's own figures needs none either, and stays.
+if not os.environ.get("MPLBACKEND", "").startswith("module://"):
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np

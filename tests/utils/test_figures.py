@@ -1,6 +1,10 @@
 """A figure is drawn once, as matplotlib would save it."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -9,6 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils import figures
+
+ROOT = Path(__file__).parents[2]
 
 
 def figure() -> Figure:
@@ -99,3 +105,14 @@ def test_a_caption_stands_right_below_the_pictures_however_tall_the_figure_is():
     assert 0 < picture.y0 - words.y1 < 0.1 * picture.height
     assert words.x0 + words.x1 == pytest.approx(picture.x0 + picture.x1, abs=2)
     figures.close(drawn)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [("module://matplotlib.backends.backend_svg",) * 2, ("TkAgg", "Agg")]
+)
+def test_a_notebook_goes_on_showing_its_own_figures(given, used):
+    code = "from utils import figures; import matplotlib; print(matplotlib.get_backend())"
+    environment = {**os.environ, "MPLBACKEND": given}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == used

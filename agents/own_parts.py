@@ -1,0 +1,96 @@
+"""Parts from outside the project: a line of `config/names.py` for as long as Python runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
+
+import pytorch_lightning as pl
+
+from config import names
+from config.convert import read_tables_anew
+from datamodules.base import ImageSource, MaskedSource
+from models.backbones.base import AttentionBackbone
+
+# Tables by the setting that chooses from them. A method brings settings, and is none of these.
+_TABLES: dict[str, dict[str, str]] = {
+    "backbone.name": names.BACKBONES,
+    "data.name": names.DATASETS,
+    "segmentation.head": names.HEADS,
+    "segmentation.fusion": names.FUSIONS,
+    "segmentation.loss": names.LOSSES,
+    "optim.name": names.OPTIMIZERS,
+    "optim.schedule": names.SCHEDULES,
+}
+_TAKEN = {"auto", *names.BACKBONE_ALIASES, *names.FUSION_ALIASES}
+
+
+def add_part(setting: str, name: str, part: Callable[..., Any]) -> None:
+    """Adds something that can be chosen by name, as a line of `config/names.py` does.
+
+    Args:
+        setting: that chooses it, such as `backbone.name`.
+        name: that it gets there.
+        part: a class or a function, at the top of a file or of a notebook's cell. A function that
+            makes a backbone with attention says so: `-> AttentionBackbone`.
+
+    Raises:
+        ValueError: there is no such choice, or the name or the part is not possible.
+    """
+    if setting not in _TABLES:
+        raise ValueError(f"add_part {setting}: expected one of {', '.join(_TABLES)}.")
+    if setting == "data.name" and not _is_kind(part, ImageSource):
+        raise ValueError(f"data.name {name}: expected a subclass of ImageSource.")
+    target = _target(setting, name, part, _TABLES[setting].get(name))
+    if setting == "data.name" and not _is_kind(part, MaskedSource):
+        names.WITHOUT_MASKS = (*names.WITHOUT_MASKS, name)
+    made = part if isinstance(part, type) else get_type_hints(part).get("return")
+    if setting == "backbone.name" and not _is_kind(made, AttentionBackbone):
+        names.WITHOUT_ATTENTION = (*names.WITHOUT_ATTENTION, name)
+    _TABLES[setting][name] = target
+    read_tables_anew()
+
+
+def add_callback(
+    name: str, callback: type[pl.Callback], tasks: Sequence[str] = names.PRETRAINING
+) -> None:
+    """Adds a callback that looks at every run of these tasks, with its constructor's defaults.
+
+    Args:
+        name: by which it is known where it fails.
+        callback: a class, at the top of a file or of a notebook's cell.
+        tasks: whose trainings it looks at.
+
+    Raises:
+        ValueError: the name, the class or a task is not possible.
+    """
+    if not _is_kind(callback, pl.Callback):
+        raise ValueError(f"callbacks {name}: expected a subclass of Lightning's Callback.")
+    if unknown := sorted(set(tasks) - names.TASKS.keys()):
+        raise ValueError(
+            f"callbacks {name}: there is no task {unknown[0]}, only {', '.join(names.TASKS)}."
+        )
+    known = names.CALLBACKS.get(name)
+    target = _target("callbacks", name, callback, known and known.target)
+    names.CALLBACKS[name] = names.Callback(target, tuple(tasks))
+
+
+def _is_kind(part: object, kind: type) -> bool:
+    return isinstance(part, type) and issubclass(part, kind)
+
+
+def _target(setting: str, name: str, part: Callable[..., Any], known: str | None) -> str:
+    """Returns where a part is found again, also once its cell has been run anew."""
+    if not name.isidentifier():
+        raise ValueError(f"{setting} {name}: expected a name such as my_part.")
+    module, attribute = part.__module__, getattr(part, "__qualname__", "")
+    if getattr(sys.modules.get(module), attribute, None) is not part:
+        raise ValueError(
+            f"{setting} {name}: {part} is not found as {module}.{attribute}. Define it at the top "
+            "of a file or of a cell."
+        )
+    target = f"{module}:{attribute}"
+    if name in _TAKEN or known not in (None, target):
+        raise ValueError(f"{setting} {name} exists already. Choose another name.")
+    return target
