@@ -948,6 +948,7 @@ def _has(callback: str) -> Needs:
 
 
 def _with_attention() -> Needs:
+    # No constant: annotations are evaluated again when a part has been added from outside.
     return Unless("backbone.name", *names.WITHOUT_ATTENTION)
 
 
