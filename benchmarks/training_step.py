@@ -155,7 +155,8 @@ class Clock(pl.Callback):
             torch.cuda.set_sync_debug_mode("default")
             self._watch.__exit__(None, None, None)
             self._watch = None
-            self.waits = sum("synchroniz" in str(each.message) for each in self._seen)
+            # Not the notice, once a process, that the mode does not detect all such operations.
+            self.waits = sum("called a synchronizing" in str(each.message) for each in self._seen)
 
 
 def batch_of(sides: tuple[int, ...], size: int, chunk: int | None, pinned: bool) -> Batch:

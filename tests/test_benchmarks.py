@@ -4,15 +4,20 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu, matrices
 from benchmarks.exact_batches import problem
+from benchmarks.training_step import Clock
 
-GPU = [sys.executable, str(Path(__file__).parents[1] / "benchmarks" / "gpu.py")]
+ROOT = Path(__file__).parents[1]
+GPU = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -57,6 +62,45 @@ def test_a_row_that_fails_says_why(error, outcome):
         raise error
 
     assert gpu.attempt(work, math.inf, torch.device("cpu")) == {"outcome": outcome}
+
+
+def test_measuring_a_gpu_needs_no_package_that_it_says_it_does_not():
+    code = """import sys
+sys.modules.update(dict.fromkeys(("wandb", "vit_pytorch", "segmentation_models_pytorch")))
+import benchmarks.gpu, tests.test_gpu"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_waits_of_the_step_are_counted(monkeypatch):
+    notice = "Synchronization debug mode is a prototype feature and does not yet detect all "
+    notice += "synchronizing operations"  # torch's own, the first time in a process
+
+    def switch(mode: str) -> None:
+        if mode == "warn":
+            warnings.warn(notice, stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", switch)
+    clock, trainer = Clock(torch.device("cuda"), 5), SimpleNamespace(global_step=1)
+    shown: Any = trainer
+    clock.on_train_batch_start(shown)
+    for _ in range(3):
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    trainer.global_step = 2
+    clock.on_train_batch_end(shown)
+    assert clock.waits == 3
+
+
+def test_tests_that_are_not_through_in_time_have_said_something(monkeypatch):
+    def late(command, timeout, **_):
+        said = "tests/test_gpu.py::test_a PASSED\ntests/test_gpu.py::test_b FAILED\ntests/test"
+        raise subprocess.TimeoutExpired(command, timeout, output=said.encode())
+
+    monkeypatch.setattr(subprocess, "run", late)
+    assert gpu.correctness(120.0).splitlines() == [
+        "tests/test_gpu.py::test_b FAILED",
+        "not through after 120 s: 1 passed",
+    ]
 
 
 def test_matrices_of_a_run_with_head_information(train, tmp_path, monkeypatch, capsys):

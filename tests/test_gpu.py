@@ -1,5 +1,6 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
+import math
 from copy import deepcopy
 from statistics import median
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
+from models.losses.lejepa import sigreg
 from models.measures.knn import knn_scores
 from models.measures.segmentation import metrics
 from models.memory.chunking import forward_in_chunks
 from tests.conftest import summary, weights
 from tests.models.test_chunking import SIZES, assert_close, vit
 from utils.device import VOLTA
+from utils.memory import free_unused
 from utils.metrics_file import read_metrics
 from utils.optim import clip_each
 from utils.rng import rng_preserved
@@ -45,6 +48,11 @@ HALF = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def no_wandb(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)  # which wins over the runs' own settings
+
+
 def gradients(chunked: bool, drop_path: float, autocast: bool = False) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     backbone = vit(drop_path=drop_path).to(GPU)
@@ -63,7 +71,7 @@ def gradients(chunked: bool, drop_path: float, autocast: bool = False) -> dict[s
                 pooled = torch.cat([backbone(x.to(GPU)).pooled for x in view.split(SIZES)])
             z.append(head(pooled))
         loss = barlow_twins_loss(cross_correlation(*z), 0.0051)
-    (loss * 1024).backward()
+    (loss * 16).backward()  # the largest gradient is 132 times that, and float16 ends at 65,504
     return {n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -112,6 +120,7 @@ def test_dino_trains_one_view_at_a_time(train, task, precision):
         "trainer__precision": precision,
         "trainer__max_epochs": 1,
         "dino__clip_grad": 0,
+        "dino__head_batch_norm": "false",  # which judges all views together
     }
     _, whole = train("whole", **shared)
     code, pieces = train("pieces", trainer__chunk_size=4, **shared)
@@ -151,8 +160,8 @@ def test_float16_gradients_are_divided_before_they_are_clipped_and_measured(trai
         assert code == 0
         rows = read_metrics(folder / "metrics.csv").values()
         norms = [row["train/grad_norm"] for row in rows if "train/grad_norm" in row]
-        typical[precision] = median(norms)
-    # The scale is 65,536; a step that overflows halves it.
+        typical[precision] = median(filter(math.isfinite, norms))
+    # The scale is 65,536; a step that overflows, whose norm is no number, halves it.
     assert typical["16-mixed"] < 20 * typical["32-true"]
 
 
@@ -187,18 +196,6 @@ def test_deterministic_counts_are_small_and_those_of_the_cpu():
     assert torch.equal(measured.compute()["confusion"].cpu(), expected.compute()["confusion"])
 
 
-@pytest.mark.skipif(
-    HAS_CUDA and torch.cuda.get_device_capability() < VOLTA, reason="nothing compiles for this card"
-)
-@pytest.mark.parametrize("tuner", ["tune_batch_size", "tune_lr"])
-@pytest.mark.parametrize("task", ["barlow_twins", "dino"])
-def test_tuners_compile_what_they_fit(train, task, tuner):
-    options = {"trainer__accelerator": "gpu", "trainer__compile": "true"}
-    code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
-    assert code == 0
-    assert summary(folder)["train/loss"] > 0
-
-
 def test_random_states_of_the_gpu_are_put_back():
     torch.manual_seed(0)
     expected = torch.rand(3, device=GPU)
@@ -209,11 +206,11 @@ def test_random_states_of_the_gpu_are_put_back():
 
 
 def test_a_run_on_the_cpu_takes_no_memory_of_the_gpu(train):
-    torch.cuda.empty_cache()
+    free_unused(GPU)
     before = torch.cuda.memory_reserved()
     code, folder = train("cpu", trainer__accelerator="cpu")
     assert code == 0
-    assert torch.cuda.memory_reserved() == before
+    assert torch.cuda.memory_reserved() <= before
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     states = next(v for k, v in last["callbacks"].items() if k.startswith("RandomState"))
     assert states["0"].keys() == {"cpu"}
@@ -254,12 +251,13 @@ def test_neighbours_beside_half_precision_are_those_of_float64():
     assert (voted > 0).float().mean() > 0.98  # in TF32 0.75
 
 
-def test_a_correlation_is_judged_without_waiting_for_the_gpu():
+def test_embeddings_are_judged_without_waiting_for_the_gpu():
     matrix = torch.rand(64, 64, device=GPU)
     torch.cuda.set_sync_debug_mode("error")
     try:
         summarise(matrix)
         barlow_twins_loss(matrix, 0.1)
+        sigreg(matrix, matrix, 17, 5.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -275,4 +273,18 @@ def test_convolutional_networks_train_channels_last(train, backbone):
     )
     assert code == 0
     stem = weights(folder)["backbone.net.conv1.weight"]
-    assert stem.is_contiguous(memory_format=torch.channels_last)
+    tensor_cores = torch.cuda.get_device_capability() >= VOLTA
+    assert stem.is_contiguous(memory_format=torch.channels_last) is tensor_cores
+
+
+# The slowest, at the end.
+@pytest.mark.skipif(
+    HAS_CUDA and torch.cuda.get_device_capability() < VOLTA, reason="nothing compiles for this card"
+)
+@pytest.mark.parametrize("tuner", ["tune_batch_size", "tune_lr"])
+@pytest.mark.parametrize("task", ["barlow_twins", "dino"])
+def test_tuners_compile_what_they_fit(train, task, tuner):
+    options = {"trainer__accelerator": "gpu", "trainer__compile": "true"}
+    code, folder = train("tuned", task=task, **options, **{f"trainer__{tuner}": "true"})
+    assert code == 0
+    assert summary(folder)["train/loss"] > 0

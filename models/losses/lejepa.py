@@ -101,5 +101,7 @@ def _quadrature(knots: int, limit: float, like: Tensor) -> tuple[Tensor, Tensor]
         raise ValueError(f"knots {knots}, limit {limit}: expected at least 2 points up to a t > 0.")
     points = torch.linspace(0, limit, knots, dtype=like.dtype, device=like.device)
     weights = torch.full_like(points, 2 * limit / (knots - 1))
-    weights[[0, -1]] /= 2
+    # One by one: an index of both would come from the host, and a GPU be waited for.
+    weights[0] /= 2
+    weights[-1] /= 2
     return points, weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,18 +61,26 @@ def inverse_frequency(pixels: Sequence[int]) -> Tensor:
 
 def dice(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - Dice coefficient over the whole batch, averaged over the classes that occur in it."""
-    return _of_present_classes(smp.losses.DiceLoss("multiclass"), logits, labels)
+    return _of_present_classes(_published("DiceLoss"), logits, labels)
 
 
 def jaccard(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - soft IoU over the whole batch, averaged over the classes that occur in it."""
-    return _of_present_classes(smp.losses.JaccardLoss("multiclass"), logits, labels)
+    return _of_present_classes(_published("JaccardLoss"), logits, labels)
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
     """Focal loss of every class against the rest, γ = 2 (Lin et al. 2017), mean over classes."""
     pixels, targets = _valid(logits, labels)
-    return smp.losses.FocalLoss("multiclass")(pixels, targets) if targets.numel() else pixels.sum()
+    return _published("FocalLoss")(pixels, targets) if targets.numel() else pixels.sum()
+
+
+def _published(name: str) -> nn.Module:
+    # Not at the top: of all that trains, only these losses need the package.
+    from segmentation_models_pytorch import losses
+
+    loss: nn.Module = getattr(losses, name)("multiclass")
+    return loss
 
 
 def _of_present_classes(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from models.backbones.base import Backbone
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
-from models.backbones.vit_pytorch import vit_pytorch
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation
 from models.memory.chunking import forward_in_chunks
@@ -24,6 +23,8 @@ def vit(**settings: float) -> Backbone:
 
 
 def vit_with_dropout() -> Backbone:
+    from models.backbones.vit_pytorch import vit_pytorch  # the tests on a GPU do without it
+
     return vit_pytorch(image_size=16, patch_size=8, depth=2, embed_dim=24, num_heads=3, dropout=0.3)
 
 
