@@ -65,6 +65,8 @@ class Embeddings(Callback):
 def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], where: str) -> Figure:
     """Draws features `(N, D)`: principal components, and t-SNE where scikit-learn is installed.
 
+    Features that are all the same, as of a network that has collapsed, have no t-SNE.
+
     Args:
         features: centred here.
         labels: `(N,)`, or None.
@@ -73,8 +75,13 @@ def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], wher
     """
     components, shares = principal_components(features)
     panels = [(components, f"two principal components: {shares.sum():.0%} of the variance")]
-    if importlib.util.find_spec("sklearn"):
-        panels.append((tsne(features), "t-SNE (distances between groups mean nothing)"))
+    differences = features - features[0]
+    largest = differences.abs().max()
+    # Of one point many times scikit-learn divides by 0 and, by what is then no number, takes the
+    # whole process down; so it does of squares that float32 cannot hold.
+    if largest > 0 and importlib.util.find_spec("sklearn"):
+        points = tsne(differences / largest)
+        panels.append((points, "t-SNE (distances between groups mean nothing)"))
     named = len(classes) <= _MOST_NAMED
     title = f"Pooled features as points, {where}"
     title += "" if named else f"\n{len(classes)} classes, each in a colour of its own"

@@ -79,8 +79,7 @@ def find_run(run: str, runs_dir: str) -> Path:
     name = run.removeprefix("run:")
     places = (Path(runs_dir) / name, Path(name))
     for candidate in places:
-        files = (candidate / "hparams.yaml", _last(candidate))
-        if any(_asked(Path.is_file, file) for file in files):
+        if _is_run(candidate):
             # `.` has no name, by which what follows could refer to it.
             return candidate.resolve() if candidate.name in ("", "..") else candidate
     begun = next((each for each in places if _asked(Path.is_dir, each / "checkpoints")), None)
@@ -89,11 +88,18 @@ def find_run(run: str, runs_dir: str) -> Path:
             f"{begun} was stopped before it had written its settings: start it again with "
             f"--run.name {begun.name} --run.dir {begun.parent} and the options it had."
         )
+    around = (each for place in places if _asked(Path.exists, place) for each in place.parents)
+    if whole := next(filter(_is_run, around), None):
+        raise ConfigError(f"{shown(name)} is a part of a run. Give the run itself: {whole}")
     known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
     raise ConfigError(
         f"There is no run {shown(name)} in {runs_dir}/ (--run.dir).{suggestion(name, known)} "
         f"Known: {', '.join(known[-8:]) or 'none'}."
     )
+
+
+def _is_run(folder: Path) -> bool:
+    return any(_asked(Path.is_file, each) for each in (folder / "hparams.yaml", _last(folder)))
 
 
 def _last(run: Path) -> Path:

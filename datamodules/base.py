@@ -281,16 +281,21 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
 
 
-def read_square(file: ImageItem, size: int) -> Tensor | None:
+def square_of(file: ImageItem, size: int) -> Tensor:
     """Reads an image as `(3, size, size)` uint8: shorter side resized, centre cropped.
 
-    Returns:
-        None when the file cannot be read; the loaders name such files.
+    Raises:
+        UnreadableImageError: that fails.
     """
-    try:
-        with opened(file) as found:
-            image = found.decode(size / min(found.size)).image
-    except UnreadableImageError:
-        return None
+    with opened(file) as found:
+        image = found.decode(size / min(found.size)).image
     image = F.center_crop(F.resize(image, [size], InterpolationMode.BICUBIC), [size])
     return F.pil_to_tensor(image)
+
+
+def read_square(file: ImageItem, size: int) -> Tensor | None:
+    """Does what `square_of` does; None when that fails: the loaders name such files."""
+    try:
+        return square_of(file, size)
+    except UnreadableImageError:
+        return None

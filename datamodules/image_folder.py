@@ -98,6 +98,12 @@ class ImageFolder(LabelledSource):
         train, val = part_of(folders, TRAIN), part_of(folders, _HELD_OUT)
         if train and val:
             return train, val
+        if len(folders) == 1 and _holds_parts(folders[0]):
+            rank_zero_warn(
+                f"{printable(self.root)} holds one folder, {printable(folders[0].name)}, in which "
+                "lie images to train on and to judge by: here they are taken together. Did you "
+                f"mean {self.root_option} {printable(folders[0])}?"
+            )
         if val and not there - set(_HELD_OUT):
             raise FileNotFoundError(
                 f"There is {val}, but no {self.root / 'train'}: expected train and val, or a "
@@ -106,3 +112,8 @@ class ImageFolder(LabelledSource):
         # Beside others, `train` is a class: one of VOC's.
         alone = train if len(there) == 1 else None
         return (alone or self.root,) * 2
+
+
+def _holds_parts(folder: Path) -> bool:
+    inside = folders_in(folder)
+    return bool(part_of(inside, TRAIN) and part_of(inside, _HELD_OUT))

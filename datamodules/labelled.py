@@ -14,10 +14,10 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, LabelledSource, read_square
+from datamodules.base import ImageDataModule, LabelledSource, read_square, square_of
 from datamodules.listing import evenly, held_out
 from datamodules.loading import BatchLoader, Loading
-from datamodules.reading import ImageItem
+from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
 from utils.text import count
 
@@ -123,10 +123,12 @@ class Squares(Dataset[Square]):
             ValueError: it cannot be read; a probe needs every image.
         """
         _, index = draw
-        image = read_square(self.files[index], self.size)
-        if image is None:
-            raise ValueError(f"{self.files[index]} cannot be read, and a probe needs every image.")
-        return Square(image, index)
+        try:
+            return Square(square_of(self.files[index], self.size), index)
+        except UnreadableImageError as error:
+            raise ValueError(
+                f"{error} cannot be read, and a probe needs every image: repair or remove it."
+            ) from error
 
 
 def collate_squares(squares: Sequence[Square]) -> tuple[Tensor, Tensor]:

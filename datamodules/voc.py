@@ -107,7 +107,10 @@ def _listing(folder: Path, split: str) -> Path:
 
 def _listed(listing: Path) -> list[str]:
     if not listing.is_file():
-        raise FileNotFoundError(f"{listing} is missing: the VOC folder is incomplete.")
+        raise FileNotFoundError(
+            f"{listing} is missing: the VOC folder is incomplete. Get it, or write it: the names "
+            "of its images, one a line."
+        )
     names = read_list(listing, _name)
     if not names:
         raise ValueError(f"{listing} lists no images.")

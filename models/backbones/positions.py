@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isqrt
 
 import torch
@@ -40,3 +41,24 @@ def fitted_positions(value: Tensor, grid: tuple[int, int], num_prefix: int) -> T
         f"its position embedding has {count} tokens, which is no square grid of patches after "
         f"{' or '.join(map(str, known))} other tokens: only square ones can be resized"
     )
+
+
+def cls_with_its_place(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
+    """Adds CLS's position to CLS, for a network that has positions of patches alone.
+
+    DINOv2's files with registers have one, timm's networks with registers have none.
+
+    Args:
+        state: of a file.
+        patches: of the network.
+
+    Returns:
+        CLS and the other positions; nothing where the file has none of CLS.
+    """
+    token, places = state.get("cls_token"), state.get("pos_embed")
+    if token is None or places is None or places.ndim != 3 or places.shape[2:] != token.shape[2:]:
+        return {}
+    left = places.shape[1] - 1
+    if left != patches and (left < 1 or isqrt(left) ** 2 != left):
+        return {}
+    return {"cls_token": token + places[:, :1], "pos_embed": places[:, 1:]}

@@ -23,7 +23,7 @@ from models.backbones.base import (
     Tokens,
     as_map,
 )
-from models.backbones.positions import fitted_positions
+from models.backbones.positions import cls_with_its_place, fitted_positions
 from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
 from models.scores import scores_of
 from utils.checkpoints import download
@@ -119,7 +119,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         return value
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """See `Backbone.fold`: LayerScale into the layer before it; DINOv2's name of registers.
+        """See `Backbone.fold`: LayerScale into the layer before it, CLS's position; DINOv2's names.
 
         diag(gamma) (W x + b) = (diag(gamma) W) x + gamma b, so that a network without LayerScale
         computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
@@ -129,15 +129,20 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         folded = dict(state)
         if "register_tokens" in folded:
             folded["reg_token"] = folded.pop("register_tokens")
-        own = self.net.state_dict()
+        own, said = self.net.state_dict(), []
+        if getattr(self.net, "no_embed_class", False) and {"cls_token", "pos_embed"} <= own.keys():
+            placed = cls_with_its_place(folded, own["pos_embed"].shape[1])
+            folded |= placed
+            said = ["position of CLS added to CLS"] if placed else []
         scales = {key: layer for key, layer in _scaled(folded).items() if key not in own}
         for key, layer in scales.items():
             gamma = folded.pop(key)
             for name in (f"{layer}.weight", f"{layer}.bias"):
                 weight = folded[name]
                 folded[name] = gamma.view(-1, *[1] * (weight.ndim - 1)) * weight
-        said = f"LayerScale ({len(scales)} tensors) folded into attn.proj and mlp.fc2"
-        return folded, ((said,) if scales else ())
+        if scales:
+            said.append(f"LayerScale ({len(scales)} tensors) folded into attn.proj and mlp.fc2")
+        return folded, tuple(said)
 
 
 def _scaled(state: StateDict) -> dict[str, str]:

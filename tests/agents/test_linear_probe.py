@@ -370,7 +370,9 @@ def test_a_corrupt_image_is_named(train, tmp_path, capsys):
     (root / "val" / "class1" / "val03.png").write_bytes(b"no image")
     code, _ = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
     assert code == 2
-    assert "val03.png cannot be read, and a probe needs every image" in error_of(capsys)
+    said = error_of(capsys)
+    assert "val03.png (not a picture in a known format) cannot be read" in said
+    assert "a probe needs every image: repair or remove it" in said
 
 
 def test_one_class_is_none_to_tell_apart(train, tmp_path, capsys):

@@ -313,3 +313,14 @@ def test_classes_of_points_are_named_where_there_is_room(classes, named):
     assert all(each <= figure.bbox.height for each in legends)
     assert (f"{classes} classes" in figure.get_suptitle()) is not named
     figures.close(figure)
+
+
+@pytest.mark.filterwarnings("error")  # of what scikit-learn divides by, before it crashes
+@pytest.mark.parametrize(("apart", "panels"), [(0.0, 1), (1e-38, 2), (1e25, 2)])
+def test_points_of_a_network_that_has_collapsed_are_drawn(apart, panels):
+    pytest.importorskip("sklearn")
+    features = torch.zeros(20, 4, dtype=torch.double)
+    features[3, 2] = apart
+    figure = draw_points(features, None, (), "here")
+    assert len(figure.axes) == panels
+    figures.close(figure)

@@ -340,6 +340,17 @@ def test_a_run_is_found_by_any_file_it_goes_on_from(tmp_path, monkeypatch, left)
     assert find_run(".", "runs").name == "mine"
 
 
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/best.ckpt", "hparams.yaml"])
+def test_the_run_around_a_file_is_named(tmp_path, part):
+    run = tmp_path / "runs" / "mine"
+    (run / "checkpoints").mkdir(parents=True)
+    for file in ("hparams.yaml", "checkpoints/best.ckpt"):
+        (run / file).write_text("task: dino\n")
+    for given in (f"mine/{part}", str(run / part)):
+        with pytest.raises(ConfigError, match=f"Give the run itself: {run}$"):
+            find_run(given, str(run.parent))
+
+
 def test_paths_below_home_are_spelt_out(tmp_path, monkeypatch):
     """Shells replace `~` neither after `--option=` nor in a file."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -53,6 +53,16 @@ def test_a_root_one_folder_too_high_or_too_low_is_named(tmp_path, source, inside
     assert "Did you mean" not in str(found.value)
 
 
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("Train", "testing")])
+def test_images_to_judge_by_are_not_taken_without_a_word(tmp_path, recwarn, train, val):
+    for part in (train, val):
+        put(tmp_path / "imagenette" / part / "a" / "x.png")
+    assert len(ImageFolder(str(tmp_path / "imagenette")).files("train")) == 1
+    assert not recwarn
+    with pytest.warns(UserWarning, match=f"Did you mean --data.root {tmp_path}/imagenette"):
+        ImageFolder(str(tmp_path)).files("train")
+
+
 @pytest.mark.parametrize(
     "hidden",
     [

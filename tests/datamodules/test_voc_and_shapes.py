@@ -143,7 +143,7 @@ def test_broken_voc_folders_are_explained(tmp_path):
     with pytest.raises(ValueError, match="lists no images"):
         voc_files(folder, "train")
     (folder / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val\.txt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"val\.txt is missing.*one a line"):
         voc_files(folder, "val")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18, resnet50
+from models.backbones.timm_any import build
 from models.backbones.vit import vit_small
 
 State = dict[str, Any]
@@ -179,8 +180,12 @@ def _dinov2(size: int = 56, **settings: Any) -> Callable[[], nn.Module]:
     return _timm("vit_small_patch14_dinov2", size, **settings)
 
 
-def _reg4() -> nn.Module:
-    return _timm("vit_small_patch14_reg4_dinov2", 56)()
+def _reg4(side: int = 56) -> nn.Module:
+    return _timm("vit_small_patch14_reg4_dinov2", side)()
+
+
+def _timms_reg4() -> Backbone:
+    return build("vit_small_patch14_reg4_dinov2", image_size=56, **_SIZES)
 
 
 def _deeplab() -> nn.Module:
@@ -233,6 +238,12 @@ LAYOUTS: dict[str, Layout] = {
     "DINOv2, 4 registers, timm": Layout(_reg4, _as_is, _ours(14, 56, registers=4), side=56),
     "DINOv2, 4 registers, official": Layout(
         _reg4, _facebook_registers, _ours(14, 56, registers=4), side=56
+    ),
+    "DINOv2, 4 registers, official, in timm's": Layout(
+        _reg4, _facebook_registers, _timms_reg4, side=56
+    ),
+    "DINOv2, 4 registers, official, 112 px, in timm's on 56 px": Layout(
+        lambda: _reg4(112), _facebook_registers, _timms_reg4, side=56
     ),
     "DINOv2, full checkpoint": Layout(
         _dinov2(depth=4), _dinov2_training, _ours(14, 56, depth=4), side=56
