@@ -74,6 +74,16 @@ def test_processes_that_load_images_can_be_spawned(tmp_path, shapes_root, monkey
     assert alone["train/loss"] == spawned["train/loss"]
 
 
+def test_a_job_of_several_tasks_is_told_what_to_ask_for(tmp_path, shapes_root, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    assert main(options(tiny({"run.dir": tmp_path, "data.root": shapes_root}))) == 2
+    told = capsys.readouterr().err
+    assert "--ntasks-per-node=4" in told
+    assert "--ntasks=1" in told
+
+
 @pytest.mark.parametrize("name", ["a:b", "what?", "x.", "x ", 'say "x"', "a|b", "<script>"])
 def test_names_that_windows_does_not_take_are_refused_there(monkeypatch, name):
     assert FolderName().problem(name) is None
