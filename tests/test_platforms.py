@@ -33,8 +33,8 @@ from utils.memory import peak_mb
 import torch, utils.memory, pathlib
 utils.memory._STATUS = pathlib.Path("nowhere")
 assert peak_mb(torch.device("cpu")) == 0
-from datamodules.workers import WorkerKilledError, leave_stopping_to_the_main_process
-leave_stopping_to_the_main_process(0)
+from datamodules.workers import WorkerKilledError, begin
+begin(0)
 assert "ended with code 3" in str(WorkerKilledError(3, 2))
 """
 
