@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
             print(command, flush=True)
             return 0
         set_up_allocator()
+        # A notebook's own, which `!python main.py` inherits, need not be installed here.
+        os.environ["MPLBACKEND"] = "agg"
         # Importing the stack takes seconds: only now, when the settings are known to be possible.
         from agents.commands.execute import execute
 
@@ -114,4 +116,8 @@ def _place(error: Exception) -> str:
 if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 (this is where an older Python is told so)
         sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0])
+    from utils.console import outlive_terminal
+
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        outlive_terminal(stream)
     sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,9 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
         hparams: resolved settings.
         device: that trains.
         **overrides: arguments of Lightning's, in the place of those that the settings say.
+
+    Raises:
+        ValueError: a job of SLURM starts its processes in a way that Lightning does not know.
     """
     options = hparams.trainer
     settings: dict[str, Any] = {
@@ -48,6 +51,15 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
         "use_distributed_sampler": False,
     }
     plugins = [*overrides.pop("plugins", [])]
-    if SLURMEnvironment.detect():  # its own way to go on knows nothing of this project's
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if SLURMEnvironment.detect():
+        plugins.append(_slurm())
     return pl.Trainer(**settings | overrides, plugins=plugins)
+
+
+def _slurm() -> SLURMEnvironment:
+    try:
+        # Its own way to go on knows nothing of this project's.
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:  # of a job of several tasks
+        alone = "A run of one process: --ntasks=1, and --cpus-per-task for its cores."
+        raise ValueError(f"SLURM: {error} {alone}") from error

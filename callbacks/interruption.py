@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +36,7 @@ class Interruption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens."""
-        self._previous = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        self._previous = _listen(self._ask, *_SIGNALS)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops, when asked after the last step: everything is saved. Else listens.
@@ -43,7 +45,7 @@ class Interruption(Callback):
         """
         if self._anyone_asked(trainer):
             raise Interrupted(f"{self.asked} before the test")
-        self._previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, _leave)}
+        self._previous = _listen(_leave, signal.SIGTERM)
 
     def on_train_batch_end(
         self,
@@ -105,6 +107,15 @@ class Interruption(Callback):
         print(
             f"\n{name}: finishing this step, then saving. Ctrl-C again stops at once.", flush=True
         )
+
+
+def _listen(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> dict[signal.Signals, Any]:
+    """Returns who listened before, by signal; nothing in a thread, which hears of none."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from datamodules.image_files import Sample
 from datamodules.seeding import Draw, MicroBatchSampler
-from datamodules.workers import Workers, leave_stopping_to_the_main_process
+from datamodules.workers import Workers, begin
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 from utils.text import count
@@ -241,5 +241,5 @@ class Loading:
             pin_memory=self.pin_memory,
             # Its own generator: otherwise every epoch takes a draw from the model's random state.
             generator=torch.Generator(),
-            worker_init_fn=leave_stopping_to_the_main_process,
+            worker_init_fn=begin,
         )

@@ -160,23 +160,34 @@ def generate(
 
     Raises:
         FileExistsError: other images are there, or these as an earlier version drew them.
+        OSError: they cannot be written there.
     """
     final = root / "VOCdevkit"
     remove_abandoned(root.glob(".drawing*"))
     if not final.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".drawing{owner()}-", dir=root))
+        try:
+            _draw_all(final, num_train, num_val)
+        except OSError as error:
+            raise OSError(
+                f"The generated images cannot be written to {root} ({error.strerror or error}). "
+                f"Set {option} to a folder that you may write to, and that has room for them."
+            ) from error
+    _check_version(final, option)
+    return final / "VOC2012"
+
+
+def _draw_all(final: Path, num_train: int, num_val: int) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".drawing{owner()}-", dir=final.parent))
+    try:
         _write(temporary / "VOC2012", num_train, num_val)
         (temporary / _MARKER).write_text(f"{_VERSION}\n")
         temporary.chmod(0o755)
-        try:
-            temporary.rename(final)
-        except OSError:
-            shutil.rmtree(temporary)
-            if not final.exists():
-                raise
-    _check_version(final, option)
-    return final / "VOC2012"
+        temporary.rename(final)
+    except OSError:
+        shutil.rmtree(temporary)
+        if not final.exists():
+            raise
 
 
 def _check_version(folder: Path, option: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.queues import Queue
 
 _KILLED = -9  # by SIGKILL, which Windows has no name for
+_NOTHING_HANDED_OVER = 74  # EX_IOERR of sysexits.h
 
 
 class WorkerKilledError(ChildProcessError):
@@ -25,6 +28,12 @@ class WorkerKilledError(ChildProcessError):
 
     def __init__(self, code: int, workers: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == _NOTHING_HANDED_OVER:
+            how = (
+                "could not hand over what it had loaded: shared memory (/dev/shm) is full, of "
+                "which a container has little unless told (docker run --shm-size 8g), or the name "
+                "of $TMPDIR is too long"
+            )
         self.advice = f"--data.num_workers {workers // 2}"
         memory = ", most often because memory ran out" if code == _KILLED else ""
         super().__init__(
@@ -46,11 +55,21 @@ class Workers:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Remembers the processes that are started meanwhile."""
+        """Remembers the processes that are started meanwhile.
+
+        Raises:
+            OSError: the system does not let them start.
+        """
         if self.count:
             _allow_open_files()
         before = set(multiprocessing.active_children())
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"The processes that load images cannot be started ({error}). Fewer than "
+                f"{self.count} of them may be, and none is needed: --data.num_workers 0."
+            ) from error
         self._processes |= set(multiprocessing.active_children()) - before
 
     def killed(self) -> WorkerKilledError | None:
@@ -72,6 +91,24 @@ def _allow_open_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS permits fewer than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def begin(worker: int) -> None:
+    """Prepares a process to load images.
+
+    Args:
+        worker: its number.
+    """
+    leave_stopping_to_the_main_process(worker)
+    # Python would print what it could not send, and the main process wait for it for ever.
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (private to mypy)
+
+
+def _end(error: Exception, _: object) -> None:
+    print(
+        f"A process that loads images cannot hand them over: {error}", file=sys.stderr, flush=True
+    )
+    os._exit(_NOTHING_HANDED_OVER)
 
 
 def leave_stopping_to_the_main_process(_: int) -> None:

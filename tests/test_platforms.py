@@ -33,8 +33,8 @@ from utils.memory import peak_mb
 import torch, utils.memory, pathlib
 utils.memory._STATUS = pathlib.Path("nowhere")
 assert peak_mb(torch.device("cpu")) == 0
-from datamodules.workers import WorkerKilledError, leave_stopping_to_the_main_process
-leave_stopping_to_the_main_process(0)
+from datamodules.workers import WorkerKilledError, begin
+begin(0)
 assert "ended with code 3" in str(WorkerKilledError(3, 2))
 """
 
@@ -72,6 +72,16 @@ def test_processes_that_load_images_can_be_spawned(tmp_path, shapes_root, monkey
         multiprocessing.set_start_method(method, force=True)
     alone, spawned = (summary(tmp_path / name) for name in ("0", "1"))
     assert alone["train/loss"] == spawned["train/loss"]
+
+
+def test_a_job_of_several_tasks_is_told_what_to_ask_for(tmp_path, shapes_root, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train.sh")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    assert main(options(tiny({"run.dir": tmp_path, "data.root": shapes_root}))) == 2
+    told = capsys.readouterr().err
+    assert "--ntasks-per-node=4" in told
+    assert "--ntasks=1" in told
 
 
 @pytest.mark.parametrize("name", ["a:b", "what?", "x.", "x ", 'say "x"', "a|b", "<script>"])

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TextIO
 
 console = logging.getLogger("twinsight")
+
+
+def outlive_terminal(stream: TextIO) -> None:
+    """Lets who prints go on when the terminal is closed, as by logging out of a run with `&`.
+
+    What is printed from then on is lost.
+    """
+
+    def lasting(act: Callable[..., Any]) -> Callable[..., Any]:
+        def attempt(*arguments: Any) -> Any:
+            try:
+                return act(*arguments)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                return None
+
+        return attempt
+
+    for name in ("write", "flush"):
+        setattr(stream, name, lasting(getattr(stream, name)))
 
 
 def quiet_libraries() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,14 @@ def test_saved_settings_repeat_the_run_under_a_new_name(train, tmp_path):
     again = folder.parent / "again"
     assert_same(weights(again), weights(folder))
     assert yaml.safe_load((again / "hparams.yaml").read_text()) == saved
+
+
+def test_a_run_may_be_one_of_a_thread(train):
+    """As in a notebook that goes on meanwhile; no signals are heard there."""
+    with ThreadPoolExecutor(1) as threads:
+        code, folder = threads.submit(train, "run", task="segmentation").result()
+    assert code == 0
+    assert summary(folder)["status"] == "finished"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -263,6 +263,27 @@ def test_a_reader_may_stop_early(words):
     assert asked.wait() == 0
 
 
+def test_what_prints_outlives_its_terminal():
+    reader, terminal = os.openpty()
+    command = [sys.executable, "main.py", "--help"]
+    asked = subprocess.Popen(
+        command, cwd=CONFIG_DIR.parent, stdout=terminal, stderr=subprocess.PIPE
+    )
+    os.close(terminal)
+    os.close(reader)  # as by logging out, only sooner
+    assert asked.communicate() == (None, b"")
+    assert asked.returncode == 0
+
+
+def test_how_a_notebook_shows_pictures_need_not_be_known_here():
+    command = [sys.executable, "main.py", "--study", "table1", "--print-commands"]
+    inherited = os.environ | {"MPLBACKEND": "a backend of another environment"}
+    asked = subprocess.run(
+        command, cwd=CONFIG_DIR.parent, env=inherited, capture_output=True, text=True
+    )
+    assert asked.returncode == 0, asked.stderr
+
+
 @pytest.mark.parametrize("task", names.TASKS)
 def test_help_begins_with_what_matters(task):
     page = parse(["--help", "--task", task])

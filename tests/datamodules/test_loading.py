@@ -20,6 +20,8 @@ from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
+from datamodules.workers import WorkerKilledError
+from tests.conftest import files_at_most
 
 
 def batches(root: Path, epoch: int = 0, **settings: int | None) -> list[Batch]:
@@ -40,6 +42,19 @@ def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
 
 def test_the_number_of_workers_changes_nothing(shapes_root):
     assert_equal_batches(batches(shapes_root), batches(shapes_root, num_workers=2))
+
+
+def test_a_worker_that_can_hand_nothing_over_ends_the_run_in_words(shapes_root):
+    """As in a container with little shared memory; the run waited for ever."""
+    with files_at_most(1000), pytest.raises(WorkerKilledError, match="--shm-size") as caught:
+        batches(shapes_root, num_workers=1)
+    assert caught.value.advice == "--data.num_workers 0"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch
+def test_workers_that_cannot_start_are_said_to_be_needed_by_nobody(shapes_root):
+    with files_at_most(10), pytest.raises(OSError, match=r"cannot be started .*num_workers 0"):
+        batches(shapes_root, num_workers=1)
 
 
 def test_chunking_changes_nothing_but_the_pieces(shapes_root):

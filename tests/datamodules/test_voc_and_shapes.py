@@ -13,6 +13,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import CLASSES, Shapes, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.voc import VOC, find_voc, voc_files, voc_pairs
+from tests.conftest import files_at_most
 from utils.palette import VOID, voc_palette
 
 
@@ -30,6 +31,15 @@ def test_shapes_lie_in_the_official_layout(shapes_root):
             assert mask.size == image.size
             palette = np.array(mask.getpalette()).reshape(-1, 3)
             assert np.array_equal(palette, voc_palette())
+
+
+def test_where_images_cannot_be_generated_another_place_is_asked_for(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Set --data\.root to a folder"):
+        generate(tmp_path / "file" / "shapes", 4, 2)
+    with files_at_most(100), pytest.raises(OSError, match=r"\(File too large\)\. Set --data\.root"):
+        generate(tmp_path / "full", 4, 2)
+    assert not [*(tmp_path / "full").iterdir()]
 
 
 def test_every_class_and_the_void_border_occur():
