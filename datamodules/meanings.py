@@ -81,9 +81,9 @@ class IndexMeanings(Meanings):
         return labels
 
     @cached_property
-    def _foreign(self) -> int | None:
-        # What no label is; None: each of 256 values has a label of its own.
-        return min({*range(256)} - {*self.table.values()}, default=None)
+    def _foreign(self) -> int:
+        # What no label is; -1: each of 256 values has a label of its own.
+        return min({*range(256)} - {*self.table.values()}, default=-1)
 
     @cached_property
     def _by_value(self) -> NDArray[np.uint8]:
