@@ -642,6 +642,29 @@ def test_learning_is_drawn_over_images_seen(study_file, tmp_path):
     np.testing.assert_allclose(lines["two (2 seeds)"], [(0, 0.2), (80, 0.45)])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_every_readout_of_what_is_learnt_has_a_panel(study_file, tmp_path, count):
+    readouts = ["val/knn_accuracy", "val/linear_accuracy", "val/dense_knn_miou", "train/mass_lift"]
+    file = study_file(
+        [{"name": "one", "settings": BT}], figures=[{"picture": "learning", "title": "L"}]
+    )
+    study = load_study(str(file), 1, [], str(tmp_path / "runs"))
+    folder = RunFolder(study.folder / "one-s0")
+    folder.path.mkdir(parents=True)
+    settings = {"task": "barlow_twins", "data": {"batch_size": 8}, "trainer": {"accumulate": 1}}
+    folder.hparams.write_text(json.dumps(settings))
+    folder.write_summary({"status": "finished"})
+    values = [0.1 * number for number in range(count)]
+    rows = (",".join(map(str, (step, *values))) for step in (3, 7))
+    header = ",".join(("step", *readouts[:count]))
+    (folder.path / "metrics.csv").write_text("\n".join((header, *rows)) + "\n")
+    figure = study_figure(study, study.figures[0])
+    assert figure is not None
+    drawn = [axis.get_lines()[0].get_ydata()[0] for axis in figure.axes]
+    assert drawn == pytest.approx(values)
+    assert len({axis.get_title() for axis in figure.axes}) == count
+
+
 def test_names_are_text_in_latex_and_figures(study_file, tmp_path):
     odd = "\\input{x} $a_b$ ~^ 😀 " + "y" * 200
     file = study_file(
