@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.commands.study.options import as_command_line, as_words
@@ -19,6 +20,7 @@ from utils.nested import nested
 from utils.palette import has_background
 from utils.run_folder import RunFolder
 
+_MAIN = Path(__file__).parents[1] / "main.py"
 _LONGER = 4  # times as many epochs or steps
 
 # What a probe of a run has in common with it: its images, and the place it runs at.
@@ -193,4 +195,5 @@ def _found(folder: RunFolder, given: Hparams) -> list[str]:
 
 
 def _line(words: list[str]) -> str:
-    return shlex.join(["python", "main.py", *words])
+    here = Path.cwd().samefile(_MAIN.parent)
+    return shlex.join(["python", _MAIN.name if here else str(_MAIN), *words])

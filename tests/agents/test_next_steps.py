@@ -277,3 +277,14 @@ def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_pat
         assert parsed(words_of(command)).run.dir == str(runs)
     (took,) = (line for line in lines if "Training" in line)
     assert "images/s" in took
+
+
+def test_commands_name_the_file_as_it_is_called_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIG_DIR.parent)
+    assert training_command({}) == "python main.py"
+    (tmp_path / "link").symlink_to(CONFIG_DIR.parent)
+    monkeypatch.chdir(tmp_path / "link")
+    assert training_command({}) == "python main.py"
+    monkeypatch.chdir(tmp_path)
+    _, file = shlex.split(training_command({}))
+    assert Path(file).samefile(CONFIG_DIR.parent / "main.py")
