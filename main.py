@@ -3,6 +3,7 @@
 
 import io
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -97,10 +98,12 @@ def _is_own(error: ImportError) -> bool:
 def set_up_allocator() -> None:
     """Lets torch's segments of GPU memory grow instead of leaving gaps, unless the user chose.
 
-    It is read when CUDA starts.
+    It is read when CUDA starts. In WSL2, whose kernel has `microsoft` in its name, several cards do
+    not even begin with it (github.com/pytorch/pytorch/issues/192330).
     """
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    if sys.platform == "linux" and not any(name in os.environ for name in names):
+    able = sys.platform == "linux" and "microsoft" not in platform.release().lower()
+    if able and not any(name in os.environ for name in names):
         os.environ[names[0]] = "expandable_segments:True"
 
 

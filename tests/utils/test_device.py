@@ -1,5 +1,6 @@
 import logging
 import os
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -171,6 +172,15 @@ def test_segments_of_memory_grow_unless_the_user_chose(monkeypatch, tmp_path, gi
         monkeypatch.setenv(name, value)
     assert main(["--compare", "nothing", "--run.dir", str(tmp_path)]) == 2
     assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
+def test_segments_stay_as_they_are_where_they_cannot_grow(monkeypatch, tmp_path):
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    assert main(["--compare", "nothing", "--run.dir", str(tmp_path)]) == 2
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
 
 
 def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):
