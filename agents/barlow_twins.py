@@ -124,7 +124,7 @@ class BarlowTwins(JointEmbedding):
             f"{title} loss {loss:.1f}. With this batch features that are alike in both views reach "
             f"{numbers['noise_floor']:.1f} where they are independent (the noise floor), and "
             f"{numbers['lower_bound']:.1f} at least.",
-            f"The two views agree {words}: mean diagonal {diagonal:.2f} (goal 1).",
+            f"The two views agree {words}: mean diagonal {diagonal:z.2f} (goal 1).",
             "Redundancy between dimensions: off-diagonal RMS "
             f"{numbers['off_diagonal_rms']:.3f} (goal 0).",
         ]

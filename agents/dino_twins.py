@@ -108,7 +108,7 @@ class DINOTwins(DINO):
             sigreg_in_words(numbers)
             if self.is_sigreg
             else "The two global views agree with a mean diagonal of "
-            f"{numbers['diagonal_mean']:.2f} (goal 1)."
+            f"{numbers['diagonal_mean']:z.2f} (goal 1)."
         )
         return [*super().in_words({**summary, f"{split}/loss": numbers["dino_loss"]}), second]
 

@@ -130,7 +130,7 @@ def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]
         metrics: last values by name.
     """
     found = [
-        f"{words} {readout.before[name]:.2f} → {metrics[name]:.2f}"
+        f"{words} {readout.before[name]:z.2f} → {metrics[name]:z.2f}"
         for readout in readouts
         for name, words in readout.headlines.items()
         if name in metrics and _changed(readout.before.get(name), metrics[name])

@@ -218,7 +218,7 @@ def _heat_map(
             axis.text(
                 column + 0.5,
                 row + 0.5,
-                f"{value:.2f}",
+                f"{value:z.2f}",
                 ha="center",
                 va="center",
                 fontsize=6,

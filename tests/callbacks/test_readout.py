@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from agents.summary import learnt
 from callbacks import online_probe
+from callbacks.dense_knn import METRIC, DenseKNN
 from callbacks.online_probe import OnlineProbe
 from main import main
 from tests.conftest import callback_of, options, summary
@@ -147,3 +149,11 @@ def test_without_an_image_to_judge_by_there_is_no_accuracy():
     data = SimpleNamespace(labelled_examples=lambda *_: parts)
     with pytest.raises(ValueError, match="0 of 10 labelled images are held out"):
         OnlineProbe(1, 10, "both").measure(SimpleNamespace(datamodule=data), torch.nn.Identity())  # type: ignore[arg-type]
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    readout = DenseKNN(every_n_epochs=1, num_images=4, k=4)
+    readout.before = {METRIC: -0.001}
+    (line,) = learnt([readout], {METRIC: -0.004})
+    assert "0.00 → 0.00" in line
+    assert "-" not in line.partition("mIoU")[2]

@@ -82,7 +82,7 @@ def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
         axis.set_title(figures.name(label))
         axis.set_xlabel(
             f"D = {len(matrix)}, N = {int(arrays['samples'])}\n"
-            f"diagonal {matrix.diagonal().mean():.2f}, off-diagonal RMS "
+            f"diagonal {matrix.diagonal().mean():z.2f}, off-diagonal RMS "
             f"{np.sqrt((off**2).mean()):.2f}",
             fontsize=7,
         )
