@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from callbacks.attention_quality import LIFT
 from callbacks.dense_knn import DenseKNN
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.learning_curves import is_curve
@@ -45,6 +46,7 @@ _NUMBERS = {
         for readout in (OnlineProbe, DenseKNN)
         for name, words in readout.headlines.items()
     },
+    LIFT: "mass lift of attention on objects, training images",
     "val/loss": "loss, held-out images",
     "train/loss": "loss, training images",
     "steps": "steps",
@@ -244,11 +246,16 @@ def _numbers(values: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "name": _NUMBERS[name],
-            "value": format_result(value),
-            "before": format_result(values.get(f"before/{name}"), missing=""),
+            "value": _shown(value),
+            "before": _shown(values.get(f"before/{name}")),
         }
         for name, value in found[:MOST_NUMBERS]
     ]
+
+
+def _shown(value: Any) -> str:
+    # What is nearly 0, as chance is, would have digits behind digits.
+    return format_result(round(value, 4) if _is_number(value) else None, missing="")
 
 
 def _is_number(value: Any) -> bool:

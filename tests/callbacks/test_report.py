@@ -42,6 +42,8 @@ def folder(tmp_path: Path) -> RunFolder:
             "test/iou/dog": 0.125,
             "val/dense_knn_miou": 0.375,
             "before/val/dense_knn_miou": 0.0625,
+            "train/mass_lift": 1.28943,
+            "before/train/mass_lift": -0.00053267,
             "in_words": ["It has learnt cats."],
             "alarms": ["The rate is high (step 3)"],
         }
@@ -113,6 +115,8 @@ def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folde
         "The rate is high",
         "<b>0.25</b><span>mIoU, test images",
         "<b>0.375</b><span>dense k-NN mIoU, held-out images<br>before training 0.0625",
+        "<b>1.289</b><span>mass lift of attention on objects, training images<br>"
+        "before training -0.0005",
         "python main.py --run.name &#39;brisk brook&#39;",
         'id="feature_maps"',
         'id="views/train"',
