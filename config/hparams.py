@@ -11,7 +11,7 @@
 Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
 command line `null`; `auto` is worked out from task, data and backbone when the run starts, printed
 and written down. As shipped, these settings train a small ViT with Barlow Twins on generated
-images: no download, no account, three to five minutes on two CPU cores. For a run of your own
+images: no download, no account, two to five minutes on two CPU cores. For a run of your own
 edit two lines: `task` (at the end) and `data.name`.
 
 A text that begins with `~/` is a path in your home folder, also where no shell has replaced it.
@@ -378,8 +378,9 @@ class DINOTwinsHparams:
     spread like a Gaussian, as none are after a collapse). Either may do for dino.centering,
     sharpening and ema."""
     beta: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's: its part is then about
-    half of DINO's at the start), 0.05 for sigreg (LeJEPA's)."""
+    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's; the loss grows with
+    the projector's width: with 512 its part begins at a sixth of DINO's), 0.05 for sigreg
+    (LeJEPA's)."""
     pairs: Annotated[
         Literal["global", "global_local", "all"], Needs("dino_twins.term", "barlow_twins")
     ] = "global"
