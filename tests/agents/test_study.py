@@ -548,6 +548,21 @@ def test_the_board_shows_names_as_they_are(study_file, tmp_path):
         assert words in shown
 
 
+def test_the_board_of_a_long_study_counts_the_runs_it_leaves_out(study_file, tmp_path):
+    file = study_file([{"name": "a", "settings": BT}])
+    study = load_study(str(file), 50, [], str(tmp_path / "runs"))
+    for name in ("a-s0", "a-s1"):
+        folder = RunFolder(study.folder / name)
+        folder.path.mkdir(parents=True)
+        folder.write_summary({"status": "finished"})
+    console = Console(file=StringIO(), width=200)
+    with Board(study, console):
+        pass
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Not shown: 2 finished runs." in shown
+    assert shown.count("waiting") == 48
+
+
 # What differs between two runs of the same thing.
 TIMES = ("_seconds", "images_per_second", "data_wait_share", "peak_memory_mb")
 
