@@ -16,7 +16,7 @@ from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.figures import Picture
 from utils.logging import RunFolderLogger
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 
 
 class TensorBoard(TensorBoardLogger):
@@ -53,7 +53,7 @@ def build_loggers(
     tags = [hparams.backbone.name, hparams.data.name, *(["transductive"] if transductive else [])]
     run = start(hparams.logger, folder, hparams.task, tags)
     if run is not None:
-        write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
+        folder.write_environment(folder.read_environment() | {"wandb_id": run.id})
         loggers.append(logger := guard.around_logger("wandb", WandbRun(run, goals)))
         logger.attach(folder, "hparams.yaml", "environment.json", "code.patch")
     return loggers

@@ -118,7 +118,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for label, folder in runs.items():
-        for step, row in sorted(read_metrics(folder.path / "metrics.csv").items()):
+        for step, row in sorted(read_metrics(folder.metrics).items()):
             for name, value in row.items():
                 if is_curve(name):
                     curves.setdefault(name, {}).setdefault(label, []).append((step, value))

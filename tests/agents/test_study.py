@@ -37,7 +37,7 @@ from tests.datamodules.own_masks import folder as mask_folder
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.checkpoints import read_checkpoint
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 from utils.text import in_units
 
 SEGMENT = {
@@ -238,7 +238,7 @@ def test_names_are_text_and_a_page_says_that_it_was_shrunk(study_file, tmp_path,
     folder = RunFolder(study.folder / "a-s0")
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "test/miou": 0.25, "protocol": NASTY})
-    write_environment(folder, {"device": f"device {NASTY}"})
+    folder.write_environment({"device": f"device {NASTY}"})
     (folder.path / "metrics.csv").write_text("step,val/loss\n0,2.0\n1,1.5\n")
     monkeypatch.setattr(pages, "MAX_BYTES", 6_000)
     write_output(study)

@@ -137,7 +137,7 @@ class Board:
         if self.running is None:
             return None
         run = self.running[0]
-        return share_done(run_folder(self.study, run.name).path / "metrics.csv", run.settings)
+        return share_done(run_folder(self.study, run.name).metrics, run.settings)
 
     def seconds_left(self, progress: float | None) -> float | None:
         """Estimates the time from what finished runs took; None while nothing is known.

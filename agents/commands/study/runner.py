@@ -25,7 +25,8 @@ from agents.commands.study.table import last_reason
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
-from utils.run_folder import RunFolder, claimed
+from utils.locks import claimed
+from utils.run_folder import RunFolder
 
 _MAIN = Path(__file__).parents[3] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
@@ -196,7 +197,7 @@ class _Runner:
 
     def _failed_meanwhile(self, run: Run) -> str | None:
         # What failed before this command began is tried again, once.
-        file = run_folder(self.study, run.name).path / "summary.json"
+        file = run_folder(self.study, run.name).summary
         if not file.exists() or file.stat().st_mtime < self.began:
             return None
         summary = run_folder(self.study, run.name).read_summary()
