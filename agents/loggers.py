@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from agents.wandb_start import start
 from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.figures import Picture
+from utils.imports import is_installed
 from utils.logging import RunFolderLogger
 from utils.run_folder import RunFolder
 
@@ -47,7 +47,7 @@ def build_loggers(
         guard: around all but the first, which looks after itself.
     """
     loggers: list[Logger] = [RunFolderLogger(folder)]
-    if importlib.util.find_spec("tensorboard"):
+    if is_installed("tensorboard"):
         board = TensorBoard(folder.path, name="", version="tensorboard")
         loggers.append(guard.around_logger("tensorboard", board))
     tags = [hparams.backbone.name, hparams.data.name, *(["transductive"] if transductive else [])]
