@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -93,8 +92,7 @@ def save_backbone(agent: Agent, folder: RunFolder) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    backbone: Any = agent.backbone
-    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
+    state = {key: value.cpu() for key, value in agent.backbone.net.state_dict().items()}
     content = io.BytesIO()
     torch.save(state, content)
     write_atomically(folder.backbone, content.getvalue())
