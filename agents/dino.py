@@ -295,12 +295,7 @@ class DINO(Pretraining):
             "center_norm": self.center.value.norm(),
             **scalars,
         }
-        if split == "train" and self.trainer.optimizers:
-            found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        size = targets[0].shape[0]
-        named = {f"{split}/{key}": value for key, value in found.items()}
-        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
-        self.log_dict(named, batch_size=size, sync_dist=split == "val")
+        self.log_step(split, loss, found, len(targets[0]), apart=True)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
