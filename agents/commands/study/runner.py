@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import yaml
 
@@ -109,7 +109,7 @@ class _Runner:
         self.study = study
         self.board = Board(study)
         self.failed: dict[str, str] = {}  # reasons, by run
-        self.process: Any = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.began = time.time()
 
     def run(self) -> int:
@@ -215,7 +215,7 @@ class _Runner:
             self.process.wait()
 
 
-def start(command: list[str], stream: Any, group: str, *tags: str) -> Any:
+def start(command: list[str], stream: IO[str], group: str, *tags: str) -> subprocess.Popen[bytes]:
     """Starts a run as a process.
 
     Args:
@@ -235,7 +235,7 @@ def start(command: list[str], stream: Any, group: str, *tags: str) -> Any:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    def handle(*_: Any) -> None:
+    def handle(*_: object) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, handle)
