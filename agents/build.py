@@ -122,7 +122,7 @@ def build_callbacks(hparams: Hparams, guard: Guard, evaluating: bool = False) ->
     return built
 
 
-def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:
+def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
     """Checks that a checkpoint can be loaded into an agent.
 
     Args:
@@ -154,18 +154,18 @@ def check_fits(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, A
 _AROUND_IT = ("run", "optim", "trainer", "logger", "callbacks", "probe")
 
 
-def _as_they_were(agent: pl.LightningModule, checkpoint: Mapping[str, Any]) -> str:
+def _as_they_were(agent: Agent, checkpoint: Mapping[str, Any]) -> str:
     """Says which settings the network of a checkpoint may have been built with instead."""
     changed = [
         f"--{leaf.path} {as_typed(before)} (not {as_typed(leaf.value)})"
-        for leaf, before in given_anew(cast(Agent, agent).settings, checkpoint["hyper_parameters"])
+        for leaf, before in given_anew(agent.settings, checkpoint["hyper_parameters"])
         if leaf.path.partition(".")[0] not in _AROUND_IT
     ]
     default = "--backbone, --data.image_size and sizes of projectors and heads"
     return f"Leave {', '.join(changed) or default} as it was."
 
 
-def _check_classes(agent: pl.LightningModule, file: Path, checkpoint: Mapping[str, Any]) -> None:
+def _check_classes(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
     known = checkpoint.get("classes")
     if known is None or not isinstance(agent, Classifies):
         return

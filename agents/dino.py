@@ -17,6 +17,7 @@ from agents.optimizers import configure, set_weight_decay
 from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import Hparams
+from config.resolve import processes_of
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
 from datamodules.self_supervised import ViewsDataModule
@@ -123,7 +124,7 @@ class DINO(Pretraining):
         """See `Agent`; chunks spare the student's logits, the teacher's are those of all images."""
         dino, trainer = self.settings.dino, self.settings.trainer
         if self.student.head.batch_norm:  # which sees the images of all processes
-            images *= trainer.devices * trainer.num_nodes
+            images *= processes_of(self.settings)
         apart = chunk is not None and not self.judges_together
         views = NUM_GLOBAL + (int(dino.local_crops_number) if dino.multi_crop else 0)
         seen = min(chunk or images, images) if apart else images  # of a view
@@ -294,12 +295,7 @@ class DINO(Pretraining):
             "center_norm": self.center.value.norm(),
             **scalars,
         }
-        if split == "train" and self.trainer.optimizers:
-            found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        size = targets[0].shape[0]
-        named = {f"{split}/{key}": value for key, value in found.items()}
-        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=size, sync_dist=True)
-        self.log_dict(named, batch_size=size, sync_dist=split == "val")
+        self.log_step(split, loss, found, len(targets[0]), apart=True)
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

@@ -25,11 +25,18 @@ _COLLAPSED = 0.1  # deviation of embeddings that hardly vary
 
 
 class _Judged(NamedTuple):
-    """Features `(N, D)` and embeddings `(N, D')` of every view, the loss, and what to log."""
+    """Features `(N, D)` and embeddings `(N, D')` of every view, and what they come to.
+
+    Attributes:
+        loss: that is minimised.
+        own_loss: the method's own, whatever is added to it.
+        scalars: what else to log.
+    """
 
     features: Sequence[Tensor]
     embeddings: Sequence[Tensor]
     loss: Tensor
+    own_loss: Tensor
     scalars: dict[str, Tensor | float]
 
 
@@ -108,10 +115,11 @@ class JointEmbedding(Pretraining):
 
     def _step(self, batch: Batch, split: str) -> dict[str, Any]:
         judged = self._judge(batch)
-        z = judged.embeddings
-        self._report(split, judged.scalars, z[0].detach())
-        pair = (z[0].detach(), z[1].detach())
-        return step_result(judged.loss, PretrainingOutputs(judged.features[0].detach(), pair))
+        first, second = (z.detach() for z in judged.embeddings[:2])
+        scalars = {**judged.scalars, "embedding_std": mean_std(*at_least_float32(first))}
+        self.log_step(split, judged.own_loss, scalars, len(first))
+        outputs = PretrainingOutputs(judged.features[0].detach(), (first, second))
+        return step_result(judged.loss, outputs)
 
     def _judge(self, batch: Batch) -> _Judged:
         # One view after the other, as in the official code: BatchNorm statistics are a view's own.
@@ -122,16 +130,7 @@ class JointEmbedding(Pretraining):
         z = [self.projector(view) for view in features]
         loss, scalars = self.loss(z)
         total, extra = self.information.added(loss, mutual_information)
-        # The method's own loss, whatever is added.
-        return _Judged(features, z, total, {"loss": loss.detach(), **scalars, **extra})
-
-    def _report(self, split: str, scalars: Mapping[str, Tensor | float], z: Tensor) -> None:
-        (embeddings,) = at_least_float32(z)
-        found = {**scalars, "embedding_std": mean_std(embeddings)}
-        if split == "train" and self.trainer.optimizers:
-            found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log(f"{split}/loss", found.pop("loss"), prog_bar=True, batch_size=len(z))
-        self.log_dict({f"{split}/{k}": v for k, v in found.items()}, batch_size=len(z))
+        return _Judged(features, z, total, loss.detach(), {**scalars, **extra})
 
     def configure_gradient_clipping(
         self,

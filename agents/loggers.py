@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,9 @@ from agents.wandb_start import start
 from callbacks.guard import Guard
 from config.hparams import Hparams
 from utils.figures import Picture
+from utils.imports import is_installed
 from utils.logging import RunFolderLogger
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 
 
 class TensorBoard(TensorBoardLogger):
@@ -47,13 +47,13 @@ def build_loggers(
         guard: around all but the first, which looks after itself.
     """
     loggers: list[Logger] = [RunFolderLogger(folder)]
-    if importlib.util.find_spec("tensorboard"):
+    if is_installed("tensorboard"):
         board = TensorBoard(folder.path, name="", version="tensorboard")
         loggers.append(guard.around_logger("tensorboard", board))
     tags = [hparams.backbone.name, hparams.data.name, *(["transductive"] if transductive else [])]
     run = start(hparams.logger, folder, hparams.task, tags)
     if run is not None:
-        write_environment(folder, folder.read_environment() | {"wandb_id": run.id})
+        folder.write_environment(folder.read_environment() | {"wandb_id": run.id})
         loggers.append(logger := guard.around_logger("wandb", WandbRun(run, goals)))
         logger.attach(folder, "hparams.yaml", "environment.json", "code.patch")
     return loggers

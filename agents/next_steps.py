@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.commands.study.options import as_command_line, as_words
 from config import names
+from config.command_line import as_command_line, as_words
 from config.convert import leaves, update
 from config.hparams import Hparams
 from config.resolve import choose_names

@@ -72,8 +72,8 @@ def results(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> R
         ValueError: there is no such run, or its settings are damaged.
     """
     folder = RunFolder(find_run(at_home(os.fspath(run)), at_home(runs_dir)))
-    metrics = read_metrics(folder.path / "metrics.csv")
-    return Results(folder, flat(read_settings(folder.path)), folder.read_summary(), metrics)
+    settings, metrics = flat(read_settings(folder.path)), read_metrics(folder.metrics)
+    return Results(folder, settings, folder.read_summary(), metrics)
 
 
 def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Agent:

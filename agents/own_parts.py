@@ -43,11 +43,12 @@ def add_part(setting: str, name: str, part: Callable[..., Any]) -> None:
     if setting == "data.name" and not _is_kind(part, ImageSource):
         raise ValueError(f"data.name {name}: expected a subclass of ImageSource.")
     target = _target(setting, name, part, _TABLES[setting].get(name))
-    if setting == "data.name" and not _is_kind(part, MaskedSource):
-        names.WITHOUT_MASKS = (*names.WITHOUT_MASKS, name)
-    made = part if isinstance(part, type) else get_type_hints(part).get("return")
-    if setting == "backbone.name" and not _is_kind(made, AttentionBackbone):
-        names.WITHOUT_ATTENTION = (*names.WITHOUT_ATTENTION, name)
+    if setting == "data.name":
+        names.WITHOUT_MASKS = _noted(names.WITHOUT_MASKS, name, _is_kind(part, MaskedSource))
+    if setting == "backbone.name":
+        made = part if isinstance(part, type) else get_type_hints(part).get("return")
+        has_attention = _is_kind(made, AttentionBackbone)
+        names.WITHOUT_ATTENTION = _noted(names.WITHOUT_ATTENTION, name, has_attention)
     _TABLES[setting][name] = target
     read_tables_anew()
 
@@ -74,6 +75,12 @@ def add_callback(
     known = names.CALLBACKS.get(name)
     target = _target("callbacks", name, callback, known and known.target)
     names.CALLBACKS[name] = names.Callback(target, tuple(tasks))
+
+
+def _noted(without: tuple[str, ...], name: str, has: bool) -> tuple[str, ...]:
+    """Returns who is without something; of this part only what it is now counts."""
+    others = tuple(each for each in without if each != name)
+    return others if has else (*others, name)
 
 
 def _is_kind(part: object, kind: type) -> bool:

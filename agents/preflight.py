@@ -9,6 +9,7 @@ from pathlib import Path
 from agents.base import Agent
 from config.announcement import choices, length
 from config.hparams import Hparams
+from config.resolve import processes_of
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from models.memory.footprint import bytes_per_image, forward_flops
@@ -74,7 +75,7 @@ class ImageCost:
 
 def images_a_process(hparams: Hparams) -> int:
     """Returns how many images of a batch each process has."""
-    return int(hparams.data.batch_size) // (hparams.trainer.devices * hparams.trainer.num_nodes)
+    return int(hparams.data.batch_size) // processes_of(hparams)
 
 
 def announce(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -60,3 +60,27 @@ class Pretraining(Agent):
     def pooled_in_chunks(self, chunks: Sequence[Tensor]) -> Tensor:
         """Returns the same; activations are those of one chunk, and computed again for it."""
         return forward_in_chunks(self.trained_backbone, self._pool, chunks, self.device)
+
+    def log_step(
+        self,
+        split: str,
+        loss: Tensor,
+        scalars: Mapping[str, Tensor | float],
+        images: int,
+        apart: bool = False,
+    ) -> None:
+        """Logs what a step came to; of training also its learning rate.
+
+        Args:
+            split: `train` or `val`.
+            loss: the method's own.
+            scalars: what else there is, by name.
+            images: that it is of.
+            apart: whether those are of this process alone, so that the loss is a mean over all.
+        """
+        named = {f"{split}/{name}": value for name, value in scalars.items()}
+        if split == "train" and self.trainer.optimizers:
+            named["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=images, sync_dist=apart)
+        # To wait for the other processes in every training step would cost more than they tell.
+        self.log_dict(named, batch_size=images, sync_dist=apart and split == "val")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -13,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from agents.base import Agent
 from config.lookup import check_complete
 from utils.checkpoint_io import or_best, resumable
-from utils.checkpoints import read_run_checkpoint
+from utils.checkpoints import map_run_checkpoint
 from utils.console import console
 from utils.device import device_name
 from utils.environment import record_environment
@@ -48,7 +47,7 @@ def checkpoint_to_resume(resume: str) -> Path | None:
             f"--experiment {folder.hparams}"
         )
     if checkpoint is not None and folder.hparams.exists():
-        check_complete(folder.hparams, read_run_checkpoint(checkpoint)["hyper_parameters"])
+        check_complete(folder.hparams, map_run_checkpoint(checkpoint)["hyper_parameters"])
     return checkpoint
 
 
@@ -74,7 +73,7 @@ def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
 def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
     """Drops what was logged of steps that a checkpoint does not know."""
     # Rows count steps from 0: this one is of the step to come, and of the test, which is made anew.
-    step = int(read_run_checkpoint(checkpoint)["global_step"])
+    step = int(map_run_checkpoint(checkpoint)["global_step"])
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.forget_from(step)
@@ -93,8 +92,7 @@ def save_backbone(agent: Agent, folder: RunFolder) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    backbone: Any = agent.backbone
-    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
+    state = {key: value.cpu() for key, value in agent.backbone.net.state_dict().items()}
     content = io.BytesIO()
     torch.save(state, content)
     write_atomically(folder.backbone, content.getvalue())

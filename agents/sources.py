@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from config import names
 from config.hparams import Hparams
+from config.resolve import default_root
 from config.rules import settings_of
 from datamodules.base import ImageSource, LabelledSource, MaskedSource
 from utils.imports import load
@@ -26,7 +27,8 @@ def probe_source(hparams: Hparams) -> LabelledSource | None:
     other = hparams.probe.data
     if other.name is None:
         return None
-    source: ImageSource = load(names.DATASETS[other.name])(root=other.root or f"data/{other.name}")
+    root = other.root or default_root(other.name)
+    source: ImageSource = load(names.DATASETS[other.name])(root=root)
     source.root_option = "--probe.data.root"
     return labelled(source, f"--probe.data.name {other.name}")
 

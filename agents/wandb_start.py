@@ -147,7 +147,7 @@ def _known_id(folder: RunFolder) -> str | None:
     known = folder.read_environment().get("wandb_id")
     if known is None or (isinstance(known, str) and re.fullmatch(r"[\w-]{1,64}", known, re.ASCII)):
         return known
-    name_damaged(folder.path / "environment.json", f"wandb_id {shown(known)} is none of wandb's")
+    name_damaged(folder.environment, f"wandb_id {shown(known)} is none of wandb's")
     return None
 
 

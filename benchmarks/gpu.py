@@ -42,6 +42,7 @@ from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.device import device_name, resolve_precision
 from utils.memory import free_unused, is_out_of_memory
+from utils.text import markdown
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
@@ -260,9 +261,7 @@ def attempt(work: Callable[[], Row], deadline: float, device: torch.device) -> R
 def table(rows: list[Row]) -> str:
     """Returns rows as Markdown, with the columns of all of them."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[str(row.get(name, "")) for name in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
 
 
 def main() -> int:

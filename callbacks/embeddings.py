@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import seaborn as sns
 import torch
@@ -23,6 +21,7 @@ from callbacks.inspection import (
     pooled_features,
 )
 from utils import figures
+from utils.imports import is_installed
 from utils.logging import log_figure
 
 _MOST_NAMED = 24  # classes that a legend has room for
@@ -45,7 +44,7 @@ class Embeddings(Callback):
         """Draws."""
         if not due(trainer, self.every_n_epochs):
             return
-        if not importlib.util.find_spec("sklearn"):
+        if not is_installed("sklearn"):
             self.say("embeddings: t-SNE is left out; `pip install scikit-learn` adds it.")
         backbone = backbone_of(pl_module)
         found = data_of(trainer).labelled_examples(self.num_images, 0.0)
@@ -79,7 +78,7 @@ def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], wher
     largest = differences.abs().max()
     # Of one point many times scikit-learn divides by 0 and, by what is then no number, takes the
     # whole process down; so it does of squares that float32 cannot hold.
-    if largest > 0 and importlib.util.find_spec("sklearn"):
+    if largest > 0 and is_installed("sklearn"):
         points = tsne(differences / largest)
         panels.append((points, "t-SNE (distances between groups mean nothing)"))
     named = len(classes) <= _MOST_NAMED

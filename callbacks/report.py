@@ -102,7 +102,7 @@ class Report(Callback):
         started = self._now()
         summary = self.folder.read_summary() if result is None else result
         environment, settings = self.folder.read_environment(), self._settings()
-        rows = read_metrics(self.folder.path / "metrics.csv")
+        rows = read_metrics(self.folder.metrics)
         files = self._pictures()
         curves = _curves(rows, files.pop("learning_curves", []))
         known = self._encoded

@@ -6,6 +6,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from callbacks.inspection import data_of
+
 # More than this share of unreadable files is a broken data set, not a stray file.
 LIMIT = 0.01
 
@@ -51,7 +53,7 @@ class UnreadableImages(Callback):
         if not batch.unreadable:
             return
         self.names.update(batch.unreadable)
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         total = len(data.train_files) + len(data.val_files)
         if len(self.names) > LIMIT * total:
             raise ValueError(

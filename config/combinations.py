@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from config.convert import ConfigError
 from config.hparams import Hparams
+from config.resolve import learns_backbone, processes_of
 from config.rules import as_typed, get_leaf
 
 # Between points of SIGReg's integral, whose integrand is exp(-t²/2) wide. With points further apart
@@ -74,7 +75,7 @@ def _check_sizes(hparams: Hparams) -> None:
 
 def _check_head(hparams: Hparams) -> None:
     remembers = hparams.task == "segmentation" and hparams.segmentation.head == "knn"
-    if remembers and not _frozen(hparams):
+    if remembers and learns_backbone(hparams):
         raise ConfigError(
             "--segmentation.head knn trains nothing, so nothing below it can be in training: it "
             "needs --backbone.freeze true, without --backbone.unfreeze_last."
@@ -91,7 +92,7 @@ def _check_fusions(hparams: Hparams) -> None:
             f"--segmentation.fusion_control {control} has no effect on --segmentation.fusion_edges "
             "tokens: they need no attention."
         )
-    trained = set() if _frozen(hparams) else {"mass", "shape", "diversity"}
+    trained = {"mass", "shape", "diversity"} if learns_backbone(hparams) else set()
     trained |= {"affinity"} if "fusion2" in settings.fusion else set()
     trained |= {"mass", "shape"} if "fusion3" in settings.fusion else set()
     if settings.attention_loss and not trained & set(settings.attention_loss_terms):
@@ -155,7 +156,7 @@ def _check_batch(hparams: Hparams) -> None:
             f"--trainer.chunk_size {trainer.chunk_size} exceeds --data.batch_size "
             f"{data.batch_size}: a chunk is a part of the batch. Lower it, or use null."
         )
-    processes = trainer.devices * trainer.num_nodes
+    processes = processes_of(hparams)
     if isinstance(batch, int) and (batch % processes or batch < 2 * processes):
         raise ConfigError(
             f"--data.batch_size {data.batch_size} cannot be divided among {processes} processes "
@@ -169,7 +170,3 @@ def _check_batch(hparams: Hparams) -> None:
             "--trainer.compile has no effect together with --trainer.chunk_size: "
             "chunks are recomputed uncompiled. Choose one."
         )
-
-
-def _frozen(hparams: Hparams) -> bool:
-    return hparams.backbone.freeze and not hparams.backbone.unfreeze_last

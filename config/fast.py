@@ -8,7 +8,7 @@ from typing import Any
 
 from config.convert import leaves, set_leaf
 from config.hparams import Hparams
-from config.resolve import choose_names
+from config.resolve import choose_names, processes_of
 from config.rules import as_typed, get_leaf, no_effect
 
 # What a file says of the length of a run does not count.
@@ -50,7 +50,7 @@ def shortened(hparams: Hparams, given: Collection[str]) -> tuple[Hparams, str]:
     }
     defaults = {leaf.path: leaf.default for leaf in leaves(hparams)}
     # Every process has a share of the batch.
-    small = {"data.batch_size": 8 * hparams.trainer.devices * hparams.trainer.num_nodes, **_SMALL}
+    small = {"data.batch_size": 8 * processes_of(hparams), **_SMALL}
     if isinstance(hparams.trainer.chunk_size, int):  # a batch is at least as large
         del small["data.batch_size"]
     chosen = [path for path in small if get_leaf(hparams, path) != defaults[path]]

@@ -12,7 +12,7 @@ from simple_parsing import ArgumentParser
 from config.advice import advice
 from config.convert import ConfigError, leaves, shown, suggestion
 from config.hparams import Hparams
-from config.rules import possible_on, rules_of, settled_by
+from config.rules import as_typed, possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 
 _JOINED = re.compile(r"invalid (int|float) value: '.*[,\[].*'")  # 0.25,1 or [0.25, 1]
@@ -53,7 +53,7 @@ class Parser(ArgumentParser):
                 if conditions is None:  # a command, done only where it is given
                     action.default = argparse.SUPPRESS
                     continue
-                action.default = _written(settings[path].value)
+                action.default = as_typed(settings[path].value) or "empty"
                 # simple-parsing finds none where an annotation goes over several lines.
                 action.help = advice(settings[path]).replace("%", "%%")
                 if not possible_on(Hparams, path, self.task):
@@ -71,15 +71,6 @@ class Parser(ArgumentParser):
                 group.description = None
         self._action_groups = [group for group in self._action_groups if _visible(group)]
         return super().format_help()
-
-
-def _written(value: Any) -> str:
-    # As it is given on the command line.
-    if isinstance(value, list):
-        return " ".join(map(_written, value)) or "empty"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _visible(group: Any) -> bool:

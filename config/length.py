@@ -14,7 +14,13 @@ from typing import Any
 from config import names
 from config.convert import leaves, set_leaf
 from config.hparams import Hparams
-from config.resolve import DINO_TASKS, demonstrates, of_optimizer
+from config.resolve import (
+    DINO_TASKS,
+    demonstrates,
+    learns_backbone,
+    of_optimizer,
+    processes_of,
+)
 from config.rules import metadata
 from config.types import Cadence, StepCadence
 
@@ -55,7 +61,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
     if data.num_workers is None:
         data.num_workers = _num_workers(trainer.devices, on_gpu)
     if data.batch_size == "auto":
-        processes = trainer.devices * trainer.num_nodes
+        processes = processes_of(hparams)
         shared = _batch_size(hparams, images) // processes
         data.batch_size = max(2, shared) * processes
         if isinstance(trainer.chunk_size, int) and trainer.chunk_size > data.batch_size:
@@ -119,13 +125,12 @@ def _batch_size(hparams: Hparams, images: int) -> int:
 
 
 def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
-    backbone = hparams.backbone
     if hparams.task == "linear_probe":
         return _PROBE_EPOCHS
     steps, (fewest, most) = _PRETRAINING_STEPS, _PRETRAINING_EPOCHS
     if hparams.task == "segmentation":
-        frozen = backbone.freeze and not backbone.unfreeze_last
-        steps, (fewest, most) = _HEAD_STEPS if frozen else _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS
+        steps = _SEGMENTATION_STEPS if learns_backbone(hparams) else _HEAD_STEPS
+        fewest, most = _SEGMENTATION_EPOCHS
     wanted = steps * (1.0 if on_gpu else _CPU_SHARE) / per_epoch
     return min(most, max(fewest if on_gpu else 1, math.ceil(wanted)))
 
@@ -137,7 +142,7 @@ def _learning_rate(hparams: Hparams) -> float:
     weights moves slowly, lest it loses what they know.
     """
     name, backbone = hparams.optim.name, hparams.backbone
-    if hparams.task == "segmentation" and backbone.freeze and not backbone.unfreeze_last:
+    if hparams.task == "segmentation" and not learns_backbone(hparams):
         known, batch = _HEAD_LR, 16
     elif hparams.task == "segmentation" and backbone.weights != "none":
         known, batch = _FINE_TUNING_LR, 16

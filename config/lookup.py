@@ -131,13 +131,13 @@ def read_settings(run: Path) -> dict[str, Any]:
 def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
     # Only here: importing torch takes seconds.
     from utils.checkpoint_io import resumable
-    from utils.checkpoints import read_run_checkpoint
+    from utils.checkpoints import map_run_checkpoint
     from utils.run_folder import RunFolder
 
     checkpoint = resumable(RunFolder(run))
     if checkpoint is None:
         raise ConfigError(f"{run} has neither hparams.yaml nor a checkpoint.")
-    settings = read_run_checkpoint(checkpoint)["hyper_parameters"]
+    settings = map_run_checkpoint(checkpoint)["hyper_parameters"]
     console.warning("There is no hparams.yaml: the settings are those in %s.", checkpoint)
     # As hparams.yaml has them: how the run was started is not a part of it.
     return merged(settings, {"run": {"name": None, "resume": "none"}})

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from config import names
 from config.convert import ConfigError, set_leaf
-from config.hparams import BarlowTwinsHparams, DINOHparams, Hparams
+from config.hparams import BACKBONE_LEARNS, BarlowTwinsHparams, DINOHparams, Hparams
 from config.rules import get_leaf
 
 # By data set; all others are photographs.
@@ -76,7 +77,7 @@ def resolve(hparams: Hparams) -> Hparams:
     if data.blur is None:
         data.blur = int(data.image_size) > _SHARP_IMAGE
     if data.root is None:
-        data.root = f"data/{data.name}"
+        data.root = default_root(data.name)
     if hparams.task == "dino_twins" and hparams.dino_twins.beta == "auto":
         hparams.dino_twins.beta = _TWINS_BETA[hparams.dino_twins.term]
     _resolve_demonstration(hparams)
@@ -91,6 +92,21 @@ def resolve(hparams: Hparams) -> Hparams:
 def demonstrates(hparams: Hparams) -> bool:
     """Whether a run pretrains on the demonstration's images."""
     return hparams.data.name == "shapes" and hparams.task in names.PRETRAINING
+
+
+def default_root(data_set: str) -> str:
+    """Returns the folder of a data set where none is given."""
+    return f"data/{data_set}"
+
+
+def learns_backbone(hparams: Hparams) -> bool:
+    """Whether anything of the backbone is trained."""
+    return BACKBONE_LEARNS.holds(partial(get_leaf, hparams))
+
+
+def processes_of(hparams: Hparams) -> int:
+    """Returns how many processes are to train together."""
+    return hparams.trainer.devices * hparams.trainer.num_nodes
 
 
 def _resolve_demonstration(hparams: Hparams) -> None:

@@ -93,13 +93,9 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def begin(worker: int) -> None:
-    """Prepares a process to load images.
-
-    Args:
-        worker: its number.
-    """
-    leave_stopping_to_the_main_process(worker)
+def begin(_: int) -> None:
+    """Prepares a process to load images, whatever its number."""
+    _leave_stopping_to_the_main_process()
     # Python would print what it could not send, and the main process wait for it for ever.
     setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (private to mypy)
 
@@ -111,7 +107,7 @@ def _end(error: Exception, _: object) -> None:
     os._exit(_NOTHING_HANDED_OVER)
 
 
-def leave_stopping_to_the_main_process(_: int) -> None:
+def _leave_stopping_to_the_main_process() -> None:
     """Lets a worker outlive what stops the run, until the main process ends it.
 
     Ctrl-C, and the SIGTERM of SLURM and `timeout`, reach all processes of a run; the main process

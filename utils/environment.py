@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils.files import write_atomically
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 
 _PACKAGES = (
     "torch torchvision pytorch-lightning timm simple-parsing wandb rich torchmetrics matplotlib "
@@ -39,7 +39,7 @@ def record_environment(folder: RunFolder, device: str) -> None:
     }
     if status:
         write_atomically(folder.path / "code.patch", changes(_ROOT))
-    write_environment(folder, environment)
+    folder.write_environment(environment)
 
 
 def changes(repository: Path) -> bytes:

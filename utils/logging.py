@@ -36,7 +36,7 @@ class RunFolderLogger(Logger):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
-        self.metrics = MetricsFile(folder.path / "metrics.csv")
+        self.metrics = MetricsFile(folder.metrics)
         self._saved = time.monotonic()
         self._said: set[str] = set()
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from utils.files import name_damaged, read_json, write_atomically
+from utils.locks import claimed
 
 _ADJECTIVES = (
     "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
@@ -99,17 +99,40 @@ class RunFolder:
         return self.path / "figures"
 
     @property
+    def metrics(self) -> Path:
+        """Every scalar by step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def summary(self) -> Path:
+        """What the run came to."""
+        return self.path / "summary.json"
+
+    @property
+    def environment(self) -> Path:
+        """Commit, packages, device."""
+        return self.path / "environment.json"
+
+    @property
     def report(self) -> Path:
         """All of it on one page."""
         return self.path / "report.html"
 
     def read_summary(self) -> dict[str, Any]:
         """Returns summary.json, empty before there is one and when it is damaged."""
-        return read_json(self.path / "summary.json")
+        return read_json(self.summary)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces summary.json."""
-        write_atomically(self.path / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+        write_atomically(self.summary, json.dumps(dict(summary), indent=2) + "\n")
+
+    def read_environment(self) -> dict[str, Any]:
+        """Returns environment.json, empty before there is one and when it is damaged."""
+        return read_json(self.environment)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Replaces environment.json."""
+        write_atomically(self.environment, json.dumps(dict(environment), indent=2) + "\n")
 
     def check_places(self) -> None:
         """Checks that nothing else is where a run is going to write, before it trains for days.
@@ -117,10 +140,10 @@ class RunFolder:
         Raises:
             ValueError: a folder is in the place of a file, or the other way round; names it.
         """
-        files = [self.path / name for name in ("metrics.csv", "summary.json", "environment.json")]
-        files += [self.path / ".lock", self.hparams, self.best, self.last, self.previous]
+        files = [self.metrics, self.summary, self.environment, self.path / ".lock", self.hparams]
+        files += [self.best, self.last, self.previous, self.backbone]
         folders = [self.checkpoints, self.figures]
-        wrong = [file for file in (*files, self.backbone) if file.is_dir()]
+        wrong = [file for file in files if file.is_dir()]
         wrong += [folder for folder in folders if folder.exists() and not folder.is_dir()]
         if wrong:
             kind, belongs = ("folder", "file") if wrong[0].is_dir() else ("file", "folder")
@@ -161,7 +184,7 @@ class RunFolder:
     def abandoned(self) -> bool:
         """Whether a run was killed here before its first checkpoint, and nothing else is here."""
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
-        if not began or (self.path / "summary.json").exists():
+        if not began or self.summary.exists():
             return False
         # Hidden files are those of `replacing`, and of systems: .DS_Store, .nfs*.
         if not all(file.name.startswith(".") for file in self.checkpoints.iterdir()):
@@ -193,41 +216,6 @@ class RunFolder:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             name_damaged(file, str(error))
             return None
-
-    def read_environment(self) -> dict[str, Any]:
-        """Returns environment.json, empty before there is one and when it is damaged."""
-        return read_json(self.path / "environment.json")
-
-
-@contextmanager
-def claimed(file: Path, timeout: float = 0) -> Iterator[bool]:
-    """Keeps a lock file while the block runs; a process that dies keeps nothing.
-
-    Args:
-        file: the lock.
-        timeout: seconds to wait for another process; -1: as long as it takes.
-
-    Yields:
-        False where another process has it.
-
-    Raises:
-        OSError: its folder cannot be written.
-    """
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise OSError(
-            f"{file.parent} cannot be written ({error.strerror}). Make it writable, or copy it to "
-            "where you may write."
-        ) from error
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def named_run(weights: str, runs_dir: str) -> RunFolder | None:
@@ -296,8 +284,3 @@ def folder_of_leader(runs_dir: str, name: str | None) -> RunFolder:
             "Several processes started from outside (torchrun, srun) need a common --run.name."
         )
     return RunFolder(Path(os.environ[_TOLD]))
-
-
-def write_environment(folder: RunFolder, environment: Mapping[str, Any]) -> None:
-    """Replaces environment.json."""
-    write_atomically(folder.path / "environment.json", json.dumps(dict(environment), indent=2))

@@ -32,6 +32,13 @@ def format_result(value: Any, missing: str = "–") -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    every = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in every]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
 def count(number: float, word: str) -> str:
     """Counts things: `1 step`, `2,028 steps`, `2.5 epochs`, `2 classes`."""
     spelt = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"

@@ -17,7 +17,7 @@ from utils.files import make_folder, write_atomically
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
-from utils.text import TRANSDUCTIVE, format_result
+from utils.text import TRANSDUCTIVE, format_result, markdown
 
 _MOST_PANELS = 9
 _LONGEST_NAME = 100  # bytes of a folder's, before what makes it unique
@@ -100,13 +100,6 @@ def compare(folders: Sequence[RunFolder]) -> str:
     return "\n".join(lines)
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table."""
-    every = [head, ["---"] * len(head), *rows]
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in every]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
 def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     """Draws scalars that at least one run logged more than once, all runs in one panel each.
 
@@ -118,7 +111,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
     """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for label, folder in runs.items():
-        for step, row in sorted(read_metrics(folder.path / "metrics.csv").items()):
+        for step, row in sorted(read_metrics(folder.metrics).items()):
             for name, value in row.items():
                 if is_curve(name):
                     curves.setdefault(name, {}).setdefault(label, []).append((step, value))

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
-import pytorch_lightning as pl
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.base import Agent
 from agents.commands.model_card import write_card
@@ -47,7 +45,7 @@ def check_finished(folder: RunFolder) -> None:
         )
 
 
-def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
+def export(agent: Agent, folder: RunFolder) -> list[str]:
     """Writes backbone.safetensors.
 
     Args:
@@ -57,7 +55,7 @@ def export(agent: pl.LightningModule, folder: RunFolder) -> list[str]:
     Returns:
         What to print: the file and how to load it, here and with plain timm.
     """
-    backbone: Any = agent.backbone
+    backbone = agent.backbone
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.net.state_dict().items()}
     lines = recipe(backbone, str(folder.exported))
     about = {"run": folder.name, "load": "\n".join(lines)}
@@ -181,5 +179,5 @@ def _program_of(agent: Agent, hparams: Hparams) -> tuple[Exported, int, bool]:
     return network, square or int(hparams.data.image_size), square is not None
 
 
-def _millions(network: Any) -> str:
+def _millions(network: nn.Module) -> str:
     return f"{sum(each.numel() for each in network.parameters()) / 1e6:.1f}"

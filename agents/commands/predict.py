@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from agents.base import Agent
 from agents.commands.pictures import Found, find_pictures
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
@@ -90,9 +90,7 @@ class Predictions:
         )
 
 
-def predict(
-    agent: pl.LightningModule, hparams: Hparams, folder: RunFolder, images: Sequence[str]
-) -> int:
+def predict(agent: Agent, hparams: Hparams, folder: RunFolder, images: Sequence[str]) -> int:
     """Labels images and the frames of videos, below `predictions/` of the run.
 
     For each a palette PNG, an overlay and its confidence, in the folders the images lie in; and

@@ -129,6 +129,7 @@ def head_information(maps: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
+    # Not torch.special.entr, whose slope at 0 is infinite.
     return -(p * p.clamp_min(_TINY).log()).sum(-1)
 
 

@@ -13,7 +13,7 @@ from agents import Hparams, Trainer, add_callback, add_part, load_run
 from config import names
 from config.convert import ConfigError, read_tables_anew
 from config.rules import no_effect
-from datamodules.base import ImageSource
+from datamodules.base import ImageSource, MaskedSource
 from datamodules.listing import image_files
 from models.backbones.base import AttentionBackbone
 from models.backbones.resnet import resnet18
@@ -46,6 +46,15 @@ class Photos(ImageSource):
 
     def files(self, split):
         return image_files(self.root) if split == "train" else []
+
+
+class Masked(MaskedSource, Photos):
+    """Photographs that have masks in the meantime."""
+
+    classes = ("background", "thing")
+
+    def pairs(self, split):
+        return []
 
 
 class Steps(Callback):
@@ -106,6 +115,21 @@ def test_a_cell_that_is_run_again_renews_its_part():
         add_part("optim.name", "momentum", momentum)
         add_callback("steps", Steps)
     assert names.CALLBACKS["steps"].tasks == names.PRETRAINING
+
+
+def test_what_a_cell_says_of_its_part_when_it_is_run_again_counts(monkeypatch):
+    hparams = Hparams()
+    hparams.backbone.name, hparams.data.name = "small_vit", "my_photos"
+    settings = ("callbacks.attention_maps.enabled", "callbacks.dense_knn.enabled")
+    with monkeypatch.context() as before:
+        before.delitem(small_vit.__annotations__, "return")
+        add_part("backbone.name", "small_vit", small_vit)
+        add_part("data.name", "my_photos", Photos)
+    assert all(no_effect(hparams, path) for path in settings)
+    monkeypatch.setattr(f"{__name__}.Photos", type("Photos", (Masked,), {"__module__": __name__}))
+    add_part("backbone.name", "small_vit", small_vit)
+    add_part("data.name", "my_photos", Photos)
+    assert not any(no_effect(hparams, path) for path in settings)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from tests.datamodules.own_masks import folder as mask_folder
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.checkpoints import read_checkpoint
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 from utils.text import in_units
 
 SEGMENT = {
@@ -238,7 +238,7 @@ def test_names_are_text_and_a_page_says_that_it_was_shrunk(study_file, tmp_path,
     folder = RunFolder(study.folder / "a-s0")
     folder.path.mkdir(parents=True)
     folder.write_summary({"status": "finished", "test/miou": 0.25, "protocol": NASTY})
-    write_environment(folder, {"device": f"device {NASTY}"})
+    folder.write_environment({"device": f"device {NASTY}"})
     (folder.path / "metrics.csv").write_text("step,val/loss\n0,2.0\n1,1.5\n")
     monkeypatch.setattr(pages, "MAX_BYTES", 6_000)
     write_output(study)
@@ -546,6 +546,21 @@ def test_the_board_shows_names_as_they_are(study_file, tmp_path):
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for words in ("plain-s0", "[red] title", "[blue] loss"):
         assert words in shown
+
+
+def test_the_board_of_a_long_study_counts_the_runs_it_leaves_out(study_file, tmp_path):
+    file = study_file([{"name": "a", "settings": BT}])
+    study = load_study(str(file), 50, [], str(tmp_path / "runs"))
+    for name in ("a-s0", "a-s1"):
+        folder = RunFolder(study.folder / name)
+        folder.path.mkdir(parents=True)
+        folder.write_summary({"status": "finished"})
+    console = Console(file=StringIO(), width=200)
+    with Board(study, console):
+        pass
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Not shown: 2 finished runs." in shown
+    assert shown.count("waiting") == 48
 
 
 # What differs between two runs of the same thing.

@@ -33,7 +33,7 @@ from tests.wandb_files import Offline, read_offline
 from utils import figures, network
 from utils.logging import Chart
 from utils.metrics_file import read_metrics
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 
 NAME = "a <b> 'quoted' \"run\" 🙂 [x] "
 KINDS = ("segmentation_predictions", "class_iou", "confusion_matrix", "attention_quality")
@@ -289,7 +289,7 @@ def test_who_speaks_another_language_is_not(monkeypatch):
 def test_a_damaged_id_is_named_and_another_taken(tmp_path, monkeypatch, caplog, known):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     folder = RunFolder(tmp_path)
-    write_environment(folder, {"wandb_id": known})
+    folder.write_environment({"wandb_id": known})
     run = start(LoggerHparams(mode="offline"), folder, "test")
     assert run is not None
     assert re.fullmatch(r"\w+", run.id)

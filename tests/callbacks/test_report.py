@@ -20,7 +20,7 @@ from callbacks.report import Report, evenly
 from config.convert import write_yaml
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
-from utils.run_folder import RunFolder, write_environment
+from utils.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> RunFolder:
             "alarms": ["The rate is high (step 3)"],
         }
     )
-    write_environment(run, {"command": ["python", "main.py", "--run.name", "brisk brook"]})
+    run.write_environment({"command": ["python", "main.py", "--run.name", "brisk brook"]})
     (run.path / "metrics.csv").write_text("step,train/loss,val/loss\n0,2.0,\n1,1.5,1.7\n")
     rng = np.random.default_rng(0)
     for kind, steps in (("feature_maps", range(0, 300, 10)), ("views/train", [5])):
@@ -177,7 +177,7 @@ def test_values_of_other_types_keep_the_page_from_nothing(folder, value):
     names = ("in_words", "alarms", "wall_seconds", "readout_failures", "status", "reason")
     metrics = ("test/miou", "test/iou/cat", "before/val/dense_knn_miou", "val/dense_knn_miou")
     folder.write_summary(dict.fromkeys((*names, *metrics, "test/accuracy"), value))
-    write_environment(folder, dict.fromkeys(("command", "device", "started", "packages"), value))
+    folder.write_environment(dict.fromkeys(("command", "device", "started", "packages"), value))
     Report(folder).write()
     page = (folder.path / "report.html").read_text()
     assert page.count("<figure") == 2 + 1
@@ -191,7 +191,7 @@ def test_names_are_text(tmp_path):
     summary = {"status": "finished", "reason": NASTY, "alarms": [f"alarm {NASTY}"], NASTY: 0.25}
     summary["in_words"] = [f"words {NASTY}"]
     run.write_summary(summary | {f"test/iou/{NASTY}": 0.5})
-    write_environment(run, {"device": NASTY, "command": ["python", f"command {NASTY}"]})
+    run.write_environment({"device": NASTY, "command": ["python", f"command {NASTY}"]})
     file = run.figures / run.name / "step-0000000.png"
     file.parent.mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(file)

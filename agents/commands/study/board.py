@@ -114,12 +114,10 @@ class Board:
         columns = ("run", "state", "done", "time", *self.study.metrics.values())
         table = RichTable(*map(Column, map(Text, columns)), title=Text(self.study.title))
         progress = self._progress()
-        rows = [name for name in self.states if self.states[name] != "finished"]
-        hidden = max(0, len(self.states) - _MOST_ROWS)
-        finished = [name for name in self.states if self.states[name] == "finished"]
-        shown = {*finished[hidden:], *rows}
+        finished = [name for name, state in self.states.items() if state == "finished"]
+        hidden = {*finished[: max(0, len(self.states) - _MOST_ROWS)]}
         for name, state in self.states.items():
-            if name not in shown:
+            if name in hidden:
                 continue
             summary = self.summaries.get(name, {})
             seconds = summary.get("wall_seconds")
@@ -130,7 +128,7 @@ class Board:
             table.add_row(
                 Text(name), Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
             )
-        lines = [f"Not shown: {count(hidden, 'finished run')}."] if hidden and finished else []
+        lines = [f"Not shown: {count(len(hidden), 'finished run')}."] if hidden else []
         left = self.seconds_left(progress)
         lines += [f"About {_clock(left)} left." if left else "Time left: known after a run."]
         return Group(table, *([] if self._over() else map(Text, lines)))
@@ -139,7 +137,7 @@ class Board:
         if self.running is None:
             return None
         run = self.running[0]
-        return share_done(run_folder(self.study, run.name).path / "metrics.csv", run.settings)
+        return share_done(run_folder(self.study, run.name).metrics, run.settings)
 
     def seconds_left(self, progress: float | None) -> float | None:
         """Estimates the time from what finished runs took; None while nothing is known.

@@ -66,7 +66,7 @@ def curves_of(folder: RunFolder) -> dict[str, Curve]:
     for name in _PANELS:
         if (value := summary.get(f"before/{name}")) is not None:
             curves[name] = {0: float(value)}
-    for step, row in read_metrics(folder.path / "metrics.csv").items():
+    for step, row in read_metrics(folder.metrics).items():
         for name in _PANELS.keys() & row.keys():
             if step:  # rows count steps from 0; of the first one: what was there before
                 curves.setdefault(name, {})[(step + 1) * a_step] = row[name]

@@ -1,4 +1,4 @@
-"""Study files become runs, in an order in which each finds what it needs. Imports no torch."""
+"""Study files become runs, in an order in which each finds what it needs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.study.options import (
-    as_command_line,
-    as_words,
-    check_paths,
-    expanded,
-    options,
-    typed,
-)
 from agents.commands.study.rows import (
     LINES,
     TEXT,
@@ -30,6 +22,14 @@ from agents.commands.study.rows import (
     with_needed,
 )
 from config.base_settings import ARCHITECTURE
+from config.command_line import (
+    as_command_line,
+    as_words,
+    check_paths,
+    expanded,
+    options,
+    typed,
+)
 from config.convert import ConfigError, read_yaml, set_leaf, shown, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment

@@ -1,4 +1,4 @@
-"""The lines and figures of a study's file. Imports no torch."""
+"""The lines and figures of a study's file."""
 
 from __future__ import annotations
 

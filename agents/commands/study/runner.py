@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import yaml
 
@@ -25,7 +25,8 @@ from agents.commands.study.table import last_reason
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
-from utils.run_folder import RunFolder, claimed
+from utils.locks import claimed
+from utils.run_folder import RunFolder
 
 _MAIN = Path(__file__).parents[3] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
@@ -108,7 +109,7 @@ class _Runner:
         self.study = study
         self.board = Board(study)
         self.failed: dict[str, str] = {}  # reasons, by run
-        self.process: Any = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.began = time.time()
 
     def run(self) -> int:
@@ -196,7 +197,7 @@ class _Runner:
 
     def _failed_meanwhile(self, run: Run) -> str | None:
         # What failed before this command began is tried again, once.
-        file = run_folder(self.study, run.name).path / "summary.json"
+        file = run_folder(self.study, run.name).summary
         if not file.exists() or file.stat().st_mtime < self.began:
             return None
         summary = run_folder(self.study, run.name).read_summary()
@@ -214,7 +215,7 @@ class _Runner:
             self.process.wait()
 
 
-def start(command: list[str], stream: Any, group: str, *tags: str) -> Any:
+def start(command: list[str], stream: IO[str], group: str, *tags: str) -> subprocess.Popen[bytes]:
     """Starts a run as a process.
 
     Args:
@@ -234,7 +235,7 @@ def start(command: list[str], stream: Any, group: str, *tags: str) -> Any:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    def handle(*_: Any) -> None:
+    def handle(*_: object) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, handle)

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.compare import markdown
 from agents.commands.study import run_folder
-from agents.commands.study.options import as_command_line
 from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
+from config.command_line import as_command_line
 from utils.run_folder import RunFolder
-from utils.text import TRANSDUCTIVE, count, format_result
+from utils.text import TRANSDUCTIVE, count, format_result, markdown
 
 _LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
     "\\": r"\textbackslash{}",

@@ -1,4 +1,4 @@
-"""Settings as words of a command line, and the other way round. Imports no torch."""
+"""Settings as words of a command line, and the other way round."""
 
 from __future__ import annotations
 
