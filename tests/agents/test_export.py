@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,8 @@ from agents.commands.portable import check_installed, make_portable
 from agents.commands.trained import trained_agent
 from config.names import BACKBONES, FUSIONS, HEADS, TIMM, split
 from config.parsing import parse
+from datamodules.base import square_of
+from datamodules.transforms.segmentation import Standard
 from main import main
 from models.exported import ExportedBackbone, ExportedSegmenter
 from models.fusions.attention_fusion import AttentionFusion, attention_heads, attention_request
@@ -130,8 +133,10 @@ def test_a_segmenter_is_a_program_of_its_own(train, monkeypatch, capsys, form):
         with torch.no_grad():
             expected = agent.network(images)
         np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
-    labels = runs_as_the_card_says(file, monkeypatch)["labels"]
-    assert labels.shape == (1, 32, 42)
+    scope = runs_as_the_card_says(file, monkeypatch)
+    assert scope["labels"].shape == (1, 32, 42)
+    with Image.open("photo.jpg") as photo:  # what was judged, and no other resampling
+        assert np.array_equal(scope["images"][0], Standard(32).image(photo))
     card = file.with_name("README.md").read_text()
     miou = summary(folder)["test/miou"]
     for words in ("voc12_standard", f"| test/miou | {miou:.4g} |", "`shapes`", "at random"):
@@ -156,7 +161,9 @@ def test_a_pretrained_backbone_is_a_program_of_its_own(train, monkeypatch):
     expected = agent.backbone(images)
     np.testing.assert_allclose(pooled, expected.pooled.detach().numpy(), atol=1e-4)
     np.testing.assert_allclose(maps, expected.maps[0].detach().numpy(), atol=1e-4)
-    assert runs_as_the_card_says(file, monkeypatch)["pooled"].shape == (1, 24)
+    scope = runs_as_the_card_says(file, monkeypatch)
+    assert scope["pooled"].shape == (1, 24)
+    assert np.array_equal(scope["images"][0], square_of(Path("photo.jpg"), 32))
     model = runs_as_the_card_says(RunFolder(folder).exported, monkeypatch)["model"]
     assert model.num_features == 24
 
