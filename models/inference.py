@@ -31,8 +31,10 @@ class Inference:
     flip: bool = False
 
     def __str__(self) -> str:
-        """`whole`, or what else is done, such as `window 512, scales 0.5 1, flip`."""
+        """`whole`, or what else is done, such as `window 512, stride 256, scales 0.5 1, flip`."""
         parts = [] if self.window is None else [f"window {self.window}"]
+        if self.stride is not None:
+            parts.append(f"stride {self.stride}")
         if self.scales != (1.0,):
             parts.append("scales " + " ".join(f"{scale:g}" for scale in self.scales))
         return ", ".join(parts + ["flip"] * self.flip) or "whole"

@@ -389,7 +389,7 @@ def test_test_images_in_windows_scales_and_mirrored(train, capsys):
     seen += ["--segmentation.test_scales", "1.0", "1.5", "--segmentation.test_flip", "true"]
     assert main(["--evaluate", "plain", "--run.dir", str(folder.parent), *seen]) == 0
     found = summary(folder)
-    name = "evaluate/voc12_standard/window 32, scales 1 1.5, flip/miou"
+    name = "evaluate/voc12_standard/window 32, stride 16, scales 1 1.5, flip/miou"
     assert name in found, [key for key in found if "evaluate" in key]
     assert found["inference"] == "whole"
     assert "evaluate/voc12_standard/miou" not in found
