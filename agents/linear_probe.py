@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -43,6 +44,7 @@ class LinearProbe(Agent):
 
     Attributes:
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
+        majority: share of the test images that are of their most frequent class.
     """
 
     monitor = ("val/linear_accuracy", "max")
@@ -67,6 +69,7 @@ class LinearProbe(Agent):
             {name: Confusion(len(classes), validate_args=False) for name in _MEASURED}
         )
         self.confusion: dict[str, Tensor] = {}
+        self.majority = 0.0
         self.neighbours = hparams.probe.k  # fewer where the bank is smaller
         self._features: dict[str, Tensor] = {}
         # In a list: not a part of the agent, whose checkpoints do not have it.
@@ -182,6 +185,9 @@ class LinearProbe(Agent):
 
     def on_test_epoch_end(self) -> None:
         """Logs the accuracies on test images."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        labels = data.splits["test"].labels
+        self.majority = max(Counter(labels).values()) / len(labels)
         if self.trains:
             self.confusion["test"] = self._report("test", "test/linear_accuracy")
         if self._last:
@@ -235,4 +241,7 @@ class LinearProbe(Agent):
             )
         if not lines:
             return ["The run did not get as far as the test."]
-        return [*lines, f"Guessing would give {1 / len(self.classes):.1%}."]
+        guessing = f"Guessing would give {1 / len(self.classes):.1%}"
+        if self.majority > 1 / len(self.classes):
+            guessing += f", the most frequent class for all images {self.majority:.1%}"
+        return [*lines, f"{guessing}."]

@@ -392,6 +392,16 @@ def test_without_held_out_images_the_words_say_so(probe, capsys):
     assert "training images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
 
 
+def test_chance_is_the_most_frequent_class_where_classes_are_not_equal(probe, tmp_path):
+    _, folder = probe(trainer__max_epochs=1)
+    assert "Guessing would give 33.3%." in summary(folder)["in_words"]
+    for file in sorted((tmp_path / "colours" / "val" / "class2").iterdir())[4:]:
+        file.unlink()
+    _, folder = probe("unequal", trainer__max_epochs=1)
+    words = "Guessing would give 33.3%, the most frequent class for all images 40.0%."
+    assert words in summary(folder)["in_words"]
+
+
 def test_settings_a_probe_does_not_read(train, capsys):
     assert train("probe", task="linear_probe", backbone__freeze="true")[0] == 2
     assert "no effect on task linear_probe" in error_of(capsys)
