@@ -140,7 +140,8 @@ class Fitting:
                 save_backbone(agent, self.folder)
             self.trained = True
         elif agent.validates_untrained and trainer.limit_val_batches:
-            trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
+            with self.stopwatch.timing("fitting"):  # no step is a part of it
+                trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
 
     def _test(self) -> None:
         trains = self.agent.trains

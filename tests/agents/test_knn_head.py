@@ -23,6 +23,7 @@ from models.heads.knn import KNN
 from models.measures.dense_knn import PatchMemory, labelled_patches
 from models.segmenter import Segmenter, pad_to_multiple
 from tests.conftest import summary, weights
+from utils.stopwatch import Stopwatch
 
 VOID = 255
 KNN_RUN = {
@@ -40,6 +41,19 @@ def data(root, val_fraction=0.3):
     )
     module.setup("fit")
     return module
+
+
+def test_what_it_remembers_and_validates_takes_is_counted(train, monkeypatch):
+    clock = [0.0]
+
+    def slowly(*arguments):
+        clock[0] += 60.0
+        remember(*arguments)
+
+    monkeypatch.setattr("agents.segmentation.remember", slowly)
+    monkeypatch.setattr("agents.trainer.Stopwatch", lambda: Stopwatch(lambda: clock[0]))
+    _, folder = train(**KNN_RUN)
+    assert summary(folder)["validation_seconds"] == 60.0
 
 
 def test_labels_are_padded_as_their_images_are():
