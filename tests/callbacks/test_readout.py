@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from callbacks import online_probe
 from callbacks.online_probe import OnlineProbe
 from main import main
-from tests.conftest import callback_of, options, summary
+from models.backbones.vit import vit_tiny
+from tests.conftest import assert_same, callback_of, options, summary
 from utils.metrics_file import read_metrics
 
 
@@ -147,3 +151,67 @@ def test_without_an_image_to_judge_by_there_is_no_accuracy():
     data = SimpleNamespace(labelled_examples=lambda *_: parts)
     with pytest.raises(ValueError, match="0 of 10 labelled images are held out"):
         OnlineProbe(1, 10, "both").measure(SimpleNamespace(datamodule=data), torch.nn.Identity())  # type: ignore[arg-type]
+
+
+class Looking(torch.nn.Module):
+    """An agent with a backbone, of which the readout is told the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = vit_tiny(image_size=16, patch_size=8, depth=1)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measures features `(n, 2)` of two classes, those that are learnt from and the queries."""
+    monkeypatch.setattr(online_probe, "pooled_features", lambda _, features: features)
+
+    def measure(probe: OnlineProbe, bank, queries, precision=None) -> Mapping[str, float]:
+        labels = (torch.arange(len(part)) % 2 for part in (bank, queries))
+        parts = *zip((bank, queries), labels, strict=True), ("a", "b")
+        data = SimpleNamespace(labelled_examples=lambda *_: parts)
+        trainer = SimpleNamespace(datamodule=data, precision_plugin=precision)
+        return probe.measure(trainer, Looking())  # type: ignore[arg-type]
+
+    return measure
+
+
+def two_classes(count: int, seed: int) -> torch.Tensor:
+    noise = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return noise + torch.tensor([[2.0, 0.0], [-2.0, 0.0]])[torch.arange(count) % 2]
+
+
+def test_the_linear_classifier_sees_features_of_any_size_and_place(measured):
+    bank, queries = two_classes(300, 0), two_classes(50, 1)
+    probe = OnlineProbe(1, 1, "both")
+    for _ in range(20):  # it begins at random, and its rate is low
+        scores = measured(probe, 1000 + 0.01 * bank, 1000 + 0.01 * queries)
+    assert scores["val/linear_accuracy"] == 1.0
+    for kind in ("knn", "linear"):
+        assert set(measured(OnlineProbe(1, 1, kind), bank, queries)) == {f"val/{kind}_accuracy"}
+
+
+def test_the_linear_classifier_goes_on_from_where_it_was(measured):
+    bank, queries = two_classes(300, 0), two_classes(50, 1)
+    first, resumed, fresh = (OnlineProbe(1, 1, "linear") for _ in range(3))
+    measured(first, bank, queries)
+    resumed.load_state_dict(deepcopy(first.state_dict()))
+    # Also where the run ends before it is needed.
+    assert_same(resumed.state_dict()["linear"], first.state_dict()["linear"])
+    for probe in (first, resumed, fresh):
+        measured(probe, bank, queries)
+    assert_same(resumed.state_dict()["linear"], first.state_dict()["linear"])
+    weight = first.state_dict()["linear"]["weight"]
+    assert not torch.equal(weight, fresh.state_dict()["linear"]["weight"])
+
+
+def test_the_linear_classifier_is_of_whole_precision_and_of_one_image_too(measured):
+    start = OnlineProbe(1, 1, "linear")
+    measured(start, two_classes(4, 0), two_classes(4, 1))
+    for bank in (two_classes(300, 0), two_classes(1, 0)):
+        exact, mixed = OnlineProbe(1, 1, "linear"), OnlineProbe(1, 1, "linear")
+        for probe, precision in ((exact, None), (mixed, MixedPrecision("bf16-mixed", "cpu"))):
+            probe.load_state_dict(deepcopy(start.state_dict()))
+            measured(probe, bank, two_classes(4, 1), precision)
+        assert_same(exact.state_dict()["linear"], mixed.state_dict()["linear"])
+        assert all(part.isfinite().all() for part in exact.state_dict()["linear"].values())
