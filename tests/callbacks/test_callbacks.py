@@ -258,6 +258,8 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
     matrices = {f"cross_correlation/{split}" for split in ("train", "val")}
     others = {"views/train", "learning_curves", "effective_receptive_field", "feature_maps"}
     assert kinds == maps | matrices | others
+    taken = [v for name, v in summary(folder).items() if name.startswith("readout_seconds/")]
+    assert taken == sorted(taken, reverse=True)
     picture = matplotlib.image.imread(
         folder / "figures" / "cross_correlation" / "val" / "step-0000006.png"
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
+from agents.summary import learnt
 from callbacks import online_probe
 from callbacks.online_probe import OnlineProbe
 from main import main
@@ -45,6 +46,14 @@ def test_what_was_there_before_the_first_step_is_kept_and_said(train, capsys):
     # Said where it changed.
     changed = found["before/val/knn_accuracy"] != found["val/knn_accuracy"]
     assert ("k-NN accuracy" in capsys.readouterr().out) == changed
+
+
+def test_what_became_of_a_number_is_said_where_it_changed():
+    probe = OnlineProbe(1, 1, "both")
+    probe.before = {"val/knn_accuracy": 0.5, "val/linear_accuracy": 0.1}
+    now = {"val/knn_accuracy": 0.52, "val/linear_accuracy": float(torch.tensor(0.1))}
+    assert learnt([probe], now) == ["Before the first step → now: k-NN accuracy 0.50 → 0.52."]
+    assert learnt([probe], {**probe.before}) == []
 
 
 def test_a_resumed_run_remembers_it(train):
