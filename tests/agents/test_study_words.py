@@ -24,6 +24,7 @@ from agents.commands.study.table import study_table
 from config.convert import ConfigError
 from tests.pages import Page
 from utils.run_folder import RunFolder
+from utils.text import count
 
 SEGMENT = {"task": "segmentation", "backbone.freeze": True}
 
@@ -59,6 +60,13 @@ def test_a_row_is_marked_for_any_seed_and_rounded_by_its_size(tmp_path):
     assert "Judged by: p." in lines
     left(found, "b-s0", m=9.5, protocol="p", inference="windows of 8 px")
     assert "Judged by: p; p, windows of 8 px." in study_table(found).markdown().splitlines()
+
+
+@pytest.mark.parametrize("value", ["voc12_standard", None, ["an alarm"], {"views": 1}])
+def test_what_is_no_number_has_no_mean(tmp_path, value):
+    found = study(tmp_path, [{"name": "a", "published": 0.5}])
+    left(found, "a-s0", m=value)
+    assert "| a | 1/1 | – | 0.5 | – |" in study_table(found).markdown().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -114,16 +122,17 @@ def test_a_run_at_work_tells_how_long_the_rest_takes(tmp_path, clock, step, left
     assert board.seconds_left(None) == pytest.approx(2 * 60)
 
 
-def test_a_long_board_leaves_out_what_finished_first(tmp_path):
+@pytest.mark.parametrize(("finished", "hidden"), [(45, 10), (3, 3), (1, 1)])
+def test_a_long_board_leaves_out_what_finished_first(tmp_path, finished, hidden):
     found = study(tmp_path, [{"name": "a"}], seeds=50)
-    for seed in range(45):
+    for seed in range(finished):
         left(found, f"a-s{seed}", wall_seconds=1.0)
     console = Console(file=StringIO(), width=200)
     with Board(found, console):
         pass
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert re.findall(r"a-s(\d+)", text) == [str(seed) for seed in range(10, 50)]
-    assert "Not shown: 10 finished runs." in text
+    assert re.findall(r"a-s(\d+)", text) == [str(seed) for seed in range(hidden, 50)]
+    assert f"Not shown: {count(hidden, 'finished run')}." in text
 
 
 def test_of_several_blocks_and_layers_the_last_is_shown_under_the_row_s_label(tmp_path):
@@ -155,6 +164,21 @@ def test_predictions_are_judged_where_there_are_labels(tmp_path):
     figure = study_figure(found, found.figures[0])
     assert figure is not None
     assert figure.axes[2].get_xlabel() == "67% right"
+
+
+def test_predictions_are_shown_of_as_many_images_as_all_rows_kept(tmp_path):
+    rows = [{"name": name, "settings": SEGMENT} for name in ("a", "b")]
+    found = study(tmp_path, rows, figures=[{"picture": "predictions"}])
+    for name, images in (("a", 3), ("b", 2)):
+        arrays = {"names": np.array(["a", "b"])}
+        for number in range(images):
+            arrays[f"image-{number}"] = np.zeros((3, 1, 4), np.uint8)
+            for part in ("labels", "prediction"):
+                arrays[f"{part}-{number}"] = np.zeros((1, 4), np.uint8)
+        kept(left(found, f"{name}-s0"), "segmentation_predictions/test", **arrays)
+    figure = study_figure(found, found.figures[0])
+    assert figure is not None
+    assert len(figure.axes) == 2 * 4
 
 
 def test_learning_is_shaded_from_the_least_to_the_most_of_the_seeds(tmp_path):

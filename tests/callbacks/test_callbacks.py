@@ -1,5 +1,7 @@
 """Pictures show what they say, and looking changes nothing."""
 
+from types import SimpleNamespace
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
 from callbacks.embeddings import draw as draw_points
-from callbacks.inspection import due, inspecting
+from callbacks.inspection import due, held_out_examples, inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.online_probe import KNN
 from callbacks.step_outputs import PretrainingOutputs, step_result
@@ -210,6 +212,19 @@ def test_a_run_that_stops_early_is_looked_at_to_its_end(train):
         assert sorted(drawn) == ["step-0000001", f"step-{end:07d}"]
     rows = read_metrics(folder / "metrics.csv")
     assert KNN in rows[max(rows)]
+
+
+@pytest.mark.parametrize(("held_out", "split"), [(0, "train"), (3, "val")])
+def test_examples_are_held_out_where_some_are_and_as_large_as_asked_for(held_out, split):
+    from models.backbones.vit import vit_tiny
+
+    backbone = vit_tiny(image_size=32, patch_size=8, depth=1)
+    data = SimpleNamespace(val_files=["x"] * held_out, image_size=36)
+    data.examples = lambda *asked: asked
+    trainer = SimpleNamespace(datamodule=data)
+    for enlarged, side in ((1, 32), (2, 72)):
+        found = held_out_examples(trainer, backbone, 5, enlarged)  # type: ignore[arg-type]
+        assert found == ((split, 5, side), split)
 
 
 def test_looking_leaves_no_trace():

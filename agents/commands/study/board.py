@@ -115,8 +115,8 @@ class Board:
         table = RichTable(*map(Column, map(Text, columns)), title=Text(self.study.title))
         progress = self._progress()
         rows = [name for name in self.states if self.states[name] != "finished"]
-        hidden = max(0, len(self.states) - _MOST_ROWS)
         finished = [name for name in self.states if self.states[name] == "finished"]
+        hidden = min(len(finished), max(0, len(self.states) - _MOST_ROWS))
         shown = {*finished[hidden:], *rows}
         for name, state in self.states.items():
             if name not in shown:
@@ -130,7 +130,7 @@ class Board:
             table.add_row(
                 Text(name), Text(state, _STYLES.get(state, "dim")), done, _clock(seconds), *values
             )
-        lines = [f"Not shown: {count(hidden, 'finished run')}."] if hidden and finished else []
+        lines = [f"Not shown: {count(hidden, 'finished run')}."] if hidden else []
         left = self.seconds_left(progress)
         lines += [f"About {_clock(left)} left." if left else "Time left: known after a run."]
         return Group(table, *([] if self._over() else map(Text, lines)))
