@@ -68,10 +68,16 @@ def test_colours_of_the_matrix_are_absolute():
 
 
 def test_titles_name_samples_and_step():
-    text = draw_matrix(torch.eye(4), 17, "val images, step 3")._suptitle.get_text()  # type: ignore[attr-defined]
+    figure = draw_matrix(0.3 + 0.7 * torch.eye(4), 17, "val images, step 3")
+    text = figure._suptitle.get_text()  # type: ignore[attr-defined]
     assert "N = 17" in text
     assert "val images, step 3" in text
     assert "mean diagonal 1.000" in text
+    assert "off-diagonal RMS 0.300" in text
+    assert "at this N: 0.250" in text
+    # C_ij = sum over b of z1_bi z2_bj: what lies below each other is of the first view.
+    assert "view 1" in figure.axes[0].get_ylabel()
+    assert "view 2" in figure.axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -139,6 +145,28 @@ def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch)
     assert n == m == 10
     assert torch.equal(train, cross_correlation(z[-10:], z[-10:]))
     assert torch.equal(val, cross_correlation(z[:10], z[:10]))
+
+
+def test_every_matrix_is_of_its_own_validation(monkeypatch):
+    from models.losses.barlow_twins import cross_correlation
+
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "callbacks.cross_correlation.draw", lambda matrix, n, where: drawn.append(matrix)
+    )
+    monkeypatch.setattr("callbacks.cross_correlation.log_figure", lambda *_: None)
+    callback, trainer = CrossCorrelation(every_n_epochs=1, num_samples=8), Fixed()
+    z = torch.randn(3, 8, 4)
+    for number, part in enumerate(z):
+        shown = step_result(part, PretrainingOutputs(part, (part, part)))
+        trainer.sanity_checking = number == 0
+        callback.on_validation_batch_end(trainer, None, shown, None, 0)  # type: ignore[arg-type]
+        if number:
+            callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert [torch.equal(m, cross_correlation(p, p)) for m, p in zip(drawn, z[1:], strict=True)] == [
+        True,
+        True,
+    ]
 
 
 class InSteps(Fixed):
