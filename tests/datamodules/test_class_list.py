@@ -9,6 +9,7 @@ from PIL import Image
 
 from datamodules.class_list import read_class_list
 from datamodules.mask_survey import proposal, survey
+from datamodules.meanings import in_words
 
 COLOURS = {"soil": 0x112233, "crop": 0x00FF00, "weed": 0xFF0000, "stone": 0x0000FF}
 
@@ -37,6 +38,21 @@ def test_every_name_keeps_its_colour_and_its_value(tmp_path, background, ignored
         }
         for mask in masks.values():
             assert found.meanings.labels(mask).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], ""),
+        ([3], "3"),
+        ([3, 4], "3, 4"),
+        ([3, 4, 5], "3 to 5"),
+        ([0, 2, 3, 4, 5, 9, 10], "0, 2 to 5, 9, 10"),
+        ([1, 3, 5, 7, 9, 11], "1, 3, 5, 7, 9 …"),
+    ],
+)
+def test_values_are_named_in_runs(values, words):
+    assert in_words(values) == words
 
 
 @pytest.mark.parametrize("grey", [False, True])

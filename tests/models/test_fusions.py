@@ -71,6 +71,12 @@ def peaked(given: Features) -> Features:
 # --- queries and keys -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("grid", [(1, 7), (3, 5), (8, 8), (9, 2)])
+def test_uniform_attention_says_nothing_on_any_grid(grid):
+    maps = torch.full((2, 3, *grid), 1 / (grid[0] * grid[1]))
+    torch.testing.assert_close(log_maps(maps), torch.zeros_like(maps), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [vit_tiny, vit_pytorch])
 def test_attention_follows_from_queries_and_keys(make):
     backbone = vit(make)
