@@ -9,7 +9,7 @@ from PIL import Image
 
 from datamodules.class_list import read_class_list
 from datamodules.mask_survey import proposal, survey
-from datamodules.meanings import in_words
+from datamodules.meanings import DeclaredMeanings, ForeignPixelsError, in_words
 
 COLOURS = {"soil": 0x112233, "crop": 0x00FF00, "weed": 0xFF0000, "stone": 0x0000FF}
 
@@ -82,3 +82,13 @@ def test_palettes_of_another_order_are_told_apart_by_their_colours(tmp_path):
     found = survey(files)
     assert found.by_colour
     assert dict(found.found) == {0x000000: 3, 0xFF0000: 3}
+
+
+def test_a_mask_that_has_none_of_the_colours_is_told_by_its_values():
+    meanings = DeclaredMeanings({0: 0, 1: 1}, {0xFF0000: 0, 0x00FF00: 1})
+    mask = Image.fromarray(np.array([[0, 1, 7, 9]], np.uint8))
+    with pytest.raises(ForeignPixelsError, match=r"values .* \(50 % of its pixels\): 7, 9"):
+        meanings.labels(mask)
+    pixels = np.array([[[255, 0, 0], [0, 255, 0], [1, 1, 1], [1, 1, 1]]], np.uint8)
+    with pytest.raises(ForeignPixelsError, match=r"1 colour .* \(50 % of its pixels\): #010101"):
+        meanings.labels(Image.fromarray(pixels))

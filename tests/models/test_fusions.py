@@ -484,6 +484,17 @@ def test_the_local_control_looks_around_the_middle_and_at_no_image():
     assert torch.equal(rows[0], rows[1])
 
 
+def test_the_local_control_of_a_network_with_positions_of_its_own_is_of_the_places_alone():
+    """A BoTNet's factors carry places beside what is in the image; those of a ViT do not."""
+    torch.manual_seed(0)
+    request = AttentionRequest((-1,), "factors")
+    botnet = botnet50(image_size=96).eval()
+    with torch.no_grad():
+        (found,) = local(botnet(images(96, 96), request)).factors or ()
+    assert found.patch_keys().shape == (2, found.grid[0] * found.grid[1], 4 * found.k.shape[1])
+    assert torch.equal(found.patch_keys()[0], found.patch_keys()[1])
+
+
 def test_controls_are_applied_to_batches():
     groups = sizes()
     assert AttentionFusion().controlled(groups) is groups
