@@ -9,8 +9,8 @@ import timm
 import torch
 
 from models.backbones.base import Backbone
-from models.backbones.resnet import resnet18
 from models.backbones.positions import fitted_positions
+from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
 from models.backbones.weights import LoadReport, load_state, load_weights
