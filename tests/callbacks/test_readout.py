@@ -195,7 +195,8 @@ def test_the_linear_classifier_sees_features_of_any_size_and_place(measured):
     probe = OnlineProbe(1, 1, "both")
     for _ in range(20):  # it begins at random, and its rate is low
         scores = measured(probe, 1000 + 0.01 * bank, 1000 + 0.01 * queries)
-    assert scores == {"val/knn_accuracy": 1.0, "val/linear_accuracy": 1.0}
+    assert scores["val/linear_accuracy"] == 1.0
+    assert set(scores) == {"val/knn_accuracy", "val/linear_accuracy"}
     for kind in ("knn", "linear"):
         assert set(measured(OnlineProbe(1, 1, kind), bank, queries)) == {f"val/{kind}_accuracy"}
 

@@ -228,8 +228,11 @@ class Fixed:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
-    callback = SegmentationPredictions(every_n_epochs=1, num_images=4)
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [(4, (0, 5, 10, 15)), (3, (0, 8, 15)), (1, (0,)), (2, (0, 15))]
+)
+def test_the_shown_images_are_spread_over_the_share_of_a_process(processes, wanted, expected):
+    callback = SegmentationPredictions(every_n_epochs=1, num_images=wanted)
     for number in range(4):
         count = 5 if number < 3 else 1
         batch = SegmentationBatch(
@@ -243,7 +246,7 @@ def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
         outputs = step_result(torch.zeros(()), EvaluationOutputs(predictions))
         callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
     shown = [int(each.prediction[0, 0]) for each in callback.kept["val"]]
-    assert shown == [0, 5 * processes, 10 * processes, 15 * processes]
+    assert shown == [processes * image for image in expected]
 
 
 def test_training_crops_are_those_of_the_first_batch_at_the_resolution_of_their_labels():
