@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from io import StringIO
@@ -244,3 +245,24 @@ def test_a_setting_that_a_started_run_did_not_have_is_another_setting(tmp_path):
             continue
         with pytest.raises(ConfigError, match=re.escape(f"started with {path} None")):
             runner.check_settings(found)
+
+
+def test_what_failed_before_is_tried_again_and_what_fails_meanwhile_is_not(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    found = study(tmp_path, [{"name": "a"}, {"name": "b"}])
+    runner.check_settings(found)
+    file = left(found, "a-s0", status="failed", reason="of before").path / "summary.json"
+    os.utime(file, (1, 1))
+    started = []
+
+    def start(command, stream, group, *tags):
+        started.append(group)
+        left(found, "b-s0", status="failed", reason="of another process")
+        return SimpleNamespace(poll=lambda: 1)
+
+    monkeypatch.setattr(runner, "start", start)
+    assert runner.run_study(found) == 1
+    assert started == ["mine/a"]
+    assert "b-s0: FAILED: elsewhere: of another process" in capsys.readouterr().out
