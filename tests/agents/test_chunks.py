@@ -283,6 +283,12 @@ def settings(**changed):
         ),
         ({"trainer__limit_train_batches": 3}, 512, "120 in all", "More: a higher --trainer."),
         (
+            {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4},
+            512,
+            "8 in all",
+            "epochs, more images, or a smaller --data.batch_size.",
+        ),
+        (
             {"backbone__freeze_epochs": 39, "backbone__weights": "dino"},
             1024,
             "40 epochs",

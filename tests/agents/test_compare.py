@@ -46,6 +46,38 @@ def test_panels_go_from_the_loss_to_diagnostics_in_sensible_ranges(runs):
     figures.close(figure)
 
 
+def test_of_a_kind_comes_first_what_most_runs_have(tmp_path):
+    found = {}
+    for name, columns in (("one", ("a", "z")), ("two", ("m", "z")), ("three", ("m", "z"))):
+        folder = found[name] = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        header = ",".join(f"train/{column}" for column in columns)
+        (folder.path / "metrics.csv").write_text(f"step,{header}\n0,1,2\n1,2,3\n")
+    figure = draw_curves(found)
+    assert figure is not None
+    assert [axis.get_title() for axis in figure.axes] == ["train/z", "train/m", "train/a"]
+    figures.close(figure)
+
+
+def test_the_table_has_what_differs_and_all_results(tmp_path):
+    folders = [RunFolder(tmp_path / name) for name in ("a", "b", "c|d")]
+    for number, folder in enumerate(folders):
+        folder.path.mkdir()
+        lrs, same = (0.1, 0.2, 0.2), "  weight_decay: 0.5"
+        folder.hparams.write_text(f"task: dino\noptim:\n  lr: {lrs[number]}\n{same}\n")
+        result = {"status": "finished", "test/miou": 0.25, "alarms": ["x"]}
+        folder.write_summary(result if number else {"transductive": True})
+    lines = compare(folders).splitlines()
+    assert lines[:2] == [r"|  | a* | b | c\|d |", "| --- | --- | --- | --- |"]
+    assert lines[2:6] == [
+        "| optim.lr | 0.1 | 0.2 | 0.2 |",
+        "| **transductive** | True | – | – |",
+        "| **status** | – | finished | finished |",
+        "| **test/miou** | – | 0.25 | 0.25 |",
+    ]
+    assert "transductive" in lines[-1]
+
+
 def test_every_run_is_in_the_legend_in_its_order_and_as_text(runs):
     figure = draw_curves(runs)
     assert figure is not None

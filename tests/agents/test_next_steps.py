@@ -9,6 +9,7 @@ from agents.closing import Closed, show
 from agents.next_steps import (
     Step,
     given_settings,
+    has_classes,
     next_steps,
     resume_command,
     training_command,
@@ -162,6 +163,24 @@ def test_what_was_learnt_is_measured_as_the_images_allow(tmp_path):
         assert (probe.task, probe.data.name) == ("linear_probe", data)
 
 
+def test_what_was_learnt_is_measured_at_the_size_and_place_of_the_run(tmp_path):
+    words = ["--data.image_size", "64", "--data.num_workers", "3", "--trainer.accelerator", "cpu"]
+    found = steps_of([*words, "--optim.lr", "0.25"], Shapes(str(tmp_path)), tmp_path)
+    probes = [words for what, words in found.items() if "learnt" in what]
+    assert len(probes) == 2
+    for probe in map(parsed, probes):
+        assert (probe.data.image_size, probe.data.num_workers) == (64, 3)
+        assert (probe.trainer.accelerator, probe.optim.lr) == ("cpu", "auto")
+
+
+def test_one_class_alone_is_no_classes(tmp_path):
+    source = labelled_folder(tmp_path / "images")
+    assert has_classes(source)
+    (source.root / "b" / "1.png").unlink()
+    (source.root / "b").rmdir()
+    assert not has_classes(ImageFolder(str(source.root), val_fraction=0.0))
+
+
 def test_a_segmentation_names_a_protocol_that_fits(tmp_path):
     words, what = ["--task", "segmentation"], "judge it by the other protocol"
     found = steps_of(words, Shapes(str(tmp_path)), tmp_path / "a")
@@ -250,9 +269,26 @@ def test_what_there_is_is_said_and_where_it_lies(tmp_path, capsys):
     show(folder, Hparams(), Closed(result), [])
     lines = capsys.readouterr().out.splitlines()
     assert all(place in lines for place in places)
-    hparams = parsed(["--data.batch_size", "64", "--trainer.accumulate", "4"])
+    hparams = parsed(["--data.batch_size", "64", "--trainer.accumulate", "2"])
     show(folder, hparams, Closed(result), [])
-    assert "3 steps of 4 x 64 images" in " ".join(capsys.readouterr().out.split())
+    assert "3 steps of 2 x 64 images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_readouts_that_take_more_than_a_quarter_are_named(tmp_path, capsys):
+    seconds = {"embeddings": 20.0, "views": 6.0, "dense_knn": 3.0, "feature_maps": 1.0}
+    result = {
+        **{"status": "finished", "reason": "", "steps": 3, "images_per_second": 9.0},
+        **{"data_wait_share": 0.0, "training_seconds": 70.0, "validation_seconds": 0.0},
+        **{"test_seconds": 0.0, "alarms": [], "unreadable_images": 0, "transductive": False},
+        **{f"readout_seconds/{name}": taken for name, taken in seconds.items()},
+    }
+    for readouts, wall, named in ((30.0, 119.0, True), (30.0, 121.0, False)):
+        told = {"readout_seconds": readouts, "wall_seconds": wall}
+        show(RunFolder(tmp_path), Hparams(), Closed(result | told), [])
+        said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "readouts and pictures 30 s." in said
+        words = "Most of the readouts: embeddings 20 s, views 6 s, dense_knn 3 s ("
+        assert (words in said) is named
 
 
 def test_closing_words_print_names_and_commands_as_they_are(shapes_root, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 from PIL import Image
 
 from agents.commands.pictures import find_pictures
-from agents.commands.predict import label
+from agents.commands.predict import Labelled, Predictions, label
 from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from config.parsing import parse
+from datamodules.reading import Picture
 from main import main
 from tests.conftest import files_at_most
 from utils.checkpoint_io import best_or_last
+from utils.palette import palette
 from utils.run_folder import RunFolder
 
 
@@ -94,6 +97,21 @@ def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys)
     np.testing.assert_allclose(labelled.confidence, expected.numpy(), atol=1e-6)
     written = np.array(Image.open(out / "confidence" / "deep" / "a.png.png"))
     np.testing.assert_allclose(written / 255, expected.numpy(), atol=0.003)
+
+
+def test_every_class_has_a_share_and_a_reduced_image_labels_of_its_whole_size(tmp_path):
+    labels = np.array([[0, 0, 0, 1]], np.uint8)
+    half = Picture(Image.new("RGB", (4, 1)), (8, 2), 1)
+    classes = ("a", "b", "c", "d")
+    predictions = Predictions(tmp_path, classes, palette(classes))
+    predictions.add(Path("x.jpg"), half, Labelled(labels, np.ones((1, 4), np.float32)))
+    assert predictions.shares == [("x.jpg", "0.750000", "0.250000", "0.000000", "0.000000")]
+    written = np.array(Image.open(tmp_path / "labels" / "x.jpg.png"))
+    np.testing.assert_array_equal(written, labels.repeat(2, 0).repeat(2, 1))
+    assert Image.open(tmp_path / "confidence" / "x.jpg.png").size == half.size
+    predictions.finish()
+    lines = (tmp_path / "class_shares.csv").read_text().splitlines()
+    assert lines == ["image,a,b,c,d", ",".join(predictions.shares[0])]
 
 
 def test_images_of_another_place_go_to_a_folder_of_their_own(train, tmp_path, capsys):

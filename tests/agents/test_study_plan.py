@@ -213,6 +213,8 @@ def test_where_a_run_is_computed_is_not_what_it_computes(tmp_path):
         ({"rows": [{"name": "a"}]}, ("--data.batchsize", "3"), "Did you mean data.batch_size"),
         ({"rows": [{"name": "a"}]}, ("oops",), "Unknown word oops"),
         ({"rows": [{"name": "a", "published": 0.5}]}, (), "needs `metrics:`"),
+        ({"rows": [{"name": "a"}], "seeds": 0}, (), "seeds 0: expected 1 to 1000"),
+        ({"rows": [{"name": "a"}], "seeds": 1001}, (), "seeds 1001: expected 1 to 1000"),
         ({"rows": [{"name": "a"}], "figures": [{"picture": "x"}]}, (), "expected one of matrices"),
         (
             {"rows": [{"name": "abc"}], "figures": [{"picture": "matrices", "rows": ["abd"]}]},

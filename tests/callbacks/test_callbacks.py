@@ -1,5 +1,7 @@
 """Pictures show what they say, and looking changes nothing."""
 
+from types import SimpleNamespace
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
 from callbacks.embeddings import draw as draw_points
-from callbacks.inspection import due, inspecting
+from callbacks.inspection import due, held_out_examples, inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.online_probe import KNN
 from callbacks.step_outputs import PretrainingOutputs, step_result
@@ -66,10 +68,16 @@ def test_colours_of_the_matrix_are_absolute():
 
 
 def test_titles_name_samples_and_step():
-    text = draw_matrix(torch.eye(4), 17, "val images, step 3")._suptitle.get_text()  # type: ignore[attr-defined]
+    figure = draw_matrix(0.3 + 0.7 * torch.eye(4), 17, "val images, step 3")
+    text = figure._suptitle.get_text()  # type: ignore[attr-defined]
     assert "N = 17" in text
     assert "val images, step 3" in text
     assert "mean diagonal 1.000" in text
+    assert "off-diagonal RMS 0.300" in text
+    assert "at this N: 0.250" in text
+    # C_ij = sum over b of z1_bi z2_bj: what lies below each other is of the first view.
+    assert "view 1" in figure.axes[0].get_ylabel()
+    assert "view 2" in figure.axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -137,6 +145,28 @@ def test_matrix_uses_the_last_training_and_first_validation_samples(monkeypatch)
     assert n == m == 10
     assert torch.equal(train, cross_correlation(z[-10:], z[-10:]))
     assert torch.equal(val, cross_correlation(z[:10], z[:10]))
+
+
+def test_every_matrix_is_of_its_own_validation(monkeypatch):
+    from models.losses.barlow_twins import cross_correlation
+
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "callbacks.cross_correlation.draw", lambda matrix, n, where: drawn.append(matrix)
+    )
+    monkeypatch.setattr("callbacks.cross_correlation.log_figure", lambda *_: None)
+    callback, trainer = CrossCorrelation(every_n_epochs=1, num_samples=8), Fixed()
+    z = torch.randn(3, 8, 4)
+    for number, part in enumerate(z):
+        shown = step_result(part, PretrainingOutputs(part, (part, part)))
+        trainer.sanity_checking = number == 0
+        callback.on_validation_batch_end(trainer, None, shown, None, 0)  # type: ignore[arg-type]
+        if number:
+            callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
+    assert [torch.equal(m, cross_correlation(p, p)) for m, p in zip(drawn, z[1:], strict=True)] == [
+        True,
+        True,
+    ]
 
 
 class InSteps(Fixed):
@@ -212,6 +242,19 @@ def test_a_run_that_stops_early_is_looked_at_to_its_end(train):
     assert KNN in rows[max(rows)]
 
 
+@pytest.mark.parametrize(("held_out", "split"), [(0, "train"), (3, "val")])
+def test_examples_are_held_out_where_some_are_and_as_large_as_asked_for(held_out, split):
+    from models.backbones.vit import vit_tiny
+
+    backbone = vit_tiny(image_size=32, patch_size=8, depth=1)
+    data = SimpleNamespace(val_files=["x"] * held_out, image_size=36)
+    data.examples = lambda *asked: asked
+    trainer = SimpleNamespace(datamodule=data)
+    for enlarged, side in ((1, 32), (2, 72)):
+        found = held_out_examples(trainer, backbone, 5, enlarged)  # type: ignore[arg-type]
+        assert found == ((split, 5, side), split)
+
+
 def test_looking_leaves_no_trace():
     net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(3))
     net[1].eval()
@@ -258,6 +301,8 @@ def test_a_run_with_every_picture_ends_with_the_same_weights(train, capsys):
     matrices = {f"cross_correlation/{split}" for split in ("train", "val")}
     others = {"views/train", "learning_curves", "effective_receptive_field", "feature_maps"}
     assert kinds == maps | matrices | others
+    taken = [v for name, v in summary(folder).items() if name.startswith("readout_seconds/")]
+    assert taken == sorted(taken, reverse=True)
     picture = matplotlib.image.imread(
         folder / "figures" / "cross_correlation" / "val" / "step-0000006.png"
     )

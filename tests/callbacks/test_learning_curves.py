@@ -30,8 +30,9 @@ def test_panels_come_in_the_order_they_are_read():
         name: lambda step: step
         for name in ("train__lr", "train__data_wait_share", "val__miou", "train__sigreg")
     }
+    rising |= {"train__accuracy": rising["val__miou"], "val__accuracy": rising["val__miou"]}
     found, _ = panels(rows(**rising, val__loss=lambda s: s + 1, train__loss=lambda s: s + 2))
-    assert list(found) == ["loss", "miou", "sigreg", "data wait share", "lr"]
+    assert list(found) == ["loss", "miou", "accuracy", "sigreg", "data wait share", "lr"]
 
 
 def test_what_never_changes_is_said_not_drawn():
@@ -66,6 +67,25 @@ def test_noise_is_not_magnified_and_change_is_not_hidden():
     assert high - low > 0.6
     low, high = found["prediction"].get_ylim()
     assert high - low < 5
+
+
+def test_a_loss_is_drawn_beside_what_it_is_read_against():
+    floor = {"train__noise_floor": lambda s: 200 + s, "train__lower_bound": lambda _: -1}
+    losses = {"train__loss": lambda s: 900 - s, "val__loss": lambda s: 950 - s}
+    found, _ = panels(rows(**losses, **floor))
+    lines = {line.get_label(): line for line in found["loss"].get_lines()}
+    assert set(lines) == {"train", "val", "noise floor"}  # a bound below 0 bounds no loss
+    assert set(lines["noise floor"].get_ydata()) == {200 + STEPS[-1]}  # of the last batch
+    assert {name: line.get_linestyle() for name, line in lines.items()} == {
+        "train": "-",
+        "val": "--",
+        "noise floor": ":",
+    }
+    assert found["loss"].get_yscale() == "linear"
+    assert list(found) == ["loss"]
+    for lowest, kind in ((1, "log"), (0, "linear"), (-1, "linear")):
+        found, _ = panels(rows(train__loss=lambda s, low=lowest: low + s))
+        assert found["loss"].get_yscale() == kind
 
 
 def test_points_stand_where_something_was_measured():

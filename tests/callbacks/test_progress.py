@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from io import StringIO
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,15 @@ def test_the_numbers_that_matter_are_those_measured_last(train, states):
     assert left == "0:00:00 left"
     assert re.fullmatch(r"\d+:\d\d:\d\d left", states[2][2])
     assert summary(folder)["steps"] == len(states)
+
+
+def test_the_time_left_is_that_of_the_steps_that_are_left(train, states, monkeypatch):
+    clock = count(0, 10)  # seconds, at each look
+    monkeypatch.setattr("callbacks.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert train("run")[0] == 0
+    steps = len(states)
+    expected = [f"{timedelta(seconds=10 * (steps - done))} left" for done in range(1, steps + 1)]
+    assert [left for _, _, left in states] == expected
 
 
 def test_the_last_numbers_stay_on_the_screen(train, monkeypatch):

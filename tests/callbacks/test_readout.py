@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 from agents.summary import learnt
 from callbacks import online_probe
 from callbacks.dense_knn import METRIC, DenseKNN
 from callbacks.online_probe import OnlineProbe
 from main import main
-from tests.conftest import callback_of, options, summary
+from models.backbones.vit import vit_tiny
+from tests.conftest import assert_same, callback_of, options, summary
 from utils.metrics_file import read_metrics
 
 
@@ -43,6 +47,14 @@ def test_what_was_there_before_the_first_step_is_kept_and_said(train, capsys):
     # Said where it changed.
     changed = found["before/val/knn_accuracy"] != found["val/knn_accuracy"]
     assert ("k-NN accuracy" in capsys.readouterr().out) == changed
+
+
+def test_what_became_of_a_number_is_said_where_it_changed():
+    probe = OnlineProbe(1, 1, "both")
+    probe.before = {"val/knn_accuracy": 0.5, "val/linear_accuracy": 0.1}
+    now = {"val/knn_accuracy": 0.52, "val/linear_accuracy": float(torch.tensor(0.1))}
+    assert learnt([probe], now) == ["Before the first step → now: k-NN accuracy 0.50 → 0.52."]
+    assert learnt([probe], {**probe.before}) == []
 
 
 def test_a_resumed_run_remembers_it(train):
@@ -157,3 +169,68 @@ def test_what_rounds_to_nothing_has_no_sign():
     (line,) = learnt([readout], {METRIC: -0.004})
     assert "0.00 → 0.00" in line
     assert "-" not in line.partition("mIoU")[2]
+
+
+class Looking(torch.nn.Module):
+    """An agent with a backbone, of which the readout is told the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = vit_tiny(image_size=16, patch_size=8, depth=1)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Measures features `(n, 2)` of two classes, those that are learnt from and the queries."""
+    monkeypatch.setattr(online_probe, "pooled_features", lambda _, features: features)
+
+    def measure(probe: OnlineProbe, bank, queries, precision=None) -> Mapping[str, float]:
+        labels = (torch.arange(len(part)) % 2 for part in (bank, queries))
+        parts = *zip((bank, queries), labels, strict=True), ("a", "b")
+        data = SimpleNamespace(labelled_examples=lambda *_: parts)
+        trainer = SimpleNamespace(datamodule=data, precision_plugin=precision)
+        return probe.measure(trainer, Looking())  # type: ignore[arg-type]
+
+    return measure
+
+
+def two_classes(count: int, seed: int) -> torch.Tensor:
+    noise = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return noise + torch.tensor([[2.0, 0.0], [-2.0, 0.0]])[torch.arange(count) % 2]
+
+
+def test_the_linear_classifier_sees_features_of_any_size_and_place(measured):
+    bank, queries = two_classes(300, 0), two_classes(50, 1)
+    probe = OnlineProbe(1, 1, "both")
+    for _ in range(20):  # it begins at random, and its rate is low
+        scores = measured(probe, 1000 + 0.01 * bank, 1000 + 0.01 * queries)
+    assert scores["val/linear_accuracy"] == 1.0
+    assert set(scores) == {"val/knn_accuracy", "val/linear_accuracy"}
+    for kind in ("knn", "linear"):
+        assert set(measured(OnlineProbe(1, 1, kind), bank, queries)) == {f"val/{kind}_accuracy"}
+
+
+def test_the_linear_classifier_goes_on_from_where_it_was(measured):
+    bank, queries = two_classes(300, 0), two_classes(50, 1)
+    first, resumed, fresh = (OnlineProbe(1, 1, "linear") for _ in range(3))
+    measured(first, bank, queries)
+    resumed.load_state_dict(deepcopy(first.state_dict()))
+    # Also where the run ends before it is needed.
+    assert_same(resumed.state_dict()["linear"], first.state_dict()["linear"])
+    for probe in (first, resumed, fresh):
+        measured(probe, bank, queries)
+    assert_same(resumed.state_dict()["linear"], first.state_dict()["linear"])
+    weight = first.state_dict()["linear"]["weight"]
+    assert not torch.equal(weight, fresh.state_dict()["linear"]["weight"])
+
+
+def test_the_linear_classifier_is_of_whole_precision_and_of_one_image_too(measured):
+    start = OnlineProbe(1, 1, "linear")
+    measured(start, two_classes(4, 0), two_classes(4, 1))
+    for bank in (two_classes(300, 0), two_classes(1, 0)):
+        exact, mixed = OnlineProbe(1, 1, "linear"), OnlineProbe(1, 1, "linear")
+        for probe, precision in ((exact, None), (mixed, MixedPrecision("bf16-mixed", "cpu"))):
+            probe.load_state_dict(deepcopy(start.state_dict()))
+            measured(probe, bank, two_classes(4, 1), precision)
+        assert_same(exact.state_dict()["linear"], mixed.state_dict()["linear"])
+        assert all(part.isfinite().all() for part in exact.state_dict()["linear"].values())

@@ -20,6 +20,8 @@ from callbacks.report import Report, evenly
 from config.convert import write_yaml
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
+from utils.logging import RunFolderLogger
+from utils.metrics_file import read_metrics
 from utils.run_folder import RunFolder
 
 
@@ -133,6 +135,49 @@ def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folde
     assert places == sorted(places)
     check_fits_narrow_screens(source)
     assert "prefers-color-scheme: dark" in source
+
+
+def test_what_speaks_against_a_run_is_said_above_its_pictures(folder):
+    def above() -> str:
+        Report(folder).write()
+        return Page((folder.path / "report.html").read_text().partition("<img")[0]).text
+
+    told = {
+        "reason": ("stopped by hand", "stopped by hand"),
+        "transductive": (True, "TRANSDUCTIVE"),
+        "readout_failures": ({"dense_knn": 2, "views": 1}, "dense_knn failed 2x."),
+        "wall_seconds": (90.0, "1.5 minutes"),
+    }
+    plain, first = folder.read_summary(), above()
+    for name, (value, words) in told.items():
+        assert words not in first
+        folder.write_summary(plain | {name: value})
+        assert words in above()
+    folder.write_environment({"started": "2026-11-30T12:43:24.5+01:00", "device": "some GPU"})
+    assert "segmentation: vit_small on voc · finished · 2026-11-30 12:43 · some GPU" in above()
+
+
+def test_pictures_and_classes_come_in_the_order_they_are_read(folder):
+    for kind in ("aaa", "attention_maps/val", "segmentation_predictions/test"):
+        (folder.figures / kind).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder.figures / kind / "step-0000001.png")
+    ious = {f"test/iou/{name}": iou for name, iou in (("a", 0.1), ("b", 0.9), ("c", 0.5))}
+    folder.write_summary({"status": "finished"} | ious)
+    Report(folder).write()
+    source = (folder.path / "report.html").read_text()
+    kinds = list(dict.fromkeys(name.partition(",")[0] for name in Page(source).pictures))
+    known = ["segmentation_predictions/test", "attention_maps/val", "feature_maps"]
+    assert kinds == [*known, "aaa", "views/train", "learning curves"]
+    assert re.findall(r"<td>([abc])</td>", source) == ["b", "c", "a"]
+
+
+def test_a_page_has_what_was_logged_until_it_is_written(folder):
+    logger = RunFolderLogger(folder)
+    logger.log_metrics({"train/loss": 0.125}, step=7)
+    clock = iter((0.0, 100.0, 100.0, 100.0))
+    report = Report(folder, lambda: next(clock))
+    report.on_train_epoch_end(SimpleNamespace(loggers=[logger]), None)  # type: ignore[arg-type]
+    assert read_metrics(folder.path / "metrics.csv")[7] == {"train/loss": 0.125}
 
 
 def test_at_most_six_numbers_and_no_raw_key_before_the_pictures(folder):

@@ -1,18 +1,21 @@
 """Predictions, bars, confusion and feature colours show what they say."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
 
+from callbacks.class_iou import ClassIoU
 from callbacks.class_iou import draw as draw_bars
-from callbacks.confusion_figure import ConfusionFigure
+from callbacks.confusion_figure import ConfusionFigure, Counts
+from callbacks.confusion_matrix import ConfusionMatrix
 from callbacks.confusion_matrix import draw as draw_confusion
 from callbacks.feature_maps import principal_colours
 from callbacks.segmentation_predictions import Judged, SegmentationPredictions, draw
-from callbacks.step_outputs import EvaluationOutputs, step_result
+from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from callbacks.views import draw as draw_views
 from datamodules.masked_images import SegmentationBatch
 from tests.conftest import assert_same, weights
@@ -127,6 +130,41 @@ def test_bars_are_iou_and_absent_classes_are_left_out():
     figures.close(figure)
 
 
+def test_the_first_class_is_the_uppermost_bar():
+    many = tuple(f"class {number}" for number in range(100))
+    for names in (NAMES, many):
+        figure = draw_bars(torch.eye(len(names), dtype=torch.int64), names, "here")
+        for axis in figure.axes:
+            assert axis.yaxis_inverted()
+        figures.close(figure)
+
+
+def test_a_chart_of_classes_has_all_that_occur_the_best_first():
+    confusion = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 6, 0], [1, 0, 0, 0]])
+    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", None))
+    assert chart.rows == [("c", 1.0), ("a", pytest.approx(1 / 3)), ("b", 0.0), ("d", 0.0)]
+    confusion[0, 1] = 0
+    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", None))
+    assert [name for name, _ in chart.rows] == ["c", "a", "d"]
+
+
+def test_of_many_classes_the_most_frequent_are_shown_among_themselves():
+    names = tuple(f"class {number}" for number in range(43))
+    rare = (0, 7, 42)
+    confusion = torch.arange(43**2).reshape(43, 43) + 10_000
+    confusion[list(rare)] = 1
+    confusion[:, 0] = 10**6  # what is rare may be predicted often
+    confusion[0, 0] = 1
+    confusion[7, 0] = confusion[42, 0] = 1
+    chart = ConfusionMatrix(1).chart(Counts(confusion, names, "here", None))
+    kept = [number for number in range(43) if number not in rare]
+    assert chart.rows == [
+        (names[truth], names[taken], int(confusion[truth, taken]))
+        for truth in kept
+        for taken in kept
+    ]
+
+
 def test_pictures_of_the_test_name_the_chosen_checkpoint_and_not_the_last_step():
     seen = []
 
@@ -190,8 +228,11 @@ class Fixed:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
-    callback = SegmentationPredictions(every_n_epochs=1, num_images=4)
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [(4, (0, 5, 10, 15)), (3, (0, 8, 15)), (1, (0,)), (2, (0, 15))]
+)
+def test_the_shown_images_are_spread_over_the_share_of_a_process(processes, wanted, expected):
+    callback = SegmentationPredictions(every_n_epochs=1, num_images=wanted)
     for number in range(4):
         count = 5 if number < 3 else 1
         batch = SegmentationBatch(
@@ -205,7 +246,39 @@ def test_the_shown_images_are_spread_over_the_share_of_a_process(processes):
         outputs = step_result(torch.zeros(()), EvaluationOutputs(predictions))
         callback.on_validation_batch_end(Fixed(), None, outputs, batch, number)  # type: ignore[arg-type]
     shown = [int(each.prediction[0, 0]) for each in callback.kept["val"]]
-    assert shown == [0, 5 * processes, 10 * processes, 15 * processes]
+    assert shown == [processes * image for image in expected]
+
+
+def test_training_crops_are_those_of_the_first_batch_at_the_resolution_of_their_labels():
+    callback = SegmentationPredictions(every_n_epochs=1, num_images=2)
+    agent = SimpleNamespace(classes=NAMES, confusion={})
+    logits = torch.zeros(3, 3, 2, 2)
+    logits[:, 0], logits[:, 2, :, 1] = 4.5, 9.0  # a dog on the right
+    shown = step_result(torch.zeros(()), CropOutputs(logits))
+    labels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    labels[0, :, 4:], labels[0, 0] = 2, VOID
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    batch = SegmentationBatch(images, labels, torch.tensor([[8, 8, 8, 8]] * 3), torch.arange(3), ())
+    sent = []
+
+    class Masks:
+        def log_masks(self, kind, images, masks, names, captions, step):
+            sent.append((kind, images, masks, names, captions))
+
+    trainer: Any = Fixed()
+    trainer.testing, trainer.loggers = False, [Masks()]
+    for number in range(2):
+        callback.on_train_batch_end(trainer, agent, shown, batch, number)  # type: ignore[arg-type]
+    callback.on_train_epoch_end(trainer, agent)  # type: ignore[arg-type]
+    ((kind, pictures, masks, names, captions),) = sent
+    assert kind == "segmentation_predictions/train/overlay"
+    assert [picture.shape for picture in pictures] == [(8, 8, 3)] * 2
+    assert names == dict(enumerate(NAMES))
+    assert captions == ["row 1: 100% of the pixels right", "row 2: 50% of the pixels right"]
+    found = {name: np.stack(each) for name, each in masks.items()}
+    np.testing.assert_array_equal(found["ground truth"], labels[:2])
+    guess = np.broadcast_to(2 * (np.arange(8) > 3), (2, 8, 8))
+    np.testing.assert_array_equal(found["prediction"], guess)
 
 
 def test_label_images_and_overlays():

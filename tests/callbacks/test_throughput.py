@@ -19,7 +19,7 @@ class Machine:
     def __init__(self, device: str) -> None:
         self.module = SimpleNamespace(device=torch.device(device))
         self.now = self.busy_until = 0.0
-        self.synchronised = 0
+        self.synchronised, self.processes = 0, 1
 
     def compute(self, seconds: float) -> None:
         self.now += LAUNCH
@@ -44,7 +44,7 @@ class Machine:
         within: Callable[[int], None] = lambda _: None,
     ) -> None:
         """One epoch, in which something reads a number of every step when that is over."""
-        trainer = SimpleNamespace(world_size=1, is_last_batch=False)
+        trainer = SimpleNamespace(world_size=self.processes, is_last_batch=False)
         throughput.on_train_epoch_start(trainer, self.module)
         for index in range(steps):
             trainer.is_last_batch = index == steps - 1
@@ -116,6 +116,25 @@ def test_a_readout_within_a_step_is_no_part_of_it(machine):
     training = 2 * (0.2 + 49 * LOADING + 50 * (LAUNCH + FORWARD))
     assert throughput.seconds == pytest.approx(training)
     assert throughput.images_per_second == pytest.approx(8 * 100 / training)
+
+
+def test_images_are_those_of_all_processes_and_seconds_those_of_one(machine):
+    made, throughput = machine("cpu"), Throughput()
+    made.processes = 3
+    made.train(throughput, 10, LOADING, first=0.0)
+    assert throughput.images == 3 * 10 * 8
+    assert throughput.seconds == pytest.approx(made.now)
+
+
+def test_no_share_is_more_than_all(machine):
+    """On a GPU most waits are taken to be like those that are timed, which may be the long ones."""
+    made, throughput = machine("cuda"), Throughput()
+
+    def stall(step: int) -> None:
+        made.now += 100.0 * (step == 0)
+
+    made.train(throughput, 9, LOADING, first=0.0, after=stall)
+    assert throughput.data_wait_share == 1.0
 
 
 def test_few_steps_are_awaited(machine):

@@ -43,6 +43,16 @@ def folder(tmp_path: Path) -> Path:
     return generate(tmp_path, 6, 3)
 
 
+def test_void_is_a_share_of_all_pixels(folder, tmp_path, capsys):
+    for _, mask in voc_pairs(folder, "train"):
+        labels = np.full_like(np.array(Image.open(mask)), VOID)
+        half = len(labels) // 2
+        labels[:half], labels[: half // 2] = 0, 1
+        Image.fromarray(labels).save(mask)
+    check(tmp_path)
+    assert "void 50 % of all pixels." in capsys.readouterr().err
+
+
 def break_labels(_: Path, mask: Path) -> None:
     labels = np.array(Image.open(mask))
     labels[3, 4] = 151
@@ -72,6 +82,8 @@ def test_training_goes_on_without_an_unreadable_image(folder, tmp_path):
     whole = check(tmp_path)
     voc_pairs(folder, "train")[2][0].write_text("no image")
     assert sum(check(tmp_path).pixels) < sum(whole.pixels)
+    with pytest.raises(ValueError, match=r"^1 of 6 masks or images"):  # though it was looked at
+        check(tmp_path, judged=True)
 
 
 def test_training_images_of_which_none_can_be_read_are_named(folder, tmp_path):

@@ -71,6 +71,12 @@ def peaked(given: Features) -> Features:
 # --- queries and keys -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("grid", [(1, 7), (3, 5), (8, 8), (9, 2)])
+def test_uniform_attention_says_nothing_on_any_grid(grid):
+    maps = torch.full((2, 3, *grid), 1 / (grid[0] * grid[1]))
+    torch.testing.assert_close(log_maps(maps), torch.zeros_like(maps), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [vit_tiny, vit_pytorch])
 def test_attention_follows_from_queries_and_keys(make):
     backbone = vit(make)
@@ -476,6 +482,17 @@ def test_the_local_control_looks_around_the_middle_and_at_no_image():
     rows = local(backbone(images(64, 64), AttentionRequest((2,), "mean"))).attention[0].weights
     torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows[..., 0]))
     assert torch.equal(rows[0], rows[1])
+
+
+def test_the_local_control_of_a_network_with_positions_of_its_own_is_of_the_places_alone():
+    """A BoTNet's factors carry places beside what is in the image; those of a ViT do not."""
+    torch.manual_seed(0)
+    request = AttentionRequest((-1,), "factors")
+    botnet = botnet50(image_size=96).eval()
+    with torch.no_grad():
+        (found,) = local(botnet(images(96, 96), request)).factors or ()
+    assert found.patch_keys().shape == (2, found.grid[0] * found.grid[1], 4 * found.k.shape[1])
+    assert torch.equal(found.patch_keys()[0], found.patch_keys()[1])
 
 
 def test_controls_are_applied_to_batches():

@@ -186,6 +186,16 @@ def test_setr_pup_doubles_up_to_half_the_image_before_it_is_resized(stride, fine
     assert head.native(x).shape == (2, 3, 2 * finer, 3 * finer)
 
 
+@pytest.mark.parametrize(
+    ("stride", "order"),
+    [(32, "CUCUCUC"), (16, "CUCUCUC"), (8, "CCUCUC"), (4, "CCCUC"), (2, "CCCC")],
+)
+def test_setr_pup_leaves_out_the_first_doublings(stride, order):
+    kinds = {nn.Sequential: "C", nn.Upsample: "U"}
+    net = build("setr_pup", stride=stride, width=8, classes=3).net
+    assert "".join(kinds.get(type(part), "") for part in net) == order
+
+
 def test_setr_mla_wants_four_layers():
     with pytest.raises(ValueError, match=r"reads 4 layers, got 1: set --backbone.layers"):
         build("setr_mla", layers=1)

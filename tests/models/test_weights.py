@@ -9,10 +9,12 @@ import timm
 import torch
 
 from models.backbones.base import Backbone
+from models.backbones.positions import fitted_positions
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
-from models.backbones.weights import load_state, load_weights
+from models.backbones.weights import LoadReport, load_state, load_weights
+from models.state_dicts import Network
 from utils.checkpoints import read_checkpoint, tensors_in
 
 STAND_IN = (
@@ -311,3 +313,20 @@ def test_a_run_without_its_backbone_is_finished_and_not_trained_anew(tmp_path):
         load_weights(vit(1), "run:mine", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"--run.resume {run} finishes it"):
         load_weights(vit(1), f"run:{run}", str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(("coverage", "percent"), [(1.0, 100), (0.999, 99), (0.5, 50)])
+def test_all_is_only_said_of_all(coverage, percent):
+    report = LoadReport("file", Network("", {}), ("a",), (), (), (), (), (), coverage)
+    assert f"({percent}% of the parameters" in str(report)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_positions_of_all_of_cls_alone_or_of_no_tokens_are_fitted(tokens):
+    for there in {0, min(1, tokens), tokens}:
+        value = torch.full((1, there + 16, 2), 7.0)
+        value[:, :there] = torch.arange(1, there + 1)[:, None]
+        fitted = fitted_positions(value, (2, 3), tokens)
+        expected = [*range(1, there + 1), *[0] * (tokens - there), *[7] * 6]
+        assert fitted.shape == (1, tokens + 6, 2)
+        torch.testing.assert_close(fitted[0, :, 1], torch.tensor(expected).float())

@@ -82,7 +82,14 @@ def test_a_sentence_is_one_line_that_can_be_read():
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(1, "1 step"), (0, "0 steps"), (2028, "2,028 steps"), (1.0, "1 step"), (2.5, "2.5 steps")],
+    [
+        (1, "1 step"),
+        (0, "0 steps"),
+        (2028, "2,028 steps"),
+        (1.0, "1 step"),
+        (0.9999, "1 step"),
+        (2.5, "2.5 steps"),
+    ],
 )
 def test_things_are_counted_in_words(number, text):
     assert count(number, "step") == text

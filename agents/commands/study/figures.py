@@ -115,8 +115,8 @@ def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
     names = tuple(map(str, found[0][1]["names"]))
     # Runs of before kept no colours.
     colours, present = found[0][1].get("colours", palette(names)), set[int]()
-    count = sum(key.startswith("image-") for key in found[0][1])
-    count = min(_MOST_IMAGES, count)
+    kept = (sum(key.startswith("image-") for key in arrays) for _, arrays in found)
+    count = min(_MOST_IMAGES, *kept)
     figure, axes = figures.grid(count, len(found) + 2, cell=(1.9, 1.55), title=title)
     for row in range(count):
         first = found[0][1]

@@ -46,8 +46,9 @@ class Line:
         return any(run.get("transductive") for run in self.runs)
 
     def values(self, metric: str) -> list[float]:
-        """Returns a metric of every run that has it."""
-        return [float(run[metric]) for run in self.runs if metric in run]
+        """Returns a metric of every run that has it as a number."""
+        found = (run.get(metric) for run in self.runs)
+        return [float(value) for value in found if isinstance(value, int | float)]
 
     def mean(self, metric: str) -> float | None:
         """Returns the mean over seeds."""
