@@ -57,6 +57,11 @@ class AttentionQuality(Readout):
         image_size: shorter side in pixels; None: 480, for small images twice the training crop.
     """
 
+    # Of all heads: a single one may look away, and in a small network rounding says which.
+    headlines: Mapping[str, str] = {
+        LIFT: "attention on objects (mass lift, mean of all heads, chance 0)"
+    }
+
     def __init__(
         self,
         every_n_epochs: int,
@@ -128,10 +133,6 @@ class AttentionQuality(Readout):
         figure = draw(qualities, title, source.published_jaccard)
         log_figure(trainer, f"attention_quality/{split}", figure)
         lift = torch.cat([quality.lift for quality in qualities.values()]).mean()
-        if split == "train":  # the test has nothing before the first step to be compared with
-            # Of all heads: a single one may look away, and in a small network rounding says which.
-            words = "attention on objects (mass lift, mean of all heads, chance 0)"
-            self.headlines = {LIFT: words}
         of_blocks = {
             f"{split}/attention/block-{block + 1:02d}/{name}": value
             for block, quality in qualities.items()

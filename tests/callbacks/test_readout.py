@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from copy import deepcopy
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from agents.summary import learnt
 from callbacks import online_probe
+from callbacks.attention_quality import AttentionQuality
 from callbacks.dense_knn import METRIC, DenseKNN
 from callbacks.online_probe import OnlineProbe
 from main import main
@@ -161,6 +163,17 @@ def test_without_an_image_to_judge_by_there_is_no_accuracy():
     data = SimpleNamespace(labelled_examples=lambda *_: parts)
     with pytest.raises(ValueError, match="0 of 10 labelled images are held out"):
         OnlineProbe(1, 10, "both").measure(SimpleNamespace(datamodule=data), torch.nn.Identity())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [OnlineProbe, DenseKNN, AttentionQuality])
+def test_a_run_that_only_ends_tells_what_was_measured_before_it_was_killed(kind):
+    wanted = inspect.signature(kind).parameters
+    resumed = kind(**{name: 1 for name, each in wanted.items() if each.default is each.empty})
+    names = list(resumed.headlines)
+    assert names
+    resumed.restore({"before": dict.fromkeys(names, 0.25), "now": dict.fromkeys(names, 0.5)})
+    (line,) = learnt([resumed], dict.fromkeys(names, 0.5))
+    assert line.count("0.25 → 0.50") == len(names)
 
 
 def test_what_rounds_to_nothing_has_no_sign():
