@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config import names
-from config.command_line import as_command_line, as_words
+from config.command_line import MAIN, as_command_line, as_words
 from config.convert import leaves, update
 from config.hparams import Hparams
 from config.resolve import choose_names
@@ -20,7 +20,6 @@ from utils.nested import nested
 from utils.palette import has_background
 from utils.run_folder import RunFolder
 
-_MAIN = Path(__file__).parents[1] / "main.py"
 _LONGER = 4  # times as many epochs or steps
 
 # What a probe of a run has in common with it: its images, and the place it runs at.
@@ -195,5 +194,5 @@ def _found(folder: RunFolder, given: Hparams) -> list[str]:
 
 
 def _line(words: list[str]) -> str:
-    here = Path.cwd().samefile(_MAIN.parent)
-    return shlex.join(["python", _MAIN.name if here else str(_MAIN), *words])
+    here = Path.cwd().samefile(MAIN.parent)
+    return shlex.join(["python", MAIN.name if here else str(MAIN), *words])

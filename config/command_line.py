@@ -12,6 +12,8 @@ from config.convert import ConfigError, base_types, coerced, leaves, parse_yaml,
 from config.hparams import Hparams
 from config.rules import as_typed
 
+MAIN = Path(__file__).parents[1] / "main.py"
+
 
 def options(words: Sequence[str]) -> dict[str, list[str]]:
     """Groups a command line by option.

@@ -33,7 +33,7 @@ def fitted_positions(value: Tensor, grid: tuple[int, int], num_prefix: int) -> T
     known = sorted({0, min(1, num_prefix), num_prefix})
     for prefix in known:
         patches = count - prefix
-        if patches > 0 and isqrt(patches) ** 2 == patches:
+        if _is_square(patches):
             laid = resample_abs_pos_embed(value[:, prefix:], grid, num_prefix_tokens=0)
             nothing = value.new_zeros(1, num_prefix - prefix, value.shape[2])
             return torch.cat([value[:, :prefix], nothing, laid], 1)
@@ -59,6 +59,10 @@ def cls_with_its_place(state: Mapping[str, Tensor], patches: int) -> dict[str, T
     if token is None or places is None or places.ndim != 3 or places.shape[2:] != token.shape[2:]:
         return {}
     left = places.shape[1] - 1
-    if left != patches and (left < 1 or isqrt(left) ** 2 != left):
+    if left != patches and not _is_square(left):
         return {}
     return {"cls_token": token + places[:, :1], "pos_embed": places[:, 1:]}
+
+
+def _is_square(patches: int) -> bool:
+    return patches > 0 and isqrt(patches) ** 2 == patches

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 import yaml
@@ -22,13 +21,13 @@ from agents.commands.study.output import write_output, write_table
 from agents.commands.study.plan import Run, Study
 from agents.commands.study.room import announce_room
 from agents.commands.study.table import last_reason
+from config.command_line import MAIN
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
 from utils.locks import claimed
 from utils.run_folder import RunFolder
 
-_MAIN = Path(__file__).parents[3] / "main.py"
 _LOOK_SECONDS = 1.0  # between looks at a run
 _WAIT_SECONDS = 5.0  # between looks at what another process does
 
@@ -97,9 +96,9 @@ def check_settings(study: Study) -> None:
 def _command(study: Study, run: Run) -> list[str]:
     folder = run_folder(study, run.name)
     if not folder.has_checkpoint:
-        return [sys.executable, str(_MAIN), *run.words]
+        return [sys.executable, str(MAIN), *run.words]
     resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
-    return [sys.executable, str(_MAIN), *resume, *run.machine_words]
+    return [sys.executable, str(MAIN), *resume, *run.machine_words]
 
 
 class _Runner:
