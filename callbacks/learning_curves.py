@@ -16,7 +16,8 @@ from utils.logging import RunFolderLogger, log_figure, one_of_many
 
 # Drawn into the panel of the loss, as what it is read against.
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
-# Shares and correlations: shown over the whole of their range, so that noise is not magnified.
+# Shares and correlations: shown over the whole of their range, so that noise is not magnified; and
+# the mass lift from chance to twice the share of the area.
 _RANGES = dict.fromkeys(
     (
         "accuracy",
@@ -24,6 +25,7 @@ _RANGES = dict.fromkeys(
         "knn_accuracy",
         "miou",
         "dense_knn_miou",
+        "mass_lift",
         "f1",
         "precision",
         "recall",

@@ -49,11 +49,16 @@ def test_what_never_changes_is_said_not_drawn():
 def test_shares_have_the_whole_of_their_range_unless_they_leave_it():
     noise = np.random.default_rng(0).normal(size=400) * 1e-3
     content = rows(
-        val__knn_accuracy=lambda s: 0.4 + noise[s], train__diagonal_mean=lambda s: noise[s] - 0.2
+        val__knn_accuracy=lambda s: 0.4 + noise[s],
+        train__diagonal_mean=lambda s: noise[s] - 0.2,
+        train__mass_lift=lambda s: noise[s] / 100,
     )
     found, _ = panels(content)
     low, high = found["knn accuracy"].get_ylim()
     assert low < 0 < 1 < high < 1.1
+    low, high = found["mass lift"].get_ylim()
+    assert -0.1 < low < 0
+    assert 1 < high < 1.1
     low, high = found["diagonal mean"].get_ylim()
     assert -0.3 < low < -0.2
     assert high > 1
