@@ -208,7 +208,8 @@ class Backbone(nn.Module, ABC):
                 f"{self.patch_multiple}. Change --data.image_size, or pad."
             )
         scale = 255 if images.dtype == torch.uint8 else 1
-        return (images.to(self.mean.dtype) / scale - self.mean) / self.std
+        fresh = images.to(self.mean.dtype, copy=True)  # all the memory that this takes
+        return fresh.div_(scale).sub_(self.mean).div_(self.std)
 
 
 class AttentionBackbone(Backbone):

@@ -59,8 +59,10 @@ def test_features_have_the_promised_shapes(make, layers, size):
 @pytest.mark.parametrize("make", [vit_tiny, vit_pytorch, resnet18])
 def test_uint8_and_unit_floats_are_the_same_image(make):
     backbone = build(make)
-    first, second = backbone(images()), backbone(images().float() / 255)
+    floats = images().float() / 255
+    first, second = backbone(images()), backbone(floats)
     torch.testing.assert_close(first.pooled, second.pooled)
+    assert torch.equal(floats, images().float() / 255)  # it normalises a copy
 
 
 @pytest.mark.parametrize("make", TRANSFORMERS)
