@@ -20,7 +20,8 @@ from agents.commands.study import runner
 from agents.commands.study.board import Board
 from agents.commands.study.figures import study_figure
 from agents.commands.study.output import write_output
-from agents.commands.study.plan import Study, load_study
+from agents.commands.study.plan import load_study
+from agents.commands.study.runs import Study
 from agents.commands.study.table import study_table
 from config.convert import ConfigError
 from tests.pages import Page
