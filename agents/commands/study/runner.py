@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from agents.commands.study.output import write_output, write_table
 from agents.commands.study.room import announce_room
 from agents.commands.study.runs import Run, Study
 from agents.commands.study.table import last_reason
-from config.command_line import MAIN
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
@@ -29,18 +27,6 @@ from utils.run_folder import RunFolder
 
 _LOOK_SECONDS = 1.0  # between looks at a run
 _WAIT_SECONDS = 5.0  # between looks at what another process does
-
-
-def print_commands(study: Study) -> int:
-    """Prints the command of every run that has not finished, one a line.
-
-    What a run needs stands behind `#`: such lines wait for others.
-    """
-    for run in study.runs:
-        if not study.folder_of(run.name).finished:
-            needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
-            print(shlex.join(_command(study, run)) + needs, flush=True)
-    return 0
 
 
 def run_study(study: Study) -> int:
@@ -90,14 +76,6 @@ def check_settings(study: Study) -> None:
     study.folder.mkdir(parents=True, exist_ok=True)
     noted |= {run.name: run.identity for run in study.runs}
     write_atomically(file, yaml.safe_dump(noted, sort_keys=False))
-
-
-def _command(study: Study, run: Run) -> list[str]:
-    folder = study.folder_of(run.name)
-    if not folder.has_checkpoint:
-        return [sys.executable, str(MAIN), *run.words]
-    resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
-    return [sys.executable, str(MAIN), *resume, *run.machine_words]
 
 
 class _Runner:
@@ -159,7 +137,7 @@ class _Runner:
             self._set_aside(folder)
         log = self.study.folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)
-        command = _command(self.study, run)
+        command = self.study.command(run)
         self.board.started(run, "resumed" if "--run.resume" in command else "started")
         with log.open("a") as stream:
             print(f"$ {shlex.join(command)}", file=stream, flush=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.commands.study.rows import Figure, Row
-from config.command_line import as_command_line
+from config.command_line import MAIN, as_command_line
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
 
@@ -106,3 +108,21 @@ class Study:
     def folder_of(self, name: str) -> RunFolder:
         """Returns the folder of the run of this name."""
         return RunFolder(self.folder / name)
+
+    def command(self, run: Run) -> list[str]:
+        """Returns what starts a run, or goes on with it."""
+        folder = self.folder_of(run.name)
+        if not folder.has_checkpoint:
+            return [sys.executable, str(MAIN), *run.words]
+        resume = ["--run.dir", str(self.folder), "--run.resume", run.name]
+        return [sys.executable, str(MAIN), *resume, *run.machine_words]
+
+    def commands_left(self) -> Iterator[str]:
+        """Yields the command of every run that has not finished.
+
+        What a run needs stands behind `#`: such lines wait for others.
+        """
+        for run in self.runs:
+            if not self.folder_of(run.name).finished:
+                needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
+                yield shlex.join(self.command(run)) + needs
