@@ -20,6 +20,7 @@ from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks
 from utils.palette import VOID, VOID_GREY, hex_colour, palette, unlike
+from utils.spacing import evenly_from_first_to_last
 
 _RIGHT = (255, 255, 255)
 
@@ -107,8 +108,7 @@ class SegmentationPredictions(Callback):
         if batch_idx == 0:
             # Up to the first image of the last batch, which may be short.
             last = (int(batches[0]) - 1) * len(batch) or len(batch) - 1
-            spaces = max(1, self.num_images - 1)
-            self.chosen = {round(i * last / spaces) for i in range(self.num_images)}
+            self.chosen = set(evenly_from_first_to_last(range(last + 1), self.num_images))
             self.judged = 0
         rows = [row for row in range(len(batch)) if self.judged + row in self.chosen]
         self.judged += len(batch)
