@@ -99,7 +99,7 @@ def folders_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
 
 
-def root_nearby(root: Path, fits: Callable[[Path], object], option: str = "--data.root") -> str:
+def root_nearby(root: Path, fits: Callable[[Path], object], option: str) -> str:
     """Returns ` Did you mean OPTION …?` where a folder right above or below is the right one.
 
     Args:
