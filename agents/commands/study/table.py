@@ -12,6 +12,7 @@ from typing import Any
 
 from agents.commands.study.rows import Row
 from agents.commands.study.runs import Study
+from agents.protocols import judged_by
 from config.command_line import as_command_line
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, count, format_result, markdown
@@ -23,8 +24,6 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
     "±": r"$\pm$",
     "–": "--",
 }
-# Facts of a run that say how its numbers came about, in the order of the heading.
-_FACTS = ("protocol", "inference")
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,7 @@ class StudyTable:
         words = [study.about] if study.about else []
         if study.protocol:
             words.append(f"Protocol: {study.protocol}")
-        facts = {
-            ", ".join(str(run[fact]) for fact in _FACTS if run.get(fact, "whole") != "whole")
-            for line in self.lines
-            for run in line.runs
-        } - {""}
+        facts = {", ".join(judged_by(run)) for line in self.lines for run in line.runs} - {""}
         if facts:
             words.append(f"Judged by: {'; '.join(sorted(facts))}.")
         if len(facts) > 1:
