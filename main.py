@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         set_up_allocator()
         # A notebook's own, which `!python main.py` inherits, need not be installed here.
         os.environ["MPLBACKEND"] = "agg"
-        # Importing the stack takes seconds: only now, when the settings are known to be possible.
+        # Only now, when the settings are known to be possible: what is imported takes seconds.
         from agents.commands.execute import execute
 
         return execute(command)

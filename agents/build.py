@@ -1,4 +1,4 @@
-"""From hparams to the parts of a run: source, data, agent, callbacks, each made once.
+"""From hparams to the parts of a run: data, agent, callbacks, each made once.
 
 It knows no agent by name: tasks, data sets and callbacks are those of `config/names.py`.
 """

@@ -53,7 +53,8 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
         transductive: see `is_transductive`.
     """
     guard, loggers, folder = observers.guard, observers.loggers, fitting.folder
-    result = collect(fitting, observers, transductive)
+    numbers = observers.numbers
+    result = collect(fitting, observers, numbers, transductive)
     if not loggers:
         return Closed(result)
     known = folder.read_summary()
@@ -73,8 +74,7 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     written["readout_failures"] = dict(failed_before + guard.failures)
     recorded = _attempt(partial(folder.write_summary, written))
     # Of the numbers the loggers have all that were measured.
-    measured = observers.numbers
-    facts = {name: value for name, value in written.items() if name not in measured}
+    facts = {name: value for name, value in written.items() if name not in numbers}
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
     return Closed(result, [*written["in_words"], *guard.in_words()], hints, recorded)
@@ -134,10 +134,10 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
         lines.append(f"{count(result['unreadable_images'], 'image')} could not be read: {names}.")
     if result["transductive"]:
         lines.append(f"TRANSDUCTIVE: {TRANSDUCTIVE}.")
-    console = Console()
+    terminal = Console()
     # Text: names may hold what looks like markup.
     box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)
-    console.print(box, highlight=False)
+    terminal.print(box, highlight=False)
     places = {
         "report": folder.report,
         "figures": folder.figures,
@@ -147,7 +147,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
     below = [f"{what:12} {place}" for what, place in places.items() if place.exists()]
     below += [line for step in steps for line in (f"Next: {step.what}", f"    {step.command}")]
     for line in [*below, *closed.hints]:  # to be copied: not broken into lines
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        terminal.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from agents.base import NO_STEP, final_numbers
 from agents.optimizers import configure, set_weight_decay
 from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
-from config.hparams import Hparams
+from config.hparams import DINOHparams, Hparams
 from config.resolve import processes_of
 from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
@@ -41,6 +41,11 @@ from utils.optim import clip_each
 from utils.schedules import cosine, linear
 
 NUM_GLOBAL = 2  # views the teacher sees
+
+
+def _num_local(dino: DINOHparams) -> int:
+    """Returns the views that the student alone sees."""
+    return int(dino.local_crops_number) if dino.multi_crop else 0
 
 
 class Branch(nn.Module):
@@ -69,7 +74,7 @@ class DINO(Pretraining):
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
         super().__init__(backbone, hparams)
         dino = hparams.dino
-        if dino.multi_crop and dino.local_crops_number:
+        if _num_local(dino):
             backbone.check_side(int(dino.local_crop_size), "dino.local_crop_size")
         head = DINOHead(
             backbone.embed_dim,
@@ -92,7 +97,7 @@ class DINO(Pretraining):
         views = MultiCropViews(
             size,
             int(dino.local_crop_size),
-            int(dino.local_crops_number) if dino.multi_crop else 0,
+            _num_local(dino),
             (dino.global_crops_scale[0], dino.global_crops_scale[1]),
             (dino.local_crops_scale[0], dino.local_crops_scale[1]),
             bool(data.blur),
@@ -126,7 +131,7 @@ class DINO(Pretraining):
         if self.student.head.batch_norm:  # which sees the images of all processes
             images *= processes_of(self.settings)
         apart = chunk is not None and not self.judges_together
-        views = NUM_GLOBAL + (int(dino.local_crops_number) if dino.multi_crop else 0)
+        views = NUM_GLOBAL + _num_local(dino)
         seen = min(chunk or images, images) if apart else images  # of a view
         rows = NUM_GLOBAL * images + (seen if apart else views * images)
         logit = 2 if is_mixed(trainer.precision) else 4

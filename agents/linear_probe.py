@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from agents.base import Agent
 from agents.optimizers import configure
 from agents.sources import labelled
+from callbacks.inspection import data_of
 from config.hparams import Hparams
 from datamodules.base import ImageSource
 from datamodules.labelled import LabelledDataModule, ProbeBatch
-from datamodules.loading import Loading
+from datamodules.loading import BatchLoader, Loading
 from models.backbones.base import Backbone, Features
 from models.measures.counting import Confusion
 from models.measures.knn import knn_accuracy
@@ -106,18 +107,22 @@ class LinearProbe(Agent):
         """Keeps the names of the classes: folders of other names may have the same numbers."""
         checkpoint["classes"] = list(self.classes)
 
+    @property
+    def _data(self) -> LabelledDataModule:
+        return cast(LabelledDataModule, data_of(self.trainer))
+
     def features(self, split: str) -> Tensor:
         """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
 
         Computed on first use, every process its share of the images.
         """
         if split not in self._features:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            console.info("features of %s, once", count(len(data.splits[split]), f"{split} image"))
-            self._features[split] = self._extract(data.images(split))
+            images = count(len(self._data.splits[split]), f"{split} image")
+            console.info("features of %s, once", images)
+            self._features[split] = self._extract(self._data.images(split))
         return self._features[split]
 
-    def _extract(self, loader: Any) -> Tensor:
+    def _extract(self, loader: BatchLoader) -> Tensor:
         rows: list[Tensor] = []
         places: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
@@ -185,8 +190,7 @@ class LinearProbe(Agent):
 
     def on_test_epoch_end(self) -> None:
         """Logs the accuracies on test images."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        labels = data.splits["test"].labels
+        labels = self._data.splits["test"].labels
         self.majority = max(Counter(labels).values()) / len(labels)
         if self.trains:
             self.confusion["test"] = self._report("test", "test/linear_accuracy")
@@ -203,14 +207,14 @@ class LinearProbe(Agent):
         return confusion.cpu()
 
     def _knn(self) -> float:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        bank = [part for part in ("train", "val") if len(data.splits[part])]
-        labels = [torch.tensor(data.splits[part].labels) for part in bank]
+        splits = self._data.splits
+        bank = [part for part in ("train", "val") if len(splits[part])]
+        labels = [torch.tensor(splits[part].labels) for part in bank]
         features = torch.cat([self.features(part)[:, 0] for part in bank])
         self.neighbours = min(self.neighbours, len(features))
         return knn_accuracy(
             self.features("test")[:, 0],
-            torch.tensor(data.splits["test"].labels, device=self.device),
+            torch.tensor(splits["test"].labels, device=self.device),
             features,
             torch.cat(labels).to(self.device),
             len(self.classes),

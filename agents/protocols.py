@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from config import names
 from config.hparams import Hparams, SegmentationHparams
 from datamodules.transforms.segmentation import Protocol
-from models.inference import Inference
+from models.inference import WHOLE, Inference
 from utils.imports import load
 
 
@@ -34,3 +37,13 @@ def inference_of_test(settings: SegmentationHparams) -> Inference:
         tuple(settings.test_scales),
         settings.test_flip,
     )
+
+
+def judged_by(facts: Mapping[str, Any]) -> list[str]:
+    """Returns what sets numbers apart: the protocol, and how images were seen unless whole.
+
+    Args:
+        facts: of an agent, or summary.json, which holds them; other tasks have none of these.
+    """
+    usual = {"protocol": None, "inference": str(WHOLE)}
+    return [str(facts[name]) for name, plain in usual.items() if facts.get(name, plain) != plain]

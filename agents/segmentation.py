@@ -17,6 +17,7 @@ from agents.protocols import build_protocol, inference_of_test, protocol_of_test
 from agents.segmentation_loss import build_loss, weigh_classes
 from agents.segmenter import build_segmenter
 from agents.sources import masked
+from callbacks.inspection import data_of
 from callbacks.progress import steps_an_epoch
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config.hparams import Hparams
@@ -234,7 +235,7 @@ class Segmentation(Agent):
         return step_result(loss, EvaluationOutputs(predictions))
 
     def _remember(self, memory: PatchMemory) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = cast(SegmentationDataModule, data_of(self.trainer))
         with torch.inference_mode(False):
             remember(self.network, memory, data.whole_training_images())
         console.info(

@@ -21,12 +21,15 @@ from utils.stopwatch import Stopwatch
 READOUT_SECONDS = "readout_seconds/"  # begins the names of what each readout took
 
 
-def collect(fitting: Fitting, observers: Observers, transductive: bool) -> dict[str, Any]:
+def collect(
+    fitting: Fitting, observers: Observers, numbers: Mapping[str, float], transductive: bool
+) -> dict[str, Any]:
     """Returns the flat content of summary.json.
 
     Args:
         fitting: that has ended.
         observers: of the run.
+        numbers: those of `observers`.
         transductive: see `is_transductive`.
     """
     trainer, throughput, unreadable = fitting.trainer, observers.throughput, observers.unreadable
@@ -35,7 +38,7 @@ def collect(fitting: Fitting, observers: Observers, transductive: bool) -> dict[
         "reason": fitting.end.reason,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        **{name: value for name, value in observers.numbers.items() if math.isfinite(value)},
+        **{name: value for name, value in numbers.items() if math.isfinite(value)},
         "images_per_second": round(throughput.images_per_second, 2),
         "data_wait_share": round(throughput.data_wait_share, 3),
         **_seconds(throughput, fitting.stopwatch),

@@ -10,7 +10,6 @@ from torch import Tensor
 from callbacks.confusion_figure import ConfusionFigure, Counts
 from utils import figures
 from utils.logging import Chart
-from utils.palette import palette
 from utils.text import count
 
 _MOST_ROWS = 60  # bars below each other
@@ -42,10 +41,7 @@ def by_class(confusion: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
 def draw(
-    confusion: Tensor,
-    names: tuple[str, ...],
-    where: str,
-    own: NDArray[np.uint8] | None = None,
+    confusion: Tensor, names: tuple[str, ...], where: str, colours: NDArray[np.uint8]
 ) -> Figure:
     """Draws bars from counts `(C, C)`, rows the truth, in the colours of the labels.
 
@@ -53,19 +49,18 @@ def draw(
         confusion: the counts.
         names: of the classes.
         where: of what images, in words.
-        own: colours by label, `(256, 3)`; None: those of `palette`.
+        colours: by label, `(256, 3)`.
     """
     iou, there = by_class(confusion)
     mean = iou[there].mean() if there.any() else 0.0
     title = f"IoU by class, {where}: mean {mean:.3f} over {count(int(there.sum()), 'class')}"
-    colours = (palette(names) if own is None else own) / 255
     columns = -(-len(names) // _MOST_ROWS)
     longest = -(-len(names) // columns)
     cell = (6.4 if columns == 1 else 4.4, 0.22 * longest + 0.8)
     figure, axes = figures.grid(1, columns, cell=cell, title=title)
     for axis, rows in zip(axes[0], np.array_split(np.arange(len(names)), columns), strict=True):
         width = np.where(there, iou, 0)[rows]
-        axis.barh(rows, width, color=colours[rows], edgecolor="grey", linewidth=0.5)
+        axis.barh(rows, width, color=colours[rows] / 255, edgecolor="grey", linewidth=0.5)
         for row in rows:
             text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
             axis.text(

@@ -23,13 +23,13 @@ class Counts:
         confusion: `(C, C)`, rows the truth.
         names: of the classes.
         where: of what images and weights, in words.
-        colours: of labels, `(256, 3)`; None where the data set has none of its own.
+        colours: of labels, `(256, 3)`.
     """
 
     confusion: Tensor
     names: tuple[str, ...]
     where: str
-    colours: NDArray[np.uint8] | None
+    colours: NDArray[np.uint8]
 
 
 class ConfusionFigure(Callback):

@@ -17,6 +17,7 @@ from callbacks.frozen import BackbonePicture, cached
 from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
 from utils import figures
 from utils.logging import log_after_step, log_figure
+from utils.spacing import evenly_to_last
 from utils.text import count
 
 LayerMaps = Callable[[Tensor], Mapping[str, Tensor]]
@@ -70,7 +71,7 @@ class EffectiveReceptiveField(BackbonePicture):
                 f"--callbacks.effective_receptive_field.layers {unknown[0]}: this network has "
                 f"{known[0]} … {known[-1]}."
             )
-        self.layers = self.layers or evenly_spaced(known, self.num_layers)
+        self.layers = self.layers or evenly_to_last(known, self.num_layers)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws."""
@@ -101,12 +102,6 @@ class EffectiveReceptiveField(BackbonePicture):
         log_after_step(trainer, numbers(fields))
         arrays = {name: field.numpy() for name, field in fields.items()}
         log_figure(trainer, "effective_receptive_field", draw(fields, title), arrays)
-
-
-def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """Picks `count` names evenly, the last one among them."""
-    count = min(count, len(names))
-    return [names[(i + 1) * len(names) // count - 1] for i in range(count)]
 
 
 @contextmanager

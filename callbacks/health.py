@@ -199,7 +199,7 @@ class Health(Callback):
         named = {f"train/{name}": value for name, value in found.items()}
         pl_module.log_dict(named, logger=False)  # which would repeat it until the next measurement
         log_after_step(trainer, named)
-        for name in ("teacher_entropy", "teacher_mean_entropy", "chance_level", "diagonal_mean"):
+        for name in (*_TEACHER, "diagonal_mean"):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
         for name, value in found.items():

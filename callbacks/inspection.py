@@ -19,6 +19,7 @@ from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
 from utils.console import console
+from utils.palette import palette
 from utils.rng import CPU, rng_preserved
 
 _IMAGES_AT_ONCE = 64
@@ -128,9 +129,11 @@ class Paints(Protocol):
     colours: NDArray[np.uint8]
 
 
-def class_colours(module: nn.Module) -> NDArray[np.uint8] | None:
-    """Returns the colours of an agent's labels, `(256, 3)`; None where it has none."""
-    return module.colours if isinstance(module, Paints) else None
+def class_colours(module: nn.Module) -> NDArray[np.uint8]:
+    """Returns the colours of an agent's labels, `(256, 3)`: its own, or those of `palette`."""
+    if isinstance(module, Paints):
+        return module.colours
+    return palette(module.classes if isinstance(module, Classifies) else ())
 
 
 def confusion_of(module: nn.Module, split: str) -> Tensor | None:

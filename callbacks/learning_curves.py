@@ -18,8 +18,8 @@ from utils.logging import RunFolderLogger, log_figure, one_of_many
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
 # Shares and correlations: shown over the whole of their range, so that noise is not magnified; and
 # the mass lift from chance to twice the share of the area.
-_RANGES = dict.fromkeys(
-    (
+_FROM_0_TO_1 = frozenset(
+    {
         "accuracy",
         "linear_accuracy",
         "knn_accuracy",
@@ -35,8 +35,7 @@ _RANGES = dict.fromkeys(
         "gradient_cosine",
         "gradient_cosine_batch",
         "data_wait_share",
-    ),
-    (0.0, 1.0),
+    }
 )
 # What says whether a run is well, not what it learns; drawn last, in this order.
 _DIAGNOSTICS = (
@@ -157,7 +156,7 @@ def rank(name: str, splits: Iterable[str]) -> tuple[int, int, str]:
 def _constant(name: str, panel: Panel) -> float | None:
     """Returns the value of a panel that has no other, though it was measured several times."""
     values = [value for points in panel.values() for _, value in points]
-    alone = name == "loss" or name in _RANGES or len(values) < 2
+    alone = name == "loss" or name in _FROM_0_TO_1 or len(values) < 2
     return None if alone or min(values) != max(values) else values[0]
 
 
@@ -175,11 +174,10 @@ def scale(axis: Axes, name: str) -> None:
     """Sets the range of a panel that is drawn: that of its kind, or one that magnifies no noise."""
     if axis.get_yscale() != "linear":
         return
-    fixed = _RANGES.get(name)
     low, high = axis.get_ylim()
-    if fixed:  # wider only where a value lies outside
+    if name in _FROM_0_TO_1:  # wider only where a value lies outside
         values = [value for line in axis.get_lines() for value in np.asarray(line.get_ydata())]
-        low, high = min(fixed[0], *values), max(fixed[1], *values)
+        low, high = min(0.0, *values), max(1.0, *values)
         margin = 0.03 * (high - low)
         axis.set_ylim(low - margin, high + margin)
     elif (missing := _LEAST_SPREAD * max(abs(low), abs(high)) - (high - low)) > 0:

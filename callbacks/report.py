@@ -27,6 +27,7 @@ from utils.metrics_file import last_values, read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_in, picture_uri, render
 from utils.run_folder import RunFolder
+from utils.spacing import evenly_from_first_to_last
 from utils.text import TRANSDUCTIVE, format_result
 
 SECONDS_BETWEEN = 60
@@ -147,7 +148,7 @@ class Report(Callback):
     ) -> list[dict[str, Any]]:
         return [
             {"step": _step(file), "uri": uri}
-            for file in evenly(files)
+            for file in evenly_from_first_to_last(files, MAX_STEPS)
             if (uri := self._encode(file, width, known))
         ]
 
@@ -185,13 +186,6 @@ def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> I
     pixels = picture(figure).pixels
     close(figure)
     return Image.fromarray(pixels)
-
-
-def evenly(files: list[Path]) -> list[Path]:
-    """Picks at most 12 files evenly, the first and the last among them."""
-    if len(files) <= MAX_STEPS:
-        return files
-    return [files[round(i * (len(files) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
 
 
 def _step(file: Path) -> int | None:

@@ -19,7 +19,8 @@ from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize
 from utils import figures
 from utils.logging import log_figure, log_masks
-from utils.palette import VOID, VOID_GREY, hex_colour, palette, unlike
+from utils.palette import VOID, VOID_GREY, hex_colour, unlike
+from utils.spacing import evenly_from_first_to_last
 
 _RIGHT = (255, 255, 255)
 
@@ -107,8 +108,7 @@ class SegmentationPredictions(Callback):
         if batch_idx == 0:
             # Up to the first image of the last batch, which may be short.
             last = (int(batches[0]) - 1) * len(batch) or len(batch) - 1
-            spaces = max(1, self.num_images - 1)
-            self.chosen = {round(i * last / spaces) for i in range(self.num_images)}
+            self.chosen = set(evenly_from_first_to_last(range(last + 1), self.num_images))
             self.judged = 0
         rows = [row for row in range(len(batch)) if self.judged + row in self.chosen]
         self.judged += len(batch)
@@ -139,8 +139,7 @@ class SegmentationPredictions(Callback):
         kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
         if kept:
             names = class_names(pl_module)
-            own = class_colours(pl_module)
-            colours = palette(names) if own is None else own
+            colours = class_colours(pl_module)
             title = f"Segmentation of {what}, {weights_of(trainer)}"
             kind = f"segmentation_predictions/{split}"
             arrays = {
@@ -176,7 +175,7 @@ def draw(
     judged: list[Judged],
     names: tuple[str, ...],
     title: str,
-    own: NDArray[np.uint8] | None = None,
+    colours: NDArray[np.uint8],
 ) -> Figure:
     """Draws one row an image; the legend names the classes that occur in the figure.
 
@@ -184,11 +183,10 @@ def draw(
         judged: the images.
         names: by label.
         title: of the figure.
-        own: colours by label, `(256, 3)`; None: those of `palette`.
+        colours: by label, `(256, 3)`.
     """
     figure, axes = figures.grid(len(judged), 4, cell=(2.2, 1.75), title=title)
     present: set[int] = set()
-    colours = palette(names) if own is None else own
     wrong_colour = unlike(np.vstack([colours[: len(names)], [_RIGHT, VOID_GREY]]))
     for row, each in zip(axes, judged, strict=True):
         image, labels, prediction = each

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import Classifies, class_colours, due
+from callbacks.inspection import class_colours, due
 from utils import figures
 from utils.logging import log_figure
-from utils.palette import palette
 
 
 class Views(Callback):
@@ -42,26 +41,17 @@ class Views(Callback):
         kept, self.kept = self.kept, {}
         if kept:
             title = f"Augmented views of training images, epoch {trainer.current_epoch + 1}"
-            names = pl_module.classes if isinstance(pl_module, Classifies) else None
-            drawn = draw(kept, title, names, class_colours(pl_module))
-            log_figure(trainer, "views/train", drawn)
+            log_figure(trainer, "views/train", draw(kept, title, class_colours(pl_module)))
 
 
-def draw(
-    views: Mapping[str, Tensor],
-    title: str,
-    names: tuple[str, ...] | None = None,
-    own: NDArray[np.uint8] | None = None,
-) -> Figure:
+def draw(views: Mapping[str, Tensor], title: str, colours: NDArray[np.uint8]) -> Figure:
     """Draws named views, one row a view, one column an image.
 
     Args:
         views: images `(n, 3, H, W)` or labels `(n, H, W)`, uint8.
         title: of the figure.
-        names: of the labels.
-        own: colours of the labels, `(256, 3)`; None: those of `palette`.
+        colours: of the labels, `(256, 3)`.
     """
-    colours = palette(names or ("",)) if own is None else own
     columns = len(next(iter(views.values())))
     figure, sheet = figures.sheet(len(views), columns, title=title, beside=0.5)
     for row, (name, images) in enumerate(views.items()):

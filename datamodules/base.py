@@ -14,13 +14,14 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.listing import evenly, places
+from datamodules.listing import places
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.memory_cache import MemoryCache
 from datamodules.reading import ImageItem, UnreadableImageError, opened, warn_of_darkness
 from utils.palette import palette
+from utils.spacing import evenly
 
 
 class ImageSource(ABC):
@@ -212,7 +213,7 @@ class ImageDataModule(LightningDataModule, ABC):
         files = self.train_files if split == "train" else self.val_files
         side = size or self.image_size
         images: dict[int, Tensor] = {}
-        for start in (i * len(files) // count for i in range(min(count, len(files)))):
+        for start in evenly(range(len(files)), count):
             for position in range(start, len(files)):
                 image = None if position in images else self.square(files[position], side)
                 if image is not None:

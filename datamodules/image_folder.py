@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -95,10 +96,10 @@ class ImageFolder(LabelledSource):
             raise FileNotFoundError(f"There is no folder {self.root}. Set {self.root_option}.")
         folders = folders_in(self.root)
         there = {folder.name.lower() for folder in folders}
-        train, val = part_of(folders, TRAIN), part_of(folders, _HELD_OUT)
+        train, val = _parts_of(folders)
         if train and val:
             return train, val
-        if len(folders) == 1 and _holds_parts(folders[0]):
+        if len(folders) == 1 and all(_parts_of(folders_in(folders[0]))):
             rank_zero_warn(
                 f"{printable(self.root)} holds one folder, {printable(folders[0].name)}, in which "
                 "lie images to train on and to judge by: here they are taken together. Did you "
@@ -114,6 +115,6 @@ class ImageFolder(LabelledSource):
         return (alone or self.root,) * 2
 
 
-def _holds_parts(folder: Path) -> bool:
-    inside = folders_in(folder)
-    return bool(part_of(inside, TRAIN) and part_of(inside, _HELD_OUT))
+def _parts_of(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:
+    """Returns those of these folders that hold what is trained on, and what judges."""
+    return part_of(folders, TRAIN), part_of(folders, _HELD_OUT)

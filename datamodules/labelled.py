@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, LabelledSource, read_square, square_of
-from datamodules.listing import evenly, held_out
+from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
+from utils.spacing import evenly
 from utils.text import count
 
 

@@ -10,14 +10,12 @@ from contextlib import suppress
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.reading import ImageItem
 from utils.text import count, printable
-
-Item = TypeVar("Item")
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {
@@ -101,7 +99,7 @@ def folders_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
 
 
-def root_nearby(root: Path, fits: Callable[[Path], object], option: str = "--data.root") -> str:
+def root_nearby(root: Path, fits: Callable[[Path], object], option: str) -> str:
     """Returns ` Did you mean OPTION …?` where a folder right above or below is the right one.
 
     Args:
@@ -159,12 +157,6 @@ def read_list(listing: Path, name: Callable[[str], str] = str) -> list[str]:
     if repeated := len(names) - len(single):
         rank_zero_warn(f"{listing} repeats {repeated} of its names; each counts once.")
     return single
-
-
-def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """Returns at most `count` of them, evenly spaced, the first among them."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:

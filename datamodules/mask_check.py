@@ -17,13 +17,13 @@ from rich.progress import track
 
 from datamodules.base import MaskedSource
 from datamodules.feature_cache import file_facts
-from datamodules.listing import evenly
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
 from datamodules.reading import ImageItem, UnreadableImageError
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
+from utils.spacing import evenly
 from utils.text import count, percent, printable
 
 # Of more masks than this so many are looked at, evenly spaced.

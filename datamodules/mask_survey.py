@@ -13,7 +13,7 @@ import yaml
 from rich.progress import track
 
 from datamodules.class_list import ClassList
-from datamodules.listing import JPEG_SUFFIXES, evenly
+from datamodules.listing import JPEG_SUFFIXES
 from datamodules.meanings import (
     CLASS_LIST,
     Codes,
@@ -25,6 +25,7 @@ from datamodules.meanings import (
 )
 from datamodules.reading import UnreadableImageError, read_values
 from utils.palette import BACKGROUND, VOID
+from utils.spacing import evenly
 from utils.text import count, percent, printable
 
 _MOST_MASKS = 1000

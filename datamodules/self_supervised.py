@@ -12,10 +12,10 @@ from torch import Tensor
 from datamodules.base import ImageDataModule, ImageSource, LabelledSource
 from datamodules.image_files import ImageFiles, Views
 from datamodules.labelled import LabelledFiles, labelled_files
-from datamodules.listing import evenly
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, shorter_side
 from utils.distributed import num_processes
+from utils.spacing import evenly
 
 _LOOKED_AT = 16  # images whose size is compared with the views'
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,13 @@ def _write(folder: Path, num_train: int, num_val: int) -> None:
         (lists / f"{split}.txt").write_text("\n".join(members) + "\n")
 
 
+@cache  # a run asks for labels, and in the end whether there are classes
+def _largest(mask: Path) -> int:
+    """Returns the object that has most pixels, 0 the first after the background."""
+    pixels = np.bincount(read_labels(mask, len(CLASSES)).numpy().ravel(), minlength=VOID + 1)
+    return int(pixels[1 : len(CLASSES)].argmax())
+
+
 class Shapes(MaskedSource, LabelledSource):
     """1,024 training and 256 validation images, drawn on first use (about 5 s)."""
 
@@ -233,12 +241,7 @@ class Shapes(MaskedSource, LabelledSource):
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the class of the object that has most pixels."""
-        objects = CLASSES[1:]
-        counts = (
-            np.bincount(read_labels(mask, len(CLASSES)).numpy().ravel(), minlength=VOID + 1)
-            for _, mask in self.pairs(split)
-        )
-        return objects, [int(count[1 : len(CLASSES)].argmax()) for count in counts]
+        return CLASSES[1:], [_largest(mask) for _, mask in self.pairs(split)]
 
     def _generated(self) -> Path:
         return generate(self.root, option=self.root_option)

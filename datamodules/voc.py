@@ -47,22 +47,6 @@ _TWO_FILES = re.compile(r"(.*\.\w+)\s+\S.*\.\w+")
 _WITH_FLAG = re.compile(r"(.+?)\s+(?:-1|0|1)")
 
 
-def find_voc(root: Path) -> Path:
-    """Returns the folder that holds JPEGImages: `root` itself or a usual place below it.
-
-    Raises:
-        FileNotFoundError: there is none; says where it was looked for.
-    """
-    found = _holds_images(root)
-    if found is None:
-        raise FileNotFoundError(
-            f"No Pascal VOC at --data.root {root}: expected a folder JPEGImages in one of "
-            f"{', '.join(map(str, _places(root)))}.{root_nearby(root, _holds_images)} "
-            "--data.download true fetches it (2 GB)."
-        )
-    return found
-
-
 def _places(root: Path) -> list[Path]:
     return [root, root / "VOCdevkit" / "VOC2012", root / "VOC2012", root / "VOCdevkit"]
 
@@ -182,13 +166,26 @@ class VOC(ListedClasses):
         super().__init__(root, split)
         self.download = download
 
+    @property
+    def folder(self) -> Path:
+        """The one that holds JPEGImages: `root` itself or a usual place below it.
+
+        Raises:
+            FileNotFoundError: there is none; says where it was looked for.
+        """
+        found = _holds_images(self.root)
+        if found is None:
+            nearby = root_nearby(self.root, _holds_images, self.root_option)
+            raise FileNotFoundError(
+                f"No Pascal VOC at {self.root_option} {self.root}: expected a folder JPEGImages in "
+                f"one of {', '.join(map(str, _places(self.root)))}.{nearby} --data.download true "
+                "fetches it (2 GB)."
+            )
+        return found
+
     def prepare(self) -> None:
         """Downloads with torchvision when asked to and not there yet."""
-        if not self.download:
-            return
-        try:
-            find_voc(self.root)
-        except FileNotFoundError:
+        if self.download and _holds_images(self.root) is None:
             VOCSegmentation(str(self.root), year="2012", image_set="train", download=True)
 
     @cached_property
@@ -197,7 +194,7 @@ class VOC(ListedClasses):
         if self.learnt not in ((), CLASSES) and not self.root.is_dir():
             return self.of_checkpoint()
         try:
-            file = find_voc(self.root) / CLASS_LIST
+            file = self.folder / CLASS_LIST
         except FileNotFoundError:
             return ClassList.of_names(CLASSES)
         return read_class_list(file) if file.exists() else ClassList.of_names(CLASSES)
@@ -209,8 +206,8 @@ class VOC(ListedClasses):
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`; also `trainaug`, `all_minus_val` and `all`."""
-        return voc_files(find_voc(self.root), split)
+        return voc_files(self.folder, split)
 
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """See `MaskedSource.pairs`."""
-        return voc_pairs(find_voc(self.root), split)
+        return voc_pairs(self.folder, split)

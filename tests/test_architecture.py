@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import agents
 from config import names
 
 ROOT = Path(__file__).parents[1]
@@ -104,10 +105,18 @@ def test_nobody_calls_wandb_but_its_logger():
 def test_the_command_line_answers_without_importing_torch():
     code = (
         "import sys; from main import main; "
-        "codes = main(['--help']), main(['--data.batch_sise', '3']); "
-        "assert codes == (0, 2), codes; assert 'torch' not in sys.modules"
+        "codes = main(['--help']), main(['--data.batch_sise', '3']), "
+        "main(['--study', 'table1', '--print-commands']), main(['--compare', 'missing', 'other']); "
+        "assert codes == (0, 2, 0, 2), codes; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--data.batch_size" in done.stdout
     assert "Did you mean --data.batch_size?" in done.stderr
+    assert "--run.name" in done.stdout.splitlines()[-1]
+    assert "There is no run missing" in done.stderr
+
+
+def test_all_that_a_notebook_needs_can_be_imported():
+    assert {name for name in agents.__all__ if hasattr(agents, name)} == set(agents.__all__)
+    assert not hasattr(agents, "trianer")

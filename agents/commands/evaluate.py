@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from agents.backbone import choose_attention
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
+from agents.protocols import judged_by
 from agents.steering import validates
 from callbacks.guard import Guard
 from config.hparams import Hparams
@@ -62,10 +63,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     )
     if tests:
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        facts = agent.facts
-        how = [facts[name] for name in ("protocol", "inference") if name in facts]
-        how = [words for words in how if words != "whole"]
-        old, new = "test/", "/".join(["evaluate", *how, ""])
+        old, new = "test/", "/".join(["evaluate", *judged_by(agent.facts), ""])
     else:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, new = "val/", "evaluate/"

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from agents.base import Agent
 from agents.commands.model_card import write_card
-from agents.commands.portable import PortableFormat, make_portable
+from agents.commands.portable import PortableFormat, check_installed, make_portable
+from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
 from config.hparams import Hparams
+from config.parsing import ExportFormat
 from models.backbones.base import Backbone
 from models.exported import Exported, ExportedBackbone, ExportedSegmenter
+from utils.checkpoint_io import best_or_last
 from utils.files import make_folder, write_atomically
 from utils.run_folder import RunFolder
 
@@ -31,12 +34,33 @@ _OF_CHECKPOINTS = {
 }
 
 
-def check_finished(folder: RunFolder) -> None:
-    """Checks that there is something to export.
+def export_run(folder: RunFolder, hparams: Hparams, form: ExportFormat) -> list[str]:
+    """Writes a run's network in a format, and its model card.
+
+    Args:
+        folder: the run.
+        hparams: its settings.
+        form: of the file.
+
+    Returns:
+        What to print.
 
     Raises:
-        ValueError: the run did not come to its end.
+        ValueError: the run did not come to its end, what writes the format is not installed, or it
+            cannot hold the network; and see `trained_agent`.
     """
+    _check_finished(folder)
+    check_installed(form)
+    # The whole of a segmentation is what was tested; a backbone alone is what training left.
+    whole = hparams.task == "segmentation" and form != "safetensors"
+    checkpoint = best_or_last(folder) if whole else folder.last
+    agent, hparams, _ = trained_agent(folder, hparams, checkpoint)
+    if form == "safetensors":
+        return export_with_card(agent, hparams, folder)
+    return export_program(agent, hparams, folder, form, checkpoint)
+
+
+def _check_finished(folder: RunFolder) -> None:
     if not folder.finished:
         status = folder.read_summary().get("status", "not finished")
         raise ValueError(

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from agents.base import Agent
 from agents.commands.pictures import Found, find_pictures
+from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
 from config.hparams import Hparams
 from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
+from utils.checkpoint_io import best_or_last
 from utils.device import usable_device
 from utils.files import make_folder, replacing, write_atomically
 from utils.memory import free_unused, is_out_of_memory
@@ -90,23 +91,24 @@ class Predictions:
         )
 
 
-def predict(agent: Agent, hparams: Hparams, folder: RunFolder, images: Sequence[str]) -> int:
-    """Labels images and the frames of videos, below `predictions/` of the run.
+def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
+    """Labels images and the frames of videos with a run's best weights, below its `predictions/`.
 
     For each a palette PNG, an overlay and its confidence, in the folders the images lie in; and
     class_shares.csv, the share of every class in every image. Images of another place go to a
     folder of their own, `NAME-2` where the name has been used.
 
     Args:
-        agent: a segmentation, in eval mode.
+        folder: the run, a segmentation.
         hparams: its settings; the protocol says how an image is resized.
-        folder: the run.
         images: see `find_pictures`.
 
     Raises:
-        ValueError: the run is no segmentation, or there is no image to be read.
+        ValueError: the run is no segmentation, or there is no image to be read; and see
+            `trained_agent`.
         FileNotFoundError: no such file or folder.
     """
+    agent, hparams, _ = trained_agent(folder, hparams, best_or_last(folder))
     if not isinstance(agent, Segmentation):
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
     found = find_pictures(images)

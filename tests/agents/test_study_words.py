@@ -20,7 +20,8 @@ from agents.commands.study import runner
 from agents.commands.study.board import Board
 from agents.commands.study.figures import study_figure
 from agents.commands.study.output import write_output
-from agents.commands.study.plan import Study, load_study
+from agents.commands.study.plan import load_study
+from agents.commands.study.runs import Study
 from agents.commands.study.table import study_table
 from config.convert import ConfigError
 from tests.pages import Page
@@ -213,14 +214,13 @@ def test_a_page_counts_hours_and_draws_curves_of_finished_runs(tmp_path, monkeyp
     assert not Page((found.folder / "report.html").read_text()).pictures
 
 
-def test_only_what_is_left_is_printed_and_goes_on_where_it_is_computed(tmp_path, capsys):
+def test_only_what_is_left_is_printed_and_goes_on_where_it_is_computed(tmp_path):
     found = study(tmp_path, [{"name": "a"}], "--data.num_workers=3", seeds=3)
     left(found, "a-s0")
     begun = left(found, "a-s1", status="interrupted")
     begun.checkpoints.mkdir()
     begun.last.touch()
-    runner.print_commands(found)
-    lines = [shlex.split(line)[2:] for line in capsys.readouterr().out.splitlines()]
+    lines = [shlex.split(line)[2:] for line in found.commands_left()]
     machine = ["--logger.mode", "disabled", "--data.num_workers", "3"]
     assert [each for each in lines[0] if each not in machine] == [
         *("--run.dir", str(found.folder), "--run.resume", "a-s1")

@@ -22,6 +22,7 @@ from models.attention import mass_mask
 from tests.conftest import assert_same, callback_of, summary, weights
 from utils import figures
 from utils.metrics_file import read_metrics
+from utils.palette import palette
 
 ALL_ON = {
     f"callbacks__{name}__{leaf}": value
@@ -86,7 +87,7 @@ def test_figures_of_any_number_of_images(count):
     maps = torch.rand(count, 3, 2, 2)
     for figure in (
         draw(images, maps, 0.6, "t"),
-        draw_views({"view 1": images, "view 2": images}, "t"),
+        draw_views({"view 1": images, "view 2": images}, "t", palette(())),
     ):
         assert figure.axes
         figures.close(figure)

@@ -11,7 +11,6 @@ from callbacks.effective_receptive_field import (
     centre,
     centroid,
     draw,
-    evenly_spaced,
     numbers,
     radius,
     receptive_fields,
@@ -220,13 +219,6 @@ def test_the_field_of_a_strided_convolution_has_the_radius_of_its_kernel(size, m
     (square,) = figure.axes[0].patches
     assert square.get_center().tolist() == [middle, middle]  # type: ignore[attr-defined]
     figures.close(figure)
-
-
-def test_layers_are_spread_to_the_last():
-    blocks = [f"blocks.{i}" for i in range(12)]
-    assert evenly_spaced(blocks, 4) == ["blocks.2", "blocks.5", "blocks.8", "blocks.11"]
-    assert evenly_spaced(blocks[:3], 9) == blocks[:3]
-    assert evenly_spaced(blocks, 1) == ["blocks.11"]
 
 
 def test_the_figure_says_what_it_shows():

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from callbacks.report import Report, evenly
+from callbacks.report import MAX_STEPS, Report
 from config.convert import write_yaml
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.logging import RunFolderLogger
 from utils.metrics_file import read_metrics
 from utils.run_folder import RunFolder
+from utils.spacing import evenly_from_first_to_last
 
 
 @pytest.fixture
@@ -256,14 +257,6 @@ def test_names_are_text(tmp_path):
     check_needs_no_network(source)
 
 
-def test_at_most_twelve_steps_from_the_first_to_the_last():
-    files = [Path(f"step-{step}.png") for step in range(100)]
-    chosen = evenly(files)
-    assert len(chosen) == 12
-    assert (chosen[0], chosen[-1]) == (files[0], files[-1])
-    assert evenly(files[:12]) == files[:12]
-
-
 def test_pictures_shrink_only_as_far_as_needed_and_the_page_says_so(folder, monkeypatch):
     rng = np.random.default_rng(0)
     for step in range(2):
@@ -440,9 +433,8 @@ def test_sliders_keys_and_enlarged_pictures_work_in_chromium(folder):
     page = folder.path / "report.html"
     page.write_text(page.read_text().replace("</body>", _PROBE + "</body>"))
     seen, enlarged = seen_by_chromium(page)
-    steps = [
-        int(file.stem[5:]) for file in evenly(sorted((folder.figures / "feature_maps").iterdir()))
-    ]
+    files = sorted((folder.figures / "feature_maps").iterdir())
+    steps = [int(file.stem[5:]) for file in evenly_from_first_to_last(files, MAX_STEPS)]
     expected = [steps[-1], steps[-2], steps[0], steps[1], steps[-1], steps[-1]]
     assert [(n, int(step), int(label)) for n, step, label, _ in seen] == [
         (1, step, step) for step in expected

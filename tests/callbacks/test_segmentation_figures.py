@@ -1,5 +1,6 @@
 """Predictions, bars, confusion and feature colours show what they say."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def judged() -> Judged:
 
 
 def test_errors_are_magenta_and_void_is_grey():
-    figure = draw([judged(), judged()], NAMES, "title")
+    figure = draw([judged(), judged()], NAMES, "title", palette(NAMES))
     error = np.asarray(figure.axes[3].images[0].get_array())
     assert error[0, 1].tolist() == [255, 0, 255]
     assert error[1, 1].tolist() == [190, 190, 190]
@@ -72,7 +73,7 @@ def test_labels_have_the_colours_of_their_data_set():
     figure = draw_bars(torch.eye(3, dtype=torch.int64), NAMES, "here", own)
     assert figure.axes[0].patches[1].get_facecolor()[:3] == (0, 1, 0)
     figures.close(figure)
-    figure = draw_views({"labels": judged().prediction[None]}, "title", NAMES, own)
+    figure = draw_views({"labels": judged().prediction[None]}, "title", own)
     assert np.asarray(figure.axes[0].images[0].get_array())[0].tolist() == own[[0, 2, 1]].tolist()
     figures.close(figure)
 
@@ -97,7 +98,7 @@ def _legend(figure):
 ODD = ("$a_b$ 50 $", "_cat", "x" * 200, "😀 <b>", "")
 
 
-@pytest.mark.parametrize("draw_some", [draw_bars, draw_confusion])
+@pytest.mark.parametrize("draw_some", [partial(draw_bars, colours=palette(ODD)), draw_confusion])
 def test_names_of_any_kind_are_text_in_bars_and_confusion(draw_some):
     figure = draw_some(torch.eye(5, dtype=torch.int64), ODD, "$here$")
     figures.picture(figure)
@@ -109,7 +110,8 @@ def test_names_of_any_kind_are_text_in_bars_and_confusion(draw_some):
 
 def test_names_of_any_kind_are_in_the_legend():
     labels = torch.arange(5, dtype=torch.uint8)[None]
-    figure = draw([Judged(torch.zeros(3, 2, 5, dtype=torch.uint8), labels, labels)], ODD, "title")
+    shown = Judged(torch.zeros(3, 2, 5, dtype=torch.uint8), labels, labels)
+    figure = draw([shown], ODD, "title", palette(ODD))
     figures.picture(figure)
     assert len(figure.legends[0].get_texts()) == 5 + 3
     figures.close(figure)
@@ -117,7 +119,7 @@ def test_names_of_any_kind_are_in_the_legend():
 
 def test_bars_are_iou_and_absent_classes_are_left_out():
     confusion = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
-    figure = draw_bars(confusion, NAMES, "here")
+    figure = draw_bars(confusion, NAMES, "here", palette(NAMES))
     assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([6 / 9, 1 / 4, 0])
     assert "mean 0.458 over 2 classes" in figure._suptitle.get_text()  # type: ignore[attr-defined]
     assert any("left out" in text.get_text() for text in figure.axes[0].texts)
@@ -133,7 +135,7 @@ def test_bars_are_iou_and_absent_classes_are_left_out():
 def test_the_first_class_is_the_uppermost_bar():
     many = tuple(f"class {number}" for number in range(100))
     for names in (NAMES, many):
-        figure = draw_bars(torch.eye(len(names), dtype=torch.int64), names, "here")
+        figure = draw_bars(torch.eye(len(names), dtype=torch.int64), names, "here", palette(names))
         for axis in figure.axes:
             assert axis.yaxis_inverted()
         figures.close(figure)
@@ -141,10 +143,10 @@ def test_the_first_class_is_the_uppermost_bar():
 
 def test_a_chart_of_classes_has_all_that_occur_the_best_first():
     confusion = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 6, 0], [1, 0, 0, 0]])
-    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", None))
+    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", palette(())))
     assert chart.rows == [("c", 1.0), ("a", pytest.approx(1 / 3)), ("b", 0.0), ("d", 0.0)]
     confusion[0, 1] = 0
-    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", None))
+    chart = ClassIoU(1).chart(Counts(confusion, ("a", "b", "c", "d"), "here", palette(())))
     assert [name for name, _ in chart.rows] == ["c", "a", "d"]
 
 
@@ -156,7 +158,7 @@ def test_of_many_classes_the_most_frequent_are_shown_among_themselves():
     confusion[:, 0] = 10**6  # what is rare may be predicted often
     confusion[0, 0] = 1
     confusion[7, 0] = confusion[42, 0] = 1
-    chart = ConfusionMatrix(1).chart(Counts(confusion, names, "here", None))
+    chart = ConfusionMatrix(1).chart(Counts(confusion, names, "here", palette(())))
     kept = [number for number in range(43) if number not in rare]
     assert chart.rows == [
         (names[truth], names[taken], int(confusion[truth, taken]))
@@ -173,7 +175,7 @@ def test_pictures_of_the_test_name_the_chosen_checkpoint_and_not_the_last_step()
 
         def picture(self, counts):
             seen.append(counts.where)
-            return draw_bars(counts.confusion, counts.names, counts.where)
+            return draw_bars(counts.confusion, counts.names, counts.where, counts.colours)
 
         def chart(self, counts):
             return Chart("", (), ())
@@ -317,7 +319,7 @@ def test_views_show_labels_in_the_colours_of_their_classes():
         "labels": torch.zeros(2, 4, 4, dtype=torch.uint8),
     }
     for names, colour in ((("background", "cat"), [0, 0, 0]), (("cat", "dog"), [128, 0, 0])):
-        figure = draw_views(views, "title", names)
+        figure = draw_views(views, "title", palette(names or ()))
         shown = np.asarray(figure.axes[0].images[2].get_array())
         assert shown[0, 0].tolist() == colour
         figures.close(figure)

@@ -275,8 +275,12 @@ def test_what_prints_outlives_its_terminal():
     assert asked.returncode == 0
 
 
-def test_how_a_notebook_shows_pictures_need_not_be_known_here():
-    command = [sys.executable, "main.py", "--study", "table1", "--print-commands"]
+def test_how_a_notebook_shows_pictures_need_not_be_known_here(tmp_path):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run in runs:
+        run.mkdir()
+        (run / "hparams.yaml").write_text("task: dino\n")
+    command = [sys.executable, "main.py", "--compare", *map(str, runs), "--run.dir", str(tmp_path)]
     inherited = os.environ | {"MPLBACKEND": "a backend of another environment"}
     asked = subprocess.run(
         command, cwd=CONFIG_DIR.parent, env=inherited, capture_output=True, text=True

@@ -13,7 +13,6 @@ from datamodules.cifar10 import CIFAR10
 from datamodules.image_folder import ImageFolder
 from datamodules.listing import (
     IMAGE_SUFFIXES,
-    evenly,
     files_below,
     held_out,
     image_files,
@@ -53,17 +52,6 @@ def test_a_root_one_folder_too_high_or_too_low_is_named(tmp_path, source, inside
     with pytest.raises(FileNotFoundError) as found:
         source(str(tmp_path / "elsewhere")).files("all" if source is VOC else "train")
     assert "Did you mean" not in str(found.value)
-
-
-def test_a_few_of_many_are_spread_evenly_over_all():
-    for size in range(30):
-        items = list(range(100, 100 + size))
-        for count in range(1, 40):
-            chosen = evenly(items, count)
-            assert len(chosen) == min(count, size)
-            steps = np.diff([*chosen, 100 + size])  # the last one stands for what follows it
-            assert chosen[:1] == items[:1]
-            assert size == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])

@@ -10,7 +10,7 @@ from datamodules import mask_check
 from datamodules.listing import held_out
 from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.shapes import Shapes, generate
-from datamodules.voc import find_voc, voc_pairs
+from datamodules.voc import VOC, voc_pairs
 from utils.console import quiet_libraries
 from utils.palette import VOID
 
@@ -144,7 +144,7 @@ def test_a_bad_image_that_is_held_out_ends_a_run_before_it_starts(train, tmp_pat
     """It would end it in its first validation: training alone can do without an image."""
     generate(tmp_path / "data", 16, 4)
     settings = {"data__name": "voc", "data__root": tmp_path / "data", "data__val_fraction": 0.3}
-    pairs = voc_pairs(find_voc(tmp_path / "data"), "train")
+    pairs = voc_pairs(VOC(str(tmp_path / "data")).folder, "train")
     bad = next(image for image, _ in pairs if held_out(image.stem, 0.3))
     bad.write_bytes(bad.read_bytes()[:100])
     code, run = train("bad", task="segmentation", trainer__max_epochs=1, **settings)

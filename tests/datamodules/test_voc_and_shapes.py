@@ -12,13 +12,13 @@ from datamodules.masks import read_labels
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import CLASSES, Shapes, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from datamodules.voc import VOC, find_voc, voc_files, voc_pairs
+from datamodules.voc import VOC, voc_files, voc_pairs
 from tests.conftest import files_at_most
 from utils.palette import VOID, voc_palette
 
 
 def test_shapes_lie_in_the_official_layout(shapes_root):
-    folder = find_voc(shapes_root)
+    folder = VOC(str(shapes_root)).folder
     assert folder == shapes_root / "VOCdevkit" / "VOC2012"
     train, val = voc_files(folder, "train"), voc_files(folder, "val")
     assert (len(train), len(val)) == (24, 8)
@@ -120,7 +120,7 @@ def test_voc_palette_is_the_official_one():
 
 @pytest.mark.parametrize("place", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
 def test_voc_is_found_wherever_it_usually_lies(shapes_root, place):
-    folder = find_voc(shapes_root / place)
+    folder = VOC(str(shapes_root / place)).folder
     assert (folder / "JPEGImages").samefile(shapes_root / "VOCdevkit" / "VOC2012" / "JPEGImages")
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 # One that has imported everything and forks: a run then starts at once.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["main", "agents.commands.execute"])
+SERVER.set_forkserver_preload(["main", "agents.trainer"])
 
 
 def _run(words: list[str], temporary: str | None, log: Path) -> None:

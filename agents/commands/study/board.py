@@ -17,8 +17,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from agents.commands.study import run_folder
-from agents.commands.study.plan import Run, Study
+from agents.commands.study.runs import Run, Study
 from config.convert import read_yaml
 from utils.metrics_file import read_metrics
 from utils.nested import flat
@@ -79,7 +78,7 @@ class Board:
         """Notes that a run works no more."""
         self.states[run.name], self.running = state, None
         if state == "finished":
-            found = _results(self.study.metrics, run_folder(self.study, run.name))
+            found = _results(self.study.metrics, self.study.folder_of(run.name))
             self.tell(f"{run.name}: finished{', ' if found else ''}{', '.join(found)}")
         self.show()
 
@@ -102,8 +101,8 @@ class Board:
             if name in elsewhere:
                 self.states[name] = "elsewhere"
             elif state not in ("failed", "running", "interrupted"):
-                if name not in self.summaries and run_folder(self.study, name).finished:
-                    self.summaries[name] = run_folder(self.study, name).read_summary()
+                if name not in self.summaries and self.study.folder_of(name).finished:
+                    self.summaries[name] = self.study.folder_of(name).read_summary()
                 self.states[name] = "finished" if name in self.summaries else "waiting"
 
     def _over(self) -> bool:
@@ -137,7 +136,7 @@ class Board:
         if self.running is None:
             return None
         run = self.running[0]
-        return share_done(run_folder(self.study, run.name).metrics, run.settings)
+        return share_done(self.study.folder_of(run.name).metrics, run.settings)
 
     def seconds_left(self, progress: float | None) -> float | None:
         """Estimates the time from what finished runs took; None while nothing is known.

@@ -12,10 +12,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
-from agents.commands.study import run_folder
 from agents.commands.study.learning import learning
-from agents.commands.study.plan import Study
 from agents.commands.study.rows import Figure
+from agents.commands.study.runs import Study
 from callbacks.attention_maps import paint_masks
 from callbacks.effective_receptive_field import radius
 from callbacks.segmentation_predictions import name_colours
@@ -34,7 +33,7 @@ def study_figure(study: Study, figure: Figure) -> Picture | None:
     rows = {row.name: row for row in study.rows}
     found: list[Folders] = []
     for name, label in figure.rows.items():
-        folders = [run_folder(study, run.name) for run in study.of(rows[name])]
+        folders = [study.folder_of(run.name) for run in study.of(rows[name])]
         found.append((label, [folder for folder in folders if folder.finished]))
     return _PICTURES[figure.picture](found, figure.title)
 

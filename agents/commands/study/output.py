@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.commands.compare import draw_curves
-from agents.commands.study import run_folder
 from agents.commands.study.figures import study_figure
-from agents.commands.study.plan import Run, Study
+from agents.commands.study.runs import Run, Study
 from agents.commands.study.table import StudyTable, study_table
 from agents.wandb_start import log_table
 from config.convert import update
@@ -64,7 +63,7 @@ def _draw(study: Study) -> dict[str, Path]:
             save(picture, drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
             close(picture)
     shown = [row for row in study.rows if row.shown]
-    firsts = {row.label: run_folder(study, study.of(row)[0].name) for row in shown}
+    firsts = {row.label: study.folder_of(study.of(row)[0].name) for row in shown}
     curves = draw_curves({k: folder for k, folder in firsts.items() if folder.finished})
     if curves is not None:
         drawn["Learning curves, first seed of every row"] = folder / "curves.png"
@@ -108,7 +107,7 @@ def _numbers(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 
 def _run_facts(study: Study, run: Run) -> dict[str, Any]:
-    folder = run_folder(study, run.name)
+    folder = study.folder_of(run.name)
     summary = folder.read_summary()
     return {
         "name": run.name,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.commands.study.rows import (
     LINES,
     TEXT,
-    Figure,
     Row,
     check_keys,
     experiment_settings,
@@ -21,6 +19,7 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
+from agents.commands.study.runs import OF_THE_MACHINE, Run, Study
 from config.base_settings import ARCHITECTURE
 from config.command_line import (
     as_command_line,
@@ -51,98 +50,8 @@ _STUDY_KEYS: dict[str, tuple[type, ...]] = {
 }
 # Settings that a run takes over from the run whose weights it starts from.
 ADOPTED = frozenset(f"backbone.{leaf}" for leaf in ARCHITECTURE)
-# Where and how a run is computed; everything else is what it computes.
-_OF_THE_MACHINE = (
-    "run.",
-    "logger.",
-    "callbacks.",
-    "data.root",
-    "data.download",
-    "data.num_workers",
-    "data.feature_cache",
-    "probe.data.root",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-)
 _MOST_SEEDS = 1000
 _SET_BY_THE_STUDY = {"run.name", "run.seed", "run.resume"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a study.
-
-    Attributes:
-        name: of its folder in the study's.
-        row: whose it is.
-        seed: of it.
-        needs: names of runs that have to be finished before.
-        words: its command line after `main.py`.
-        machine_words: those of them that say where and how it is computed.
-        settings: dotted, all that it reads.
-    """
-
-    name: str
-    row: str
-    seed: int
-    needs: tuple[str, ...]
-    words: tuple[str, ...]
-    machine_words: tuple[str, ...]
-    settings: Mapping[str, Any]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What it computes, wherever that happens."""
-        return {
-            path: value
-            for path, value in self.settings.items()
-            if not path.startswith(_OF_THE_MACHINE)
-        }
-
-
-@dataclass(frozen=True)
-class Study:
-    """A table and its figures.
-
-    Attributes:
-        name: of the file.
-        title, about, protocol: for its head.
-        seeds: how many.
-        metrics: column by key of summary.json; the first one counts.
-        rows: in the order of the table, then those only needed by others.
-        figures: to draw.
-        runs: in the order to run them.
-        folder: where all of it goes.
-        overrides: settings given for all rows on the command line, dotted.
-        asked: its name or file, as it was asked for.
-    """
-
-    name: str
-    title: str
-    about: str
-    protocol: str
-    seeds: int
-    metrics: Mapping[str, str]
-    rows: tuple[Row, ...]
-    figures: tuple[Figure, ...]
-    runs: tuple[Run, ...]
-    folder: Path
-    overrides: Mapping[str, Sequence[str]]
-    asked: str
-
-    @property
-    def words(self) -> list[str]:
-        """Its command line after `main.py`."""
-        words = ["--study", self.asked, "--seeds", str(self.seeds)]
-        if (runs_dir := str(self.folder.parent)) != Hparams().run.dir:
-            words += ["--run.dir", runs_dir]
-        return [*words, *as_command_line(self.overrides)]
-
-    def of(self, row: Row) -> list[Run]:
-        """Returns the runs of a row."""
-        return [run for run in self.runs if run.row == row.name]
 
 
 def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir: str) -> Study:
@@ -245,7 +154,7 @@ class _Plans:
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
             settings = {p: v for p, v in settings.items() if p not in ADOPTED or p in given}
-        machine = {path: w for path, w in options.items() if path.startswith(_OF_THE_MACHINE)}
+        machine = {path: w for path, w in options.items() if path.startswith(OF_THE_MACHINE)}
         runs = []
         for seed in range(seeds):
             of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}

@@ -8,8 +8,8 @@ from typing import Any
 
 from agents.base import Agent
 from agents.build import build_agent, build_data
-from agents.commands.study import run_folder
-from agents.commands.study.plan import ADOPTED, Run, Study
+from agents.commands.study.plan import ADOPTED
+from agents.commands.study.runs import Run, Study
 from agents.preflight import checkpoint_bytes, room_in_words
 from agents.sources import build_source
 from config.convert import update
@@ -26,7 +26,7 @@ def announce_room(study: Study) -> None:
 
     Caches of features do not count: rows share them, and only a first image shows how large one is.
     """
-    waiting = [run for run in study.runs if not run_folder(study, run.name).has_checkpoint]
+    waiting = [run for run in study.runs if not study.folder_of(run.name).has_checkpoint]
     sizes: dict[str, int] = {}
     listed: dict[str, int] = {}
     for run in {run.row: run for run in waiting}.values():

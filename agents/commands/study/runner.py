@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,11 @@ from typing import IO
 
 import yaml
 
-from agents.commands.study import run_folder
 from agents.commands.study.board import Board
 from agents.commands.study.output import write_output, write_table
-from agents.commands.study.plan import Run, Study
 from agents.commands.study.room import announce_room
+from agents.commands.study.runs import Run, Study
 from agents.commands.study.table import last_reason
-from config.command_line import MAIN
 from config.convert import ConfigError, read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
@@ -30,18 +27,6 @@ from utils.run_folder import RunFolder
 
 _LOOK_SECONDS = 1.0  # between looks at a run
 _WAIT_SECONDS = 5.0  # between looks at what another process does
-
-
-def print_commands(study: Study) -> int:
-    """Prints the command of every run that has not finished, one a line.
-
-    What a run needs stands behind `#`: such lines wait for others.
-    """
-    for run in study.runs:
-        if not run_folder(study, run.name).finished:
-            needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
-            print(shlex.join(_command(study, run)) + needs, flush=True)
-    return 0
 
 
 def run_study(study: Study) -> int:
@@ -73,7 +58,7 @@ def check_settings(study: Study) -> None:
     noted = read_yaml(file) if file.exists() else {}
     for run in study.runs:
         # Without the file the runs were started by hand, with the commands that were printed.
-        if not file.exists() or not run_folder(study, run.name).path.exists():
+        if not file.exists() or not study.folder_of(run.name).path.exists():
             continue
         before, now = noted.get(run.name), run.identity
         if not isinstance(before, dict):
@@ -91,14 +76,6 @@ def check_settings(study: Study) -> None:
     study.folder.mkdir(parents=True, exist_ok=True)
     noted |= {run.name: run.identity for run in study.runs}
     write_atomically(file, yaml.safe_dump(noted, sort_keys=False))
-
-
-def _command(study: Study, run: Run) -> list[str]:
-    folder = run_folder(study, run.name)
-    if not folder.has_checkpoint:
-        return [sys.executable, str(MAIN), *run.words]
-    resume = ["--run.dir", str(study.folder), "--run.resume", run.name]
-    return [sys.executable, str(MAIN), *resume, *run.machine_words]
 
 
 class _Runner:
@@ -137,7 +114,7 @@ class _Runner:
         if lost:
             self._fail(run, f"not started, needs {lost[0]}")
             return True
-        if any(not run_folder(self.study, name).finished for name in run.needs):
+        if any(not self.study.folder_of(name).finished for name in run.needs):
             return False
         # So that of two processes at one study each run is started by one.
         claim = self.study.folder / "claims" / f"{run.name}.lock"
@@ -146,7 +123,7 @@ class _Runner:
             if self._finished(run):
                 self.board.tell(f"{run.name}: finished elsewhere")
                 return True
-            if not mine or run_folder(self.study, run.name).busy:
+            if not mine or self.study.folder_of(run.name).busy:
                 return False
             if reason := self._failed_meanwhile(run):
                 self._fail(run, f"elsewhere: {reason}")
@@ -155,12 +132,12 @@ class _Runner:
         return True
 
     def _execute(self, run: Run) -> None:
-        folder = run_folder(self.study, run.name)
+        folder = self.study.folder_of(run.name)
         if folder.path.exists() and not folder.has_checkpoint:
             self._set_aside(folder)
         log = self.study.folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)
-        command = _command(self.study, run)
+        command = self.study.command(run)
         self.board.started(run, "resumed" if "--run.resume" in command else "started")
         with log.open("a") as stream:
             print(f"$ {shlex.join(command)}", file=stream, flush=True)
@@ -192,18 +169,18 @@ class _Runner:
         self.board.tell(f"{run.name}: FAILED: {reason}")
 
     def _finished(self, run: Run) -> bool:
-        return run_folder(self.study, run.name).finished
+        return self.study.folder_of(run.name).finished
 
     def _failed_meanwhile(self, run: Run) -> str | None:
         # What failed before this command began is tried again, once.
-        file = run_folder(self.study, run.name).summary
+        file = self.study.folder_of(run.name).summary
         if not file.exists() or file.stat().st_mtime < self.began:
             return None
-        summary = run_folder(self.study, run.name).read_summary()
+        summary = self.study.folder_of(run.name).read_summary()
         return str(summary.get("reason")) if summary.get("status") == "failed" else None
 
     def _elsewhere(self, waiting: list[Run]) -> list[str]:
-        return [run.name for run in waiting if run_folder(self.study, run.name).busy]
+        return [run.name for run in waiting if self.study.folder_of(run.name).busy]
 
     def _stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.commands.study import run_folder
-from agents.commands.study.plan import Study
 from agents.commands.study.rows import Row
+from agents.commands.study.runs import Study
+from agents.protocols import judged_by
 from config.command_line import as_command_line
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, count, format_result, markdown
@@ -24,8 +24,6 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%_#${}"} | {
     "±": r"$\pm$",
     "–": "--",
 }
-# Facts of a run that say how its numbers came about, in the order of the heading.
-_FACTS = ("protocol", "inference")
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,7 @@ class StudyTable:
         words = [study.about] if study.about else []
         if study.protocol:
             words.append(f"Protocol: {study.protocol}")
-        facts = {
-            ", ".join(str(run[fact]) for fact in _FACTS if run.get(fact, "whole") != "whole")
-            for line in self.lines
-            for run in line.runs
-        } - {""}
+        facts = {", ".join(judged_by(run)) for line in self.lines for run in line.runs} - {""}
         if facts:
             words.append(f"Judged by: {'; '.join(sorted(facts))}.")
         if len(facts) > 1:
@@ -168,7 +162,7 @@ class StudyTable:
 
     def runs_csv(self) -> str:
         """Returns the numbers of every run, those of rows that are not shown included."""
-        summaries = [run_folder(self.study, run.name).read_summary() for run in self.study.runs]
+        summaries = [self.study.folder_of(run.name).read_summary() for run in self.study.runs]
         numbers = sorted({k for s in summaries for k, v in s.items() if isinstance(v, int | float)})
         rows: list[list[Any]] = [["run", "row", "seed", "status", *numbers]]
         for run, summary in zip(self.study.runs, summaries, strict=True):
@@ -181,7 +175,7 @@ def study_table(study: Study) -> StudyTable:
     """Collects what a study's runs came to so far."""
     lines, missing = [], []
     for row in study.rows:
-        runs = [(run, run_folder(study, run.name)) for run in study.of(row)]
+        runs = [(run, study.folder_of(run.name)) for run in study.of(row)]
         summaries = [folder.read_summary() for _, folder in runs if folder.finished]
         if row.shown:
             lines.append(Line(row, summaries))

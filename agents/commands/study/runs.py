@@ -1,0 +1,128 @@
+"""What a study is: its runs, what each computes, and where."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.commands.study.rows import Figure, Row
+from config.command_line import MAIN, as_command_line
+from config.hparams import Hparams
+from utils.run_folder import RunFolder
+
+# Where and how a run is computed; everything else is what it computes.
+OF_THE_MACHINE = (
+    "run.",
+    "logger.",
+    "callbacks.",
+    "data.root",
+    "data.download",
+    "data.num_workers",
+    "data.feature_cache",
+    "probe.data.root",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Attributes:
+        name: of its folder in the study's.
+        row: whose it is.
+        seed: of it.
+        needs: names of runs that have to be finished before.
+        words: its command line after `main.py`.
+        machine_words: those of them that say where and how it is computed.
+        settings: dotted, all that it reads.
+    """
+
+    name: str
+    row: str
+    seed: int
+    needs: tuple[str, ...]
+    words: tuple[str, ...]
+    machine_words: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it computes, wherever that happens."""
+        return {
+            path: value
+            for path, value in self.settings.items()
+            if not path.startswith(OF_THE_MACHINE)
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table and its figures.
+
+    Attributes:
+        name: of the file.
+        title, about, protocol: for its head.
+        seeds: how many.
+        metrics: column by key of summary.json; the first one counts.
+        rows: in the order of the table, then those only needed by others.
+        figures: to draw.
+        runs: in the order to run them.
+        folder: where all of it goes.
+        overrides: settings given for all rows on the command line, dotted.
+        asked: its name or file, as it was asked for.
+    """
+
+    name: str
+    title: str
+    about: str
+    protocol: str
+    seeds: int
+    metrics: Mapping[str, str]
+    rows: tuple[Row, ...]
+    figures: tuple[Figure, ...]
+    runs: tuple[Run, ...]
+    folder: Path
+    overrides: Mapping[str, Sequence[str]]
+    asked: str
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line after `main.py`."""
+        words = ["--study", self.asked, "--seeds", str(self.seeds)]
+        if (runs_dir := str(self.folder.parent)) != Hparams().run.dir:
+            words += ["--run.dir", runs_dir]
+        return [*words, *as_command_line(self.overrides)]
+
+    def of(self, row: Row) -> list[Run]:
+        """Returns the runs of a row."""
+        return [run for run in self.runs if run.row == row.name]
+
+    def folder_of(self, name: str) -> RunFolder:
+        """Returns the folder of the run of this name."""
+        return RunFolder(self.folder / name)
+
+    def command(self, run: Run) -> list[str]:
+        """Returns what starts a run, or goes on with it."""
+        folder = self.folder_of(run.name)
+        if not folder.has_checkpoint:
+            return [sys.executable, str(MAIN), *run.words]
+        resume = ["--run.dir", str(self.folder), "--run.resume", run.name]
+        return [sys.executable, str(MAIN), *resume, *run.machine_words]
+
+    def commands_left(self) -> Iterator[str]:
+        """Yields the command of every run that has not finished.
+
+        What a run needs stands behind `#`: such lines wait for others.
+        """
+        for run in self.runs:
+            if not self.folder_of(run.name).finished:
+                needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
+                yield shlex.join(self.command(run)) + needs
