@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from config.hparams import Hparams
 else:
     # Importing torch takes seconds, and a part of what lies below this package needs none.
-    _MODULES = ("config.hparams", "agents.own_parts", "agents.trainer", "agents.notebook")
+    _PLACES = {
+        "config.hparams": ("Hparams",),
+        "agents.notebook": ("Results", "load_run", "results", "segment"),
+        "agents.own_parts": ("add_callback", "add_part"),
+        "agents.trainer": ("Trainer",),
+    }
 
     def __getattr__(name: str) -> Any:
-        if name in __all__:
-            for module in map(importlib.import_module, _MODULES):
-                if hasattr(module, name):
-                    return getattr(module, name)
+        for place, names in _PLACES.items():
+            if name in names:
+                return getattr(importlib.import_module(place), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
