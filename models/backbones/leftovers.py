@@ -21,7 +21,7 @@ _NO_EFFECT = re.compile(
 # Top-level modules that read the features.
 _AFTER = re.compile(
     r"\w*(head|classifier|projector|projection|predict|prototype|decoder|queue)\w*"
-    r"|fc|last_layer|pre_logits|logit_scale|logit_bias"
+    r"|fc|last_layer|pooler|pre_logits|logit_scale|logit_bias"
 )
 # What networks of nearly the same names compute in addition, by the names of its weights.
 _PARTS = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -17,6 +18,7 @@ from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18, resnet50
 from models.backbones.timm_any import build
 from models.backbones.vit import vit_small
+from tests.models import other_libraries as others
 
 State = dict[str, Any]
 
@@ -67,6 +69,9 @@ def source_features(net: Any, pixels: Tensor) -> Tensor:
     if isinstance(net, torchvision.models.ResNet):
         x = net.maxpool(net.relu(net.bn1(net.conv1(pixels))))
         return _with_mean(net.layer4(net.layer3(net.layer2(net.layer1(x)))))
+    if isinstance(net, torchvision.models.VisionTransformer):
+        cls = net.class_token.expand(len(pixels), -1, -1)
+        return torch.as_tensor(net.encoder(torch.cat([cls, net._process_input(pixels)], 1)))
     if hasattr(net, "backbone"):
         return _with_mean(net.backbone(pixels)["out"])
     tokens: Tensor = net.forward_features(pixels)
@@ -188,6 +193,28 @@ def _timms_reg4() -> Backbone:
     return build("vit_small_patch14_reg4_dinov2", image_size=56, **_SIZES)
 
 
+def _dinov3(biased: str = "") -> Layout:
+    name = f"vit_small_patch16_dinov3{biased}"
+
+    def write(state: State) -> State:
+        net: Any = _timm(name)()
+        return others.official_dinov3(state | {"rope_embed.periods": net.rope.periods})
+
+    return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES))
+
+
+def _torchvision_vit() -> nn.Module:
+    sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192}
+    return torchvision.models.VisionTransformer(image_size=64, patch_size=16, **sizes)
+
+
+def _wrapped_blocks(wrapper: str) -> Callable[[State], State]:
+    def write(state: State) -> State:
+        return {re.sub(r"^(blocks\.\d+\.)", rf"\1{wrapper}.", k): v for k, v in state.items()}
+
+    return write
+
+
 def _deeplab() -> nn.Module:
     make = torchvision.models.segmentation.deeplabv3_resnet50
     net: nn.Module = make(weights=None, weights_backbone=None, num_classes=5)
@@ -256,6 +283,19 @@ LAYOUTS: dict[str, Layout] = {
     "ViT as EMA of timm": Layout(
         _plain(), lambda state: {"state_dict": other(state), "state_dict_ema": state}, _ours()
     ),
+    "ViT, torchvision": Layout(_torchvision_vit, _as_is, _ours()),
+    "ViT, transformers": Layout(_plain(), others.transformers_vit, _ours()),
+    "ViT, mmpretrain": Layout(_plain(), others.mmpretrain, _ours()),
+    "DINOv2, transformers": Layout(_dinov2(), others.transformers_dinov2, _ours(14, 56), side=56),
+    "DINOv3, official, in timm's": _dinov3(),
+    "DINOv3 with biases, official, in timm's": _dinov3("_qkvb"),
+    "DINOv3 with biases, transformers, in timm's": replace(
+        _dinov3("_qkvb"), write=others.transformers_dinov3
+    ),
+    **{
+        f"ViT whose blocks are in a {wrapper}": Layout(_plain(), _wrapped_blocks(wrapper), _ours())
+        for wrapper in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+    },
     "ResNet-18": Layout(_r18, _as_is, _ours_r18),
     "Barlow Twins, full checkpoint": Layout(
         _r18,
