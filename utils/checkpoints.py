@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.console import console
 from utils.not_weights import (
@@ -21,6 +21,7 @@ from utils.not_weights import (
     first_bytes,
     foreign_names,
     instead,
+    instead_of_none,
     is_pickle,
     refusal,
 )
@@ -53,9 +54,7 @@ def read_checkpoint(file: Path, without_classes: bool = False) -> Any:
         ValueError: not a weight file, or one that would run code when loaded.
     """
     if not file.is_file():
-        what = f"It is a folder; the weights of a run are run:{file}"
-        hint = what if file.is_dir() else "The weights of a run are run:NAME"
-        raise FileNotFoundError(f"There is no weight file {file}. {hint}.")
+        raise FileNotFoundError(f"There is no weight file {file}. {instead_of_none(file)}.")
     if file.suffix.lower() == ".safetensors" or _is_safetensors(file):
         return _read_safetensors(file)
     _check_sums(file)
@@ -208,6 +207,11 @@ def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
     except RecursionError as error:
         raise ValueError(f"{source} is not loaded: a container in it contains itself.") from error
     for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"{source} is not loaded: {name} is a {type(tensor).__name__}, such as a part of a "
+                "network that several processes share. Write whole, plain tensors into a file."
+            )
         plain = tensor.layout == torch.strided and tensor.dtype not in _FLOAT8
         if not plain or tensor.is_quantized or tensor.is_meta:
             where = ", without values" if tensor.is_meta else ""

@@ -20,6 +20,21 @@ _INSTEAD = {
 }
 
 
+_SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".ckpt"}
+
+
+def instead_of_none(file: Path) -> str:
+    """Says what may be meant by the name of a weight file that is not there."""
+    if file.is_dir():
+        inside = sorted(each for each in file.iterdir() if each.suffix in _SUFFIXES)
+        if inside:
+            return f"It is a folder; did you mean {inside[0]}"
+        return f"It is a folder; the weights of a run are run:{file}"
+    if file.parts[:1] in (("http:",), ("https:",)):
+        return "It is an address: download the file, and give its path"
+    return "The weights of a run are run:NAME"
+
+
 def first_bytes(file: Path) -> bytes:
     """Returns what a file begins with."""
     with file.open("rb") as opened:

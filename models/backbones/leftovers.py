@@ -25,6 +25,7 @@ _AFTER = re.compile(
 )
 # What networks of nearly the same names compute in addition, by the names of its weights.
 _PARTS = {
+    r"lora_|\.base_layer\.": "adapters (LoRA), which have to be merged into the weights first",
     r"reg_token|register_token|storage_token": "register tokens, --backbone.registers",
     r"cls_token": "a class token",
     r"dist_token": "a distillation token",

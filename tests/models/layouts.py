@@ -208,6 +208,11 @@ def _torchvision_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(image_size=64, patch_size=16, **sizes)
 
 
+def _lora(state: State) -> State:
+    named = {key.replace("attn.qkv.", "attn.qkv.base_layer."): v for key, v in state.items()}
+    return named | {"blocks.0.attn.qkv.lora_A.default.weight": torch.zeros(2, 48)}
+
+
 def _wrapped_blocks(wrapper: str) -> Callable[[State], State]:
     def write(state: State) -> State:
         return {re.sub(r"^(blocks\.\d+\.)", rf"\1{wrapper}.", k): v for k, v in state.items()}
@@ -353,6 +358,7 @@ LAYOUTS: dict[str, Layout] = {
     "DeiT-III, official spelling": Layout(
         _timm("deit3_small_patch16_224"), _gamma_1, _ours(), "LayerScale .* rotary positions"
     ),
+    "LoRA": Layout(_plain(), _lora, _ours(), "adapters .LoRA."),
     "CLIP": Layout(_timm("vit_base_patch16_clip_224"), _as_is, _ours(), "norm before the blocks"),
     "q/k norms": Layout(_plain(qk_norm=True), _as_is, _ours(), "norms of queries and keys"),
     "SigLIP": Layout(_timm("vit_base_patch16_siglip_224"), _as_is, _ours(), "class token"),
