@@ -23,9 +23,9 @@ from models.backbones.base import (
     Tokens,
     as_map,
 )
+from models.backbones.other_names import in_the_names_of
 from models.backbones.positions import cls_with_its_place, fitted_biases, fitted_positions
 from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
-from models.backbones.vit_names import in_the_names_of
 from models.scores import scores_of
 from utils.checkpoints import download
 

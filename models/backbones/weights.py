@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
-from models.backbones.vit_names import in_timms_names
+from models.backbones.other_names import in_timms_names
 from models.state_dicts import Network, find_network, nameless_averages, without_chunks
 from utils.checkpoints import check_finite, read_weights
 from utils.run_folder import named_run

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -69,6 +70,10 @@ def source_features(net: Any, pixels: Tensor) -> Tensor:
     if isinstance(net, torchvision.models.ResNet):
         x = net.maxpool(net.relu(net.bn1(net.conv1(pixels))))
         return _with_mean(net.layer4(net.layer3(net.layer2(net.layer1(x)))))
+    if isinstance(net, ConvNeXt):
+        x = net.forward_features(pixels)
+        pooled = net.forward_head(x, pre_logits=True)[:, None]
+        return torch.cat([pooled, x.flatten(2).transpose(1, 2)], 1)
     if isinstance(net, torchvision.models.VisionTransformer):
         cls = net.class_token.expand(len(pixels), -1, -1)
         return torch.as_tensor(net.encoder(torch.cat([cls, net._process_input(pixels)], 1)))
@@ -203,6 +208,14 @@ def _dinov3(biased: str = "") -> Layout:
     return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES))
 
 
+def _convnext() -> nn.Module:
+    return timm.create_model("convnext_tiny", num_classes=0, depths=(1, 1, 2, 1), dims=[8] * 4)
+
+
+def _ours_convnext() -> Backbone:
+    return build("convnext_tiny", image_size=64, depths=(1, 1, 2, 1), dims=[8] * 4)
+
+
 def _torchvision_vit() -> nn.Module:
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192}
     return torchvision.models.VisionTransformer(image_size=64, patch_size=16, **sizes)
@@ -297,6 +310,7 @@ LAYOUTS: dict[str, Layout] = {
     "DINOv3 with biases, transformers, in timm's": replace(
         _dinov3("_qkvb"), write=others.transformers_dinov3
     ),
+    "ConvNeXt, official, in timm's": Layout(_convnext, others.official_convnext, _ours_convnext),
     **{
         f"ViT whose blocks are in a {wrapper}": Layout(_plain(), _wrapped_blocks(wrapper), _ours())
         for wrapper in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

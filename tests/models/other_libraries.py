@@ -1,4 +1,4 @@
-"""Weights of a ViT as other libraries write them, from timm's."""
+"""Weights as other libraries write them, from timm's."""
 
 from __future__ import annotations
 
@@ -53,6 +53,22 @@ _MMPRETRAIN = {
 }
 
 
+_CONVNEXT = {
+    r"^stem": "downsample_layers.0",
+    r"^stages\.(\d)\.downsample": r"downsample_layers.\1",
+    r"\.blocks\.": ".",
+    r"conv_dw": "dwconv",
+    r"mlp\.fc(\d)": r"pwconv\1",
+    r"head\.norm": "norm",
+}
+
+
+def official_convnext(state: State) -> State:
+    """Writes ConvNeXt's own file, with its classifier."""
+    named = _named(state, _CONVNEXT)
+    return {"model": named | {"head.weight": torch.zeros(3, 8), "head.bias": torch.zeros(3)}}
+
+
 def transformers_vit(state: State) -> State:
     """Writes Hugging Face's `ViTModel` within another model, with its pooler."""
     named = _named(_apart(state), _TRANSFORMERS | _OF_ITS_VIT)
@@ -91,7 +107,7 @@ def official_dinov3(state: State) -> State:
 
 
 def _named(state: State, names: Mapping[str, str]) -> State:
-    named = {}
+    named: State = {}
     for key, value in state.items():
         for ours, theirs in names.items():
             key = re.sub(ours, theirs, key)
@@ -101,7 +117,7 @@ def _named(state: State, names: Mapping[str, str]) -> State:
 
 def _apart(state: State) -> State:
     # Queries, keys and values; without a bias of keys where timm has none.
-    apart = {}
+    apart: State = {}
     for key, value in state.items():
         if ".attn.qkv." in key:
             parts = zip("qkv", value.chunk(3), strict=True)

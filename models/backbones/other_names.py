@@ -1,4 +1,4 @@
-"""Names of a ViT's weights in other libraries, as timm's."""
+"""Names of a ViT's and a ConvNeXt's weights in other libraries, as timm's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 _ROUNDED = 1e-2  # of periods that are kept in bfloat16
 
-# Each library by a name that only it has, and its names with timm's. Whatever is in front stays.
+_VIT, _CONVNEXT = "blocks.0.attn.qkv.weight", "stages.0.blocks.0.conv_dw.weight"  # of timm
+
+# Each library by what it is a network of and a name that only it has; its names with timm's.
+# Whatever is in front stays.
 _LIBRARIES = {
     # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3
-    r"embeddings\.patch_embeddings\.": {
+    (_VIT, r"embeddings\.patch_embeddings\."): {
         r"embeddings\.(cls_token|mask_token|register_tokens)$": r"\1",
         r"embeddings\.position_embeddings$": "pos_embed",
         r"embeddings\.patch_embeddings\.(projection\.)?": "patch_embed.proj.",
@@ -30,7 +33,7 @@ _LIBRARIES = {
         r"layer_scale(\d)\.lambda1$": r"ls\1.gamma",
     },
     # torchvision
-    r"(?:^|\.)conv_proj\.": {
+    (_VIT, r"(?:^|\.)conv_proj\."): {
         r"class_token$": "cls_token",
         r"encoder\.pos_embedding$": "pos_embed",
         r"conv_proj\.": "patch_embed.proj.",
@@ -43,7 +46,7 @@ _LIBRARIES = {
         r"mlp\.(3|linear_2)\.": "mlp.fc2.",
     },
     # mmpretrain, mmsegmentation
-    r"(?:^|\.)patch_embed\.projection\.": {
+    (_VIT, r"(?:^|\.)patch_embed\.projection\."): {
         r"patch_embed\.projection\.": "patch_embed.proj.",
         r"attn\.attn\.in_proj_": "attn.qkv.",
         r"attn\.attn\.out_proj\.": "attn.proj.",
@@ -53,26 +56,33 @@ _LIBRARIES = {
         r"ffn\.layers\.0\.0\.": "mlp.fc1.",
         r"ffn\.layers\.1\.": "mlp.fc2.",
     },
+    # ConvNeXt's own code
+    (_CONVNEXT, r"(?:^|\.)downsample_layers\."): {
+        r"downsample_layers\.0\.": "stem.",
+        r"downsample_layers\.(\d)\.": r"stages.\1.downsample.",
+        r"stages\.(\d)\.(?=\d)": r"stages.\1.blocks.",
+        r"dwconv\.": "conv_dw.",
+        r"pwconv(\d)\.": r"mlp.fc\1.",
+        r"(?<!\d\.)norm\.": "head.norm.",
+    },
 }
 
 
 def in_timms_names(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
-    """Names a ViT of another library as timm does, and joins its queries, keys and values.
+    """Names a network of another library as timm does; joins a ViT's queries, keys and values.
 
     Args:
         tensors: of a file, by name.
-        own: names of the network's tensors: others than timm's ViTs are left to themselves.
+        own: names of the network's tensors; of others than timm's nothing is named anew.
     """
-    if "blocks.0.attn.qkv.weight" not in own:
-        return tensors
     named = dict(tensors)
-    for mark, names in _LIBRARIES.items():
-        if any(re.search(mark, key) for key in tensors):
+    for (network, mark), names in _LIBRARIES.items():
+        if network in own and any(re.search(mark, key) for key in tensors):
             rules = {re.compile(rf"(?<![^.]){theirs}"): ours for theirs, ours in names.items()}
             named = {_renamed(key, rules): tensor for key, tensor in named.items()}
     if len(named) < len(tensors):  # two have one name: it is something else
         return tensors
-    return _joined(named)
+    return _joined(named) if _VIT in own else named
 
 
 def _renamed(key: str, rules: Mapping[re.Pattern[str], str]) -> str:
