@@ -82,7 +82,8 @@ def in_timms_names(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mappi
             named = {_renamed(key, rules): tensor for key, tensor in named.items()}
     if len(named) < len(tensors):  # two have one name: it is something else
         return tensors
-    return _joined(named) if _VIT in own else named
+    apart_here = any(key.endswith("attn.q.weight") for key in own)  # as in a CaiT's last blocks
+    return _joined(named) if _VIT in own and not apart_here else named
 
 
 def _renamed(key: str, rules: Mapping[re.Pattern[str], str]) -> str:
