@@ -161,6 +161,16 @@ class Agent(LightningModule, ABC):
         if options.compile:
             self.compile_training_pass()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Averages over the batches of a step, of which an epoch's last may have fewer.
+
+        Lightning divides the loss of each by `trainer.accumulate`, however many there are.
+        """
+        loop, together = self.trainer.fit_loop.epoch_loop, self.trainer.accumulate_grad_batches
+        before = loop.batch_idx // together * together
+        there = min(together, int(self.trainer.num_training_batches) - before)
+        super().backward(loss if there == together else loss * together / there, *args, **kwargs)
+
     def compile_training_pass(self) -> None:
         """Compiles how images pass the backbone in training; nothing, unless a task says how."""
 

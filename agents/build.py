@@ -150,8 +150,9 @@ def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
     check_weights(file, checkpoint)
 
 
-# Groups of settings that build no part of a network.
-_AROUND_IT = ("run", "optim", "trainer", "logger", "callbacks", "probe")
+# Groups of settings that build no part of a network, and what does of another group.
+_AROUND_IT = ("run", "data", "optim", "trainer", "logger", "callbacks", "probe")
+_BUILDS_IT = ("data.name", "data.root", "data.image_size")
 
 
 def _as_they_were(agent: Agent, checkpoint: Mapping[str, Any]) -> str:
@@ -159,7 +160,7 @@ def _as_they_were(agent: Agent, checkpoint: Mapping[str, Any]) -> str:
     changed = [
         f"--{leaf.path} {as_typed(before)} (not {as_typed(leaf.value)})"
         for leaf, before in given_anew(agent.settings, checkpoint["hyper_parameters"])
-        if leaf.path.partition(".")[0] not in _AROUND_IT
+        if leaf.path in _BUILDS_IT or leaf.path.partition(".")[0] not in _AROUND_IT
     ]
     default = "--backbone, --data.image_size and sizes of projectors and heads"
     return f"Leave {', '.join(changed) or default} as it was."

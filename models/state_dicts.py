@@ -18,6 +18,9 @@ _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
 # Of a list of averaged parameters, whose names nobody kept: before the number of one.
 _NAMELESS = re.compile(r"((?:^|.*[._])(?:ema|shadow|averaged?)(?:[._].*)?)\.\d+")
 
+# Of what torch and FSDP wrap around modules, wherever they do.
+_WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+
 # Of blocks, before the number of one: `blocks.0.` of `blocks.0.2.norm1.weight`.
 _CHUNK = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
@@ -58,6 +61,7 @@ def find_network(
     Raises:
         ValueError: several networks fit alike and differ.
     """
+    tensors = _without_wrappers(tensors)
     counted = [(naming, _prefixes(tensors, naming)) for naming in namings]
     naming, counts = max(counted, key=lambda each: max(each[1].values(), default=0))
     most = max(counts.values(), default=0)
@@ -104,6 +108,12 @@ def without_chunks(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mappi
     named = {_CHUNK.sub("blocks.", key): tensor for key, tensor in tensors.items()}
     numbered_anew = len(named) < len(tensors)  # in every chunk: somebody else's
     return tensors if numbered_anew or any(map(_CHUNK.search, own)) else named
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names modules as if none were compiled, checkpointed or sharded on its own."""
+    named = {_WRAPPER.sub("", key): tensor for key, tensor in tensors.items()}
+    return named if len(named) == len(tensors) else tensors  # else beside what they wrap
 
 
 def _prefixes(tensors: Mapping[str, Tensor], naming: Mapping[str, str]) -> Counter[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import pickletools
 import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,32 +12,53 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.console import console
+from utils.not_weights import (
+    archive_instead,
+    damage,
+    first_bytes,
+    foreign_names,
+    instead,
+    instead_of_none,
+    is_pickle,
+    refusal,
+)
+from utils.stand_ins import read_without_classes
 
 _FLOAT8 = {dtype for name, dtype in vars(torch).items() if name.startswith("float8_")}
 
 Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
 
-def read_checkpoint(file: Path) -> Any:
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a file of anybody's; see `read_checkpoint` and `tensors_in`.
+
+    What else it holds, such as settings, is passed over without loading it.
+    """
+    return tensors_in(read_checkpoint(file, without_classes=True), str(file))
+
+
+def read_checkpoint(file: Path, without_classes: bool = False) -> Any:
     """Loads a file with torch's safe unpickler, or a safetensors file.
 
     `argparse.Namespace`, which official checkpoints carry, is the only class allowed in addition.
+
+    Args:
+        file: of weights.
+        without_classes: read objects of other classes as nothing, see `read_without_classes`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a weight file, or one that would run code when loaded.
     """
     if not file.is_file():
-        what = f"It is a folder; the weights of a run are run:{file}"
-        hint = what if file.is_dir() else "The weights of a run are run:NAME"
-        raise FileNotFoundError(f"There is no weight file {file}. {hint}.")
+        raise FileNotFoundError(f"There is no weight file {file}. {instead_of_none(file)}.")
     if file.suffix.lower() == ".safetensors" or _is_safetensors(file):
         return _read_safetensors(file)
     _check_sums(file)
-    return _load(file)
+    return _load(file, without_classes=without_classes)
 
 
 def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
@@ -123,27 +143,33 @@ def _check_sums(file: Path) -> None:
     """Compares a zip archive, as torch writes, with its CRC-32 sums, which torch never reads.
 
     Raises:
-        ValueError: a byte of it has changed.
+        ValueError: a byte of it has changed, or it is another archive.
     """
     try:
         if not zipfile.is_zipfile(file):
             return  # a format of old, or cut: loading it will tell
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
+            damaged, parts = archive.testzip(), archive.namelist()
     except Exception as error:  # whatever a changed byte of the directory leads to
         raise ValueError(f"{file} is damaged: {error}.") from error
     if damaged is not None:
         raise ValueError(f"{file} is damaged: the checksum of its part {damaged} is wrong.")
+    if what := archive_instead(file, parts):
+        raise ValueError(what)
 
 
-def _load(file: Path, mmap: bool = False) -> Any:
+def _load(file: Path, mmap: bool = False, without_classes: bool = False) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged file makes the unpickler trip over anything
+            refused = isinstance(error, pickle.UnpicklingError) and is_pickle(file)
+            if refused and without_classes:
+                found = read_without_classes(file, foreign_names(file))
+                if found is not None:
+                    return found
             # Not in torch's words, which advise to load what could run code.
-            refused = isinstance(error, pickle.UnpicklingError) and _is_pickle(file)
-            raise ValueError(_refusal(file) if refused else _damage(file)) from error
+            raise ValueError(refusal(file) if refused else damage(file)) from error
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -154,76 +180,17 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(
-            _instead(file)
+            instead(file)
             or f"{file} cannot be read: it ends too early or is no safetensors file ({error}); "
             "copy or download it again."
         ) from error
 
 
-def _is_pickle(file: Path) -> bool:
-    if zipfile.is_zipfile(file):  # torch's own layout, which has one inside
-        return True
-    try:
-        with file.open("rb") as opened:
-            for _ in pickletools.genops(opened):
-                pass
-    except Exception:  # whatever a stream of other bytes leads to
-        return False
-    return True
-
-
-def _refusal(file: Path) -> str:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except (ValueError, RuntimeError, pickle.UnpicklingError):
-        # An older layout, in which they cannot be listed.
-        names = []
-    what = f" ({', '.join(sorted(names)[:4])})" if names else ""
-    return (
-        f"{file} is refused: it holds more than tensors and plain values{what}, and loading that "
-        "could run code. Ask its author for a plain state dict."
-    )
-
-
-# What is taken for weights where a download did not give them, by its first bytes.
-_INSTEAD = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the weights: git lfs pull fetches them",
-    b"<": "a page of the web, not the weights: download the file itself",
-    b"{": "text in JSON, such as the index of a file in several parts, not the weights",
-    b"\x93NUMPY": "an array of NumPy, not a state dict",
-}
-
-
-def _first_bytes(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(64)
-
-
-def _instead(file: Path) -> str | None:
-    begins = _first_bytes(file).lstrip()
-    found = (what for beginning, what in _INSTEAD.items() if begins.startswith(beginning))
-    return next((f"{file} is {what}." for what in found), None)
-
-
 def _is_safetensors(file: Path) -> bool:
     # The length of a header in JSON, which follows: whatever the file is called.
-    begins = _first_bytes(file)
+    begins = first_bytes(file)
     length = int.from_bytes(begins[:8], "little")
     return begins[8:9] == b"{" and length < file.stat().st_size
-
-
-def _damage(file: Path) -> str:
-    if not file.is_file():
-        return f"{file} is no file."
-    if instead := _instead(file):
-        return instead
-    begins = _first_bytes(file)
-    if not begins:
-        return f"{file} is damaged: it is empty."
-    begins_as_zip = begins.startswith(b"PK\3\4")
-    if begins_as_zip and not zipfile.is_zipfile(file):
-        return f"{file} cannot be read: it ends too early; copy or download it again."
-    return f"{file} cannot be read as weights: it is damaged, or torch.save has not written it."
 
 
 def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
@@ -240,6 +207,11 @@ def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
     except RecursionError as error:
         raise ValueError(f"{source} is not loaded: a container in it contains itself.") from error
     for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"{source} is not loaded: {name} is a {type(tensor).__name__}, such as a part of a "
+                "network that several processes share. Write whole, plain tensors into a file."
+            )
         plain = tensor.layout == torch.strided and tensor.dtype not in _FLOAT8
         if not plain or tensor.is_quantized or tensor.is_meta:
             where = ", without values" if tensor.is_meta else ""

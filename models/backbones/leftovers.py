@@ -21,10 +21,11 @@ _NO_EFFECT = re.compile(
 # Top-level modules that read the features.
 _AFTER = re.compile(
     r"\w*(head|classifier|projector|projection|predict|prototype|decoder|queue)\w*"
-    r"|fc|last_layer|pre_logits|logit_scale|logit_bias"
+    r"|fc|last_layer|pooler|pre_logits|logit_scale|logit_bias"
 )
 # What networks of nearly the same names compute in addition, by the names of its weights.
 _PARTS = {
+    r"lora_|\.base_layer\.": "adapters (LoRA), which have to be merged into the weights first",
     r"reg_token|register_token|storage_token": "register tokens, --backbone.registers",
     r"cls_token": "a class token",
     r"dist_token": "a distillation token",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isqrt
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 
@@ -62,6 +62,23 @@ def cls_with_its_place(state: Mapping[str, Tensor], patches: int) -> dict[str, T
     if left != patches and not _is_square(left):
         return {}
     return {"cls_token": token + places[:, :1], "pos_embed": places[:, 1:]}
+
+
+def fitted_biases(value: Tensor, shape: torch.Size, window: tuple[int, int]) -> Tensor:
+    """Resamples biases of relative positions to another window (bicubic).
+
+    Args:
+        value: `(positions, heads)` of a file; those of CLS, where there are some, come last.
+        shape: that of the network.
+        window: of the network, in tokens.
+
+    Returns:
+        Biases of that shape; unchanged where the file's are of no square window.
+    """
+    beside = shape[0] - (2 * window[0] - 1) * (2 * window[1] - 1)
+    if value.ndim != 2 or value.shape[1:] != shape[1:] or not _is_square(len(value) - beside):
+        return value
+    return resize_rel_pos_bias_table(value, window, tuple(shape))
 
 
 def _is_square(patches: int) -> bool:

@@ -6,17 +6,16 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from math import isqrt
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resize_rel_pos_bias_table
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
 from models.backbones.base import Features, StateDict, answered
+from models.backbones.positions import fitted_biases
 from models.backbones.timm_base import TimmBackbone, pretrained
 from models.scores import scores_of
 
@@ -123,13 +122,10 @@ class Swin(TimmBackbone):
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
         """Resamples relative positions of another window size (bicubic)."""
-        own = self.net.state_dict()[key]
-        square = isqrt(len(value)) ** 2 == len(value) if value.ndim == 2 else False
-        if key.endswith("bias_table") and square and value.shape[1:] == own.shape[1:]:
-            block = self.net.get_submodule(key.removesuffix(".relative_position_bias_table"))
-            window: Any = block.window_size
-            return resize_rel_pos_bias_table(value, window, tuple(own.shape))
-        return value
+        if not key.endswith("bias_table"):
+            return value
+        block: Any = self.net.get_submodule(key.rpartition(".")[0])
+        return fitted_biases(value, block.relative_position_bias_table.shape, block.window_size)
 
 
 def merged_where_a_stage_begins(state: StateDict) -> StateDict:

@@ -23,7 +23,8 @@ from models.backbones.base import (
     Tokens,
     as_map,
 )
-from models.backbones.positions import cls_with_its_place, fitted_positions
+from models.backbones.other_names import in_the_names_of
+from models.backbones.positions import cls_with_its_place, fitted_biases, fitted_positions
 from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
 from models.scores import scores_of
 from utils.checkpoints import download
@@ -109,13 +110,16 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         return [*blocks, nn.ModuleList([last, self.net.norm])]
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resamples position and patch embeddings of another image or patch size (bicubic)."""
+        """Resamples positions and patch embeddings of another image or patch size (bicubic)."""
         if key == "pos_embed" and value.ndim == 3 and value.shape[-1] == self.embed_dim:
             height, width = self.net.patch_embed.grid_size
             own: Any = self.net.pos_embed
             return fitted_positions(value, (height, width), own.shape[1] - height * width)
         if key == "patch_embed.proj.weight" and value.ndim == 4 and len(value) == self.embed_dim:
             return resample_patch_embed(value, [self.patch_size, self.patch_size])
+        if key.endswith("relative_position_bias_table"):  # of BEiT
+            attn: Any = self.net.get_submodule(key.rpartition(".")[0])
+            return fitted_biases(value, attn.relative_position_bias_table.shape, attn.window_size)
         return value
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
@@ -126,9 +130,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
         spelling `gamma_1`: timm's ViTs with rotary positions have the names of a DeiT-III then.
         """
-        folded = dict(state)
-        if "register_tokens" in folded:
-            folded["reg_token"] = folded.pop("register_tokens")
+        folded = in_the_names_of(self.net, state)
         own, said = self.net.state_dict(), []
         if getattr(self.net, "no_embed_class", False) and {"cls_token", "pos_embed"} <= own.keys():
             placed = cls_with_its_place(folded, own["pos_embed"].shape[1])

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
+from models.backbones.other_names import in_timms_names
 from models.state_dicts import Network, find_network, nameless_averages, without_chunks
-from utils.checkpoints import check_finite, read_checkpoint, tensors_in
+from utils.checkpoints import check_finite, read_weights
 from utils.run_folder import named_run
 from utils.text import count, did_you_mean
 
@@ -113,7 +114,7 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
             "experiment."
         )
     file = run.backbone if run else Path(weights)
-    return load_state(backbone, tensors_in(read_checkpoint(file), str(file)), str(file))
+    return load_state(backbone, read_weights(file), str(file))
 
 
 def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
@@ -171,12 +172,13 @@ def _network(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> 
     parts = {key: key.partition(".") for key in own}
     numbered = {f"{numbers.get(first)}.{rest}": key for key, (first, _, rest) in parts.items()}
     namings = [{key: key for key in own}, numbered]
-    found = find_network(without_chunks(tensors, own), namings, source)
+    named = without_chunks(in_timms_names(tensors, own), own)
+    found = find_network(named, namings, source)
     # What an nn.Sequential has behind the features, such as a classifier, by its name.
     names = {number: name for name, number in numbers.items()}
     split = {key: key.partition(".") for key in found.state}
-    named = {f"{names.get(a, a)}{dot}{b}": found.state[key] for key, (a, dot, b) in split.items()}
-    found = replace(found, state=named)
+    state = {f"{names.get(a, a)}{dot}{b}": found.state[key] for key, (a, dot, b) in split.items()}
+    found = replace(found, state=state)
     if 10 * len(own.keys() & found.state) < len(own):
         raise ValueError(
             f"{source} is not loaded: it has {len(tensors)} tensors ({_some(tensors)}), and those "

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.heads.base import Head
 from models.state_dicts import find_network
 from utils.checkpoint_io import best_or_last
-from utils.checkpoints import check_finite, read_checkpoint, tensors_in
+from utils.checkpoints import check_finite, read_weights
 from utils.run_folder import named_run
 
 
@@ -40,7 +40,7 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
     else:
         run = named_run(weights, runs_dir)
         file = best_or_last(run) if run else Path(weights)
-        state = tensors_in(read_checkpoint(file), str(file))
+        state = read_weights(file)
     _load(head, state, weights)
     return f"head weights from {weights}: {len(head.state_dict())} tensors matched (100%)"
 

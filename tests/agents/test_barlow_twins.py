@@ -44,6 +44,19 @@ def test_chunked_training_equals_whole_training_in_float64(train, clip):
     assert difference(weights(other), weights(whole)) > 1e-6  # accumulation is something else
 
 
+def test_an_epoch_that_ends_with_fewer_batches_than_accumulate_averages_over_those(train):
+    shared = {
+        "trainer__precision": "64-true",
+        "trainer__max_epochs": 2,
+        "trainer__limit_train_batches": 1,
+        "optim__name": "sgd",
+        "optim__lr": 0.01,
+    }
+    _, alone = train("alone", **shared)
+    _, last = train("last", trainer__accumulate=4, **shared)
+    assert difference(weights(last), weights(alone)) < 1e-10
+
+
 def test_chunked_training_with_drop_path_repeats_itself(train):
     shared = {"trainer__chunk_size": 4, "backbone__drop_path": 0.5, "trainer__max_epochs": 1}
     _, first = train("first", **shared)

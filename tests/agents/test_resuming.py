@@ -356,13 +356,14 @@ def test_a_run_that_stops_validating_is_not_judged_by_its_best_of_before(train, 
 )
 def test_settings_of_another_network_are_named(train, capsys, task, changed, words):
     _, folder = train(task=task, trainer__max_epochs=1)
-    given = {**changed, "trainer.max_epochs": 2, "optim.lr": 0.01}
+    given = {**changed, "trainer.max_epochs": 2, "optim.lr": 0.01, "data.num_workers": 1}
     assert resume(folder, **{path.replace(".", "__"): value for path, value in given.items()}) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "is of another architecture" in said
     assert words in said
     assert "max_epochs" not in said
     assert "optim.lr" not in said
+    assert "num_workers" not in said
 
 
 def test_a_run_resumed_without_a_centre_subtracts_none(train, monkeypatch):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
 import torch
 import torchvision
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18, resnet50
 from models.backbones.timm_any import build
 from models.backbones.vit import vit_small
+from tests.models import other_libraries as others
 
 State = dict[str, Any]
 
@@ -67,6 +70,13 @@ def source_features(net: Any, pixels: Tensor) -> Tensor:
     if isinstance(net, torchvision.models.ResNet):
         x = net.maxpool(net.relu(net.bn1(net.conv1(pixels))))
         return _with_mean(net.layer4(net.layer3(net.layer2(net.layer1(x)))))
+    if isinstance(net, ConvNeXt):
+        x = net.forward_features(pixels)
+        pooled = net.forward_head(x, pre_logits=True)[:, None]
+        return torch.cat([pooled, x.flatten(2).transpose(1, 2)], 1)
+    if isinstance(net, torchvision.models.VisionTransformer):
+        cls = net.class_token.expand(len(pixels), -1, -1)
+        return torch.as_tensor(net.encoder(torch.cat([cls, net._process_input(pixels)], 1)))
     if hasattr(net, "backbone"):
         return _with_mean(net.backbone(pixels)["out"])
     tokens: Tensor = net.forward_features(pixels)
@@ -188,6 +198,41 @@ def _timms_reg4() -> Backbone:
     return build("vit_small_patch14_reg4_dinov2", image_size=56, **_SIZES)
 
 
+def _dinov3(biased: str = "") -> Layout:
+    name = f"vit_small_patch16_dinov3{biased}"
+
+    def write(state: State) -> State:
+        net: Any = _timm(name)()
+        return others.official_dinov3(state | {"rope_embed.periods": net.rope.periods})
+
+    return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES))
+
+
+def _convnext() -> nn.Module:
+    return timm.create_model("convnext_tiny", num_classes=0, depths=(1, 1, 2, 1), dims=[8] * 4)
+
+
+def _ours_convnext() -> Backbone:
+    return build("convnext_tiny", image_size=64, depths=(1, 1, 2, 1), dims=[8] * 4)
+
+
+def _torchvision_vit() -> nn.Module:
+    sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 192}
+    return torchvision.models.VisionTransformer(image_size=64, patch_size=16, **sizes)
+
+
+def _lora(state: State) -> State:
+    named = {key.replace("attn.qkv.", "attn.qkv.base_layer."): v for key, v in state.items()}
+    return named | {"blocks.0.attn.qkv.lora_A.default.weight": torch.zeros(2, 48)}
+
+
+def _wrapped_blocks(wrapper: str) -> Callable[[State], State]:
+    def write(state: State) -> State:
+        return {re.sub(r"^(blocks\.\d+\.)", rf"\1{wrapper}.", k): v for k, v in state.items()}
+
+    return write
+
+
 def _deeplab() -> nn.Module:
     make = torchvision.models.segmentation.deeplabv3_resnet50
     net: nn.Module = make(weights=None, weights_backbone=None, num_classes=5)
@@ -256,6 +301,20 @@ LAYOUTS: dict[str, Layout] = {
     "ViT as EMA of timm": Layout(
         _plain(), lambda state: {"state_dict": other(state), "state_dict_ema": state}, _ours()
     ),
+    "ViT, torchvision": Layout(_torchvision_vit, _as_is, _ours()),
+    "ViT, transformers": Layout(_plain(), others.transformers_vit, _ours()),
+    "ViT, mmpretrain": Layout(_plain(), others.mmpretrain, _ours()),
+    "DINOv2, transformers": Layout(_dinov2(), others.transformers_dinov2, _ours(14, 56), side=56),
+    "DINOv3, official, in timm's": _dinov3(),
+    "DINOv3 with biases, official, in timm's": _dinov3("_qkvb"),
+    "DINOv3 with biases, transformers, in timm's": replace(
+        _dinov3("_qkvb"), write=others.transformers_dinov3
+    ),
+    "ConvNeXt, official, in timm's": Layout(_convnext, others.official_convnext, _ours_convnext),
+    **{
+        f"ViT whose blocks are in a {wrapper}": Layout(_plain(), _wrapped_blocks(wrapper), _ours())
+        for wrapper in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+    },
     "ResNet-18": Layout(_r18, _as_is, _ours_r18),
     "Barlow Twins, full checkpoint": Layout(
         _r18,
@@ -313,6 +372,7 @@ LAYOUTS: dict[str, Layout] = {
     "DeiT-III, official spelling": Layout(
         _timm("deit3_small_patch16_224"), _gamma_1, _ours(), "LayerScale .* rotary positions"
     ),
+    "LoRA": Layout(_plain(), _lora, _ours(), "adapters .LoRA."),
     "CLIP": Layout(_timm("vit_base_patch16_clip_224"), _as_is, _ours(), "norm before the blocks"),
     "q/k norms": Layout(_plain(qk_norm=True), _as_is, _ours(), "norms of queries and keys"),
     "SigLIP": Layout(_timm("vit_base_patch16_siglip_224"), _as_is, _ours(), "class token"),

@@ -19,7 +19,7 @@ from models.backbones.swin import Swin
 from models.backbones.swin_v2 import SwinV2
 from models.backbones.timm_any import TimmViT, build
 from models.backbones.timm_maps import TimmMaps
-from models.backbones.weights import load_weights
+from models.backbones.weights import load_state, load_weights
 from models.fusions.base import attention_maps
 from models.memory.chunking import forward_in_chunks
 
@@ -459,6 +459,22 @@ def test_networks_made_for_one_size_say_so():
         backbone.check_side(32, "dino.local_crop_size")
     assert made("vit").fixed_side is None
     made("dinov3")(torch.zeros(1, 3, 96, 48))  # any whole patches
+
+
+def test_relative_positions_of_another_image_size_are_resized():
+    from timm.models.beit import checkpoint_filter_fn
+
+    name, sizes = "beit_base_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 3}
+    there = timm.create_model(name, num_classes=0, img_size=128, **sizes)
+    for value in there.state_dict().values():
+        if value.is_floating_point():
+            value.normal_()
+    backbone = build(name, image_size=64, **sizes)
+    report = load_state(backbone, there.state_dict(), "file")
+    assert len(report.resized) == 2
+    expected = checkpoint_filter_fn(dict(there.state_dict()), backbone.net)
+    for key, value in backbone.net.state_dict().items():
+        torch.testing.assert_close(value, expected[key])
 
 
 def test_weights_that_cannot_be_fetched_name_the_file_to_get(monkeypatch):

@@ -276,6 +276,24 @@ def test_the_folder_of_a_run_is_no_file_but_may_be_named(tmp_path):
     assert report.coverage == 1
 
 
+def test_a_folder_with_weights_and_an_address_are_answered_with_what_to_give(tmp_path):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=rf"did you mean {tmp_path}/model\.safetensors"):
+        load_weights(vit(1), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="an address: download the file"):
+        load_weights(vit(1), "https://example.org/net.pth")
+
+
+def test_tensors_of_other_kinds_are_refused():
+    class Shard(torch.Tensor):
+        """As a DTensor: other operators do not take it."""
+
+    state = vit(1).net.state_dict()
+    with pytest.raises(ValueError, match=r"norm\.bias is a Shard"):
+        tensors_in(state | {"norm.bias": state["norm.bias"].as_subclass(Shard)}, "file")
+
+
 def test_tensors_that_hold_nothing_are_refused():
     state = vit(1).net.state_dict()
     for key in ("patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.weight"):

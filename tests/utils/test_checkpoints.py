@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
+import importlib
+import os
+import subprocess
+import sys
 import warnings
-from collections import OrderedDict
+import zipfile
+from collections import OrderedDict, defaultdict
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +27,7 @@ from utils.checkpoints import (
     map_run_checkpoint,
     read_checkpoint,
     read_run_checkpoint,
+    read_weights,
     tensors_in,
 )
 
@@ -67,6 +77,76 @@ def test_a_compiled_network_is_no_weight_file(tmp_path):
     with warnings.catch_warnings(action="ignore"):  # of its age
         torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(file)
     assert "cannot be read as weights" in sentence(file)
+
+
+def test_archives_of_others_are_named(tmp_path):
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(2))
+    assert "NumPy arrays" in sentence(tmp_path / "arrays.npz")
+    torch.save(STATE, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w") as archive:
+        archive.write(tmp_path / "a.pth", "inner.pth")
+    assert "an archive of inner.pth" in sentence(tmp_path / "packed.pth")
+    (tmp_path / "a.pth.gz").write_bytes(gzip.compress((tmp_path / "a.pth").read_bytes()))
+    assert "packed by gzip" in sentence(tmp_path / "a.pth.gz")
+
+
+class Settings(dict[str, Any]):
+    """As OmegaConf's, Lightning's and mmengine's: items and attributes."""
+
+
+class Kind(Enum):
+    LARGE = "large"
+
+
+def test_tensors_are_read_without_the_classes_beside_them(tmp_path):
+    settings = Settings(lr=np.float64(0.1), kind=Kind.LARGE)
+    settings.where = Path("out")
+    beside = {
+        "args": argparse.Namespace(output_dir=Path("out")),
+        "optimizer": {"param_groups": [{"lr": np.float64(0.1), "history": np.zeros(3)}]},
+        "hyper_parameters": settings,
+        "counts": defaultdict(list, {"a": [1]}),
+    }
+    file = tmp_path / "full.pth"
+    torch.save(beside | {"state_dict": Settings(STATE)}, file)
+    found = read_weights(file)
+    assert found.keys() == {f"state_dict.{key}" for key in STATE}
+    for key, value in STATE.items():
+        assert torch.equal(found[f"state_dict.{key}"], value)
+
+
+class Calls:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.system, exec, subprocess.check_call, Path.touch])
+def test_a_file_that_calls_what_settings_are_not_made_of_is_refused(tmp_path, function):
+    file = tmp_path / "bad.pth"
+    torch.save({**STATE, "args": Calls(function, "touch was-run")}, file)
+    with pytest.raises(ValueError, match="is refused"):
+        read_weights(file)
+
+
+def test_nothing_that_a_file_names_is_run_or_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "theirs.py").write_text("def build(name):\n    open(name, 'w').close()\n")
+    theirs: Any = importlib.import_module("theirs")
+    torch.save({**STATE, "args": Calls(theirs.build, "was-run")}, "net.pth")
+    del sys.modules["theirs"]
+    assert read_weights(Path("net.pth")).keys() == STATE.keys()
+    assert "theirs" not in sys.modules
+    assert not Path("was-run").exists()
+
+
+def test_a_network_beside_weights_is_refused_rather_than_passed_over(tmp_path):
+    torch.save({**STATE, "ema": nn.Sequential(nn.Linear(2, 2))}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match="is refused"):
+        read_weights(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("new", [True, False])
