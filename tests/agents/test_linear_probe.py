@@ -389,7 +389,7 @@ def test_without_held_out_images_the_words_say_so(probe, capsys):
     assert "with the last checkpoint: no image was held out to choose one." in words
     assert "chose" not in words
     probe("chosen", trainer__max_epochs=2)
-    assert "training images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
+    assert "held-out images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
 
 
 def test_chance_is_the_most_frequent_class_where_classes_are_not_equal(probe, tmp_path):
