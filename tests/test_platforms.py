@@ -92,6 +92,14 @@ def test_names_that_windows_does_not_take_are_refused_there(monkeypatch, name):
     assert FolderName().problem("run 7, seed-1") is None
 
 
+def test_a_terminal_that_does_not_know_its_width_shows_what_others_do(train, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert train()[0] == 0
+    shown = capsys.readouterr().out
+    assert "Trained: barlow_twins" in shown
+    assert "Next: " in shown
+
+
 def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(device, "nvidia_cards", list)
