@@ -449,6 +449,7 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
         ("names: [a, b]\ncolours: [red, rde]", "the colour of b is 'rde', expected"),
         ("names: [a, b]\ncolours: [[0, 0, 300], red]", r"the colour of a is \[0, 0, 300\]"),
         ("names: [a, b]\ncolours:\n  - #ff0000\n  - red", "the colour of a is None, expected"),
+        ("names: [a, b]\ncolours: [#ff0000, #00ff00]", "line 2: .* in quotation marks"),
         ("names: [a, b]\ncolours: [red, '#f00']", "a and b have the same colour, #ff0000"),
         ("names: [a, bee]\ncolours: {a: red, be: blue}", "has be, .* Did you mean bee?"),
         ("names: [a, b]\ncolours: {a: red}", "b has no colour"),
