@@ -41,8 +41,8 @@ def quiet_libraries() -> None:
         console.addHandler(_ToStderr())
         console.setLevel(logging.INFO)
         console.propagate = False
-    # What a library cannot write to its log, as wandb names that the system's encoding does not have,
-    # would be a traceback a line.
+    # What a library cannot write to its log would be a traceback a line: wandb's has the system's
+    # encoding, names of classes may have other letters.
     logging.raiseExceptions = False
     warnings.formatwarning = _plainly  # type: ignore[assignment]
     # One-process runs: tips, hardware lines and notes on saving of Lightning.
