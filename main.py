@@ -30,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
     # Names, units and results have signs that not every terminal or log file can spell.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    # Of a terminal that does not know its width; rich takes it at its word, and prints nothing.
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     command: Command | str = ""
     try:
         parse = _parser()

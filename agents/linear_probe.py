@@ -150,7 +150,7 @@ class LinearProbe(Agent):
         return {"loss": loss}
 
     def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Counts on held-out training images."""
+        """Counts on images that choices are made on."""
         return {"loss": self._judge(batch, "val", self.classifier)}
 
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
@@ -231,7 +231,7 @@ class LinearProbe(Agent):
         lines = []
         if "test/linear_accuracy" in summary:
             last = summary.get("test/linear_accuracy_last")
-            chosen = "checkpoint that the held-out training images chose"
+            chosen = "checkpoint that the held-out images chose"
             if "val/linear_accuracy" not in summary:
                 chosen, last = "last checkpoint: no image was held out to choose one", None
             lines.append(

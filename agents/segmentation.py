@@ -39,7 +39,7 @@ from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.logging import log_after_step
 from utils.palette import has_background, palette
-from utils.text import best_and_worst, count
+from utils.text import best_and_worst, count, in_units
 
 
 class Segmentation(Agent):
@@ -289,7 +289,7 @@ class Segmentation(Agent):
         pixels = int(self.confusion["test"].sum())
         lines = [
             f"Test mIoU {summary['test/miou']:.3f} ({self.settings.segmentation.protocol}), mean "
-            f"of {count(len(by_class), 'class')} over {pixels / 1e6:.1f} M pixels; pixel accuracy "
+            f"of {count(len(by_class), 'class')} over {in_units(pixels)}pixels; pixel accuracy "
             f"{summary['test/accuracy']:.3f}.",
             *best_and_worst([(name, value) for value, name in by_class]),
         ]

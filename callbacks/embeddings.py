@@ -23,6 +23,7 @@ from callbacks.inspection import (
 from utils import figures
 from utils.imports import is_installed
 from utils.logging import log_figure
+from utils.text import count
 
 _MOST_NAMED = 24  # classes that a legend has room for
 
@@ -55,6 +56,9 @@ class Embeddings(Callback):
         else:
             (images, labels), _, classes = found
             split = "labelled training"
+        if len(images) < 2:
+            self.say(f"embeddings: of {count(len(images), f'{split} image')} no picture is made.")
+            return
         with inspecting(pl_module, trainer.precision_plugin):
             points = pooled_features(backbone, images).cpu().double()
         where = f"{len(points)} {split} images, step {trainer.global_step}"

@@ -139,7 +139,7 @@ class DataHparams:
     ] = 0.1
     """Share of the training images held out for validation: image_folder and mask_folder without a
     val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
-    and chooses nothing (mask_folder with test/ and val/: val chooses)."""
+    and chooses nothing (with test/ and val/ of folders: val chooses)."""
     image_size: Annotated[int | str, Auto(), Between(16, 2**15), MEASURES] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
     to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32

@@ -105,6 +105,11 @@ class MaskedSource(ImageSource):
 class LabelledSource(ImageSource):
     """A data set whose images have one class each."""
 
+    @property
+    def judged_split(self) -> str:
+        """What a probe is judged by. Where that is not `val`, choices are made on `val`."""
+        return "val"
+
     @abstractmethod
     def labels(self, split: str) -> tuple[tuple[str, ...], Sequence[int]]:
         """Returns the names of the classes, and the class of each of `files(split)`.

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from utils.text import count, did_you_mean
 
 _KEYS = ("names", "colours", "ignore", "background")
 _MOST = VOID  # labels 0 … 254
+_UNQUOTED = re.compile(rb"[\[,]\s*#[0-9a-fA-F]{3,6}\b")
+_IN_QUOTATION_MARKS = ' Write colours in quotation marks, "#ff0000": a bare # begins a comment.'
 _HEX = 'a colour such as "#ff0000" (in quotation marks), red or [255, 0, 0]'
 
 
@@ -56,10 +59,12 @@ def read_class_list(file: Path) -> ClassList:
     Raises:
         ValueError: it cannot be understood; names the file and the entry.
     """
+    text = file.read_bytes()
     try:
-        return _class_list(load_yaml(file.read_bytes(), CLASS_LIST))
+        return _class_list(load_yaml(text, CLASS_LIST))
     except ValueError as error:
-        raise ValueError(f"{file.parent}/{error}") from error
+        hint = _IN_QUOTATION_MARKS if _UNQUOTED.search(text) else ""
+        raise ValueError(f"{file.parent}/{error}{hint}") from error
 
 
 def _class_list(content: Any) -> ClassList:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from datamodules.listing import (
     files_below,
     folders_in,
     image_files,
+    is_image,
     judging_place,
     part_of,
 )
@@ -30,8 +31,9 @@ class ImageFolder(LabelledSource):
     """Images at any depth below `root`; those of a class share a folder, if they have classes.
 
     With `root/train` (or `training`) and `root/val` (or `valid`, `validation`, `test`, `testing`;
-    upper case too) these are the splits. Otherwise `val_fraction` of the images, or of `root/train`
-    where nothing else lies beside it, is held out by a hash of the path.
+    upper case too) these are the splits; a `test` beside both is the split `test`. Otherwise
+    `val_fraction` of the images, or of `root/train` where nothing else lies beside it, is held out
+    by a hash of the path.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
@@ -40,17 +42,33 @@ class ImageFolder(LabelledSource):
         self._listed: dict[Path, list[Path]] = {}  # a tree is walked once
 
     def files(self, split: str) -> list[Path]:
-        """See `ImageSource.files`; also `all` and, the same as `train`, `all_minus_val`."""
-        if split not in ("train", "all_minus_val", "all", "val"):
+        """See `ImageSource.files`; also `test`, `all` and, the same as `train`, `all_minus_val`."""
+        train = self._parts["train"]
+        places = self._parts | {"all_minus_val": train, "all": self.root}
+        if split not in places:
             raise ValueError(f"--data.split {split}: a folder of images has no such split.")
-        train, val = self._folders
-        if train != val:
-            inside = {"val": val, "all": self.root}
-            return self._below(inside.get(split, train))
+        if train != self._parts["val"]:
+            return self._below(places[split])
         files, judged = self._below(train), split == "val"
         if split == "all":
             return files
         return [f for f in files if (judging_place(f, train) < self.val_fraction) == judged]
+
+    @property
+    def judged_split(self) -> str:
+        """See `LabelledSource.judged_split`: `test` where there is one with the same classes."""
+        if "test" not in self._parts:
+            return "val"
+        train, val, test = (self._parts[split] for split in ("train", "val", "test"))
+        found = filter(is_image, files_below(test))  # there may be none
+        ours = _entries(self._below(train), train)
+        if ours == _entries(self._below(val), val) == _entries(found, test):
+            return "test"
+        rank_zero_warn(
+            f"{printable(test)} is left out, and {printable(val)} is what is judged: the folders "
+            "of the classes have to be the same in all three parts."
+        )
+        return "val"
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
@@ -58,10 +76,10 @@ class ImageFolder(LabelledSource):
         Where a hash parts the images, all of them have the classes: it may leave a class of few
         images to one part alone.
         """
-        train, val = self._folders
-        if split == "all" and train != val:
+        train = self._parts["train"]
+        if split == "all" and train != self._parts["val"]:
             raise ValueError("--data.split all: with train/ and val/ folders, labels need a split.")
-        folder = val if split == "val" else train
+        folder = self._parts.get(split, train)
         inside = [file.relative_to(folder).parts for file in self.files(split)]
         if loose := [parts[0] for parts in inside if len(parts) == 1]:
             raise ValueError(
@@ -90,15 +108,19 @@ class ImageFolder(LabelledSource):
         return self._listed[folder]
 
     @cached_property
-    def _folders(self) -> tuple[Path, Path]:
-        """Where training and validation images lie; twice the same where no folder parts them."""
+    def _parts(self) -> dict[str, Path]:
+        """Where images of `train`, `val` and `test` lie.
+
+        The first two are the same where no folder parts them; the last is there beside two others.
+        """
         if not self.root.is_dir():
             raise FileNotFoundError(f"There is no folder {self.root}. Set {self.root_option}.")
         folders = folders_in(self.root)
         there = {folder.name.lower() for folder in folders}
         train, val = _parts_of(folders)
         if train and val:
-            return train, val
+            test = part_of(folders, TEST)
+            return {"train": train, "val": val} | ({} if test in (None, val) else {"test": test})
         if len(folders) == 1 and all(_parts_of(folders_in(folders[0]))):
             rank_zero_warn(
                 f"{printable(self.root)} holds one folder, {printable(folders[0].name)}, in which "
@@ -112,7 +134,12 @@ class ImageFolder(LabelledSource):
             )
         # Beside others, `train` is a class: one of VOC's.
         alone = train if len(there) == 1 else None
-        return (alone or self.root,) * 2
+        return dict.fromkeys(("train", "val"), alone or self.root)
+
+
+def _entries(files: Iterable[Path], folder: Path) -> set[str]:
+    """Returns what lies right inside a folder, of files at any depth."""
+    return {composed(file.relative_to(folder).parts[0]) for file in files}
 
 
 def _parts_of(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:

@@ -182,14 +182,15 @@ def _probe_batch(draws: Sequence[Draw], labels: Tensor, seed: int | None) -> Pro
 class LabelledDataModule(ImageDataModule):
     """Training images, a part of them held out for choices, and the test images.
 
-    The data set's own `val` split is the test set: it is never used to choose anything. Every image
-    is looked at once, by `images`; the loaders then only say which ones make a batch.
+    The data set's own `val` split is the test set, or its `test` where it has both: then `val` is
+    what is held out. The test set is never used to choose anything. Every image is looked at once,
+    by `images`; the loaders then only say which ones make a batch.
 
     Args:
         source: the data set.
         image_size: side of the images in pixels.
         loading: batches, workers, seed.
-        val_fraction: share of the training images that is held out.
+        val_fraction: share of the training images that is held out, where no split is.
         most: images of training and of test, evenly spaced; None: all.
 
     Attributes:
@@ -218,7 +219,9 @@ class LabelledDataModule(ImageDataModule):
             ValueError: training and test images do not have the same classes, or there is no test
                 image.
         """
-        train, test = (labelled_files(self.source, s) for s in (self.source.split, "val"))
+        # The last one alone where choices are made on a split of the data set's own.
+        splits = dict.fromkeys((self.source.split, self.source.judged_split, "val"))
+        train, test, *val = (labelled_files(self.source, split) for split in splits)
         if train.classes != test.classes:
             different = sorted(set(train.classes) ^ set(test.classes))
             raise ValueError(
@@ -237,10 +240,10 @@ class LabelledDataModule(ImageDataModule):
                 f"{train.classes[unseen[0]]}: a linear classifier cannot tell what it never saw."
             )
         if self.most is not None:
-            train, test = train.evenly(self.most), test.evenly(self.most)
-        train, val = train.parted(self.val_fraction)
-        self.splits = {"train": train, "val": val, "test": test}
-        self.train_files, self.val_files = train.files, val.files
+            train, test, *val = (part.evenly(self.most) for part in (train, test, *val))
+        train, chosen_by = (train, *val) if val else train.parted(self.val_fraction)
+        self.splits = {"train": train, "val": chosen_by, "test": test}
+        self.train_files, self.val_files = train.files, chosen_by.files
 
     @property
     def judged_files(self) -> Sequence[ImageItem]:
@@ -266,7 +269,7 @@ class LabelledDataModule(ImageDataModule):
         )
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """The held-out training images."""
+        """The images that choices are made on."""
         return self._in_order("val") if len(self.splits["val"]) else []
 
     def test_dataloader(self) -> BatchLoader:

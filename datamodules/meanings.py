@@ -21,6 +21,8 @@ CLASS_LIST = "classes.yaml"
 _INDEXED = ("P", "L")
 _WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
 _NAMED = 5  # values that a message names
+_WHITE = 0xFFFFFF
+_RAMP = [level for level in range(256) for _ in "rgb"]  # a palette of grey levels
 
 
 class ForeignPixelsError(ValueError):
@@ -99,7 +101,9 @@ class IndexMeanings(Meanings):
 class DeclaredMeanings(Meanings):
     """Whatever a list of classes says of masks of any kind.
 
-    A mask is read by its colours where all of them are declared, else by its values.
+    A mask is read by its colours where all of them are declared, else by its values. One in grey
+    levels is first read by these: black alone is a colour as well, and may be that of another class
+    than 0 has.
 
     Attributes:
         values: label of each grey level or palette index.
@@ -113,6 +117,10 @@ class DeclaredMeanings(Meanings):
         """See `Meanings.labels`."""
         colours = colours_of(mask) if self.colours else None
         values, problem = values_of(mask), ""
+        if values is not None and is_in_levels(mask):
+            labels, foreign = look_up(values, self._of_levels)
+            if not len(foreign):
+                return labels
         if colours is not None:
             labels, foreign = look_up(colours, self.colours)
             if not len(foreign):
@@ -129,6 +137,13 @@ class DeclaredMeanings(Meanings):
             or f"is a mask in colours (mode {mask.mode}), and {CLASS_LIST} gives none: "
             "add `colours`, one for each name."
         )
+
+    @cached_property
+    def _of_levels(self) -> Mapping[int, int]:
+        """What grey levels mean, whatever colours do: white may be a class, where 255 is none."""
+        white_is_a_class = self.colours.get(_WHITE, VOID) != VOID
+        unnamed = {VOID} if white_is_a_class and self.values.get(VOID) == VOID else set()
+        return {value: label for value, label in self.values.items() if value not in unnamed}
 
     def _foreign_colours(self, foreign: Codes, pixels: int) -> str:
         found, share = np.unique(foreign), percent(len(foreign), pixels)
@@ -147,7 +162,8 @@ class DeclaredMeanings(Meanings):
     @property
     def facts(self) -> Any:
         """See `Meanings.facts`."""
-        return [sorted(self.values.items()), sorted(self.colours.items())]
+        tables = (self.values, self.colours, self._of_levels)
+        return [sorted(table.items()) for table in tables]
 
 
 def look_up(codes: Codes, table: Mapping[int, int]) -> tuple[NDArray[np.uint8], Codes]:
@@ -175,6 +191,13 @@ def values_of(mask: Image.Image) -> Codes | None:
         return pixels.astype(np.int64)
     grey = mask.mode in ("RGB", "RGBA") and (pixels[..., :3] == pixels[..., :1]).all()
     return pixels[..., 0].astype(np.int64) if grey else None
+
+
+def is_in_levels(mask: Image.Image) -> bool:
+    """Whether a mask is stored as grey levels of 8 bits; also as indices of a palette of these."""
+    palette = (mask.getpalette() or []) if mask.mode == "P" else []
+    is_ramp = len(palette) > len("rgb") and palette == _RAMP[: len(palette)]
+    return mask.mode == "L" or is_ramp
 
 
 def colours_of(mask: Image.Image) -> Codes | None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -39,6 +39,9 @@ _DARK = 16  # level of 255 that is black to the eye, and to a network: 12 bits i
 _GAP = 2.0
 # Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
 Image.MAX_IMAGE_PIXELS = None
+# A colour profile or a program's notes of 1 MB would make a PNG unreadable; of all texts of a file
+# together it reads 64 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 # How stored pixels are turned to be displayed. From 5 on width and height change places.
 _TURNS = {

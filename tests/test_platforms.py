@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pkgutil
@@ -16,6 +17,7 @@ from config.types import FolderName
 from main import main
 from tests.conftest import PACKAGES, options, summary, tiny
 from utils import device, memory
+from utils.console import quiet_libraries
 
 ROOT = Path(__file__).parents[1]
 POSIX_ONLY = ("fcntl", "grp", "posix_ipc", "pty", "pwd", "resource", "termios")
@@ -90,6 +92,25 @@ def test_names_that_windows_does_not_take_are_refused_there(monkeypatch, name):
     monkeypatch.setattr(os, "name", "nt")
     assert "Windows" in str(FolderName().problem(name))
     assert FolderName().problem("run 7, seed-1") is None
+
+
+def test_a_terminal_that_does_not_know_its_width_shows_what_others_do(train, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert train()[0] == 0
+    shown = capsys.readouterr().out
+    assert "Trained: barlow_twins" in shown
+    assert "Next: " in shown
+
+
+def test_a_library_that_cannot_write_its_own_log_is_not_heard(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    quiet_libraries()
+    library = logging.Logger("library")
+    library.addHandler(logging.FileHandler(tmp_path / "debug.log", encoding="ascii"))
+    for name in ("crop", "grün"):  # as of a class, where the system's encoding has no ü
+        library.warning(name)
+    assert (tmp_path / "debug.log").read_text() == "crop\n"
+    assert not capsys.readouterr().err
 
 
 def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):

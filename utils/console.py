@@ -41,6 +41,9 @@ def quiet_libraries() -> None:
         console.addHandler(_ToStderr())
         console.setLevel(logging.INFO)
         console.propagate = False
+    # What a library cannot write to its log would be a traceback a line: wandb's has the system's
+    # encoding, names of classes may have other letters.
+    logging.raiseExceptions = False
     warnings.formatwarning = _plainly  # type: ignore[assignment]
     # One-process runs: tips, hardware lines and notes on saving of Lightning.
     parts = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")

@@ -389,7 +389,7 @@ def test_without_held_out_images_the_words_say_so(probe, capsys):
     assert "with the last checkpoint: no image was held out to choose one." in words
     assert "chose" not in words
     probe("chosen", trainer__max_epochs=2)
-    assert "training images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
+    assert "held-out images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
 
 
 def test_chance_is_the_most_frequent_class_where_classes_are_not_equal(probe, tmp_path):
@@ -527,6 +527,17 @@ def test_embeddings_are_drawn_with_and_without_classes(train, tmp_path):
         )
         assert code == 0
         assert len(list(folder.glob("figures/embeddings/*.png"))) == 1
+
+
+def test_one_held_out_image_is_no_picture_of_points_and_no_failure(train, tmp_path, capsys):
+    root = colours(tmp_path / "train-only", classes=1, split=("train",))
+    colours(root, classes=1, each=1, split=("val",))
+    code, folder = train(
+        data__name="image_folder", data__root=root, callbacks__embeddings__enabled="true"
+    )
+    assert code == 0
+    assert not (folder / "figures" / "embeddings").exists()
+    assert capsys.readouterr().err.count("embeddings: of 1 val image no picture is made") == 1
 
 
 def test_principal_components_against_the_covariance():

@@ -34,6 +34,7 @@ from tests.conftest import (
     tiny,
     weights,
 )
+from utils.text import in_units
 
 VOID = 255
 
@@ -304,6 +305,8 @@ def test_a_run_trains_chooses_and_tests_once(train, capsys):
     assert "Test mIoU" in said
     assert "voc12_standard" in said
     assert "--predict first" in said
+    pixels = int(np.load(folder / "test_counts.npz")["rows"][:, 3].sum())
+    assert f"over {in_units(pixels)}pixels" in " ".join(found["in_words"])
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     parts = {key.partition(".")[0] for key in best["state_dict"]}
     assert parts == {"backbone", "head"}  # nothing is kept twice

@@ -253,6 +253,29 @@ def test_folders_of_splits_are_no_classes(tmp_path, parts, train, val):
     assert len(source.files("all")) == 2 * len(parts.split())
 
 
+def test_a_probe_is_judged_by_test_and_chosen_by_val_where_both_are(tmp_path, recwarn):
+    for part in ("train", "valid", "test"):
+        for name in "ab":
+            for index in range(4):
+                put(tmp_path / part / name / f"{index}.png")
+
+    def parts():
+        data = LabelledDataModule(ImageFolder(str(tmp_path)), 8, Loading(2), val_fraction=0.5)
+        data.setup("fit")
+        return {
+            split: ({file.parts[-3] for file in found.files}, len(found))
+            for split, found in data.splits.items()
+        }
+
+    assert parts() == {"train": ({"train"}, 8), "val": ({"valid"}, 8), "test": ({"test"}, 8)}
+    assert not recwarn
+    (tmp_path / "test" / "b").rename(tmp_path / "test" / "unknown")  # as of a competition
+    with pytest.warns(UserWarning, match=r"test is left out, and .*valid is what is judged"):
+        found = parts()
+    assert found["test"] == ({"valid"}, 8)
+    assert found["train"][0] == found["val"][0] == {"train"}
+
+
 def test_train_alone_is_parted_and_val_alone_is_explained(tmp_path):
     for name in "ab":
         for index in range(30):

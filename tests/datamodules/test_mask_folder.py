@@ -65,6 +65,27 @@ def test_masks_of_every_kind_become_the_same_labels(tmp_path, encode, text):
         assert np.array_equal(labels, drawn(int(mask.stem), 3))
 
 
+def ramp(labels):
+    """Grey levels beside a palette of them, as `convert("P")` leaves it."""
+    return grey(labels).convert("P")
+
+
+@pytest.mark.parametrize("encode", [grey, ramp])
+def test_a_grey_mask_of_one_class_is_not_taken_for_the_class_that_is_black(tmp_path, encode):
+    text = 'names: [crop, weed, soil]\ncolours: ["#00ff00", "#ff0000", "#000000"]\n'
+    source = MaskFolder(str(folder(tmp_path, lambda labels: encode(0 * labels), text)))
+    for part in ("train", "val"):
+        for _, mask in source.pairs(part):
+            assert (read_labels(mask, 3, source.meanings) == source.classes.index("crop")).all()
+
+
+def test_black_and_white_masks_are_read_by_their_colours_where_255_is_no_class(tmp_path):
+    text = 'names: [soil, crop]\ncolours: ["#000000", "#ffffff"]\n'
+    source = MaskFolder(str(folder(tmp_path, times(255), text)))
+    for _, mask in source.pairs("train"):
+        assert np.array_equal(read_labels(mask, 2, source.meanings), drawn(int(mask.stem)))
+
+
 def test_what_counts_for_nothing_is_void_whatever_it_is_called_by(tmp_path):
     for entry in ("weed", "2", '"#0080ff"', "[weed]"):
         root = folder(tmp_path / entry.strip('"[]#'), coloured, THREE, classes=3)
@@ -428,6 +449,7 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
         ("names: [a, b]\ncolours: [red, rde]", "the colour of b is 'rde', expected"),
         ("names: [a, b]\ncolours: [[0, 0, 300], red]", r"the colour of a is \[0, 0, 300\]"),
         ("names: [a, b]\ncolours:\n  - #ff0000\n  - red", "the colour of a is None, expected"),
+        ("names: [a, b]\ncolours: [#ff0000, #00ff00]", "line 2: .* in quotation marks"),
         ("names: [a, b]\ncolours: [red, '#f00']", "a and b have the same colour, #ff0000"),
         ("names: [a, bee]\ncolours: {a: red, be: blue}", "has be, .* Did you mean bee?"),
         ("names: [a, b]\ncolours: {a: red}", "b has no colour"),

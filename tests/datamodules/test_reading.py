@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from datamodules import reading
 from datamodules.base import read_square
@@ -412,6 +412,13 @@ def test_transparency_of_a_palette_is_nothing_to_be_told(tmp_path):
         quiet_libraries()
         assert read_rgb(file).getpixel((0, 0)) == (255, 0, 0)
     assert not seen
+
+
+def test_long_texts_of_a_png_leave_it_readable(tmp_path):
+    texts = PngInfo()
+    texts.add_text("workflow", "node " * 2**18, zip=True)
+    picture().save(tmp_path / "image.png", pnginfo=texts, icc_profile=bytes(2**21))
+    assert np.array_equal(read_rgb(tmp_path / "image.png"), picture())
 
 
 @pytest.mark.parametrize("bits", [2, 4])
