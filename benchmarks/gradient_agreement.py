@@ -1,11 +1,12 @@
-"""Whether halves of small batches foretell how far gradients of large ones agree, and at what cost.
+"""Whether batches foretell how far gradients of larger ones agree, and at what cost.
 
 python benchmarks/gradient_agreement.py --steps 60            as in RESULTS.md, section 16
 python benchmarks/gradient_agreement.py --task dino_twins --steps 0
 
 The default demonstration is trained for some steps of N images. With the weights that are reached,
-halves of batches of N predict the cosine between two batches of M; pairs of such batches, without
-an image in common, measure it. Times are a training step's and a measurement's, in turn.
+pairs of batches of N predict the cosine between two batches of M; pairs of such batches measure it.
+No pair has an image in common. Times are a training step's and a measurement's, in turn. While
+training a batch is compared with the one that the last step was made with: whether that matters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import statistics
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,14 +26,13 @@ import torch
 from agents.base import Agent
 from agents.build import build_agent, build_data
 from agents.sources import build_source
-from callbacks.gradient_agreement import halves
 from config.length import resolve_for_data
 from config.parsing import Command, parse
 from config.resolve import resolve
 from datamodules.image_files import ImageFiles
 from datamodules.loading import Batch, collate, join
 from datamodules.self_supervised import ViewsDataModule
-from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
+from models.measures.gradient_noise import GradientNoise, GradientPair, compare, estimate
 
 
 class Batches:
@@ -59,33 +60,64 @@ def gradient(agent: Agent, batch: Batch) -> torch.Tensor:
     return torch.cat([each.flatten() for each in found])
 
 
-def compared(agent: Agent, first: Batch, second: Batch) -> HalfGradients:
+def compared(agent: Agent, first: Batch, second: Batch) -> GradientPair:
     """Compares the gradients of two batches of one size."""
     return compare(gradient(agent, first), gradient(agent, second), len(first))
 
 
-def train(agent: Agent, batches: Batches, size: int, steps: int) -> None:
-    """Trains for some steps; AdamW without a schedule."""
+def step(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    """Makes one."""
+    optimizer.zero_grad()
+    agent.batch_loss(batch).backward()  # type: ignore[operator]
+    optimizer.step()
+
+
+def train(agent: Agent, batches: Batches, size: int, steps: int) -> torch.optim.Optimizer:
+    """Trains for some steps; AdamW without a schedule, which is returned."""
     optimizer = torch.optim.AdamW(agent.parameters(), agent.lr)
     spent: dict[str, list[float]] = {"step": [], "measurement": []}
-    for step in range(steps):
-        (batch,) = batches(size)
+    for number in range(steps):
+        before, batch = batches(size, size)
         started = time.perf_counter()
-        optimizer.zero_grad()
-        agent.batch_loss(batch).backward()  # type: ignore[operator]
-        optimizer.step()
+        step(agent, optimizer, batch)
         spent["step"].append(time.perf_counter() - started)
-        if step % 5 == 0:
+        if number % 5 == 0:
             started = time.perf_counter()
-            compared(agent, *halves(batch))
+            compared(agent, before, batch)
             spent["measurement"].append(time.perf_counter() - started)
     if steps:
         of_step, of_measurement = (statistics.median(times) for times in spent.values())
         print(
             f"A step of {size} images takes {of_step:.3f} s, a measurement {of_measurement:.3f} s: "
-            f"{of_measurement / of_step:.2f} steps, {of_measurement / of_step / 50:.1%} of the "
-            "training when every 50th step is measured.\n"
+            f"{of_measurement / of_step:.2f} steps, {of_measurement / of_step / 100:.1%} of the "
+            "training when every 100th step is measured.\n"
         )
+    return optimizer
+
+
+def of_training(
+    agent: Agent, optimizer: torch.optim.Optimizer, batches: Batches, size: int, pairs: int
+) -> None:
+    """Prints what a batch and the one of the step before say, beside two without such a step.
+
+    Each pair is measured after one step from the same weights, which are put back.
+    """
+    weights, moments = deepcopy(agent.state_dict()), deepcopy(optimizer.state_dict())
+    cosines: dict[str, list[float]] = {"after its step": [], "without": []}
+    for _ in range(pairs):
+        before, other, batch = batches(size, size, size)
+        step(agent, optimizer, before)
+        for found, first in zip(cosines.values(), (before, other), strict=True):
+            found.append(compared(agent, first, batch).cosine)
+        agent.load_state_dict(weights)
+        optimizer.load_state_dict(deepcopy(moments))
+    differences = [one - other for one, other in zip(*cosines.values(), strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    words = (f"{name} {statistics.fmean(found):.3f}" for name, found in cosines.items())
+    print(
+        f"\nCosine of a batch and the one before it, {', '.join(words)}: difference "
+        f"{statistics.fmean(differences):+.3f} ± {error:.3f} ({pairs} pairs)."
+    )
 
 
 def main() -> None:
@@ -94,8 +126,7 @@ def main() -> None:
     parser.add_argument("--task", default="barlow_twins")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--halves", type=int, default=60, help="batches that are halved")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs of batches of every size")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of batches of every size")
     parser.add_argument("--root", default="data/shapes")
     given = parser.parse_args()
     words = ["--task", given.task, "--data.root", given.root]
@@ -113,23 +144,22 @@ def main() -> None:
     agent = build_agent(hparams, source).train()
     agent.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batches = Batches(data, 0)
-    train(agent, batches, given.size, given.steps)
-    halved = [compared(agent, *halves(batches(given.size)[0])) for _ in range(given.halves)]
-    found = estimate(halved)
-    print(f"{given.task} after {given.steps} steps; noise scale {found.scale:.0f} images.\n")
-    print(
-        "| M | predicted from halves of N | measured (ratio of means) | mean cosine ± deviation |"
-    )
+    optimizer = train(agent, batches, given.size, given.steps)
+    found = None
+    print("| M | predicted from pairs of N | measured (ratio of means) | mean cosine ± deviation |")
     print("|---|---|---|---|")
-    _row(f"{given.size} / 2", given.size // 2, found, halved)
     for size in [given.size * factor for factor in (1, 2, 4, 8)]:
         if 2 * size > len(data.train_files):
             continue
         pairs = [compared(agent, *batches(size, size)) for _ in range(given.pairs)]
+        found = found or estimate(pairs)
         _row(str(size), size, found, pairs)
+    assert found
+    print(f"\n{given.task} after {given.steps} steps; noise scale {found.scale:.0f} images.")
+    of_training(agent, optimizer, batches, given.size, given.pairs)
 
 
-def _row(name: str, size: int, predicted: GradientNoise, measured: list[HalfGradients]) -> None:
+def _row(name: str, size: int, predicted: GradientNoise, measured: list[GradientPair]) -> None:
     low, high = predicted.cosine_range(size)
     itself, cosines = estimate(measured), [each.cosine for each in measured]
     print(

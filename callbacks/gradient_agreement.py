@@ -1,4 +1,4 @@
-"""Is my batch large enough? How far the gradients of two halves of a batch agree."""
+"""Is my batch large enough? How far the gradients of two batches agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 
 from callbacks.inspection import Learner, SayOnce, device_of
 from datamodules.loading import Batch
-from models.measures.gradient_noise import HalfGradients, compare, estimate
+from models.measures.gradient_noise import GradientPair, compare, estimate
 from models.precision import at_least_float32
-from utils.chunks import chunk_sizes
 from utils.distributed import failing_together, num_processes, sum_over_processes
 from utils.logging import log_scalars
 from utils.rng import rng_preserved
@@ -38,21 +36,22 @@ _VERDICTS = (
 
 
 class GradientAgreement(Callback):
-    """Logs how far the gradients of two halves of a batch agree, and what follows for the batch.
+    """Logs how far the gradients of two batches agree, and what follows for the batch.
 
-    `train/gradient_cosine`: between the two halves, with respect to the parameters of the backbone
-    that is trained. `train/gradient_cosine_batch`: predicted for two batches of the size in use,
-    gradients accumulated over several batches and processes included.
-    `train/gradient_noise_scale`: the batch, in images, in which noise is half. The last two are of
-    the newest measurements together. A small cosine late in a run is no fault of the batch by
-    itself: near an optimum nothing but noise is left.
+    `train/gradient_cosine`: between a batch and the one before it, by the weights of one step, with
+    respect to the parameters of the backbone that is trained. `train/gradient_cosine_batch`: of two
+    batches of a step, gradients accumulated over several batches included, and
+    `train/gradient_noise_scale`: the batch, in images, in which noise is half; both of the newest
+    measurements together. A small cosine late in a run is no fault of the batch by itself: near an
+    optimum nothing but noise is left.
 
-    Each measurement passes the batch once more, forwards and backwards, before the step, and leaves
-    gradients, BatchNorm statistics and random states as they were. Several processes halve their
-    shares alike, and the halves are those of the whole batch: gradients are averaged over them.
+    Each measurement passes both batches once more, forwards and backwards, before a step, and
+    leaves gradients, BatchNorm statistics and random states as they were. Of several processes a
+    batch is what all of them have: gradients are averaged over them.
 
     Args:
-        every_n_steps: when to measure.
+        every_n_steps: when to measure. The first step of an epoch has no batch before it: then the
+            next one is measured.
 
     Attributes:
         images: of an optimizer step.
@@ -63,52 +62,71 @@ class GradientAgreement(Callback):
         self.every_n_steps = every_n_steps
         self.say = SayOnce()
         self.images = 0
-        self.measured: deque[HalfGradients] = deque(maxlen=WINDOW)
+        self.measured: deque[GradientPair] = deque(maxlen=WINDOW)
         self._last_step = -1
+        self._before: Batch | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured."""
-        return {"images": self.images, "measured": [list(each) for each in self.measured]}
+        measured = [list(each) for each in self.measured]
+        return {"images": self.images, "pairs": measured, "last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self.images = state_dict["images"]
-        self.measured.extend(HalfGradients(*each) for each in state_dict["measured"])
+        """Restores it; what compared halves of batches, as once, is no measure of whole ones."""
+        if "pairs" in state_dict:
+            self.images, self._last_step = state_dict["images"], state_dict["last_step"]
+            self.measured.extend(GradientPair(*each) for each in state_dict["pairs"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where there is nothing to compare."""
+        if trainer.num_training_batches == 1:
+            self.say(
+                "gradient_agreement: an epoch of one batch has no second one to compare it with: "
+                "nothing is measured."
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the last batch of the epoch before, which may have images of the first."""
+        self._before = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Measures; of batches whose gradients are accumulated, on the first."""
-        step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != self._last_step:
+        """Measures; of batches whose gradients are accumulated, on the first there can be."""
+        step, before = trainer.global_step, self._before
+        if self._is_due(step) and before is not None:
             self._last_step = step
-            found = self.measure(trainer, pl_module, batch)
+            found = self.measure(trainer, pl_module, before, batch)
             log_scalars(trainer, {f"train/{name}": value for name, value in found.items()})
+        self._before = batch if self._is_due(step + 1) else None
+
+    def _is_due(self, step: int) -> bool:
+        return step // self.every_n_steps > self._last_step // self.every_n_steps
 
     def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch
+        self, trainer: Trainer, pl_module: LightningModule, before: Batch, batch: Batch
     ) -> Mapping[str, float]:
-        """Returns the numbers by name; none of a batch whose halves would have a single image.
+        """Returns the numbers by name; none of gradients that are no finite numbers.
+
+        Args:
+            trainer: of the run.
+            pl_module: what is trained.
+            before: images that `batch` has none of, as many.
+            batch: of this step.
 
         Raises:
             TypeError: the agent is no `Learner`.
         """
         if not isinstance(pl_module, Learner):
             raise TypeError(f"{type(pl_module).__name__} is no agent that is pretrained on views.")
-        if len(batch) < 4:
-            self.say(
-                f"gradient_agreement: a batch of {len(batch)} has no halves of two images: "
-                "nothing is measured."
-            )
-            return {}
         with failing_together(), untouched(pl_module):
-            parts = halves(batch)
-            first, second = (_gradient(trainer, pl_module, part) for part in parts)
-        found = compare(first, second, len(parts[0]) * num_processes())
+            first, second = (_gradient(trainer, pl_module, each) for each in (before, batch))
+        together = len(batch) * num_processes()
+        found = compare(first, second, together)
         if not all(map(math.isfinite, found)):  # no gradient, or an overflow of float16
             return {}
         self.measured.append(found)
-        self.images = len(batch) * num_processes() * trainer.accumulate_grad_batches
+        self.images = together * trainer.accumulate_grad_batches
         return self.numbers()
 
     def numbers(self) -> dict[str, float]:
@@ -137,40 +155,19 @@ class GradientAgreement(Callback):
             return []
         noise = estimate(self.measured)
         now, double, fourfold = (noise.cosine(times * self.images) for times in (1, 2, 4))
-        of_halves = fmean(each.cosine for each in self.measured)
         low, high = noise.cosine_range(self.images)
         sure = "" if _verdict(low) == _verdict(high) else "As far as so few measurements tell: "
         return [
             f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
             f"{now:.2f} (cosine; {low:.2f} to {high:.2f} with the error of "
-            f"{count(len(self.measured), 'measurement')}; predicted from halves, which agree to "
-            f"{of_halves:.2f}); {2 * self.images} would agree to {double:.2f}, "
-            f"{4 * self.images} to {fourfold:.2f}. {sure}{_verdict(now)}"
+            f"{count(len(self.measured), 'measurement')}); {2 * self.images} would agree to "
+            f"{double:.2f} or more, {4 * self.images} to {fourfold:.2f} or more. "
+            f"{sure}{_verdict(now)}"
         ]
 
 
 def _verdict(cosine: float) -> str:
     return next(words for most, words in _VERDICTS if cosine <= most)
-
-
-def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Returns two batches of the first and the second half of the images; an odd one is dropped.
-
-    Args:
-        batch: N images, at least 4. In micro-batches, its halves are in several no larger ones as
-            well, where they have four images: a single one would be a pass that keeps activations.
-    """
-    half = len(batch) // 2
-    largest = max(len(chunk) for chunk in batch.views[0])
-    whole = len(batch.views[0]) == 1
-    sizes = chunk_sizes(half, None if whole else max(2, min(largest, -(-half // 2))))
-    views = [torch.cat(chunks) if len(chunks) > 1 else chunks[0] for chunks in batch.views]
-
-    def part(start: int) -> Batch:
-        images = (list(view[start : start + half].split(sizes)) for view in views)
-        return Batch(tuple(images), batch.indices[start : start + half], ())
-
-    return part(0), part(half)
 
 
 @contextmanager

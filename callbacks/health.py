@@ -119,9 +119,8 @@ ALARMS: dict[str, Alarm] = {
         ("gradient_cosine_batch", "gradient_cosine_most", "images_a_step"),
         lambda r: r["gradient_cosine_most"] < 0.1,
         "MOSTLY NOISE: the gradients of two batches of {images_a_step:.0f} images agree to "
-        "{gradient_cosine_batch:.2f}, at most {gradient_cosine_most:.2f} (cosine, predicted from "
-        "halves): a step follows the draw of "
-        "its images more than what images have in common. What usually helps: a larger "
+        "{gradient_cosine_batch:.2f}, at most {gradient_cosine_most:.2f} (cosine): a step follows "
+        "the draw of its images more than what images have in common. What usually helps: a larger "
         "--data.batch_size, with --trainer.chunk_size where memory is short.",
     ),
     "patches_unlearnt": _unlearnt("nearest patches tell classes", dense_knn.METRIC),

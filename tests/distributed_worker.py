@@ -87,7 +87,7 @@ def checks_of_failures() -> None:
     agent: Any = FailsOnOne()
     batch = Batch(([torch.ones(4, 2)],), torch.arange(4), ())
     with pytest.raises(MemoryError if rank == 1 else OtherProcessError):
-        GradientAgreement(1).measure(trainer, agent, batch)
+        GradientAgreement(1).measure(trainer, agent, batch, batch)
     assert of_all_processes(rank) == [0, 1]
 
 

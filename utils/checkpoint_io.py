@@ -121,7 +121,7 @@ class RunCheckpoints(CheckpointIO):
         return checkpoint
 
     def _is_stale(self, state: Mapping[str, Any]) -> bool:
-        of_stopping, of_gradients = "wait_count" in state, "measured" in state
+        of_stopping, of_gradients = "wait_count" in state, "pairs" in state
         return (of_stopping and self.chooses_anew) or (of_gradients and self.other_loss)
 
     def remove_checkpoint(self, path: str | Path) -> None:

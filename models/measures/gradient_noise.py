@@ -1,18 +1,19 @@
-"""How much of a batch's gradient is noise, from the gradients of its two halves.
+"""How much of a batch's gradient is noise, from the gradients of two batches.
 
 McCandlish et al. 2018, "An Empirical Model of Large-Batch Training" (arXiv 1812.06162), section 2
 and appendix A: the gradient of M images is G, which all batches have in common, plus noise of
-covariance Σ / M. Two halves are two such batches that have nothing but G in common.
+covariance Σ / M. Two batches have nothing but G in common.
 
 Gradients may shrink by orders of magnitude within a few steps, and sums would be those of the
-largest. Every measurement is therefore divided by the squared norm of a half's gradient,
+largest. Every measurement is therefore divided by the squared norm of a batch's gradient,
 Q = (|g1|² + |g2|²) / 2, whose mean is |G|² + tr Σ / m for m images. What is averaged are shares: of
 the signal, r = g1·g2 / Q, and of the noise, |g1 - g2|² / 2Q = 1 - r, which m makes that of one
 image. Their ratio is that of the products. Q is measured as well, so that shares are off by about
-its relative variance: a few per cent for halves of 16 images, less for more.
+its relative variance: a few per cent for batches of 16 images, less for more.
 
 For a loss that judges a whole batch (Barlow Twins, SIGReg) it is an approximation: G then depends
-on M itself, and the noise need not fall like 1 / M.
+on M itself, and the noise need not fall like 1 / M. Measured, larger batches agree more than it
+foretells (benchmarks/RESULTS.md, section 16).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import torch
 from torch import Tensor
 
 
-class HalfGradients(NamedTuple):
-    """What the gradients g1, g2 of two halves of a batch say.
+class GradientPair(NamedTuple):
+    """What the gradients g1, g2 of two batches say.
 
     Attributes:
         cosine: between g1 and g2.
         signal: g1·g2 / Q, an estimate of |G|² / Q; of no dimension, -1 … 1.
-        noise: |g1 - g2|² / 2Q times the images of a half, an estimate of tr Σ / Q, that of one
+        noise: |g1 - g2|² / 2Q times the images of a batch, an estimate of tr Σ / Q, that of one
             image. It is (Q - g1·g2) / Q times the images, without the cancellation.
     """
 
@@ -42,7 +43,7 @@ class HalfGradients(NamedTuple):
 
 
 class GradientNoise(NamedTuple):
-    """Of the gradient of one image, in units of the squared norm of a half's.
+    """Of the gradient of one image, in units of the squared norm of a batch's.
 
     Attributes:
         signal: |G|² / Q, not below 0.
@@ -79,24 +80,24 @@ def _cosine(signal: float, noise: float) -> float:
     return signal / total if total else 0.0
 
 
-def compare(first: Tensor, second: Tensor, images: int) -> HalfGradients:
-    """Compares the gradients of two halves of a batch.
+def compare(first: Tensor, second: Tensor, images: int) -> GradientPair:
+    """Compares the gradients of two batches.
 
     Args:
         first: g1, `(P,)`.
         second: g2, `(P,)`.
-        images: of a half.
+        images: of each.
     """
     between, norms = torch.dot(first, second), (first.norm(), second.norm())
     square = (norms[0].square() + norms[1].square()) / 2
-    return HalfGradients(
+    return GradientPair(
         float(between / (norms[0] * norms[1])),
         float(between / square),
         float((first - second).square().sum() / square) / 2 * images,
     )
 
 
-def estimate(measured: Sequence[HalfGradients]) -> GradientNoise:
+def estimate(measured: Sequence[GradientPair]) -> GradientNoise:
     """Returns signal and noise, averaged over measurements, each of which counts alike.
 
     Raises:

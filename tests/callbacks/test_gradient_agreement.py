@@ -1,4 +1,4 @@
-"""Halves of batches are compared, cheaply and without a trace."""
+"""Batches are compared, cheaply and without a trace."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 from agents.barlow_twins import BarlowTwins
 from agents.dino import DINO
 from agents.joint_embedding import JointEmbedding
-from callbacks.gradient_agreement import FEWEST_FOR_ALARM, GradientAgreement, halves, untouched
+from callbacks.gradient_agreement import FEWEST_FOR_ALARM, GradientAgreement, untouched
 from datamodules.loading import Batch
 from main import main
-from models.measures.gradient_noise import HalfGradients
+from models.measures.gradient_noise import GradientPair
 from tests.conftest import assert_same, summary, weights
 from utils.metrics_file import read_metrics
 
@@ -40,12 +40,9 @@ METHODS = pytest.mark.parametrize(
 )
 
 
-def batch_of(*chunks: int, views: int = 2) -> Batch:
-    start, parts = 0, []
-    for size in chunks:
-        rows = torch.arange(start, start := start + size, dtype=torch.uint8)
-        parts.append(rows[:, None, None, None].expand(size, 3, 4, 4))
-    return Batch(tuple(list(parts) for _ in range(views)), torch.arange(start), ("broken.png",))
+def batch_of(indices: torch.Tensor) -> Batch:
+    images = [torch.zeros(len(indices), 3, 1, 1, dtype=torch.uint8)]
+    return Batch((images, images), indices, ())
 
 
 @METHODS
@@ -58,49 +55,42 @@ def test_a_run_with_it_is_the_run_without_it(train, method):
     for step, row in other.items():
         kept = {k: v for k, v in one[step].items() if "gradient_" not in k and "share" not in k}
         assert kept == {k: v for k, v in row.items() if "share" not in k}
-    assert all(-1 <= one[step]["train/gradient_cosine"] <= 1 for step in range(2))
+    cosines = [
+        row["train/gradient_cosine"] for row in one.values() if "train/gradient_cosine" in row
+    ]
+    assert cosines
+    assert all(-1 <= cosine <= 1 for cosine in cosines)
     assert "train/gradient_cosine_batch" in summary(folder)
 
 
-@pytest.mark.parametrize("chunks", [(8,), (9,), (4, 3), (3, 3, 2), (2, 2, 2, 2), (2, 2)])
-def test_halves_are_of_equal_size_and_no_larger_pieces(chunks):
-    first, second = halves(batch_of(*chunks, views=3))
-    half = sum(chunks) // 2
-    assert first.indices.tolist() == list(range(half))
-    assert second.indices.tolist() == list(range(half, 2 * half))
-    for part in (first, second):
-        assert len(part.views) == 3
-        for view in part.views:
-            assert torch.cat(view)[:, 0, 0, 0].tolist() == part.indices.tolist()
-            assert all(2 <= len(piece) <= max(3, *chunks) for piece in view)
-            assert (len(view) > 1) == (len(chunks) > 1 and half > 3)
-
-
-def test_a_batch_of_two_is_said_to_have_no_halves_once(train):
-    code, folder = train(data__batch_size=2, trainer__max_epochs=1, **ON)
+def test_an_epoch_of_one_batch_is_said_to_have_no_second(train, capsys):
+    code, folder = train(trainer__limit_train_batches=1, trainer__max_epochs=3, **ON)
     assert code == 0
     assert "train/gradient_cosine" not in summary(folder)
-    callback, said = GradientAgreement(1), []
-    callback.say = said.append  # type: ignore[assignment]
-    assert callback.measure(None, Linear(), batch_of(3)) == {}  # type: ignore[arg-type]
-    assert "a batch of 3 has no halves of two images" in said[0]
-    assert callback.in_words() == []
+    assert capsys.readouterr().err.count("an epoch of one batch has no second one") == 1
 
 
 @pytest.mark.parametrize("task", ["barlow_twins", "dino", "lejepa"])
-def test_it_costs_one_pass_of_the_batch_a_measurement(train, monkeypatch, task):
+def test_it_compares_a_batch_with_the_one_before_it_in_its_epoch(train, monkeypatch, task):
     kind = DINO if task == "dino" else JointEmbedding
-    seen: list[int] = []
+    seen: list[list[int]] = []
     original = kind.batch_loss
 
-    def counted(self, batch):
-        seen.append(len(batch))
+    def noted(self, batch):
+        seen.append(batch.indices.tolist())
         return original(self, batch)
 
-    monkeypatch.setattr(kind, "batch_loss", counted)
+    monkeypatch.setattr(kind, "batch_loss", noted)
     settings = {**ON, "callbacks__gradient_agreement__every_n_steps": 2, "task": task}
-    assert train(trainer__max_epochs=2, **settings)[0] == 0  # steps 0 … 5, of 8 images
-    assert seen == [4, 4] * 3
+    code, folder = train(trainer__max_epochs=2, **settings)  # steps 0 … 5, of 8 images
+    assert code == 0
+    # Due are steps 0, 2 and 4; 0 begins an epoch, so that it is 1.
+    rows = read_metrics(folder / "metrics.csv")
+    assert [step for step, row in rows.items() if "train/gradient_cosine" in row] == [1, 2, 4]
+    assert [len(indices) for indices in seen] == [8] * 6
+    assert seen[1] == seen[2]  # the batch of step 1, then the one before step 2
+    for before, batch in zip(seen[::2], seen[1::2], strict=True):
+        assert not set(before) & set(batch)
 
 
 class Linear(nn.Module):
@@ -134,14 +124,12 @@ def test_a_linear_model_gets_its_known_noise_scale(monkeypatch):
     weight = model.trained_backbone.weight[0].detach()
     square, width = float(weight @ weight), len(weight)
     scale = (width * (square + 0.7**2) + square) / square
-    for indices in torch.randperm(4096).split(128):
-        images = [torch.zeros(128, 3, 1, 1, dtype=torch.uint8)]
-        batch = Batch((images, images), indices, ())
-        callback.measure(trainer_of(), model, batch)  # type: ignore[arg-type]
+    for before, batch in torch.randperm(4096).view(-1, 2, 64):
+        callback.measure(trainer_of(), model, batch_of(before), batch_of(batch))  # type: ignore[arg-type]
     assert len(callback.measured) == 4096 // 128
     assert callback.numbers()["gradient_noise_scale"] == pytest.approx(scale, rel=0.2)
     predicted = callback.numbers()["gradient_cosine_batch"]
-    assert predicted == pytest.approx(1 / (1 + scale / 128), abs=0.06)
+    assert predicted == pytest.approx(1 / (1 + scale / 64), abs=0.06)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -159,7 +147,7 @@ def test_buffers_and_random_states_are_put_back():
 
 def test_what_fails_is_said_and_ends_no_run(train, monkeypatch):
     def fails(*_: object) -> None:
-        raise RuntimeError("no memory for halves")
+        raise RuntimeError("no memory for two")
 
     monkeypatch.setattr(BarlowTwins, "batch_loss", fails)
     with pytest.warns(UserWarning, match="gradient_agreement failed.*no memory"):
@@ -175,13 +163,13 @@ def test_what_fails_is_said_and_ends_no_run(train, monkeypatch):
 def test_it_answers_in_words(scale, verdict):
     callback = GradientAgreement(1)
     callback.images = 256
-    callback.measured.extend([HalfGradients(0.45, 1.0, scale)] * FEWEST_FOR_ALARM)
+    callback.measured.extend([GradientPair(0.45, 1.0, scale)] * FEWEST_FOR_ALARM)
     (line,) = callback.in_words()
     predicted = [1 / (1 + scale / (times * 256)) for times in (1, 2, 4)]
     assert f"two batches of 256 agree to {predicted[0]:.2f}" in line
     assert "with the error of 5 measurements" in line
-    assert "which agree to 0.45)" in line
-    assert f"512 would agree to {predicted[1]:.2f}, 1024 to {predicted[2]:.2f}. {verdict}" in line
+    double, fourfold = (f"{cosine:.2f} or more" for cosine in predicted[1:])
+    assert f"512 would agree to {double}, 1024 to {fourfold}. {verdict}" in line
     assert callback.reading()["gradient_cosine_batch"] == pytest.approx(predicted[0])
     assert callback.reading()["gradient_cosine_most"] == pytest.approx(predicted[0])
     callback.measured.pop()
@@ -191,12 +179,12 @@ def test_it_answers_in_words(scale, verdict):
 def test_an_answer_says_how_sure_it_is():
     callback = GradientAgreement(1)
     callback.images = 100
-    callback.measured.extend(HalfGradients(0.3, signal, 100) for signal in (-1.0, 2.0, 2.0))
+    callback.measured.extend(GradientPair(0.3, signal, 100) for signal in (-1.0, 2.0, 2.0))
     (line,) = callback.in_words()
     assert "agree to 0.50 (cosine; 0.00 to 0.75 with the error of 3 measurements" in line
     assert "As far as so few measurements tell: More noise than signal" in line
     callback.measured.clear()
-    callback.measured.append(HalfGradients(0.3, 1.0, 100))
+    callback.measured.append(GradientPair(0.3, 1.0, 100))
     assert "0.50 (cosine; 0.00 to 1.00 with the error of 1 measurement" in callback.in_words()[0]
 
 
@@ -205,18 +193,18 @@ def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
     assert code == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Is the batch large enough? Gradients of two batches of 8 agree to" in said
-    assert "error of 6 measurements" in said
+    assert "error of 4 measurements" in said
     words = ["--run.resume", "run", "--run.dir", str(folder.parent), "--trainer.max_epochs", "3"]
     assert main(words) == 0
-    assert "error of 9 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "error of 6 measurements" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 def test_another_loss_is_measured_anew(train, capsys, recwarn):
     _, folder = train(trainer__max_epochs=1, **ON)
     words = ["--run.resume", "run", "--run.dir", str(folder.parent)]
     for more, measured, told in (
-        (["--trainer.max_epochs", "2", "--optim.lr", "0.002"], 6, False),
-        (["--trainer.max_epochs", "3", "--barlow_twins.scale", "0.1"], 3, True),
+        (["--trainer.max_epochs", "2", "--optim.lr", "0.002"], 4, False),
+        (["--trainer.max_epochs", "3", "--barlow_twins.scale", "0.1"], 2, True),
     ):
         assert main([*words, *more]) == 0
         said = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -229,8 +217,8 @@ def test_batches_that_are_accumulated_count_together():
     callback, model = GradientAgreement(1), Linear()
     trainer = trainer_of()
     trainer.accumulate_grad_batches = 4
-    images = [torch.zeros(9, 3, 1, 1, dtype=torch.uint8)]
-    callback.measure(trainer, model, Batch((images, images), torch.arange(9), ()))  # type: ignore[arg-type]
+    before, batch = map(batch_of, torch.arange(18).split(9))
+    callback.measure(trainer, model, before, batch)  # type: ignore[arg-type]
     assert callback.images == 36
     assert math.isfinite(callback.measured[0].noise)
 
@@ -238,10 +226,16 @@ def test_batches_that_are_accumulated_count_together():
 def test_an_alarm_reads_the_most_that_the_cosine_may_be():
     watching = GradientAgreement(1)
     measured = [[0.1, 0.02 * signal, 9.0] for signal in (1, 3, 2, 4, 5)]
-    watching.load_state_dict({"images": 64, "measured": measured[:4]})
+    watching.load_state_dict({"images": 64, "pairs": measured[:4], "last_step": 3})
     assert watching.reading() == {}  # too few
-    watching.load_state_dict({"images": 64, "measured": measured[4:]})
+    watching.load_state_dict({"images": 64, "pairs": measured[4:], "last_step": 4})
     # Signal 0.06, two standard errors 2 * 0.02 * sqrt(2.5 / 5) above it; noise 9 / 64.
     most = 0.06 + 0.04 * 0.5**0.5
     assert watching.reading()["gradient_cosine_most"] == pytest.approx(most / (most + 9 / 64))
     assert watching.reading()["images_a_step"] == 64
+
+
+def test_halves_of_batches_are_not_averaged_with_whole_ones():
+    resumed = GradientAgreement(1)
+    resumed.load_state_dict({"images": 64, "measured": [[0.1, 0.2, 9.0]] * FEWEST_FOR_ALARM})
+    assert resumed.numbers() == resumed.reading() == {}

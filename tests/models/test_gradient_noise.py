@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.measures.gradient_noise import GradientNoise, HalfGradients, compare, estimate
+from models.measures.gradient_noise import GradientNoise, GradientPair, compare, estimate
 
 WIDTH, NOISE = 300, 0.7
 
@@ -111,7 +111,7 @@ def test_a_large_gradient_at_the_start_does_not_speak_for_the_rest():
 
 
 def test_nothing_in_common_and_nothing_at_all():
-    opposed = estimate([HalfGradients(-1.0, -2.0, 4.0)])
+    opposed = estimate([GradientPair(-1.0, -2.0, 4.0)])
     assert opposed == GradientNoise(0.0, 4.0, math.inf)
     assert opposed.cosine_range(4) == (0.0, 1.0)
     assert opposed.cosine(10**9) == 0
