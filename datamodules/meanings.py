@@ -22,6 +22,7 @@ _INDEXED = ("P", "L")
 _WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
 _NAMED = 5  # values that a message names
 _WHITE = 0xFFFFFF
+_GREY = 0x010101  # times its level
 _RAMP = [level for level in range(256) for _ in "rgb"]  # a palette of grey levels
 
 
@@ -140,7 +141,12 @@ class DeclaredMeanings(Meanings):
 
     @cached_property
     def _of_levels(self) -> Mapping[int, int]:
-        """What grey levels mean, whatever colours do: white may be a class, where 255 is none."""
+        """What grey levels mean, whatever colours do: white may be a class, where 255 is none.
+
+        Colours that are all grey are levels themselves.
+        """
+        if self.colours and all(colour == (colour & 255) * _GREY for colour in self.colours):
+            return {colour & 255: label for colour, label in self.colours.items()}
         white_is_a_class = self.colours.get(_WHITE, VOID) != VOID
         unnamed = {VOID} if white_is_a_class and self.values.get(VOID) == VOID else set()
         return {value: label for value, label in self.values.items() if value not in unnamed}

@@ -86,6 +86,15 @@ def test_black_and_white_masks_are_read_by_their_colours_where_255_is_no_class(t
         assert np.array_equal(read_labels(mask, 2, source.meanings), drawn(int(mask.stem)))
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_grey_mask_of_one_class_is_read_by_colours_that_are_all_grey(tmp_path, level):
+    text = 'names: [cell, around]\ncolours: ["#ffffff", "#000000"]\n'
+    source = MaskFolder(str(folder(tmp_path, lambda labels: grey(0 * labels + level), text)))
+    for _, mask in source.pairs("train"):
+        expected = source.classes.index("cell" if level else "around")
+        assert (read_labels(mask, 2, source.meanings) == expected).all()
+
+
 def test_what_counts_for_nothing_is_void_whatever_it_is_called_by(tmp_path):
     for entry in ("weed", "2", '"#0080ff"', "[weed]"):
         root = folder(tmp_path / entry.strip('"[]#'), coloured, THREE, classes=3)
