@@ -69,8 +69,8 @@ def read_without_classes(file: Path, names: Sequence[str]) -> Any:
 
 def _may_be_settings(name: str) -> bool:
     module, _, rest = name.partition(".")
-    if module == "builtins":  # `list`, but not `exec`
-        return isinstance(getattr(builtins, rest, None), type)
+    if module == "builtins":  # `list`, and what names a method (mmengine), but not `exec`
+        return rest == "getattr" or isinstance(getattr(builtins, rest, None), type)
     return module not in _OTHERS
 
 
