@@ -17,10 +17,13 @@ _VIT, _CONVNEXT = "blocks.0.attn.qkv.weight", "stages.0.blocks.0.conv_dw.weight"
 _LIBRARIES = {
     # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3
     (_VIT, r"embeddings\.patch_embeddings\."): {
+        # Version 5 names modules otherwise than the files that it saves, and DINOv3's blocks alone
+        # are in a `model`.
+        r"model\.(?=(embeddings|encoder|layers?|(layer)?norm)\.)": "",
         r"embeddings\.(cls_token|mask_token|register_tokens)$": r"\1",
         r"embeddings\.position_embeddings$": "pos_embed",
         r"embeddings\.patch_embeddings\.(projection\.)?": "patch_embed.proj.",
-        r"(encoder\.)?layer\.(?=\d)": "blocks.",
+        r"(encoder\.)?layers?\.(?=\d)": "blocks.",
         r"layernorm\.": "norm.",
         r"layernorm_before\.": "norm1.",
         r"layernorm_after\.": "norm2.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,15 @@ _OF_ITS_DINOV3 = {
     r"mlp\.fc1": "mlp.up_proj",
     r"mlp\.fc2": "mlp.down_proj",
     r"gamma_(\d)": r"layer_scale\1.lambda1",
+}
+# As its version 5 has them in memory, whatever it saves.
+_OF_VERSION_5 = {
+    r"encoder\.layer\.": "layers.",
+    r"attention\.output\.dense": "attention.o_proj",
+    r"attention\.attention\.(query|key|value)": lambda found: f"attention.{found[1][0]}_proj",
+    r"intermediate\.dense": "mlp.fc1",
+    r"output\.dense": "mlp.fc2",
+    r"^layer\.": "model.layer.",
 }
 _MMPRETRAIN = {
     r"^patch_embed\.proj": "patch_embed.projection",
@@ -87,6 +96,11 @@ def transformers_dinov3(state: State) -> State:
     return _named(_apart(state), _OF_ITS_DINOV3)
 
 
+def transformers_5(write: Callable[[State], State]) -> Callable[[State], State]:
+    """Writes the state of a model in transformers 5 that was saved by torch."""
+    return lambda state: _named(write(state), _OF_VERSION_5)
+
+
 def mmpretrain(state: State) -> State:
     """Writes mmpretrain's `VisionTransformer`, as mmsegmentation has it for a backbone."""
     return {f"backbone.{key}": value for key, value in _named(state, _MMPRETRAIN).items()}
@@ -106,7 +120,7 @@ def official_dinov3(state: State) -> State:
     return written | {"mask_token": torch.zeros(1, width), "rope_embed.periods": periods.bfloat16()}
 
 
-def _named(state: State, names: Mapping[str, str]) -> State:
+def _named(state: State, names: Mapping[str, str | Callable[[re.Match[str]], str]]) -> State:
     named: State = {}
     for key, value in state.items():
         for ours, theirs in names.items():
