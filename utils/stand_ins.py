@@ -52,9 +52,11 @@ def read_without_classes(file: Path, names: Sequence[str]) -> Any:
     class Settings:
         """Stands for an object that others keep things in: what is in it, without it."""
 
-        def __new__(cls, *_: Any) -> Any:
-            stand_ins.append(Counter())  # takes items and attributes, as the unpickler gives them
-            return stand_ins[-1]
+        def __new__(cls, *given: Any) -> Any:
+            stand_in = Counter()  # takes items and attributes, as the unpickler gives them
+            stand_in.__dict__["given"] = given
+            stand_ins.append(stand_in)
+            return stand_in
 
     kinds: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
         (_Nothing if name.startswith("numpy.") else Settings, name) for name in names
@@ -64,7 +66,11 @@ def read_without_classes(file: Path, names: Sequence[str]) -> Any:
             found = torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # of an object that is built in yet another way
             return None
-    return None if any(_holds_tensors(vars(each), set()) for each in stand_ins) else found
+    if any(_holds_tensors(vars(each), set()) for each in stand_ins):
+        return None
+    for each in stand_ins:
+        vars(each).clear()  # one may be called `items`, as what reads mappings
+    return found
 
 
 def _may_be_settings(name: str) -> bool:
@@ -80,6 +86,6 @@ def _holds_tensors(node: Any, seen: set[int]) -> bool:
     if id(node) in seen or not isinstance(node, Mapping | list | tuple):
         return False
     seen.add(id(node))
-    inner = [*node.values(), vars(node)] if isinstance(node, Counter) else node
+    inner = [*dict.values(node), vars(node)] if isinstance(node, Counter) else node
     parts = inner.values() if isinstance(inner, Mapping) else inner
     return any(_holds_tensors(part, seen) for part in parts)

@@ -14,7 +14,8 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -110,6 +111,7 @@ def test_tensors_are_read_without_the_classes_beside_them(tmp_path):
         "optimizer": {"param_groups": [{"lr": np.float64(0.1), "history": np.zeros(3)}]},
         "hyper_parameters": settings,
         "counts": defaultdict(list, {"a": [1]}),
+        "history": SimpleNamespace(items=3, values=[1]),
         "mean": Kind.of_letter,  # as the histories of mmengine name their methods
     }
     file = tmp_path / "full.pth"
@@ -148,8 +150,13 @@ def test_nothing_that_a_file_names_is_run_or_imported(tmp_path, monkeypatch):
     assert not Path("was-run").exists()
 
 
-def test_a_network_beside_weights_is_refused_rather_than_passed_over(tmp_path):
-    torch.save({**STATE, "ema": nn.Sequential(nn.Linear(2, 2))}, tmp_path / "net.pth")
+class Averages(NamedTuple):
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize("ema", [nn.Sequential(nn.Linear(2, 2)), Averages(STATE)])
+def test_a_network_beside_weights_is_refused_rather_than_passed_over(tmp_path, ema):
+    torch.save({**STATE, "ema": ema}, tmp_path / "net.pth")
     with pytest.raises(ValueError, match="is refused"):
         read_weights(tmp_path / "net.pth")
 
