@@ -31,6 +31,9 @@ else:
         "agents.trainer": ("Trainer",),
     }
 
+    def __dir__() -> list[str]:
+        return __all__
+
     def __getattr__(name: str) -> Any:
         for place, names in _PLACES.items():
             if name in names:

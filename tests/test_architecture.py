@@ -119,4 +119,5 @@ def test_the_command_line_answers_without_importing_torch():
 
 def test_all_that_a_notebook_needs_can_be_imported():
     assert {name for name in agents.__all__ if hasattr(agents, name)} == set(agents.__all__)
+    assert set(agents.__all__) <= set(dir(agents))  # which an editor offers
     assert not hasattr(agents, "trianer")
