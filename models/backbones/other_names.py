@@ -59,13 +59,15 @@ _LIBRARIES = {
         r"ffn\.layers\.0\.0\.": "mlp.fc1.",
         r"ffn\.layers\.1\.": "mlp.fc2.",
     },
-    # ConvNeXt's own code
+    # ConvNeXt's own code, and its second version's
     (_CONVNEXT, r"(?:^|\.)downsample_layers\."): {
         r"downsample_layers\.0\.": "stem.",
         r"downsample_layers\.(\d)\.": r"stages.\1.downsample.",
         r"stages\.(\d)\.(?=\d)": r"stages.\1.blocks.",
         r"dwconv\.": "conv_dw.",
         r"pwconv(\d)\.": r"mlp.fc\1.",
+        r"grn\.gamma$": "mlp.grn.weight",
+        r"grn\.beta$": "mlp.grn.bias",
         r"(?<!\d\.)norm\.": "head.norm.",
     },
 }
@@ -82,7 +84,9 @@ def in_timms_names(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mappi
     for (network, mark), names in _LIBRARIES.items():
         if network in own and any(re.search(mark, key) for key in tensors):
             rules = {re.compile(rf"(?<![^.]){theirs}"): ours for theirs, ours in names.items()}
-            named = {_renamed(key, rules): tensor for key, tensor in named.items()}
+            anew = {_renamed(key, rules): tensor for key, tensor in named.items()}
+            # Those of ConvNeXt V2 have three axes more.
+            named = {key: t.flatten() if ".mlp.grn." in key else t for key, t in anew.items()}
     if len(named) < len(tensors):  # two have one name: it is something else
         return tensors
     apart_here = any(key.endswith("attn.q.weight") for key in own)  # as in a CaiT's last blocks

@@ -208,12 +208,13 @@ def _dinov3(biased: str = "") -> Layout:
     return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES))
 
 
-def _convnext() -> nn.Module:
-    return timm.create_model("convnext_tiny", num_classes=0, depths=(1, 1, 2, 1), dims=[8] * 4)
-
-
-def _ours_convnext() -> Backbone:
-    return build("convnext_tiny", image_size=64, depths=(1, 1, 2, 1), dims=[8] * 4)
+def _convnext(name: str) -> Layout:
+    sizes = {"depths": (1, 1, 2, 1), "dims": [8] * 4}
+    return Layout(
+        lambda: timm.create_model(name, num_classes=0, **sizes),
+        others.official_convnext,
+        lambda: build(name, image_size=64, **sizes),
+    )
 
 
 def _torchvision_vit() -> nn.Module:
@@ -320,7 +321,8 @@ LAYOUTS: dict[str, Layout] = {
     "DINOv3 with biases, transformers, in timm's": replace(
         _dinov3("_qkvb"), write=others.transformers_dinov3
     ),
-    "ConvNeXt, official, in timm's": Layout(_convnext, others.official_convnext, _ours_convnext),
+    "ConvNeXt, official, in timm's": _convnext("convnext_tiny"),
+    "ConvNeXt V2, official, in timm's": _convnext("convnextv2_tiny"),
     **{
         f"ViT whose blocks are in a {wrapper}": Layout(_plain(), _wrapped_blocks(wrapper), _ours())
         for wrapper in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

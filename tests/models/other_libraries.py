@@ -68,6 +68,8 @@ _CONVNEXT = {
     r"\.blocks\.": ".",
     r"conv_dw": "dwconv",
     r"mlp\.fc(\d)": r"pwconv\1",
+    r"mlp\.grn\.weight": "grn.gamma",
+    r"mlp\.grn\.bias": "grn.beta",
     r"head\.norm": "norm",
 }
 
@@ -75,6 +77,7 @@ _CONVNEXT = {
 def official_convnext(state: State) -> State:
     """Writes ConvNeXt's own file, with its classifier."""
     named = _named(state, _CONVNEXT)
+    named = {key: t.view(1, 1, 1, -1) if ".grn." in key else t for key, t in named.items()}
     return {"model": named | {"head.weight": torch.zeros(3, 8), "head.bias": torch.zeros(3)}}
 
 
