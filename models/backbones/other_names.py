@@ -15,11 +15,9 @@ _VIT, _CONVNEXT = "blocks.0.attn.qkv.weight", "stages.0.blocks.0.conv_dw.weight"
 # Each library by what it is a network of and a name that only it has; its names with timm's.
 # Whatever is in front stays.
 _LIBRARIES = {
-    # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3
+    # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3; also as its version 5 has the
+    # first three in memory
     (_VIT, r"embeddings\.patch_embeddings\."): {
-        # Version 5 names modules otherwise than the files that it saves, and DINOv3's blocks alone
-        # are in a `model`.
-        r"model\.(?=(embeddings|encoder|layers?|(layer)?norm)\.)": "",
         r"embeddings\.(cls_token|mask_token|register_tokens)$": r"\1",
         r"embeddings\.position_embeddings$": "pos_embed",
         r"embeddings\.patch_embeddings\.(projection\.)?": "patch_embed.proj.",

@@ -304,16 +304,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "ViT, torchvision": Layout(_torchvision_vit, _as_is, _ours()),
     "ViT, transformers": Layout(_plain(), others.transformers_vit, _ours()),
-    "ViT, transformers 5": Layout(
-        _plain(), others.transformers_5(others.transformers_vit), _ours()
-    ),
-    "DINOv3 with biases, transformers 5, in timm's": replace(
-        _dinov3("_qkvb"), write=others.transformers_5(others.transformers_dinov3)
-    ),
-    "DINOv3 with biases, transformers, in another, in timm's": replace(
-        _dinov3("_qkvb"),
-        write=lambda state: prefixed(others.transformers_dinov3(state), "model."),
-    ),
+    "ViT, transformers 5": Layout(_plain(), others.transformers_5_vit, _ours()),
     "ViT, mmpretrain": Layout(_plain(), others.mmpretrain, _ours()),
     "DINOv2, transformers": Layout(_dinov2(), others.transformers_dinov2, _ours(14, 56), side=56),
     "DINOv3, official, in timm's": _dinov3(),

@@ -48,7 +48,6 @@ _OF_VERSION_5 = {
     r"attention\.attention\.(query|key|value)": lambda found: f"attention.{found[1][0]}_proj",
     r"intermediate\.dense": "mlp.fc1",
     r"output\.dense": "mlp.fc2",
-    r"^layer\.": "model.layer.",
 }
 _MMPRETRAIN = {
     r"^patch_embed\.proj": "patch_embed.projection",
@@ -99,9 +98,10 @@ def transformers_dinov3(state: State) -> State:
     return _named(_apart(state), _OF_ITS_DINOV3)
 
 
-def transformers_5(write: Callable[[State], State]) -> Callable[[State], State]:
-    """Writes the state of a model in transformers 5 that was saved by torch."""
-    return lambda state: _named(write(state), _OF_VERSION_5)
+def transformers_5_vit(state: State) -> State:
+    """Writes what torch saves of a `ViTModel` of version 5, beside an optimizer."""
+    named = _named(transformers_vit(state), _OF_VERSION_5)
+    return {"model": named, "optimizer": {"exp_avg": torch.zeros(3)}}
 
 
 def mmpretrain(state: State) -> State:
