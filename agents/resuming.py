@@ -9,20 +9,25 @@ checked with every checkpoint (`agents/build.py`).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_warn
 
 from agents.base import Agent
+from agents.build import check_fits
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
-from utils.checkpoint_io import check_weights
+from utils.checkpoint_io import broken, check_weights
+from utils.checkpoints import map_run_checkpoint
 from utils.text import count
 
 
@@ -60,6 +65,11 @@ def check_continues(
             "begins again: put the whole checkpoint back, or start a new run with "
             f"--backbone.weights {file}."
         )
+    if wrong := _not_as(_position(), checkpoint["loops"], "loops"):
+        raise ValueError(
+            f"{file} is damaged: its {wrong}. Put the whole checkpoint back, remove it to go on "
+            f"from the one before, or start a new run with --backbone.weights {file}."
+        )
     check_weights(file, checkpoint, optimizer=True)
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
@@ -83,6 +93,53 @@ def check_continues(
             f"--trainer.{name} {getattr(hparams.trainer, name)} would end the run at step {end}, "
             f"and {done} are done: give more."
         )
+
+
+def _position() -> dict[str, Any]:
+    """Returns where Lightning says that a training is which has not begun."""
+    silent: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
+    silent |= {
+        f"enable_{what}": False for what in ("checkpointing", "progress_bar", "model_summary")
+    }
+    trainer = pl.Trainer(**silent, plugins=[LightningEnvironment()])
+    return {"fit_loop": trainer.fit_loop.state_dict()}
+
+
+def _not_as(expected: Any, found: Any, name: str) -> str:
+    """Says what is of another kind than expected, or below zero; nothing where all is well."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        entries = ((each, expected[each], found.get(each)) for each in expected)
+        wrong = (_not_as(kind, value, f"{name}.{each}") for each, kind, value in entries)
+        return next(filter(None, wrong), "")
+    sound = isinstance(found, type(expected)) and not (isinstance(found, int) and found < 0)
+    return "" if sound else f"{name} is {reprlib.repr(found)}"
+
+
+def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
+    """Checks that the best checkpoint, by which a run will be judged, is one of the run.
+
+    One that is damaged is not looked at: whoever reads it takes another.
+
+    Args:
+        agent: built from the settings, which the last checkpoint fits.
+        hparams: resolved for the data.
+        file: the last checkpoint.
+
+    Raises:
+        ValueError: it is of another run; says how they differ.
+    """
+    best = file.with_name("best.ckpt")
+    if not (agent.trains and best.exists()) or broken(best):
+        return
+    saved = map_run_checkpoint(best)
+    try:
+        check_kept(hparams, saved["hyper_parameters"])
+        check_fits(agent, best, saved)
+    except ValueError as error:
+        raise ValueError(
+            f"{best} is not of the run that {file.name} is of: put its own back, or remove it, and "
+            f"the best of the validations from here on takes its place. ({error})"
+        ) from error
 
 
 def chooses_anew(

@@ -23,7 +23,7 @@ from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.observers import Observers
 from agents.preflight import ImageCost, announce
-from agents.resuming import changes_loss, check_continues, chooses_anew
+from agents.resuming import changes_loss, check_best, check_continues, chooses_anew
 from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
 from agents.sources import build_source
 from agents.steering import check_stopping, choosing, safeguards, validates
@@ -123,6 +123,7 @@ class Trainer:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
             check_fits(agent, self.checkpoint, saved)
+            check_best(agent, self.hparams, self.checkpoint)
             self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
             self.other_loss = changes_loss(self.hparams, saved)
             del saved  # Lightning reads it again: as much memory as the network and its optimizer
