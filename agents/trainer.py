@@ -137,7 +137,11 @@ class Trainer:
             # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
             agent.save_hyperparameters(active_settings(self.hparams))
             self._write_settings(folder)
-            return self._fit(agent, data, folder)
+            try:
+                return self._fit(agent, data, folder)
+            except KeyboardInterrupt as stop:  # before the first step, or while it is closed
+                words = f"What it has saved is in {folder.checkpoints}. It goes on with"
+                raise KeyboardInterrupt(f"{words}\n{resume_command(folder, self.given)}") from stop
 
     def _list_images(self, data: ImageDataModule) -> ImageDataModule:
         """Lists the images, and settles what depends on how many there are."""
