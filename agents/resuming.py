@@ -19,15 +19,13 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_warn
 
 from agents.base import Agent
-from agents.build import check_fits
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
-from utils.checkpoint_io import broken, check_weights
-from utils.checkpoints import map_run_checkpoint
+from utils.checkpoint_io import check_weights
 from utils.text import count
 
 
@@ -113,33 +111,6 @@ def _not_as(expected: Any, found: Any, name: str) -> str:
         return next(filter(None, wrong), "")
     sound = isinstance(found, type(expected)) and not (isinstance(found, int) and found < 0)
     return "" if sound else f"{name} is {reprlib.repr(found)}"
-
-
-def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
-    """Checks that the best checkpoint, by which a run will be judged, is one of the run.
-
-    One that is damaged is not looked at: whoever reads it takes another.
-
-    Args:
-        agent: built from the settings, which the last checkpoint fits.
-        hparams: resolved for the data.
-        file: the last checkpoint.
-
-    Raises:
-        ValueError: it is of another run; says how they differ.
-    """
-    best = file.with_name("best.ckpt")
-    if not (agent.trains and best.exists()) or broken(best):
-        return
-    saved = map_run_checkpoint(best)
-    try:
-        check_kept(hparams, saved["hyper_parameters"])
-        check_fits(agent, best, saved)
-    except ValueError as error:
-        raise ValueError(
-            f"{best} is not of the run that {file.name} is of: put its own back, or remove it, and "
-            f"the best of the validations from here on takes its place. ({error})"
-        ) from error
 
 
 def chooses_anew(

@@ -13,7 +13,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agents.backbone import choose_attention, lay_out
 from agents.base import Agent
-from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
+from agents.build import (
+    build_agent,
+    build_callbacks,
+    build_data,
+    build_loading,
+    check_best,
+    check_fits,
+)
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.closing import close, show
 from agents.fitting import End, Fitting
@@ -23,7 +30,7 @@ from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.observers import Observers
 from agents.preflight import ImageCost, announce
-from agents.resuming import changes_loss, check_best, check_continues, chooses_anew
+from agents.resuming import changes_loss, check_continues, chooses_anew
 from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
 from agents.sources import build_source
 from agents.steering import check_stopping, choosing, safeguards, validates
