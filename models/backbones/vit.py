@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -124,9 +125,14 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         diag(gamma) (W x + b) = (diag(gamma) W) x + gamma b, so that a network without LayerScale
         computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
         rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
-        spelling `gamma_1`: timm's ViTs with rotary positions have the names of a DeiT-III then.
+        spelling `gamma_1`, but by a network that has one, such as timm's DeiT-III: timm's ViTs with
+        rotary positions have the names and shapes of a DeiT-III then.
         """
         folded = dict(state)
+        if "blocks.0.ls1.gamma" in self.net.state_dict():
+            folded = {
+                re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): folded[key] for key in folded
+            }
         if "register_tokens" in folded:
             folded["reg_token"] = folded.pop("register_tokens")
         own, said = self.net.state_dict(), []
