@@ -114,14 +114,16 @@ class LinearProbe(Agent):
         if split not in self._features:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             console.info("features of %s, once", count(len(data.splits[split]), f"{split} image"))
-            self._features[split] = self._extract(data.images(split))
+            self._features[split] = self._extract(data, split)
         return self._features[split]
 
-    def _extract(self, loader: Any) -> Tensor:
+    def _extract(self, data: LabelledDataModule, split: str) -> Tensor:
         rows: list[Tensor] = []
         places: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
-            for images, positions in loader:
+            for images, positions, problems in data.images(split):
+                if problems:
+                    data.refuse_unreadable()
                 images = images.to(self.device)
                 both = [self._describe(self.backbone(i)) for i in (images, images.flip(-1))]
                 rows.extend(at_least_float32(torch.stack(both, dim=1)))

@@ -38,9 +38,8 @@ _PARTS = {
     r"[qk]_norm|[qk]_ln": "norms of queries and keys",
     r"[qkv]_bias|[qkv]_proj": "queries, keys or values apart",
     r"qkv\.bias": "a bias of queries, keys and values",
-    r"gamma_\d": "LayerScale in a spelling that DeiT-III shares with networks of rotary positions: "
-    "--backbone.name timm/deit3_small_patch16_224 or timm/vit_small_patch16_rope_ape_224, or "
-    "another size of the one that it is of",
+    r"gamma_\d": "LayerScale as DeiT-III (timm/deit3_small_patch16_224) and networks with rotary "
+    "positions (timm/vit_small_patch16_rope_ape_224) spell it, which --backbone.name tells apart",
     r"\bls\d|gamma|lambda": "LayerScale",
     r"(attn|mlp)\.norm": "norms inside attention or MLP",
     r"\bw\d+\b|fc1_\w": "gated MLPs",

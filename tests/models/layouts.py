@@ -320,7 +320,7 @@ LAYOUTS: dict[str, Layout] = {
         _timm("deit3_small_patch16_224"),
         _gamma_1,
         _ours(),
-        "LayerScale .* rotary positions.*timm/deit3_small_patch16_224",
+        r"LayerScale as DeiT-III \(timm/deit3_small_patch16_224\)",
     ),
     "CLIP": Layout(_timm("vit_base_patch16_clip_224"), _as_is, _ours(), "norm before the blocks"),
     "q/k norms": Layout(_plain(qk_norm=True), _as_is, _ours(), "norms of queries and keys"),
