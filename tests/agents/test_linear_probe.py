@@ -142,7 +142,8 @@ class Shown:
         }
 
     def images(self, split):
-        return [(row[None], torch.tensor([i])) for i, row in enumerate(self.pixels[split])][::-1]
+        rows = enumerate(self.pixels[split])
+        return [(row[None], torch.tensor([i]), []) for i, row in rows][::-1]
 
 
 def shown_to(probe_of: Shown, **changed):
