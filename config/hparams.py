@@ -764,7 +764,8 @@ class EffectiveReceptiveFieldHparams:
     num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
     """Layers, evenly over the depth, the last one among them."""
     layers: list[str] = field(default_factory=list)
-    """Layers by name instead, e.g. blocks.0 blocks.11, or layer4.2 of a ResNet."""
+    """Layers by name instead, e.g. blocks.0 blocks.11 (the first and the twelfth block), or
+    layer4.2 of a ResNet."""
 
 
 @dataclass
