@@ -853,9 +853,9 @@ class GradientAgreementHparams:
 
     enabled: Enabled = True
     """Measure it."""
-    every_n_steps: Annotated[int | str, StepCadence(100, 5), Between(1)] = "auto"
+    every_n_steps: Annotated[int | str, StepCadence(100, 5, 20), Between(1)] = "auto"
     """Measure every n steps; it costs about as much as two. auto: 100, in runs of fewer than 500
-    steps five times."""
+    steps five times, and never more often than every 20."""
 
 
 @dataclass
