@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
         # it flushes the rest. What trains or tests is not done with it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(command, str) or command.print_commands else 1
-    except KeyboardInterrupt:  # a training that has begun takes it for itself
+    except KeyboardInterrupt as stop:  # a training that has begun takes it for itself
         if "--debug" in argv:
             raise
-        print("Interrupted.", file=sys.stderr)
+        print("Interrupted.", *stop.args, file=sys.stderr)
         return 130
     except ImportError as error:
         if "--debug" in argv or _is_own(error):

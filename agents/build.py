@@ -21,11 +21,12 @@ from callbacks.inspection import Classifies
 from config import names
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf, settings_of, unmet
-from config.validation import given_anew
+from config.validation import check_kept, given_anew
 from datamodules.base import ImageDataModule, ImageSource
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
-from utils.checkpoint_io import check_weights
+from utils.checkpoint_io import broken, check_weights
+from utils.checkpoints import map_run_checkpoint
 from utils.device import best_device
 from utils.imports import load
 from utils.memory import is_out_of_memory
@@ -148,6 +149,33 @@ def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
                 f"these settings. {_as_they_were(agent, checkpoint)}"
             )
     check_weights(file, checkpoint)
+
+
+def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
+    """Checks that the best checkpoint, by which a run will be judged, is one of the run.
+
+    One that is damaged is not looked at: whoever reads it takes another.
+
+    Args:
+        agent: built from the settings, which the last checkpoint fits.
+        hparams: resolved for the data.
+        file: the last checkpoint.
+
+    Raises:
+        ValueError: it is of another run; says how they differ.
+    """
+    best = file.with_name("best.ckpt")
+    if not (agent.trains and best.exists()) or broken(best):
+        return
+    saved = map_run_checkpoint(best)
+    try:
+        check_kept(hparams, saved["hyper_parameters"])
+        check_fits(agent, best, saved)
+    except ValueError as error:
+        raise ValueError(
+            f"{best} is not of the run that {file.name} is of: put its own back, or remove it, and "
+            f"the best of the validations from here on takes its place. ({error})"
+        ) from error
 
 
 # Groups of settings that build no part of a network, and what does of another group.

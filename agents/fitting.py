@@ -15,7 +15,7 @@ from agents.base import Agent
 from agents.chunks import too_large
 from agents.preflight import images_a_process
 from agents.saving import save_backbone
-from callbacks.interruption import Interrupted
+from callbacks.interruption import Interrupted, stopping_at_once
 from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
 from datamodules.base import ImageDataModule
@@ -87,12 +87,14 @@ class Fitting:
 
     def _run(self) -> End:
         try:
-            self._fit()
-            self._test()
+            with stopping_at_once():
+                self._fit()
+                self._test()
         except Interrupted as interruption:
             return End("interrupted", str(interruption))
         except (SystemExit, KeyboardInterrupt):
-            # Lightning's answer to a second Ctrl-C, or to one during the test; one between the two.
+            # Lightning's answer to a second Ctrl-C, or to one during the test; one between the two;
+            # that of `stopping_at_once`.
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)

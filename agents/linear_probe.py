@@ -126,7 +126,9 @@ class LinearProbe(Agent):
         rows: list[Tensor] = []
         places: list[Tensor] = []
         with torch.inference_mode(False), torch.no_grad():
-            for images, positions in loader:
+            for images, positions, problems in loader:
+                if problems:
+                    self._data.refuse_unreadable()
                 images = images.to(self.device)
                 both = [self._describe(self.backbone(i)) for i in (images, images.flip(-1))]
                 rows.extend(at_least_float32(torch.stack(both, dim=1)))

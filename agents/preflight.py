@@ -12,13 +12,12 @@ from config.hparams import Hparams
 from config.resolve import processes_of
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from models.memory.footprint import bytes_per_image, forward_flops
+from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
 from utils.console import console
 from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
-_FROZEN, _TRAINED = 1, 3  # in passes forth: one back costs two
 _CHECKPOINTS = 3  # best, last, previous
 # Bytes of a weight that is trained with AdamW, which remembers most: itself and two moments.
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
@@ -54,13 +53,14 @@ class ImageCost:
         """
         try:
             with rng_preserved(CPU):
-                counted = {side: forward_flops(self._backbone, side) for side in set(self._sides)}
+                forth = {side: forward_flops(self._backbone, side) for side in set(self._sides)}
+                back = {side: backward_flops(self._backbone, side, forth[side]) for side in forth}
         except Exception as error:  # torch's counter looks into every module; a run needs no count
             console.info("Operations cannot be counted: %s", error)
             return None
-        passes = _FROZEN if self._backbone.frozen else _TRAINED
         again = self._padded(self._agent.passes_again(self._loaded, chunks))
-        return sum(counted[side] for side in (*passes * self._sides, *again))
+        passes = sum(forth[side] for side in (*self._sides, *again))
+        return passes + sum(back[side] for side in self._sides)
 
     @cached_property
     def activations(self) -> tuple[float, ...]:

@@ -9,10 +9,13 @@ checked with every checkpoint (`agents/build.py`).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities import rank_zero_warn
 
 from agents.base import Agent
@@ -60,6 +63,11 @@ def check_continues(
             "begins again: put the whole checkpoint back, or start a new run with "
             f"--backbone.weights {file}."
         )
+    if wrong := _not_as(_position(), checkpoint["loops"], "loops"):
+        raise ValueError(
+            f"{file} is damaged: its {wrong}. Put the whole checkpoint back, remove it to go on "
+            f"from the one before, or start a new run with --backbone.weights {file}."
+        )
     check_weights(file, checkpoint, optimizer=True)
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
@@ -83,6 +91,26 @@ def check_continues(
             f"--trainer.{name} {getattr(hparams.trainer, name)} would end the run at step {end}, "
             f"and {done} are done: give more."
         )
+
+
+def _position() -> dict[str, Any]:
+    """Returns where Lightning says that a training is which has not begun."""
+    silent: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
+    silent |= {
+        f"enable_{what}": False for what in ("checkpointing", "progress_bar", "model_summary")
+    }
+    trainer = pl.Trainer(**silent, plugins=[LightningEnvironment()])
+    return {"fit_loop": trainer.fit_loop.state_dict()}
+
+
+def _not_as(expected: Any, found: Any, name: str) -> str:
+    """Says what is of another kind than expected, or below zero; nothing where all is well."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        entries = ((each, expected[each], found.get(each)) for each in expected)
+        wrong = (_not_as(kind, value, f"{name}.{each}") for each, kind, value in entries)
+        return next(filter(None, wrong), "")
+    sound = isinstance(found, type(expected)) and not (isinstance(found, int) and found < 0)
+    return "" if sound else f"{name} is {reprlib.repr(found)}"
 
 
 def chooses_anew(

@@ -13,7 +13,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agents.backbone import choose_attention, lay_out
 from agents.base import Agent
-from agents.build import build_agent, build_callbacks, build_data, build_loading, check_fits
+from agents.build import (
+    build_agent,
+    build_callbacks,
+    build_data,
+    build_loading,
+    check_best,
+    check_fits,
+)
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.closing import close, show
 from agents.fitting import End, Fitting
@@ -123,6 +130,7 @@ class Trainer:
             saved = read_run_checkpoint(self.checkpoint)
             check_continues(agent, data, self.hparams, self.checkpoint, saved)
             check_fits(agent, self.checkpoint, saved)
+            check_best(agent, self.hparams, self.checkpoint)
             self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
             self.other_loss = changes_loss(self.hparams, saved)
             del saved  # Lightning reads it again: as much memory as the network and its optimizer
@@ -136,7 +144,11 @@ class Trainer:
             # A plain dict: a pickled dataclass could not be loaded with weights_only=True.
             agent.save_hyperparameters(active_settings(self.hparams))
             self._write_settings(folder)
-            return self._fit(agent, data, folder)
+            try:
+                return self._fit(agent, data, folder)
+            except KeyboardInterrupt as stop:  # before the first step, or while it is closed
+                words = f"What it has saved is in {folder.checkpoints}. It goes on with"
+                raise KeyboardInterrupt(f"{words}\n{resume_command(folder, self.given)}") from stop
 
     def _list_images(self, data: ImageDataModule) -> ImageDataModule:
         """Lists the images, and settles what depends on how many there are."""

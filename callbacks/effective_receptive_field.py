@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -250,6 +251,12 @@ def numbers(fields: Mapping[str, Tensor]) -> dict[str, float]:
     return found
 
 
+def in_words(layer: str) -> str:
+    """Returns what to call a layer: a ViT's block by its number from 1, as all pictures do."""
+    block = re.fullmatch(r"blocks\.(\d+)", layer)
+    return f"block {int(block[1]) + 1} ({layer})" if block else layer
+
+
 def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
     """Draws one panel a layer, each relative to its own maximum, in a square-root scale."""
     figure, axes = figures.grid(1, len(fields), cell=(2.7, 3.0), title=title)
@@ -261,7 +268,7 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
         row, column = square_centre(field)
         corner = (column - side / 2, row - side / 2)
         axis.add_patch(Rectangle(corner, side, side, fill=False, color="#27bceb", linewidth=1))
-        axis.set_title(f"{name}\nradius {radius(field):.1f} px")
+        axis.set_title(f"{in_words(name)}\nradius {radius(field):.1f} px")
         areas = [f"{share:.0%} in {area_ratio(field, share):.1%}" for share in AREAS]
         lines = ["field in area of the image:", ", ".join(areas[:2]), ", ".join(areas[2:])]
         axis.set_xlabel("\n".join(lines), fontsize=7)

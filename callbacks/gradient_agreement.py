@@ -161,8 +161,7 @@ class GradientAgreement(Callback):
             f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
             f"{now:.2f} (cosine; {low:.2f} to {high:.2f} with the error of "
             f"{count(len(self.measured), 'measurement')}); {2 * self.images} would agree to "
-            f"{double:.2f} or more, {4 * self.images} to {fourfold:.2f} or more. "
-            f"{sure}{_verdict(now)}"
+            f"{double:.2f}, {4 * self.images} to {fourfold:.2f}. {sure}{_verdict(now)}"
         ]
 
 

@@ -1,17 +1,17 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Ctrl-C, SIGTERM and what else asks a run to stop: finish the step, save, stop."""
 
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from utils.signals import STOPPING, TERMINATING, Previous, listen, listening, restore
 
 
 class Interrupted(Exception):
@@ -21,8 +21,8 @@ class Interrupted(Exception):
 class Interruption(Callback):
     """Saves a checkpoint between two steps when the process is asked to stop.
 
-    A second Ctrl-C stops at once, without saving. So does the first request in a test, before which
-    everything has been saved: a run that goes on tests anew.
+    A second Ctrl-C stops at once, without saving. So does the first request before and after
+    training, see `stopping_at_once`: all is saved then, and a run that goes on tests anew.
 
     Args:
         checkpoint: where to save.
@@ -32,20 +32,16 @@ class Interruption(Callback):
         self.checkpoint = checkpoint
         self.asked: str | None = None
         self.saved_at: int | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: Previous = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens."""
-        self._previous = _listen(self._ask, *_SIGNALS)
+        self._previous = listen(self._ask, STOPPING)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops, when asked after the last step: everything is saved. Else listens.
-
-        To what Lightning would hear only after the test, which may be long.
-        """
+        """Stops, when asked after the last step: everything is saved."""
         if self._anyone_asked(trainer):
             raise Interrupted(f"{self.asked} before the test")
-        self._previous = _listen(_leave, signal.SIGTERM)
 
     def on_train_batch_end(
         self,
@@ -95,12 +91,11 @@ class Interruption(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stops listening."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore(self._previous)
         self._previous = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = name
@@ -109,14 +104,18 @@ class Interruption(Callback):
         )
 
 
-def _listen(
-    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
-) -> dict[signal.Signals, Any]:
-    """Returns who listened before, by signal; nothing in a thread, which hears of none."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, handler) for number in numbers}
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Ends what is done inside when the process is asked to stop, as Ctrl-C does.
+
+    Of SIGTERM Lightning would take a note only, which it reads after a test that may be long.
+
+    Raises:
+        SystemExit: it was asked to.
+    """
+    with listening(_leave, TERMINATING):
+        yield
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(f"{signal.Signals(number).name} in the test")
+    raise SystemExit(signal.Signals(number).name)

@@ -764,7 +764,8 @@ class EffectiveReceptiveFieldHparams:
     num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
     """Layers, evenly over the depth, the last one among them."""
     layers: list[str] = field(default_factory=list)
-    """Layers by name instead, e.g. blocks.0 blocks.11, or layer4.2 of a ResNet."""
+    """Layers by name instead, e.g. blocks.0 blocks.11 (the first and the twelfth block), or
+    layer4.2 of a ResNet."""
 
 
 @dataclass
@@ -852,9 +853,9 @@ class GradientAgreementHparams:
 
     enabled: Enabled = True
     """Measure it."""
-    every_n_steps: Annotated[int | str, StepCadence(100, 5), Between(1)] = "auto"
+    every_n_steps: Annotated[int | str, StepCadence(100, 5, 20), Between(1)] = "auto"
     """Measure every n steps; it costs about as much as two. auto: 100, in runs of fewer than 500
-    steps five times."""
+    steps five times, and never more often than every 20."""
 
 
 @dataclass

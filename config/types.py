@@ -115,14 +115,15 @@ class Cadence(Auto):
 
 @dataclass(frozen=True)
 class StepCadence(Auto):
-    """Every n optimizer steps. `auto`: `times` in a short run, in a long one every `most` steps."""
+    """Every n optimizer steps, `least` to `most`. `auto`: such that a run has it `times`."""
 
     most: int = 1
     times: int = 1
+    least: int = 1
 
     def every(self, steps: int) -> int:
         """Returns n for a run of so many steps."""
-        return max(1, min(self.most, steps // self.times))
+        return max(self.least, min(self.most, steps // self.times))
 
 
 @dataclass(frozen=True)

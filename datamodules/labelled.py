@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -21,6 +22,8 @@ from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
 from utils.spacing import evenly
 from utils.text import count
+
+_SHOWN = 20  # names of images that cannot be read
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,11 @@ def labelled_files(source: LabelledSource, split: str) -> LabelledFiles:
 
 
 class Square(NamedTuple):
-    """An image `(3, S, S)` uint8 and its position."""
+    """An image `(3, S, S)` uint8 and its position; black, and why, where it cannot be read."""
 
     image: Tensor
     position: int
+    problem: str = ""
 
 
 class Squares(Dataset[Square]):
@@ -118,23 +122,19 @@ class Squares(Dataset[Square]):
         return len(self.files)
 
     def __getitem__(self, draw: Draw) -> Square:
-        """Reads an image.
-
-        Raises:
-            ValueError: it cannot be read; a probe needs every image.
-        """
+        """Reads an image."""
         _, index = draw
         try:
             return Square(square_of(self.files[index], self.size), index)
         except UnreadableImageError as error:
-            raise ValueError(
-                f"{error} cannot be read, and a probe needs every image: repair or remove it."
-            ) from error
+            black = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+            return Square(black, index, str(error))
 
 
-def collate_squares(squares: Sequence[Square]) -> tuple[Tensor, Tensor]:
-    """Stacks images `(B, 3, S, S)` and their positions `(B,)`."""
-    return torch.stack([s.image for s in squares]), torch.tensor([s.position for s in squares])
+def collate_squares(squares: Sequence[Square]) -> tuple[Tensor, Tensor, list[str]]:
+    """Stacks images `(B, 3, S, S)` and positions `(B,)`; beside them what cannot be read."""
+    images, positions, problems = zip(*squares, strict=True)
+    return torch.stack(images), torch.tensor(positions), list(filter(None, problems))
 
 
 @dataclass  # not frozen: Lightning rebuilds batches to move them
@@ -254,6 +254,23 @@ class LabelledDataModule(ImageDataModule):
         """Every image of a split once, as `collate_squares` gives them."""
         return self.loading.every(
             Squares(self.splits[split].files, self.image_size), collate_squares
+        )
+
+    def refuse_unreadable(self) -> NoReturn:
+        """Names all images that cannot be read, where a first one was found.
+
+        Raises:
+            ValueError: a probe needs every image.
+        """
+        files = [file for split in self.splits.values() for file in split.files]
+        squares = Squares(files, self.image_size)
+        with ThreadPoolExecutor(max(1, self.loading.num_workers)) as pool:
+            found = pool.map(lambda index: squares[(0, index)].problem, range(len(files)))
+            problems = list(filter(None, found))
+        shown = " | ".join(problems[:_SHOWN]) + (" | …" if len(problems) > _SHOWN else "")
+        raise ValueError(
+            f"{len(problems)} of {count(len(files), 'image')} cannot be read, and a probe needs "
+            f"every one: repair or remove them. {shown}"
         )
 
     def train_dataloader(self) -> BatchLoader:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.queues import Queue
 
+from utils.signals import STOPPING
+
 _KILLED = -9  # by SIGKILL, which Windows has no name for
 _NOTHING_HANDED_OVER = 74  # EX_IOERR of sysexits.h
 
@@ -110,10 +112,11 @@ def _end(error: Exception, _: object) -> None:
 def _leave_stopping_to_the_main_process() -> None:
     """Lets a worker outlive what stops the run, until the main process ends it.
 
-    Ctrl-C, and the SIGTERM of SLURM and `timeout`, reach all processes of a run; the main process
-    finishes its step and saves first, and needs its workers for that long.
+    Ctrl-C, the end of a terminal, and the SIGTERM of SLURM and `timeout`, reach all processes of a
+    run; the main process finishes its step and saves first, and needs its workers for that long.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(STOPPING) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux: it tells who sends
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_main_process_says, daemon=True).start()

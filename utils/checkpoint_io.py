@@ -191,7 +191,7 @@ def check_weights(file: Path, checkpoint: Mapping[str, Any], optimizer: bool = F
     except ValueError as error:
         folder = RunFolder(file.parent.parent)
         others = [each for each in (folder.last, folder.previous, folder.best) if each.is_file()]
-        sound = next((each for each in others if not _broken(each, optimizer)), None)
+        sound = next((each for each in others if not broken(each, optimizer)), None)
         remedy = f" {sound} has none: remove {file.name}, and copy that to its place."
         raise ValueError(f"{error}{remedy if sound else ''}") from error
 
@@ -203,7 +203,7 @@ def _check_numbers(file: Path, checkpoint: Mapping[str, Any], optimizer: bool) -
         check_finite(tensors_in({name: checkpoint[name]}, str(file)), str(file))
 
 
-def _broken(file: Path, optimizer: bool = False) -> str:
+def broken(file: Path, optimizer: bool = False) -> str:
     """Says what is the matter with a checkpoint and its weights; nothing where all is well."""
     try:
         _check_numbers(file, map_run_checkpoint(file), optimizer)
@@ -255,9 +255,12 @@ def _keep(last: Path, previous: Path) -> None:
 
 
 def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
-    # Else its score would keep it in its place, and the run would be judged by a damaged file.
+    # Else its score would keep its place, and the run would be judged by a damaged file, or none.
+    if not state["best_model_path"]:
+        return {}
     best = Path(state["best_model_path"])
-    if not (best.is_file() and (reason := _broken(best))):
+    reason = broken(best) if best.is_file() else f"{best} is gone."
+    if not reason:
         return {}
     console.warning("%s The best of the validations from here on takes its place.", reason)
     return _no_best()

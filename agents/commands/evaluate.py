@@ -15,10 +15,21 @@ from agents.protocols import judged_by
 from agents.steering import validates
 from callbacks.guard import Guard
 from config.hparams import Hparams
+from config.lookup import read_settings
+from config.rules import as_typed
+from config.validation import given_anew
 from utils.checkpoint_io import best_or_last
 from utils.console import console
 from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores
 from utils.run_folder import RunFolder
+
+# Settings that numbers do not follow from, and those of a test that name what they do themselves.
+_SAME_NUMBERS = {
+    *("run.dir", "data.download", "data.num_workers", "data.feature_cache", "trainer.precision"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.chunk_size"),
+    *("segmentation.protocol", "segmentation.test_window", "segmentation.test_stride"),
+    *("segmentation.test_scales", "segmentation.test_flip", "callbacks.attention_quality.enabled"),
+}
 
 
 def evaluate(folder: RunFolder, hparams: Hparams) -> int:
@@ -26,7 +37,8 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
 
     On the test set, by the protocol of the settings, where the task has a test; else on the
     validation set. In the precision of the run where this machine has it, so that its own protocol
-    gives its own numbers.
+    gives its own numbers. What was measured under other settings than the run's, such as on other
+    images, is named by those: `evaluate/data.root elsewhere/…`.
 
     Raises:
         ValueError: nothing to judge by, or masks that cannot be used; and see `trained_agent`.
@@ -63,12 +75,30 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     )
     if tests:
         (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        old, new = "test/", "/".join(["evaluate", *judged_by(agent.facts), ""])
+        old, how = "test/", [*judged_by(agent.facts)]
     else:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
-        old, new = "val/", "evaluate/"
+        old, how = "val/", []
+    if changed := _otherwise(folder, hparams):
+        how.append(changed)
+    new = "/".join(["evaluate", *how, ""])
     found = {name.replace(old, new, 1): value for name, value in metrics.items()}
     for name, value in found.items():  # first: the folder may be one that can only be read
         print(f"{name:48s} {value:.4f}")
     folder.write_summary(folder.read_summary() | found)
     return 0
+
+
+def _otherwise(folder: RunFolder, hparams: Hparams) -> str:
+    """Returns what is measured otherwise than the run was, setting by setting."""
+    changed = [
+        (leaf.path, leaf.value)
+        for leaf, _ in given_anew(hparams, read_settings(folder.path))
+        if leaf.path not in _SAME_NUMBERS
+    ]
+    return ", ".join(f"{path} {_last_part(value)}" for path, value in changed)
+
+
+def _last_part(value: Any) -> str:
+    # The name of a number has no place for the folders around that of the data.
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else as_typed(value)

@@ -153,6 +153,11 @@ class Backbone(nn.Module, ABC):
         return self._trainable == ()
 
     @property
+    def trained_stages(self) -> tuple[nn.Module, ...]:
+        """What is trained of a backbone whose rest is frozen; empty of any other."""
+        return self._trainable or ()
+
+    @property
     def recipe(self) -> str:
         """How it is built: of the same weights other sizes, such as heads, make another network."""
         return self.plain or type(self).__name__

@@ -39,7 +39,8 @@ _PARTS = {
     r"[qk]_norm|[qk]_ln": "norms of queries and keys",
     r"[qkv]_bias|[qkv]_proj": "queries, keys or values apart",
     r"qkv\.bias": "a bias of queries, keys and values",
-    r"gamma_\d": "LayerScale in the spelling of networks with rotary positions",
+    r"gamma_\d": "LayerScale as DeiT-III (timm/deit3_small_patch16_224) and networks with rotary "
+    "positions (timm/vit_small_patch16_rope_ape_224) spell it, which --backbone.name tells apart",
     r"\bls\d|gamma|lambda": "LayerScale",
     r"(attn|mlp)\.norm": "norms inside attention or MLP",
     r"\bw\d+\b|fc1_\w": "gated MLPs",

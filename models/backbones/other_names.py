@@ -116,17 +116,19 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def in_the_names_of(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names what DINOv2's and DINOv3's official files have as a network of timm does.
+    """Names what official files of DeiT-III, DINOv2 and DINOv3 have as a network of timm does.
 
     Args:
-        net: of timm, with registers or without.
+        net: of timm, with LayerScale and registers or without.
         state: of a file; what `net` has no place for stays as it is.
     """
-    named = dict(state)
+    named, own = dict(state), net.state_dict()
     for theirs in ("register_tokens", "storage_tokens"):
         if theirs in named:
             named["reg_token"] = named.pop(theirs)
-    return _of_dinov3(net, named) if "blocks.0.gamma_1" in net.state_dict() else named
+    if "blocks.0.ls1.gamma" in own:
+        named = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): named[key] for key in named}
+    return _of_dinov3(net, named) if "blocks.0.gamma_1" in own else named
 
 
 def _of_dinov3(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

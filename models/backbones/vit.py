@@ -128,7 +128,8 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         diag(gamma) (W x + b) = (diag(gamma) W) x + gamma b, so that a network without LayerScale
         computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
         rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
-        spelling `gamma_1`: timm's ViTs with rotary positions have the names of a DeiT-III then.
+        spelling `gamma_1`, but by a network that has one, such as timm's DeiT-III: timm's ViTs with
+        rotary positions have the names and shapes of a DeiT-III then.
         """
         folded = in_the_names_of(self.net, state)
         own, said = self.net.state_dict(), []

@@ -22,7 +22,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
-from models.memory.footprint import bytes_per_image, forward_flops
+from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
 from tests.conftest import assert_same, summary, weights
 from utils.rng import CPU
 from utils.text import in_units
@@ -217,6 +217,18 @@ def test_what_a_step_of_dino_takes_has_the_teachers_passes(train, capsys, given,
     )
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(8 * expected)}FLOP in the backbone" in said
+
+
+def test_a_step_that_trains_the_last_block_goes_back_through_that(train, capsys):
+    frozen = {"backbone__freeze": "true", "backbone__unfreeze_last": 1}
+    given = {"trainer__chunk_size": "null", "trainer__max_steps": 1}
+    train("run", backbone__name="vit_tiny", **frozen, **given)
+    backbone = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24)
+    backbone.freeze(unfreeze_last=1)
+    said = " ".join(capsys.readouterr().err.split())
+    operations = 8 * 2 * (GLOBAL + backward_flops(backbone, 32, GLOBAL))
+    assert GLOBAL < operations / 16 < 2.2 * GLOBAL  # one of two blocks
+    assert f"a step: {in_units(operations)}FLOP in the backbone" in said
 
 
 def test_a_chunk_of_the_whole_batch_passes_once(train, capsys):

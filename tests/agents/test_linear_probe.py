@@ -142,7 +142,8 @@ class Shown:
         }
 
     def images(self, split):
-        return [(row[None], torch.tensor([i])) for i, row in enumerate(self.pixels[split])][::-1]
+        rows = enumerate(self.pixels[split])
+        return [(row[None], torch.tensor([i]), []) for i, row in rows][::-1]
 
 
 def shown_to(probe_of: Shown, **changed):
@@ -365,14 +366,17 @@ def test_other_classes_in_the_test(train, tmp_path, capsys):
     assert not folder.exists()
 
 
-def test_a_corrupt_image_is_named(train, tmp_path, capsys):
+def test_corrupt_images_are_named_all_at_once(train, tmp_path, capsys):
     root = colours(tmp_path / "c")
-    (root / "val" / "class1" / "val03.png").write_bytes(b"no image")
+    broken = [root / "val" / "class1" / "val03.png", root / "train" / "class0" / "train02.png"]
+    for file in broken:
+        assert file.is_file()
+        file.write_bytes(b"no image")
     code, _ = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
     assert code == 2
     said = error_of(capsys)
-    assert "val03.png (not a picture in a known format) cannot be read" in said
-    assert "a probe needs every image: repair or remove it" in said
+    assert "2 of 48 images cannot be read, and a probe needs every one: repair or remove" in said
+    assert all(f"{file} (not a picture in a known format)" in said for file in broken)
 
 
 def test_one_class_is_none_to_tell_apart(train, tmp_path, capsys):

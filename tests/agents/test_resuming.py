@@ -394,3 +394,40 @@ def test_a_checkpoint_that_was_stripped_is_not_gone_on_from(train, capsys, part)
     assert resume(folder, trainer__max_epochs=2) == 2
     assert f"last.ckpt has no {part}, without which a run does not go" in capsys.readouterr().err
     assert main(["--evaluate", "run", "--run.dir", str(folder.parent)]) == 0
+
+
+@pytest.mark.parametrize("wrong", ["three", -3, None, {}])
+def test_a_position_that_is_none_is_said_before_training(train, capsys, wrong):
+    _, folder = train(trainer__max_epochs=1)
+    file = folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(file, weights_only=True)
+    saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"] = wrong
+    saved["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] = wrong
+    file.unlink()
+    torch.save(saved, file)
+    before = (folder / "hparams.yaml").read_bytes()
+    assert resume(folder, trainer__max_epochs=2) == 2
+    said = capsys.readouterr().err
+    assert f"{file} is damaged: its loops.fit_loop.epoch_loop.batch_progress.current" in said
+    assert f"or start a new run with --backbone.weights {file}." in said
+    assert (folder / "hparams.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", [{"backbone__depth": 3}, {"run__seed": 4}])
+def test_the_best_checkpoint_of_another_run_is_refused_before_training(train, capsys, changed):
+    settings = {"task": "segmentation", "data__val_fraction": 0.3, "trainer__max_epochs": 1}
+    _, other = train("other", **settings, **changed)
+    _, folder = train(**settings)
+    best, last = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    best.unlink()
+    best.write_bytes((other / "checkpoints" / "best.ckpt").read_bytes())
+    before = last.read_bytes()
+    capsys.readouterr()
+    assert resume(folder, trainer__max_epochs=2, optim__lr=0) == 2
+    said = capsys.readouterr().err
+    assert f"{best} is not of the run that last.ckpt is of: put its own back, or remove" in said
+    assert last.read_bytes() == before
+    best.unlink()
+    # Worse than what was removed, or as good: the best there is.
+    assert resume(folder, trainer__max_epochs=2, optim__lr=0) == 0
+    assert best.exists()

@@ -8,11 +8,13 @@ import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import agents.fitting
 from callbacks.interruption import Interruption
 from callbacks.throughput import Throughput
 from config.lookup import check_complete
@@ -159,6 +161,57 @@ def test_asked_to_stop_after_the_last_step_it_leaves_the_test_to_do(train, monke
     monkeypatch.undo()
     assert resume(folder) == 0
     assert rows_of(folder) == rows_of(whole)
+
+
+@pytest.mark.parametrize("where", ["save_backbone", "load_checkpoint"])
+def test_asked_to_stop_between_training_and_test_it_stops(train, monkeypatch, capsys, where):
+    """Where only Lightning, or nobody, would hear of it."""
+    place: Any = agents.fitting if where == "save_backbone" else RunCheckpoints
+    original = getattr(place, where)
+
+    def asked(*arguments, **named):
+        result = original(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(place, where, asked)
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # else it would end the tests
+    try:
+        code, folder = train("asked", task="segmentation", trainer__max_epochs=1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert code == 130
+    assert summary(folder)["status"] == "interrupted"
+    assert "--run.resume asked" in capsys.readouterr().out
+    assert not any("test/miou" in row for row in rows_of(folder).values())
+
+
+def test_nobody_who_does_not_wait_for_the_end_is_left_without_a_word(train, monkeypatch, capsys):
+    original = RunFolder.write_summary
+
+    def impatient(self, result):
+        original(self, result)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "write_summary", impatient)
+    code, folder = train("first", trainer__max_epochs=1)
+    assert code == 130
+    said = capsys.readouterr().err
+    assert f"Interrupted. What it has saved is in {folder / 'checkpoints'}. It goes on" in said
+    assert "--run.resume first" in said
+
+
+def test_a_terminal_that_is_closed_ends_no_run_that_nohup_began(train, monkeypatch):
+    monkeypatch.setattr(
+        Throughput, "on_train_batch_start", lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+    )
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        code, folder = train("first", trainer__max_epochs=1)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert code == 0
+    assert summary(folder)["status"] == "finished"
 
 
 DAMAGES = {

@@ -496,6 +496,27 @@ def test_data_that_moved_is_asked_for(tmp_path, train, capsys):
     assert main(["--evaluate", "first", "--data.root", str(tmp_path / "moved"), *runs]) == 0
 
 
+def test_results_on_other_images_have_their_own_name(train, tmp_path):
+    generate(tmp_path / "other data", 16, 4)
+    _, folder = train("first", task="segmentation", data__val_fraction=0.3)
+    again = ["--evaluate", "first", "--run.dir", str(folder.parent)]
+    assert main([*again, "--data.num_workers", "1"]) == 0
+    found = {name: value for name, value in summary(folder).items() if "evaluate/" in name}
+    assert found["evaluate/voc12_standard/miou"] == pytest.approx(summary(folder)["test/miou"])
+    for words, name in (
+        (["--data.root", str(tmp_path / "other data")], "data.root other data"),
+        (["--trainer.limit_test_batches", "1"], "trainer.limit_test_batches 1"),
+        (
+            ["--trainer.limit_test_batches", "2", "--segmentation.test_flip", "true"],
+            "flip/trainer.limit_test_batches 2",
+        ),
+    ):
+        assert main([*again, *words]) == 0
+        after = summary(folder)
+        assert f"evaluate/voc12_standard/{name}/miou" in after
+        assert {key: after[key] for key in found} == found
+
+
 # --- predict ------------------------------------------------------------------------------------
 
 

@@ -74,8 +74,13 @@ def test_a_run_may_be_one_of_a_thread(train):
     assert summary(folder)["status"] == "finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        *((number, step) for number in (signal.SIGINT, signal.SIGTERM) for step in (2, 3, 4)),
+        *((number, 2) for number in (signal.SIGHUP, signal.SIGUSR1)),
+    ],
+)
 def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
     train, monkeypatch, capsys, caplog, number, step
 ):

@@ -223,7 +223,7 @@ def test_the_field_of_a_strided_convolution_has_the_radius_of_its_kernel(size, m
 
 def test_the_figure_says_what_it_shows():
     figure = draw({"blocks.0": torch.rand(9, 9), "blocks.3": torch.zeros(9, 9)}, "title")
-    assert figure.axes[0].get_title().startswith("blocks.0\nradius")
+    assert figure.axes[0].get_title().startswith("block 1 (blocks.0)\nradius")
     assert figure.axes[0].images[0].get_clim() == (0, 1)
     assert "maximum" in figure.axes[-1].get_ylabel()
     figures.close(figure)

@@ -103,6 +103,14 @@ def test_of_short_epochs_more_pass_between_readouts(images, steps, often, seldom
         assert callback.every_n_epochs == seldom
 
 
+@pytest.mark.parametrize(("epochs", "every"), [(3, 20), (20, 32), (40, 64), (200, 100)])
+def test_of_short_runs_gradients_are_compared_five_times_but_not_every_few_steps(epochs, every):
+    data, trainer = {"name": "shapes"}, {"max_epochs": epochs}
+    hparams = chosen("barlow_twins", "vit_demo", data=data, trainer=trainer)
+    found = resolve_for_data(resolve(hparams), 1024, on_gpu=False)  # 8 steps an epoch
+    assert found.callbacks.gradient_agreement.every_n_steps == every
+
+
 @pytest.mark.parametrize("task", ["dino", "dino_twins"])
 def test_dino_has_a_recipe_of_its_own_for_shapes_and_elsewhere_the_paper_s(task):
     here = resolve(chosen(task, "vit_demo", data={"name": "shapes"})).dino

@@ -524,7 +524,7 @@ def test_a_run_labels_images_where_its_data_is_not(train, tmp_path, capsys):
     with files_at_most(200):  # its summary cannot be written
         assert main(["--evaluate", "run", *place, "--data.root", str(images.parents[1])]) == 2
     said = capsys.readouterr()
-    assert "evaluate/voc12_standard/miou" in said.out
+    assert "evaluate/voc12_standard/data.root elsewhere/miou" in said.out
     assert "summary.json cannot be written" in said.err
 
 

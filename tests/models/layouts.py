@@ -179,7 +179,7 @@ def _dinov2_training(state: State) -> State:
 
 
 def _gamma_1(state: State) -> State:
-    return {key.replace("ls1.gamma", "gamma_1"): value for key, value in state.items()}
+    return {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in state.items()}
 
 
 def _without_statistics(state: State) -> State:
@@ -299,6 +299,11 @@ LAYOUTS: dict[str, Layout] = {
         _plain(), lambda state: {"student": state | {"masked_embed": torch.ones(1, 48)}}, _ours()
     ),
     "DeiT-III": Layout(_timm("deit3_small_patch16_224"), _as_is, _ours()),
+    "DeiT-III, official, in timm's": Layout(
+        _timm("deit3_small_patch16_224"),
+        lambda state: {"model": _gamma_1(state) | {"head.weight": torch.zeros(5, 48)}},
+        lambda: build("deit3_small_patch16_224", image_size=64, **_SIZES),
+    ),
     "ViT as EMA of timm": Layout(
         _plain(), lambda state: {"state_dict": other(state), "state_dict_ema": state}, _ours()
     ),
@@ -373,7 +378,10 @@ LAYOUTS: dict[str, Layout] = {
         _timm("vit_small_patch16_rope_ape_224"), _as_is, _ours(), "LayerScale .* rotary positions"
     ),
     "DeiT-III, official spelling": Layout(
-        _timm("deit3_small_patch16_224"), _gamma_1, _ours(), "LayerScale .* rotary positions"
+        _timm("deit3_small_patch16_224"),
+        _gamma_1,
+        _ours(),
+        r"LayerScale as DeiT-III \(timm/deit3_small_patch16_224\)",
     ),
     "LoRA": Layout(_plain(), _lora, _ours(), "adapters .LoRA."),
     "CLIP": Layout(_timm("vit_base_patch16_clip_224"), _as_is, _ours(), "norm before the blocks"),

@@ -7,7 +7,7 @@ from torch import nn
 from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_demo, vit_tiny
-from models.memory.footprint import bytes_per_image, forward_flops
+from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
 
 
 class Squares(Backbone):
@@ -88,6 +88,19 @@ def test_operations_are_those_of_the_matrices():
     block = 2 * tokens * linear + 2 * 2 * tokens**2 * width
     embedding = 2 * 4 * (3 * 16**2) * width
     assert forward_flops(vit_tiny(image_size=32), 32) == blocks * block + embedding
+
+
+def test_the_way_back_ends_where_nothing_learns():
+    network = vit_tiny(image_size=32)
+    forth = forward_flops(network, 32)
+    assert backward_flops(network, 32, forth) == 2 * forth
+    network.freeze(unfreeze_last=2)
+    width, tokens = 192, 4 + 1
+    linear = (3 + 1 + 4 + 4) * width**2
+    block = 2 * tokens * linear + 2 * 2 * tokens**2 * width
+    assert backward_flops(network, 32, forth) == 2 * 2 * block
+    network.freeze()
+    assert backward_flops(network, 32, forth) == 0
 
 
 def test_counting_operations_changes_nothing():

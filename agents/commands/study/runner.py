@@ -24,6 +24,7 @@ from utils.console import console, quiet_libraries
 from utils.files import write_atomically
 from utils.locks import claimed
 from utils.run_folder import RunFolder
+from utils.signals import TERMINATING, listening
 
 _LOOK_SECONDS = 1.0  # between looks at a run
 _WAIT_SECONDS = 5.0  # between looks at what another process does
@@ -214,8 +215,5 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def handle(*_: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
+    with listening(handle, TERMINATING):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
