@@ -53,8 +53,8 @@ def read_without_classes(file: Path, names: Sequence[str]) -> Any:
         """Stands for an object that others keep things in: what is in it, without it."""
 
         def __new__(cls, *given: Any) -> Any:
-            stand_in = Counter()  # takes items and attributes, as the unpickler gives them
-            stand_in.__dict__["given"] = given
+            stand_in: Any = Counter()  # takes items and attributes, as the unpickler gives them
+            stand_in.given = given
             stand_ins.append(stand_in)
             return stand_in
 

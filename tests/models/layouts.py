@@ -209,7 +209,7 @@ def _dinov3(biased: str = "") -> Layout:
 
 
 def _convnext(name: str) -> Layout:
-    sizes = {"depths": (1, 1, 2, 1), "dims": [8] * 4}
+    sizes: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": [8] * 4}
     return Layout(
         lambda: timm.create_model(name, num_classes=0, **sizes),
         others.official_convnext,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ _OF_ITS_DINOV3 = {
 _OF_VERSION_5 = {
     r"encoder\.layer\.": "layers.",
     r"attention\.output\.dense": "attention.o_proj",
-    r"attention\.attention\.(query|key|value)": lambda found: f"attention.{found[1][0]}_proj",
+    r"attention\.attention\.([qkv])\w+": r"attention.\1_proj",
     r"intermediate\.dense": "mlp.fc1",
     r"output\.dense": "mlp.fc2",
 }
@@ -123,7 +123,7 @@ def official_dinov3(state: State) -> State:
     return written | {"mask_token": torch.zeros(1, width), "rope_embed.periods": periods.bfloat16()}
 
 
-def _named(state: State, names: Mapping[str, str | Callable[[re.Match[str]], str]]) -> State:
+def _named(state: State, names: Mapping[str, str]) -> State:
     named: State = {}
     for key, value in state.items():
         for ours, theirs in names.items():
