@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -89,7 +90,8 @@ def _problem(value: Any, annotation: Any) -> str | None:
     if problem := _not_plain(value):
         return problem
     if isinstance(value, str) and value != "auto" and _may_be_auto(constraints):
-        return f"expected {_described(allowed, constraints)}"
+        quoted = ", without quotation marks" if _reads_as(value, allowed) else ""
+        return f"expected {_described(allowed, constraints)}{quoted}"
     problems = (each.problem(value) for each in constraints if hasattr(each, "problem"))
     return next((str(each) for each in problems if each), None)
 
@@ -110,6 +112,15 @@ def _not_plain(value: Any) -> str | None:
         if isinstance(text, str) and any(category(sign) in ("Cc", "Cs") for sign in text):
             return "expected a text without control characters"
     return None
+
+
+def _reads_as(text: str, kinds: tuple[Any, ...]) -> bool:
+    """Whether a text is spelt as a number of one of these kinds."""
+    for kind in {int, float} & set(kinds):
+        with suppress(ValueError):
+            kind(text)
+            return True
+    return False
 
 
 def _is_a(value: Any, kind: Any) -> bool:
