@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 from unicodedata import category
 
@@ -25,9 +26,9 @@ Mark = TypeVar("Mark", Kept, Measures)
 def check(hparams: Hparams) -> Hparams:
     """Returns a copy in which names are chosen, if everything in it is possible and has an effect.
 
-    Kinds of numbers and texts, which a notebook may have of NumPy, become those that YAML knows;
-    paths below `~` are spelt out. Names come first, because what has an effect depends on them:
-    `backbone.name` is no longer `auto`, and fusions have the study's names.
+    Paths, and kinds of numbers and texts, which a notebook may have of NumPy, become what YAML
+    knows; paths below `~` are spelt out. Names come first, because what has an effect depends on
+    them: `backbone.name` is no longer `auto`, and fusions have the study's names.
 
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
@@ -73,6 +74,8 @@ def _plain(value: Any) -> Any:
 def _plain_item(value: Any) -> Any:
     if isinstance(value, str):
         return at_home(str.__str__(value))  # str() of a member of an enumeration is its name
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):

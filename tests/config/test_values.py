@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -226,10 +227,11 @@ def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
     hparams.run.seed = np.int64(3)
     hparams.data.name, hparams.logger.mode = np.str_("shapes"), np.str_("offline")
     hparams.callbacks.attention_maps.blocks = [np.int32(-2), np.int64(-1)]
+    hparams.run.dir = Path("here") / "runs"
     write_yaml(asdict(check(hparams)), tmp_path / "hparams.yaml")
     expected = Hparams(task="dino")
     expected.optim.lr, expected.optim.warmup_epochs = 1e-3, 0.5
-    expected.run.seed = 3
+    expected.run.seed, expected.run.dir = 3, str(Path("here/runs"))
     expected.data.name, expected.logger.mode = "shapes", "offline"
     expected.callbacks.attention_maps.blocks = [-2, -1]
     assert read_yaml(tmp_path / "hparams.yaml") == asdict(check(expected))
