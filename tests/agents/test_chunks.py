@@ -311,6 +311,7 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
     ("changed", "said"),
     [
         ({}, None),
+        ({"trainer__max_epochs": 1}, "Only 8 optimizer steps"),  # and prototypes that learn
         ({"momentum_teacher": 1.0}, "the teacher stays as it began, and it is what is kept."),
         ({"momentum_teacher": 1.0, "export": "student"}, "the teacher stays as it began."),
         ({"momentum_teacher": 1.0, "ema": False}, None),
@@ -321,7 +322,8 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
     ],
 )
 def test_dino_says_what_its_length_leaves_undone(changed, said):
-    hparams = settings(data__batch_size=128, **{f"dino__{k}": v for k, v in changed.items()})
+    named = {path if "__" in path else f"dino__{path}": value for path, value in changed.items()}
+    hparams = settings(data__batch_size=128, **named)
     hparams.task = "dino"
     _, warnings = length(resolve_for_data(resolve(hparams), 1024, False), 1024)
     assert len(warnings) == (said is not None)
