@@ -23,6 +23,7 @@ from config.convert import at_home
 from config.hparams import Hparams
 from config.lookup import find_run, read_settings
 from config.parsing import Command, parse
+from datamodules.grey_levels import in_rgb
 from datamodules.reading import read_rgb
 from utils.checkpoint_io import best_or_last
 from utils.device import usable_device
@@ -30,6 +31,8 @@ from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
 from utils.text import did_you_mean, one_line
+
+RUNS = Hparams().run.dir
 
 
 class Results(NamedTuple):
@@ -61,7 +64,7 @@ class Results(NamedTuple):
         return list(points), list(points.values())
 
 
-def results(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Results:
+def results(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUNS) -> Results:
     """Reads what a run has left so far; it may still be training.
 
     Args:
@@ -71,12 +74,12 @@ def results(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> R
     Raises:
         ValueError: there is no such run, or its settings are damaged.
     """
-    folder = RunFolder(find_run(at_home(os.fspath(run)), at_home(runs_dir)))
+    folder = RunFolder(find_run(at_home(os.fspath(run)), at_home(os.fspath(runs_dir))))
     settings, metrics = flat(read_settings(folder.path)), read_metrics(folder.metrics)
     return Results(folder, settings, folder.read_summary(), metrics)
 
 
-def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> Agent:
+def load_run(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUNS) -> Agent:
     """Returns a run's agent with the weights that validated best, in eval mode, where it runs best.
 
     Args:
@@ -87,7 +90,7 @@ def load_run(run: str | os.PathLike[str], runs_dir: str = Hparams().run.dir) -> 
         ValueError: there is no such run; it, or what it was trained on, is damaged.
         FileNotFoundError: it has no checkpoint.
     """
-    command = parse(["--evaluate", os.fspath(run), "--run.dir", runs_dir])
+    command = parse(["--evaluate", os.fspath(run), "--run.dir", os.fspath(runs_dir)])
     assert isinstance(command, Command)
     assert command.evaluate
     folder = RunFolder(find_run(command.evaluate, command.hparams.run.dir))
@@ -106,10 +109,16 @@ def segment(agent: Agent, image: str | os.PathLike[str] | Image.Image) -> NDArra
         `(H, W)` uint8.
 
     Raises:
-        ValueError: the agent is of another task.
+        ValueError: the agent is of another task, or something else is given for an image.
         OSError: the image cannot be read.
     """
     if not isinstance(agent, Segmentation):
         raise ValueError(f"{type(agent).__name__} labels nothing: only a segmentation does.")
-    picture = image if isinstance(image, Image.Image) else read_rgb(Path(image))
-    return label(agent, protocol_of_test(agent.settings), picture.convert("RGB")).labels
+    if isinstance(image, str | os.PathLike):
+        image = read_rgb(Path(at_home(os.fspath(image))))
+    if not isinstance(image, Image.Image):  # an array: of OpenCV's, blue comes first
+        raise ValueError(
+            f"segment takes a file or an image of Pillow, got {type(image).__name__}. Of an array "
+            "(H, W, 3) in RGB, uint8: PIL.Image.fromarray(array)."
+        )
+    return label(agent, protocol_of_test(agent.settings), in_rgb(image)).labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from config.convert import leaves
-from config.hparams import Hparams
+from config.hparams import DINOHparams, Hparams
 from config.length import steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence, StepCadence
@@ -45,7 +45,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         images: number of training images.
 
     Returns:
-        The length in one line, and warnings of few steps and of a backbone that waits in vain.
+        The length in one line, and warnings of few steps and of what waits in vain.
     """
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
     what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
@@ -91,4 +91,32 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"--backbone.freeze_epochs {waits}: the backbone waits with random values, which teach "
             "the projector nothing. Leave it out, or give --backbone.weights."
         )
+    if unmet(hparams, "dino.out_dim") is None:
+        warnings += _of_dino(hparams.dino, steps)
     return line, warnings
+
+
+def _of_dino(dino: DINOHparams, steps: int) -> list[str]:
+    """Warns of what official code fails at, and of a teacher that cannot teach."""
+    warnings = []
+    if dino.ema and dino.momentum_teacher == 1:
+        warnings.append(
+            "--dino.momentum_teacher 1: the teacher stays as it began"
+            + (", and it is what is kept." if dino.export == "teacher" else ".")
+        )
+    if dino.sharpening and float(dino.teacher_temp) >= dino.student_temp:
+        warnings.append(
+            f"--dino.teacher_temp {dino.teacher_temp:g} is no lower than --dino.student_temp "
+            f"{dino.student_temp:g}: the teacher does not sharpen, and outputs tend to be uniform."
+        )
+    if dino.sharpening and int(dino.warmup_teacher_temp_steps) > steps:
+        warnings.append(
+            f"--dino.warmup_teacher_temp_steps {dino.warmup_teacher_temp_steps}: the run ends "
+            "before the teacher has its temperature."
+        )
+    if int(dino.freeze_last_layer_steps) >= steps:
+        warnings.append(
+            f"--dino.freeze_last_layer_steps {dino.freeze_last_layer_steps}: the prototypes wait "
+            "until the end and are not trained."
+        )
+    return warnings

@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-from config.convert import ConfigError, base_types, coerced, leaves, parse_yaml, shown, suggestion
+from config.convert import ConfigError, coerced, holds_list, leaves, parse_yaml, shown, suggestion
 from config.hparams import Hparams
 from config.rules import as_typed
 
@@ -83,7 +83,7 @@ def typed(words: Sequence[str], path: str) -> Any:
     values = [
         coerced(parse_yaml(word, f"--{path} {shown(word)}"), leaf.annotation) for word in words
     ]
-    lists = any(get_origin(kind) is list for kind in base_types(leaf.annotation))
+    lists = holds_list(path)
     if not lists and len(values) != 1:
         raise ConfigError(f"--{path} {shown(values)}: expected one value.")
     return values if lists else values[0]

@@ -133,10 +133,23 @@ def base_types(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+def holds_list(path: str) -> bool:
+    """Whether a dotted path is a setting of several values."""
+    return any(
+        get_origin(kind) is list
+        for leaf in leaves(Hparams())
+        if leaf.path == path
+        for kind in base_types(leaf.annotation)
+    )
+
+
 def coerced(value: Any, annotation: Any) -> Any:
     """Returns a value as YAML reads it in the type that a setting has."""
     # YAML reads `1e-3` as a string and `1` as an int; both are floats where a float is asked for.
+    # `None`, which it reads as a string too, is null where that is possible.
     allowed = base_types(annotation)
+    if value == "None" and type(None) in allowed:
+        return None
     items = {get_args(kind)[0] for kind in allowed if get_origin(kind) is list}
     if isinstance(value, list):
         return [_as_float(each) if float in items else each for each in value]

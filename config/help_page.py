@@ -10,12 +10,13 @@ from typing import Any, NoReturn
 from simple_parsing import ArgumentParser
 
 from config.advice import advice
-from config.convert import ConfigError, leaves, shown, suggestion
+from config.convert import ConfigError, holds_list, leaves, shown, suggestion
 from config.hparams import Hparams
 from config.rules import as_typed, possible_on, rules_of, settled_by
 from config.types import OneOf, SomeOf
 
-_JOINED = re.compile(r"invalid (int|float) value: '.*[,\[].*'")  # 0.25,1 or [0.25, 1]
+# --x 0.25,1 or "0.25 1" or [0.25, 1]
+_JOINED = re.compile(r"argument --(\S+): invalid (?:int|float) value: '.*[,\[ ].*'")
 
 
 class Parser(ArgumentParser):
@@ -40,7 +41,10 @@ class Parser(ArgumentParser):
         # The words of a line that was not understood may be anything.
         line = textwrap.shorten(message, 500, placeholder=" …")
         line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
-        several = " Several values are separated by spaces." if _JOINED.search(line) else ""
+        joined = _JOINED.match(line)
+        several = (
+            " Several values are separated by spaces." if joined and holds_list(joined[1]) else ""
+        )
         raise ConfigError(f"{line[:1].upper()}{line[1:]}.{several} --help lists all options.")
 
     def format_help(self) -> str:

@@ -336,7 +336,8 @@ class DINOHparams:
     center_momentum: Annotated[Fraction, Needs("dino.centering", True)] = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
-    """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250."""
+    """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250, and at most
+    three tenths of the run."""
     clip_grad: NonNegative = 3.0
     """Largest gradient norm of each tensor of the student by itself; 0: no clipping. The projector
     of dino_twins is not clipped, as it is not in Barlow Twins."""

@@ -169,13 +169,14 @@ _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 def _resolve_dino(hparams: Hparams, images: int, per_epoch: int) -> None:
     dino, steps = hparams.dino, steps_of_run(hparams, images)
+    start = math.ceil(0.3 * steps)
     share = min(1.0, max(0.0, (images - _SMALL) / (_IMAGENET - _SMALL)))
     chosen: dict[str, Any] = {
         "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
         "teacher_temp": 0.02 + share * 0.05,
-        "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, math.ceil(0.3 * steps)),
+        "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, start),
         "momentum_teacher": 0.99 + share * 0.006,
-        "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch),
+        "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch, start),
     }
     for name, value in chosen.items():
         if getattr(dino, name) == "auto":

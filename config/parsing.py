@@ -18,7 +18,7 @@ from simple_parsing import ArgumentGenerationMode, NestedMode
 from config import names
 from config.actions import check_acts, settings_given
 from config.base_settings import base_settings, early_options, given_name
-from config.convert import ConfigError, at_home, base_types, leaves, set_leaf
+from config.convert import ConfigError, at_home, base_types, holds_list, leaves, set_leaf
 from config.fast import shortened
 from config.help_page import Parser
 from config.hparams import Hparams
@@ -134,7 +134,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     """
     if "--version" in argv:
         return _version()
-    argv, nulls = _split_nulls([_spelt_out(word) for word in argv])
+    argv, nulls = _split_nulls([_spelt_out(each) for word in argv for each in _unfolded(word)])
     given = [option for option in _ACTIONS if option in {word.partition("=")[0] for word in argv}]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} cannot be combined.")
@@ -217,6 +217,14 @@ def _study(argv: Sequence[str]) -> Command:
     command = Command(hparams, overrides=overrides, **vars(arguments))
     _check_actions(command)
     return command
+
+
+def _unfolded(word: str) -> list[str]:
+    """Takes `--x=[1, 2]`, as wandb's agents give a list, apart into option and values."""
+    option, _, value = word.partition("=")
+    if value[:1] + value[-1:] != "[]" or not holds_list(option.removeprefix("--")):
+        return [word]
+    return [option, *(each.strip(" '\"") for each in value[1:-1].split(",") if each.strip())]
 
 
 def _spelt_out(word: str) -> str:

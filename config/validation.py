@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from numbers import Integral, Real
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, get_args, get_origin
 from unicodedata import category
 
@@ -24,9 +26,9 @@ Mark = TypeVar("Mark", Kept, Measures)
 def check(hparams: Hparams) -> Hparams:
     """Returns a copy in which names are chosen, if everything in it is possible and has an effect.
 
-    Kinds of numbers and texts, which a notebook may have of NumPy, become those that YAML knows;
-    paths below `~` are spelt out. Names come first, because what has an effect depends on them:
-    `backbone.name` is no longer `auto`, and fusions have the study's names.
+    Paths, and kinds of numbers and texts, which a notebook may have of NumPy, become what YAML
+    knows; paths below `~` are spelt out. Names come first, because what has an effect depends on
+    them: `backbone.name` is no longer `auto`, and fusions have the study's names.
 
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
@@ -72,6 +74,8 @@ def _plain(value: Any) -> Any:
 def _plain_item(value: Any) -> Any:
     if isinstance(value, str):
         return at_home(str.__str__(value))  # str() of a member of an enumeration is its name
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, bool):
         return value
     if isinstance(value, Integral):
@@ -89,7 +93,8 @@ def _problem(value: Any, annotation: Any) -> str | None:
     if problem := _not_plain(value):
         return problem
     if isinstance(value, str) and value != "auto" and _may_be_auto(constraints):
-        return f"expected {_described(allowed, constraints)}"
+        quoted = ", without quotation marks" if _reads_as(value, allowed) else ""
+        return f"expected {_described(allowed, constraints)}{quoted}"
     problems = (each.problem(value) for each in constraints if hasattr(each, "problem"))
     return next((str(each) for each in problems if each), None)
 
@@ -110,6 +115,15 @@ def _not_plain(value: Any) -> str | None:
         if isinstance(text, str) and any(category(sign) in ("Cc", "Cs") for sign in text):
             return "expected a text without control characters"
     return None
+
+
+def _reads_as(text: str, kinds: tuple[Any, ...]) -> bool:
+    """Whether a text is spelt as a number of one of these kinds."""
+    for kind in {int, float} & set(kinds):
+        with suppress(ValueError):
+            kind(text)
+            return True
+    return False
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import yaml
@@ -9,6 +10,8 @@ from yaml.constructor import ConstructorError
 
 _TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in _TAGS}
+_INT = "tag:yaml.org,2002:int"
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$")
 _LONGEST_PROBLEM = 300  # characters
 _MOST_LEVELS = 20
 _MOST_VALUES = 1_000_000  # aliases of aliases grow exponentially
@@ -38,11 +41,12 @@ def load_yaml(text: str | bytes, source: str) -> Any:
 class StrictLoader(yaml.SafeLoader):
     """SafeLoader with its silences broken; a date is a text like any other.
 
-    It refuses keys given twice, of which SafeLoader takes the last, and anchors inside themselves.
+    So are `010`, which it takes for 8, and `2:30`, which it takes for 150. It refuses keys given
+    twice, of which SafeLoader takes the last, and anchors inside themselves.
     """
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
-        first: [(tag, pattern) for tag, pattern in known if tag in _PLAIN]
+        first: [(tag, _WHOLE if tag == _INT else regex) for tag, regex in known if tag in _PLAIN]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar = {

@@ -57,18 +57,20 @@ class Found(NamedTuple):
                 unreadable.append(str(error))
 
 
-def find_pictures(places: Sequence[str]) -> Found:
+def find_pictures(places: Sequence[str], run: Path) -> Found:
     """Lists the images at places, and the files that are none; hidden ones count as neither.
 
     Args:
         places: folders, searched at any depth, files, or patterns such as `photos/**/*.jpg`.
+        run: its figures and predictions are left out where its folder lies at a place.
 
     Raises:
         FileNotFoundError: nothing is at one of them.
         ValueError: files are there, but no image.
     """
     roots, listed = zip(*map(_at, places), strict=True)
-    found = list(dict.fromkeys(file for files in listed for file in files))
+    by_place = (_without(run, *each) for each in zip(roots, listed, strict=True))
+    found = list(dict.fromkeys(file for files in by_place for file in files))
     files = [file for file in found if is_image(file) or _is_video(file)]
     if not files:
         videos = "" if is_installed("cv2") else "; videos need pip install opencv-python-headless"
@@ -102,6 +104,14 @@ def _at(place: str) -> tuple[Path, list[Path]]:
     plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
     files = [file for each in matched for file in (files_below(each) if each.is_dir() else [each])]
     return Path(*plain), sorted(dict.fromkeys(files))
+
+
+def _without(run: Path, root: Path, files: list[Path]) -> list[Path]:
+    own, place = run.resolve(), root.resolve()
+    if not own.is_relative_to(place):
+        return files
+    inside = root / own.relative_to(place)
+    return [file for file in files if not file.is_relative_to(inside)]
 
 
 def _is_video(file: Path) -> bool:

@@ -56,7 +56,8 @@ class Predictions:
         colours: of every label, `(256, 3)`.
 
     Attributes:
-        shares: the share of every class in every image, a row an image, which begins with its name.
+        shares: the share of every class in every image, a row an image, which begins with its name;
+            in the file after those of images that lie there from before.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], colours: NDArray[np.uint8]) -> None:
@@ -79,12 +80,23 @@ class Predictions:
         shares = (f"{n / labelled.labels.size:.6f}" for n in counts)
         self.shares.append((printable(name), *shares))
 
+    def _earlier(self, file: Path) -> list[tuple[str, ...]]:
+        """Returns the rows of images that were labelled before, and not now."""
+        if not file.is_file():
+            return []
+        rows = csv.reader(io.StringIO(file.read_text("utf-8", errors="replace"), newline=""))
+        if next(rows, None) != ["image", *self.classes]:  # not as it was written
+            return []
+        now = {name for name, *_ in self.shares}
+        return [tuple(row) for row in rows if row and row[0] not in now]
+
     def finish(self) -> str:
         """Writes class_shares.csv, and says what lies where."""
         table, place = io.StringIO(), printable(self.folder)
-        rows = [("image", *self.classes), *self.shares]
+        file = self.folder / "class_shares.csv"
+        rows = [("image", *self.classes), *self._earlier(file), *self.shares]
         csv.writer(table, lineterminator="\n").writerows(rows)
-        write_atomically(self.folder / "class_shares.csv", table.getvalue())
+        write_atomically(file, table.getvalue())
         return (
             f"{count(len(self.shares), 'image')} labelled: {place}/labels (palette PNGs), "
             f"{place}/overlays, {place}/confidence (white: sure), {place}/class_shares.csv."
@@ -111,7 +123,7 @@ def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
     agent, hparams, _ = trained_agent(folder, hparams, best_or_last(folder))
     if not isinstance(agent, Segmentation):
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
-    found = find_pictures(images)
+    found = find_pictures(images, folder.path)
     out = _folder_for(found, folder.path / "predictions")
     predictions = Predictions(out, agent.classes, agent.colours)
     protocol = protocol_of_test(hparams)

@@ -98,6 +98,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
                 "docs/backbones.md). A file or run:NAME works too."
             )
         return load_state(backbone, backbone.sources[weights](), weights)
+    if weights == "run:":  # of an unset variable of a shell
+        raise ValueError("--backbone.weights run: needs the name of a run, run:NAME.")
     run = named_run(weights, runs_dir)
     if run and run.hparams.is_file() and not run.backbone.is_file():
         raise FileNotFoundError(

@@ -319,6 +319,29 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
     assert warning is None or warning in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, None),
+        ({"trainer__max_epochs": 1}, "Only 8 optimizer steps"),  # and prototypes that learn
+        ({"momentum_teacher": 1.0}, "the teacher stays as it began, and it is what is kept."),
+        ({"momentum_teacher": 1.0, "export": "student"}, "the teacher stays as it began."),
+        ({"momentum_teacher": 1.0, "ema": False}, None),
+        ({"teacher_temp": 0.1}, "0.1 is no lower than --dino.student_temp 0.1"),
+        ({"warmup_teacher_temp_steps": 400}, "before the teacher has its temperature"),
+        ({"warmup_teacher_temp_steps": 320}, None),
+        ({"freeze_last_layer_steps": 320}, "the prototypes wait until the end"),
+    ],
+)
+def test_dino_says_what_its_length_leaves_undone(changed, said):
+    named = {path if "__" in path else f"dino__{path}": value for path, value in changed.items()}
+    hparams = settings(data__batch_size=128, **named)
+    hparams.task = "dino"
+    _, warnings = length(resolve_for_data(resolve(hparams), 1024, False), 1024)
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]
+
+
 def test_the_choices_are_printed_before_the_run(train, capsys):
     code, folder = train("run", data__batch_size=..., trainer__max_epochs=1)
     assert code == 0

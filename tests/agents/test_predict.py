@@ -22,6 +22,8 @@ from utils.checkpoint_io import best_or_last
 from utils.palette import palette
 from utils.run_folder import RunFolder
 
+RUN = Path("no/run")
+
 
 class Clip:
     """Stands for OpenCV's reader: three frames of one colour, blue, green and red in this order."""
@@ -114,6 +116,31 @@ def test_every_class_has_a_share_and_a_reduced_image_labels_of_its_whole_size(tm
     assert lines == ["image,a,b,c,d", ",".join(predictions.shares[0])]
 
 
+def test_labelling_some_again_keeps_the_shares_of_the_others(train, photos, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    runs = ["--run.dir", str(folder.parent)]
+    for name in ("b.jpg", "c.png"):
+        Image.effect_noise((50, 34), 80).convert("RGB").save(photos / name)
+    shares = folder / "predictions" / "photos" / "class_shares.csv"
+    rows = []
+    for pattern in ("*.jpg", "*.png", "b.*"):
+        assert main(["--predict", "run", "--images", str(photos / pattern), *runs]) == 0
+        rows.append(shares.read_text().splitlines())
+    first, second, third = rows
+    assert [row.partition(",")[0] for row in second] == ["image", "a.jpg", "b.jpg", "c.png"]
+    assert first == second[:3]
+    assert sorted(third) == sorted(second)
+
+
+def test_what_a_run_has_drawn_is_not_labelled(train, tmp_path, capsys):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    Image.new("RGB", (20, 20)).save(folder.parent / "photo.png")
+    command = ["--predict", "run", "--images", str(folder.parent), "--run.dir", str(folder.parent)]
+    for _ in range(2):
+        assert main(command) == 0
+        assert "1 image labelled" in capsys.readouterr().out
+
+
 def test_images_of_another_place_go_to_a_folder_of_their_own(train, tmp_path, capsys):
     _, folder = train("run", task="segmentation", trainer__max_steps=1)
     runs = ["--run.dir", str(folder.parent)]
@@ -167,7 +194,7 @@ def test_a_photograph_too_large_for_the_memory_ends_nothing(train, photos, monke
 
 
 def test_frames_are_in_rgb(photos, opencv):
-    found = find_pictures([str(photos / "clip.mp4")])
+    found = find_pictures([str(photos / "clip.mp4")], RUN)
     pixels = [picture.image.getpixel((0, 0)) for _, picture in found.pictures([])]
     assert found.expected() == 3
     assert pixels == [(0, 0, 30), (0, 0, 20), (0, 0, 10)]
@@ -188,7 +215,7 @@ def test_frames_are_in_rgb(photos, opencv):
 def test_folders_files_and_patterns(photos, monkeypatch, places, files):
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.chdir(photos)
-    found = find_pictures(places)
+    found = find_pictures(places, RUN)
     assert [name.as_posix() for name, _ in found.pictures([])] == files
     assert found.expected() == len(files)
 
@@ -196,7 +223,7 @@ def test_folders_files_and_patterns(photos, monkeypatch, places, files):
 def test_no_name_leads_out_of_the_folder_of_results(photos, monkeypatch):
     """`labels/../b.png` and `confidence/../b.png` were one file."""
     monkeypatch.chdir(photos / "deep" / "er")
-    found = find_pictures([".", "../a.png", "../../*.jpg"])
+    found = find_pictures([".", "../a.png", "../../*.jpg"], RUN)
     assert [name.as_posix() for name, _ in found.pictures([])] == [
         "deep/er/b.png",
         "deep/a.png",
@@ -209,13 +236,13 @@ def test_what_lies_above_a_link_lies_above_what_it_leads_to(photos, tmp_path, mo
     (tmp_path / "elsewhere" / "link").symlink_to(photos / "deep" / "er")
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "c.png").symlink_to(photos / "deep" / "a.png")
-    found = find_pictures(["link/../a.png", "../c.png"])
+    found = find_pictures(["link/../a.png", "../c.png"], RUN)
     assert [path.name for path in found.files] == ["a.png", "c.png"]
 
 
 def test_a_name_with_brackets_is_a_name(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "photo [1].png")
-    (name, _), *others = find_pictures([str(tmp_path / "photo [1].png")]).pictures([])
+    (name, _), *others = find_pictures([str(tmp_path / "photo [1].png")], RUN).pictures([])
     assert (name.name, others) == ("photo [1].png", [])
 
 
@@ -230,4 +257,4 @@ def test_a_name_with_brackets_is_a_name(tmp_path):
 def test_what_is_not_there_is_said(photos, monkeypatch, place, kind, message):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(kind, match=message):
-        find_pictures([str(photos / place)])
+        find_pictures([str(photos / place)], RUN)

@@ -17,7 +17,7 @@ from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, find_run, newest_unfinished, read_experiment
 from config.parsing import Command, parse
 from config.resolve import choose_names, resolve
-from config.rules import possible_on
+from config.rules import get_leaf, possible_on
 from config.validation import active_settings, check
 
 EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))
@@ -69,6 +69,22 @@ def test_numbers_are_numbers_whatever_was_imported_before():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("word", "path", "value"),
+    [
+        ("--barlow_twins.crop_scale=[0.25, 1]", "barlow_twins.crop_scale", [0.25, 1.0]),
+        ("--callbacks.attention_maps.blocks=[-1,-2]", "callbacks.attention_maps.blocks", [-1, -2]),
+        (
+            "--callbacks.effective_receptive_field.layers=['blocks.0', \"blocks.1\"]",
+            "callbacks.effective_receptive_field.layers",
+            ["blocks.0", "blocks.1"],
+        ),
+    ],
+)
+def test_a_list_in_one_word_as_sweeps_give_it(word, path, value):
+    assert get_leaf(parse([word]).hparams, path) == value
+
+
 def test_lists_and_flags():
     settings = hparams(
         "--callbacks.attention_maps.blocks", "0", "5", "--callbacks.views.enabled", "false"
@@ -93,6 +109,9 @@ def test_lists_and_flags():
         (["--optim.lr", "fast"], "expected a number or auto"),
         (["--barlow_twins.crop_scale", "0.25,1"], "values are separated by spaces"),
         (["--barlow_twins.crop_scale", "[0.25, 1]"], "values are separated by spaces"),
+        (["--barlow_twins.crop_scale", "0.25 1"], "values are separated by spaces"),
+        (["--trainer.devices", "0,1"], r"invalid int value: '0,1'\. --help"),
+        (["--trainer.devices=[0, 1]"], r"invalid int value: '\[0, 1\]'\. --help"),
         (["--optim.lr=-1"], "expected at least 0"),
         (["--backbone.name", "vit_smal"], "timm/NAME, .*Did you mean vit_small"),
         (["--data.name", "VOC"], "Did you mean voc"),

@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import numpy as np
@@ -101,6 +102,9 @@ YAML = [
     ("data: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     ("data: !!int x", "no value of its type"),
     ("run:\n  seed: " + "9" * 5000, "line 2: this is no value of its type"),
+    ("run: {seed: 010}", "--run.seed 010: expected a whole number, got str"),
+    ("data: {batch_size: 2:08}", "--data.batch_size 2:08: expected a whole number or auto"),
+    ("data: {batch_size: '64'}", "64: expected a whole number or auto, without quotation marks"),
     ("run: {seed: 2026-01-01}", "--run.seed 2026-01-01: expected a whole number"),
     ("run: {name: !!python/name:os.sep ''}", "could not determine a constructor"),
     ("- a", "must hold `name: value` lines"),
@@ -142,6 +146,20 @@ def test_merge_keys_are_no_doubles_and_dates_are_texts(tmp_path):
     assert found == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": "2026-01-01"}
 
 
+def test_none_in_a_file_is_null_where_that_is_possible(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {name: None}\ndata: {root: None}\nlogger.entity: None\n")
+    hparams = parse(["--experiment", str(file)]).hparams
+    assert (hparams.run.name, hparams.data.root, hparams.logger.entity) == (None, None, None)
+
+
+def test_a_name_of_digits_is_what_is_written(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("run: {name: 007}\noptim: {lr: 1e-3}\ntrainer: {max_epochs: 0x10}\n")
+    hparams = parse(["--experiment", str(file)]).hparams
+    assert (hparams.run.name, hparams.optim.lr, hparams.trainer.max_epochs) == ("007", 1e-3, 16)
+
+
 def test_numbers_of_a_list_are_read_as_single_ones(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("task: lejepa\nlejepa: {crop_scale: [1e-1, 1]}")
@@ -154,7 +172,8 @@ def test_numbers_of_a_list_are_read_as_single_ones(tmp_path):
         ("logger.mode", "offlin", "Did you mean offline?"),
         ("data.name", "vocc", "Did you mean voc?"),
         ("trainer.precision", 16, "expected auto or 32-true or"),
-        ("optim.lr", "fast", "expected a number or auto"),
+        ("optim.lr", "fast", "expected a number or auto."),
+        ("optim.lr", "1e-3", "expected a number or auto, without quotation marks"),
         ("segmentation.loss_weights", [-1.0], "expected at least 0"),
     ],
 )
@@ -208,10 +227,11 @@ def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
     hparams.run.seed = np.int64(3)
     hparams.data.name, hparams.logger.mode = np.str_("shapes"), np.str_("offline")
     hparams.callbacks.attention_maps.blocks = [np.int32(-2), np.int64(-1)]
+    hparams.run.dir = Path("here") / "runs"
     write_yaml(asdict(check(hparams)), tmp_path / "hparams.yaml")
     expected = Hparams(task="dino")
     expected.optim.lr, expected.optim.warmup_epochs = 1e-3, 0.5
-    expected.run.seed = 3
+    expected.run.seed, expected.run.dir = 3, str(Path("here/runs"))
     expected.data.name, expected.logger.mode = "shapes", "offline"
     expected.callbacks.attention_maps.blocks = [-2, -1]
     assert read_yaml(tmp_path / "hparams.yaml") == asdict(check(expected))

@@ -121,6 +121,8 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "first-run" / "checkpoints" / "backbone.pth").touch()
     with pytest.raises(FileNotFoundError, match=r"no run frist-run .*Did you mean first-run"):
         load_weights(vit(1), "run:frist-run", str(tmp_path))
+    with pytest.raises(ValueError, match="run: needs the name of a run"):
+        load_weights(vit(1), "run:", str(tmp_path))
     file = tmp_path / "text.pth"
     file.write_text("not weights")
     with pytest.raises(ValueError, match=r"text\.pth"):
