@@ -80,6 +80,5 @@ def _holds_tensors(node: Any, seen: set[int]) -> bool:
     if id(node) in seen or not isinstance(node, Mapping | list | tuple):
         return False
     seen.add(id(node))
-    inner = [*node.values(), vars(node)] if isinstance(node, Counter) else node
-    parts = inner.values() if isinstance(inner, Mapping) else inner
+    parts = node.values() if isinstance(node, Mapping) else node
     return any(_holds_tensors(part, seen) for part in parts)
