@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import socket
@@ -122,8 +123,9 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
 
 def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
     (tmp_path / "summary.json").mkdir()
-    with pytest.raises(OSError, match=r"summary\.json cannot be written .*move that away"):
+    with pytest.raises(OSError, match=r"summary\.json cannot .*move that away") as caught:
         write_atomically(tmp_path / "summary.json", "new")
+    assert caught.value.errno == errno.EISDIR
     (tmp_path / "exported").touch()
     for folder in (tmp_path / "exported", tmp_path / "exported" / "onnx"):
         with pytest.raises(OSError, match=f"The folder {folder} cannot be made .*move that away"):
@@ -201,6 +203,9 @@ def test_deeply_nested_json_is_named(tmp_path, caplog):
     file.write_text("[" * 100_000)
     assert read_json(file) == {}
     assert "summary.json is damaged" in caplog.text
+    file.write_text("")
+    assert read_json(file) == {}
+    assert "it is empty" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
