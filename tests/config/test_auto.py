@@ -135,6 +135,7 @@ CHOSEN: list[tuple[str, dict[str, Any], int, bool, Any]] = [
     ("barlow_twins", PLAIN, 50_000, True, (256, 103, 1e-3, 0.05)),
     ("barlow_twins", PLAIN, 50_000, False, (256, 11, 1e-3, 0.05)),
     ("barlow_twins", PLAIN, 600_000, True, (256, 10, 1e-3, 0.05)),
+    ("barlow_twins", PLAIN, 600_000, False, (256, 1, 1e-3, 0.05)),
     ("barlow_twins", PLAIN, 100, True, (64, 400, 5e-4, 0.05)),
     ("barlow_twins", {"data": "shapes", "backbone": "vit_demo"}, 1024, True, (128, 40, 2e-3, 0.05)),
     ("lejepa", PLAIN, 10_000, True, (256, 400, 2e-3, 0.05)),
@@ -151,6 +152,8 @@ CHOSEN: list[tuple[str, dict[str, Any], int, bool, Any]] = [
     ("dino", PLAIN, 512, True, {"optim.final_weight_decay": 0.4}),
     ("dino", {**PLAIN, "optim.name": "sgd"}, 512, True, {"optim.final_weight_decay": 1e-4}),
     ("dino", PLAIN, 512, True, {"dino.global_crops_scale": [0.4, 1.0]}),
+    ("dino", PLAIN, 512, True, {"dino.warmup_teacher_temp": 0.02}),
+    ("dino", PLAIN, 1_281_167, True, {"dino.warmup_teacher_temp": 0.04}),
     *(
         ("dino", {**PLAIN, **one_crop}, 512, True, {"dino.global_crops_scale": [0.14, 1.0]})
         for one_crop in ({"dino.multi_crop": False}, {"dino.local_crops_number": 0})
@@ -194,6 +197,13 @@ def test_auto_is_these_numbers(task, given, images, on_gpu, expected):
     named = expected if isinstance(expected, dict) else zip(LENGTH, expected, strict=True)
     for path, value in dict(named).items():
         assert get_leaf(found, path) == (value if isinstance(value, list) else pytest.approx(value))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(None, 20), (5, 3), (1000, 20)])
+def test_an_epoch_ends_with_a_step_of_fewer_batches(limit, steps):
+    given = {**PLAIN, "trainer.limit_train_batches": limit, "trainer.accumulate": 2}
+    found = resolve_for_data(resolve(with_dots("barlow_twins", given)), 10_000, on_gpu=True)
+    assert steps_per_epoch(found, 10_000) == steps  # of 39 batches of 256
 
 
 @pytest.mark.parametrize(

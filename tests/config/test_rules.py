@@ -343,6 +343,8 @@ TOGETHER: list[tuple[dict[str, Any], str | None]] = [
         },
         "nothing to train: diversity",
     ),
+    ({**SEGMENTATION, "segmentation.head": "knn"}, "nothing below it can be in training"),
+    ({**SEGMENTATION, "segmentation.head": "knn", "backbone.freeze": True}, None),
     ({**LEJEPA, "lejepa.integration_limit": 3.0}, None),
     ({**LEJEPA, "lejepa.integration_limit": 3.1}, "lie 1.55 apart"),
     ({"trainer.chunk_size": 64, "data.batch_size": 64}, None),
