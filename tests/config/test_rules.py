@@ -350,6 +350,7 @@ TOGETHER: list[tuple[dict[str, Any], str | None]] = [
     ({"trainer.chunk_size": 64, "data.batch_size": 64}, None),
     ({"trainer.devices": 2, "data.batch_size": 4}, None),
     ({"trainer.devices": 2, "data.batch_size": 2}, "at least two images each"),
+    ({"trainer.devices": 2, "trainer.num_nodes": 2, "data.batch_size": 6}, "among 4 processes"),
     ({"trainer.devices": 2, "trainer.tune_lr": True}, "work on one device"),
 ]
 
