@@ -140,6 +140,8 @@ def test_frozen_stages_and_receptive_fields():
     assert {name.removeprefix("net.").split(".")[0] for name in trained} == {"layers", "norm"}
     assert all(name.startswith(("net.layers.3.", "net.norm.")) for name in trained)
     assert not torch.equal(backbone(images()).pooled, backbone(images()).pooled)  # paths dropped
+    whole = tiny().train()
+    assert torch.equal(whole(images()).pooled, whole(images()).pooled)
     assert not backbone.net.layers[0].training
     assert backbone.net.layers[3].training
     names = list(backbone.eval().layer_maps(images()))
