@@ -152,7 +152,8 @@ def _mae(state: State) -> State:
 def _facebook_registers(state: State) -> State:
     # The official file: a position for CLS beside those of the patches, another name, a mask token.
     renamed = {("register_tokens" if k == "reg_token" else k): v for k, v in state.items()}
-    place = torch.full_like(state["cls_token"], 0.1)
+    # Not the same in all channels, which the norms would take out.
+    place = torch.linspace(-0.1, 0.1, 48).expand_as(state["cls_token"])
     return renamed | {
         "cls_token": state["cls_token"] - place,
         "pos_embed": torch.cat([place, state["pos_embed"]], 1),
