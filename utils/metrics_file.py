@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class MetricsFile:
         """Drops rows from a step on; the file has them until it is rewritten."""
         self.rows = {key: row for key, row in self.rows.items() if key < step}
         self._names = _names(self.rows)
-        self._columns, self._changed = [], self._changed & self.rows.keys()
+        self._columns = []
 
     def write(self) -> None:
         """Writes what is new.
@@ -56,7 +56,7 @@ class MetricsFile:
         if not as_left or self._columns != ["step", *sorted(self._names)]:
             self.rewrite()
         elif self._changed:
-            append(self.file, self._lines(self._changed))
+            append(self.file, self._lines(self._columns, self._changed))
             self._note()
 
     def rewrite(self) -> None:
@@ -70,15 +70,16 @@ class MetricsFile:
         if not self._whole:
             write_atomically(self.file.with_suffix(".damaged.csv"), self.file.read_bytes())
             self._whole = True
-        self._columns = ["step", *sorted(self._names)]
+        columns = ["step", *sorted(self._names)]
         header = io.StringIO()
-        csv.writer(header).writerow(self._columns)
-        write_atomically(self.file, header.getvalue() + self._lines(self.rows))
+        csv.writer(header).writerow(columns)
+        write_atomically(self.file, header.getvalue() + self._lines(columns, self.rows))
+        self._columns = columns  # only now: of a full disk the file still has others
         self._note()
 
-    def _lines(self, steps: Iterable[int]) -> str:
+    def _lines(self, columns: Sequence[str], steps: Iterable[int]) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
+        writer = csv.DictWriter(text, columns)
         writer.writerows({"step": step, **self.rows[step]} for step in sorted(steps))
         return text.getvalue()
 

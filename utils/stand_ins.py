@@ -12,7 +12,7 @@ import builtins
 import sys
 from _compat_pickle import REVERSE_IMPORT_MAPPING
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,9 @@ def _may_be_settings(name: str) -> bool:
 def _holds_tensors(node: Any, seen: set[int]) -> bool:
     if isinstance(node, Tensor):
         return True
-    if id(node) in seen or not isinstance(node, Mapping | list | tuple):
+    if id(node) in seen or not isinstance(node, dict | list | tuple):
         return False
     seen.add(id(node))
-    inner = [*dict.values(node), vars(node)] if isinstance(node, Counter) else node
-    parts = inner.values() if isinstance(inner, Mapping) else inner
+    # Not `node.values()`: a stand-in may have an attribute of that name.
+    parts = dict.values(node) if isinstance(node, dict) else node
     return any(_holds_tensors(part, seen) for part in parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,10 @@ from config.convert import update
 from config.hparams import Hparams
 from config.length import resolve_for_data, steps_per_epoch
 from config.resolve import patch_multiple, resolve
+from config.rules import get_leaf
+from config.types import Cadence, StepCadence
 from config.validation import check, without_ineffective
+from utils.nested import nested
 
 
 def chosen(task: str, backbone: str, patch: int | None = None, **more: dict) -> Hparams:
@@ -111,6 +116,12 @@ def test_of_short_runs_gradients_are_compared_five_times_but_not_every_few_steps
     assert found.callbacks.gradient_agreement.every_n_steps == every
 
 
+def test_cadences_are_whole_epochs_and_steps():
+    assert [Cadence(5, 20, 80).every(epochs, 10**6) for epochs in (3, 100, 101)] == [5, 5, 6]
+    assert [Cadence(1, 1000, 80).every(10, steps) for steps in (100, 99)] == [8, 9]
+    assert [StepCadence(100, 5).every(steps) for steps in (3, 50, 1000)] == [1, 10, 100]
+
+
 @pytest.mark.parametrize("task", ["dino", "dino_twins"])
 def test_dino_has_a_recipe_of_its_own_for_shapes_and_elsewhere_the_paper_s(task):
     here = resolve(chosen(task, "vit_demo", data={"name": "shapes"})).dino
@@ -122,6 +133,116 @@ def test_dino_has_a_recipe_of_its_own_for_shapes_and_elsewhere_the_paper_s(task)
     told = {"head_batch_norm": False, "local_crops_number": 2, "local_crops_scale": [0.1, 0.2]}
     found = resolve(chosen(task, "vit_demo", data={"name": "shapes"}, dino=told)).dino
     assert {name: getattr(found, name) for name in told} == told
+
+
+PLAIN = {"data": "image_folder", "backbone": "vit_small"}
+RESNET, PROBE = {**PLAIN, "backbone": "resnet18"}, {"data": "cifar10", "backbone": "resnet18"}
+LENGTH = ("data.batch_size", "trainer.max_epochs", "optim.lr", "optim.weight_decay")
+CHOSEN: list[tuple[str, dict[str, Any], int, bool, Any]] = [
+    # Task, settings, images, whether on a GPU, and batch, epochs, rate and decay; or what is named.
+    ("barlow_twins", PLAIN, 50_000, True, (256, 103, 1e-3, 0.05)),
+    ("barlow_twins", PLAIN, 50_000, False, (256, 11, 1e-3, 0.05)),
+    ("barlow_twins", PLAIN, 600_000, True, (256, 10, 1e-3, 0.05)),
+    ("barlow_twins", PLAIN, 600_000, False, (256, 1, 1e-3, 0.05)),
+    ("barlow_twins", PLAIN, 100, True, (64, 400, 5e-4, 0.05)),
+    ("barlow_twins", {"data": "shapes", "backbone": "vit_demo"}, 1024, True, (128, 40, 2e-3, 0.05)),
+    ("lejepa", PLAIN, 10_000, True, (256, 400, 2e-3, 0.05)),
+    ("dino", PLAIN, 10_000, True, (256, 400, 5e-4, 0.04)),
+    ("dino", {**PLAIN, "optim.name": "sgd"}, 10_000, True, (256, 400, 0.03, 1e-4)),
+    ("dino_twins", PLAIN, 400, True, (128, 400, 5e-4 / 2**0.5, 0.04)),
+    ("dino_twins", {**PLAIN, "dino_twins.term": "sigreg"}, 400, True, (64, 400, 2.5e-4, 0.04)),
+    ("segmentation", PLAIN, 1464, True, (16, 88, 2.5e-4, 0.05)),
+    ("segmentation", {**PLAIN, "backbone.weights": "dino"}, 1464, True, (16, 88, 1e-4, 0.05)),
+    ("segmentation", {**PLAIN, "backbone.freeze": True}, 1464, True, (16, 33, 5e-3, 0.05)),
+    ("segmentation", {**PLAIN, "backbone.freeze": True}, 50, True, (4, 250, 2.5e-3, 0.05)),
+    ("linear_probe", PROBE, 50_000, True, (256, 100, 1e-3, 0.0)),
+    ("linear_probe", {**PROBE, "optim.name": "lars"}, 50_000, False, (256, 100, 1.0, 0.0)),
+    ("dino", PLAIN, 512, True, {"optim.final_weight_decay": 0.4}),
+    ("dino", {**PLAIN, "optim.name": "sgd"}, 512, True, {"optim.final_weight_decay": 1e-4}),
+    ("dino", PLAIN, 512, True, {"dino.global_crops_scale": [0.4, 1.0]}),
+    ("dino", PLAIN, 512, True, {"dino.warmup_teacher_temp": 0.02}),
+    ("dino", PLAIN, 1_281_167, True, {"dino.warmup_teacher_temp": 0.04}),
+    *(
+        ("dino", {**PLAIN, **one_crop}, 512, True, {"dino.global_crops_scale": [0.14, 1.0]})
+        for one_crop in ({"dino.multi_crop": False}, {"dino.local_crops_number": 0})
+    ),
+    ("dino_twins", PLAIN, 512, True, {"dino_twins.beta": 2.5e-3}),
+    ("dino_twins", {**PLAIN, "dino_twins.term": "sigreg"}, 512, True, {"dino_twins.beta": 0.05}),
+    (
+        "barlow_twins",
+        {**PLAIN, "barlow_twins.projector_dim": 2048},
+        512,
+        True,
+        {
+            "barlow_twins.hidden_dim": 2048,
+            "barlow_twins.lambd": 0.001275,
+            "barlow_twins.crop_scale": [0.08, 1.0],
+        },
+    ),
+    (
+        "dino",
+        PLAIN,
+        10_000,
+        True,
+        {
+            "callbacks.attention_maps.every_n_epochs": 20,
+            "callbacks.embeddings.every_n_epochs": 40,
+            "callbacks.gradient_agreement.every_n_steps": 100,
+        },
+    ),
+]
+
+
+def with_dots(task: str, given: dict[str, Any]) -> Hparams:
+    """Settings by their paths; `data` and `backbone` are names."""
+    named = {path if "." in path else f"{path}.name": value for path, value in given.items()}
+    return check(update(Hparams(), nested({"task": task, **named}), "x"))
+
+
+@pytest.mark.parametrize(("task", "given", "images", "on_gpu", "expected"), CHOSEN)
+def test_auto_is_these_numbers(task, given, images, on_gpu, expected):
+    found = resolve_for_data(resolve(with_dots(task, given)), images, on_gpu)
+    named = expected if isinstance(expected, dict) else zip(LENGTH, expected, strict=True)
+    for path, value in dict(named).items():
+        assert get_leaf(found, path) == (value if isinstance(value, list) else pytest.approx(value))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(None, 20), (5, 3), (1000, 20)])
+def test_an_epoch_ends_with_a_step_of_fewer_batches(limit, steps):
+    given = {**PLAIN, "trainer.limit_train_batches": limit, "trainer.accumulate": 2}
+    found = resolve_for_data(resolve(with_dots("barlow_twins", given)), 10_000, on_gpu=True)
+    assert steps_per_epoch(found, 10_000) == steps  # of 39 batches of 256
+
+
+@pytest.mark.parametrize(
+    ("changed", "stem", "blur"),
+    [
+        ({"data.image_size": 32}, "cifar_maxpool", False),
+        ({"data.image_size": 64}, "cifar_maxpool", True),
+        ({"data.image_size": 65}, "imagenet", True),
+        ({"data.image_size": 32, "backbone.output_stride": 16}, "imagenet", False),
+        ({"data.image_size": 32, "backbone.weights": "pretrained"}, "imagenet", False),
+    ],
+)
+def test_small_images_have_a_stem_of_their_own_and_are_not_blurred(changed, stem, blur):
+    found = resolve(with_dots("barlow_twins", {**RESNET, **changed}))
+    assert (found.backbone.stem, found.data.blur) == (stem, blur)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "backbone", "patch", "side"),
+    [
+        ("dino", "image_folder", "vit_small", 14, 224),
+        ("dino", "cifar10", "vit_small", None, 128),  # eight patches a side
+        ("dino", "cifar10", "vit_demo", 10, 40),
+        ("dino", "shapes", "swin_tiny", None, 64),
+        ("segmentation", "shapes", "vit_demo", 10, 60),  # of 10 and loss_stride 4
+    ],
+)
+def test_the_side_of_images_fits_data_and_network(task, data, backbone, patch, side):
+    more = {"segmentation": {"loss_stride": 4}} if task == "segmentation" else {}
+    hparams = chosen(task, backbone, patch=patch, data={"name": data}, **more)
+    assert resolve(hparams).data.image_size == side
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 import tomllib
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from yaml import safe_load
@@ -382,6 +383,44 @@ def test_a_run_is_found_by_any_file_it_goes_on_from(tmp_path, monkeypatch, left)
         newest_unfinished(str(tmp_path / "runs"))
     monkeypatch.chdir(run)
     assert find_run(".", "runs").name == "mine"
+
+
+def test_the_newest_run_that_has_something_left_to_do_is_gone_on_with(tmp_path):
+    newest = tmp_path
+    for age, (name, status, counts) in enumerate(
+        [
+            ("last.ckpt", "interrupted", True),
+            ("previous.ckpt", "failed", True),
+            ("last.ckpt", "finished", False),
+            ("hparams.yaml", "failed", False),  # there is nothing to go on from
+            ("hparams.yaml", None, True),  # killed before its first checkpoint
+        ]
+    ):
+        run = tmp_path / f"run{age}"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "hparams.yaml").write_text("task: dino\n")
+        if name != "hparams.yaml":
+            (run / "checkpoints" / name).touch()
+        for file in run.rglob("*.*"):
+            os.utime(file, (0, age if file.name == name else 9))
+        if status:
+            (run / "summary.json").write_text(f'{{"status": "{status}"}}')
+        newest = run if counts else newest
+        assert newest_unfinished(str(tmp_path)) == newest
+
+
+def test_a_run_in_the_folder_of_runs_comes_before_one_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in (tmp_path / "mine", tmp_path / "runs" / "mine"):
+        run.mkdir(parents=True)
+        (run / "hparams.yaml").write_text("task: dino\n")
+    assert find_run("mine", "runs") == find_run("run:mine", "runs") == Path("runs/mine")
+    assert find_run("mine", "elsewhere") == Path("mine")
+    for number in range(10):
+        (tmp_path / "runs" / f"n{number}").mkdir()
+        (tmp_path / "runs" / f"n{number}" / "hparams.yaml").touch()
+    with pytest.raises(ConfigError, match=r"Known: n2, n3, n4, n5, n6, n7, n8, n9\.$"):
+        find_run("something", "runs")
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "checkpoints/best.ckpt", "hparams.yaml"])

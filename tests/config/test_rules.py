@@ -31,6 +31,7 @@ from config.rules import (
 from config.types import Between, Enabled, OneOf, SomeOf
 from config.validation import active_settings, check, without_ineffective
 from utils.imports import load
+from utils.nested import nested
 
 LEAVES = {leaf.path: leaf for leaf in leaves(Hparams())}
 # Where any other valid value will not do: what goes with it, and a value.
@@ -300,6 +301,68 @@ def test_names_of_fusions_and_backbones():
     words = ["--task", "segmentation", "--segmentation.fusion", "fusion2", "affinity_propagation"]
     with pytest.raises(ConfigError, match="each of them once"):
         parse(words)
+
+
+SEGMENTATION = {"task": "segmentation", "data.name": "voc"}
+FUSION2 = {**SEGMENTATION, "segmentation.fusion": ["fusion2"]}
+TERMS = "segmentation.attention_loss_terms"
+LEJEPA = {"task": "lejepa", "lejepa.knots": 3}
+TOGETHER: list[tuple[dict[str, Any], str | None]] = [
+    ({"barlow_twins.crop_scale": [0.3, 0.3]}, None),
+    ({"barlow_twins.crop_scale": [0.0, 1.0]}, "two shares of the image"),
+    ({"barlow_twins.crop_scale": [0.5, 1.5]}, "two shares of the image"),
+    ({**SEGMENTATION, "data.split": "trainaug"}, None),
+    ({**SEGMENTATION, "data.split": "all_minus_val"}, "needs masks"),
+    ({**SEGMENTATION, "segmentation.test_scales": []}, "expected at least one number"),
+    ({**SEGMENTATION, "segmentation.test_window": 32, "segmentation.test_stride": 32}, None),
+    ({**SEGMENTATION, "segmentation.loss_weights": [1.0, 2.0]}, "one weight for each loss"),
+    (
+        {
+            **FUSION2,
+            "segmentation.fusion_edges": ["tokens", "qk"],
+            "segmentation.fusion_control": "uniform",
+        },
+        None,
+    ),
+    (
+        {
+            **FUSION2,
+            "segmentation.fusion_control": "shuffled",
+            "segmentation.test_scales": [1.0, 1.5],
+        },
+        "cannot be combined",
+    ),
+    ({**FUSION2, "segmentation.attention_loss": 0.1, TERMS: ["affinity"]}, None),
+    (
+        {
+            **SEGMENTATION,
+            "backbone.freeze": True,
+            "segmentation.fusion": ["fusion3"],
+            "segmentation.attention_loss": 0.1,
+            TERMS: ["diversity"],
+        },
+        "nothing to train: diversity",
+    ),
+    ({**SEGMENTATION, "segmentation.head": "knn"}, "nothing below it can be in training"),
+    ({**SEGMENTATION, "segmentation.head": "knn", "backbone.freeze": True}, None),
+    ({**LEJEPA, "lejepa.integration_limit": 3.0}, None),
+    ({**LEJEPA, "lejepa.integration_limit": 3.1}, "lie 1.55 apart"),
+    ({"trainer.chunk_size": 64, "data.batch_size": 64}, None),
+    ({"trainer.devices": 2, "data.batch_size": 4}, None),
+    ({"trainer.devices": 2, "data.batch_size": 2}, "at least two images each"),
+    ({"trainer.devices": 2, "trainer.num_nodes": 2, "data.batch_size": 6}, "among 4 processes"),
+    ({"trainer.devices": 2, "trainer.tune_lr": True}, "work on one device"),
+]
+
+
+@pytest.mark.parametrize(("given", "reason"), TOGETHER)
+def test_what_is_possible_together(given, reason):
+    hparams = update(Hparams(), nested(given), "x")
+    if reason is None:
+        check(hparams)
+    else:
+        with pytest.raises(ConfigError, match=reason):
+            check(hparams)
 
 
 def test_what_a_part_is_told():

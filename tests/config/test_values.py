@@ -46,7 +46,9 @@ def test_every_number_is_finite(path, value):
 
 
 @pytest.mark.parametrize("path", [p for p in LEAVES if holds(p, float) or holds(p, int)])
-@pytest.mark.parametrize("value", [10**20, -(10**20), 10**5000], ids=["1e20", "-1e20", "1e5000"])
+@pytest.mark.parametrize(
+    "value", [10**20, 10**5000, -(10**5000)], ids=["1e20", "1e5000", "-1e5000"]
+)
 def test_no_whole_number_is_astronomical(path, value):
     refused(path, value, "expected")
 
@@ -107,6 +109,9 @@ YAML = [
     ("data: {batch_size: '64'}", "64: expected a whole number or auto, without quotation marks"),
     ("run: {seed: 2026-01-01}", "--run.seed 2026-01-01: expected a whole number"),
     ("run: {name: !!python/name:os.sep ''}", "could not determine a constructor"),
+    ("data: {batch: 3}", r"there is no setting data\.batch\. Did you mean data\.batch_size"),
+    ("optim: {lr: true}", "--optim.lr true: expected a number or auto"),
+    ("optim: {lr: " + "9" * 400 + "}", r"--optim.lr 1\.000E\+400: expected at most"),
     ("- a", "must hold `name: value` lines"),
     ("a: \x00", "no text"),
 ]

@@ -152,7 +152,8 @@ def _mae(state: State) -> State:
 def _facebook_registers(state: State) -> State:
     # The official file: a position for CLS beside those of the patches, another name, a mask token.
     renamed = {("register_tokens" if k == "reg_token" else k): v for k, v in state.items()}
-    place = torch.full_like(state["cls_token"], 0.1)
+    # Not the same in all channels, which the norms would take out.
+    place = torch.linspace(-0.1, 0.1, 48).expand_as(state["cls_token"])
     return renamed | {
         "cls_token": state["cls_token"] - place,
         "pos_embed": torch.cat([place, state["pos_embed"]], 1),
@@ -198,14 +199,25 @@ def _timms_reg4() -> Backbone:
     return build("vit_small_patch14_reg4_dinov2", image_size=56, **_SIZES)
 
 
-def _dinov3(biased: str = "") -> Layout:
+def _dinov3(
+    biased: str = "", change: Callable[[State], State] = _as_is, refused: str | None = None
+) -> Layout:
     name = f"vit_small_patch16_dinov3{biased}"
 
     def write(state: State) -> State:
         net: Any = _timm(name)()
-        return others.official_dinov3(state | {"rope_embed.periods": net.rope.periods})
+        return change(others.official_dinov3(state | {"rope_embed.periods": net.rope.periods}))
 
-    return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES))
+    return Layout(_timm(name), write, lambda: build(name, image_size=64, **_SIZES), refused)
+
+
+def _without_masks(state: State) -> State:
+    # Keys are turned after a bias is added to them: it is none that softmax takes away.
+    return {key: value for key, value in state.items() if not key.endswith("bias_mask")}
+
+
+def _other_periods(state: State) -> State:
+    return state | {"rope_embed.periods": 1.1 * state["rope_embed.periods"]}
 
 
 def _convnext(name: str) -> Layout:
@@ -374,6 +386,11 @@ LAYOUTS: dict[str, Layout] = {
     "DINOv3": Layout(
         _timm("vit_small_patch16_dinov3"), _as_is, _ours(), "register tokens.*position embeddings"
     ),
+    "DINOv3 with a bias of keys": _dinov3("", _without_masks, "a bias of queries, keys and values"),
+    "DINOv3 with a bias of keys beside others": _dinov3(
+        "_qkvb", _without_masks, "a bias of queries, keys and values"
+    ),
+    "DINOv3 of other periods": _dinov3("", _other_periods, "rotary positions"),
     "ViT with rotary positions": Layout(
         _timm("vit_small_patch16_rope_ape_224"), _as_is, _ours(), "LayerScale .* rotary positions"
     ),

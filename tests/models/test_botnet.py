@@ -112,6 +112,9 @@ def test_rows_on_request():
     torch.testing.assert_close(first.weights.sum(-1), torch.ones(2, 4, 24))
     torch.testing.assert_close(mean[0].weights, first.weights[:1].mean(2, keepdim=True))
     assert not any(block.conv2[0]._forward_pre_hooks for block in backbone._attending())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (half,) = backbone(images(), AttentionRequest((0,), "all")).attention
+    assert half.weights.dtype == torch.float32
     with pytest.raises(ValueError, match="no CLS token"):
         backbone(images(), AttentionRequest((0,), "cls"))
     with pytest.raises(ValueError, match="16 or 32"):

@@ -1,12 +1,13 @@
 """Swin keeps the contract; its attention is the library's own, put back where it belongs."""
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from callbacks.effective_receptive_field import receptive_fields
 from models.attention import AttentionRequest
-from models.backbones.swin import Swin, build, swin_tiny
+from models.backbones.swin import Swin, build, swin_base, swin_small, swin_tiny
 from models.backbones.weights import load_state
 from tests.conftest import summary
 
@@ -54,6 +55,8 @@ def test_features_are_timms():
     expected = net.forward_features(backbone.normalise(images()))
     torch.testing.assert_close(backbone(images()).maps[-1], expected.movedim(-1, 1))
     torch.testing.assert_close(backbone(images()).pooled, expected.mean((1, 2)))
+    early = tiny(layers="0,2")(images())
+    assert all(map(torch.equal, early.maps, backbone(images()).maps[::2]))
 
 
 def windowed(backbone: Swin, x: Tensor) -> list[Tensor]:
@@ -71,7 +74,7 @@ def windowed(backbone: Swin, x: Tensor) -> list[Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (96, 128)])
 def test_attention_is_the_librarys_put_back_on_the_grid(size):
     backbone = tiny()
     expected = windowed(backbone, images(*size))
@@ -99,6 +102,9 @@ def test_attention_is_the_librarys_put_back_on_the_grid(size):
                 if ky < h and kx < w:
                     total[:, (ky + sh) % h, (kx + sw) % w] = row[:, key]
             torch.testing.assert_close(got, total)
+    received = backbone(images(*size), AttentionRequest(blocks, "mean")).attention
+    for mean, whole in zip(received, answer, strict=True):
+        torch.testing.assert_close(mean.weights, whole.weights.mean(2, keepdim=True))
 
 
 def test_some_blocks_are_shifted_and_some_windows_padded():
@@ -106,23 +112,24 @@ def test_some_blocks_are_shifted_and_some_windows_padded():
     shifted = [any(b.shift_size) for stage in backbone.net.layers for b in stage.blocks]
     assert shifted[:4] == [False, True, False, True]
     assert 96 // 8 % 4 == 0
-    assert 160 // 16 % 4 != 0  # the rectangle above pads
+    assert 160 // 16 % 4 != 0  # the rectangles above pad both sides,
+    assert 128 // 16 % 4 == 0 != 96 // 16 % 4  # or one of them
 
 
-def test_rows_sum_to_one_without_padding_and_mean_is_what_is_received():
+def test_rows_sum_to_one_without_padding_and_images_can_be_left_out():
     backbone = tiny()
     (whole,) = backbone(images(), AttentionRequest((1,), "all")).attention
     torch.testing.assert_close(whole.weights.sum(-1), torch.ones(2, 1, 256))
     (mean,) = backbone(images(), AttentionRequest((1,), "mean")).attention
-    torch.testing.assert_close(mean.weights, whole.weights.mean(2, keepdim=True))
     assert mean.patch_maps().shape == (2, 1, 1, 16, 16)
     (first,) = backbone(images(), AttentionRequest((1,), "mean", num_images=1)).attention
     torch.testing.assert_close(first.weights, mean.weights[:1])
 
 
-def test_there_is_no_cls():
-    with pytest.raises(ValueError, match="no CLS token"):
-        tiny()(images(), AttentionRequest((0,), "cls"))
+@pytest.mark.parametrize("queries", ["cls", "factors"])
+def test_there_is_no_cls_and_no_global_attention(queries):
+    with pytest.raises(ValueError, match="no CLS token and no global attention"):
+        tiny()(images(), AttentionRequest((0,), queries))
 
 
 def test_frozen_stages_and_receptive_fields():
@@ -130,7 +137,11 @@ def test_frozen_stages_and_receptive_fields():
     backbone.freeze(1)
     backbone.train()
     trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert {name.removeprefix("net.").split(".")[0] for name in trained} == {"layers", "norm"}
     assert all(name.startswith(("net.layers.3.", "net.norm.")) for name in trained)
+    assert not torch.equal(backbone(images()).pooled, backbone(images()).pooled)  # paths dropped
+    whole = tiny().train()
+    assert torch.equal(whole(images()).pooled, whole(images()).pooled)
     assert not backbone.net.layers[0].training
     assert backbone.net.layers[3].training
     names = list(backbone.eval().layer_maps(images()))
@@ -175,10 +186,30 @@ def test_weights_in_the_names_of_swins_own_code():
         assert torch.equal(ours, theirs)
 
 
-def test_parameter_count_is_the_papers():
-    backbone = swin_tiny(image_size=224)
+@pytest.mark.parametrize(
+    ("make", "papers", "width"),
+    [
+        (swin_tiny, 28_288_354, 768),
+        (swin_small, 49_606_258, 768),
+        (swin_base, 87_768_224, 1024),
+    ],
+)
+def test_parameter_counts_are_the_papers(make, papers, width):
+    with torch.device("meta"):
+        backbone = make(image_size=224)
     count = sum(p.numel() for p in backbone.parameters())
-    assert count == 28_288_354 - 769_000  # the paper's, less its classifier of 1000 classes
+    assert count == papers - 1000 * (width + 1)  # less its classifier of 1000 classes
+
+
+def test_pretrained_weights_are_those_of_its_windows(monkeypatch):
+    def published(model: str) -> dict[str, Tensor]:
+        return timm.create_model(model, num_classes=0).state_dict()
+
+    monkeypatch.setattr("models.backbones.swin.pretrained", published)
+    with torch.device("meta"):  # of what is asked for, shapes are enough
+        backbone = swin_tiny(image_size=224)
+        found, own = backbone.sources["pretrained"](), backbone.net.state_dict()
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in own.items()}
 
 
 def test_a_swin_is_pretrained_and_looked_into(train):

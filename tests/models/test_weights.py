@@ -15,6 +15,7 @@ from models.backbones.vit import vit_tiny
 from models.backbones.vit_pytorch import vit_pytorch
 from models.backbones.weights import LoadReport, load_state, load_weights
 from models.state_dicts import Network
+from tests.models.other_libraries import transformers_vit
 from utils.checkpoints import read_checkpoint, tensors_in
 
 STAND_IN = (
@@ -236,6 +237,13 @@ def test_blocks_in_chunks_are_those_of_the_plain_layout_or_refused():
         load_state(vit(2, depth=2), anew, "file")
 
 
+def test_a_network_in_the_names_of_two_libraries_is_not_one_of_them():
+    ours, theirs = (dict(vit(seed).net.state_dict()) for seed in (1, 2))
+    file = prefixed(ours, "vit.") | transformers_vit(theirs)
+    with pytest.raises(ValueError, match="is not loaded"):
+        load_state(vit(3), file, "file")
+
+
 @pytest.mark.parametrize("lost", ["pos_embed", "blocks.0.attn.qkv.weight", "norm.bias"])
 def test_a_teacher_that_has_lost_a_tensor_is_refused_rather_than_its_student_taken(lost):
     mine, another = (dict(vit(seed).net.state_dict()) for seed in (1, 2))
@@ -350,3 +358,4 @@ def test_positions_of_all_of_cls_alone_or_of_no_tokens_are_fitted(tokens):
         expected = [*range(1, there + 1), *[0] * (tokens - there), *[7] * 6]
         assert fitted.shape == (1, tokens + 6, 2)
         torch.testing.assert_close(fitted[0, :, 1], torch.tensor(expected).float())
+        assert fitted_positions(fitted, (2, 3), tokens) is fitted

@@ -63,6 +63,7 @@ def test_a_file_that_ends_too_early_is_named_wherever_it_ends(tmp_path, name):
         said = sentence(file)
         if name != "w.old" and share > 0.01:
             assert "ends too early" in said
+        assert ("it is empty" in said) is (share == 0 and name != "w.safetensors")
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
@@ -77,7 +78,7 @@ def test_a_compiled_network_is_no_weight_file(tmp_path):
     file = tmp_path / "scripted.pth"
     with warnings.catch_warnings(action="ignore"):  # of its age
         torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(file)
-    assert "cannot be read as weights" in sentence(file)
+    assert "cannot be read as weights: it is a program of TorchScript" in sentence(file)
 
 
 def test_archives_of_others_are_named(tmp_path):
@@ -87,6 +88,8 @@ def test_archives_of_others_are_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "packed.pth", "w") as archive:
         archive.write(tmp_path / "a.pth", "inner.pth")
     assert "an archive of inner.pth" in sentence(tmp_path / "packed.pth")
+    zipfile.ZipFile(tmp_path / "empty.pth", "w").close()
+    assert "it is an archive, not a state dict" in sentence(tmp_path / "empty.pth")
     (tmp_path / "a.pth.gz").write_bytes(gzip.compress((tmp_path / "a.pth").read_bytes()))
     assert "packed by gzip" in sentence(tmp_path / "a.pth.gz")
 
@@ -105,7 +108,7 @@ class Kind(Enum):
 
 def test_tensors_are_read_without_the_classes_beside_them(tmp_path):
     settings = Settings(lr=np.float64(0.1), kind=Kind.LARGE)
-    settings.where = Path("out")
+    settings.where, settings.parent = Path("out"), settings
     beside = {
         "args": argparse.Namespace(output_dir=Path("out")),
         "optimizer": {"param_groups": [{"lr": np.float64(0.1), "history": np.zeros(3)}]},

@@ -73,7 +73,7 @@ def test_a_card_that_torch_has_no_code_for_is_named(monkeypatch, built, capabili
 
 @pytest.mark.parametrize(
     ("bf16", "capability", "expected"),
-    [(True, (8, 6), "bf16-mixed"), (False, (7, 5), "16-mixed"), (False, (6, 0), "32-true")],
+    [(True, (8, 6), "bf16-mixed"), (False, (7, 0), "16-mixed"), (False, (6, 0), "32-true")],
 )
 def test_precision_by_card(monkeypatch, bf16, capability, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -89,6 +89,9 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.precision_here(expected, torch.device("cuda")) == expected
     assert device.precision_here("bf16-mixed", torch.device("cuda")) == (
         "bf16-mixed" if bf16 else "32-true"
+    )
+    assert device.precision_here("16-mixed", torch.device("cuda")) == (
+        "16-mixed" if capability >= (7, 0) else "32-true"
     )
     assert device.precision_here("bf16-mixed", torch.device("cpu")) == "bf16-mixed"
     assert device.precision_here("16-mixed", torch.device("cpu")) == "32-true"

@@ -36,6 +36,22 @@ def test_a_picture_is_what_matplotlib_saves():
     assert drawn.title == "one \\$ and\nanother line"
 
 
+def test_names_are_short_plain_and_in_the_legend():
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    assert figures.name(letters[:32]) == letters[:32]
+    assert figures.name(letters) == f"{letters[:21]}…{letters[-10:]}"
+    assert figures.name("_a$") == "\u200b_a\\$"
+
+
+def test_of_correlations_1_is_red_and_0_cyan_blue():
+    colours = [figures.CORRELATION(value)[:3] for value in (0.0, 0.5, 1.0)]
+    assert colours[2][0] > 0.8 > 0.1 > max(colours[2][1:])
+    assert colours[1][2] > 0.9
+    assert 0.7 < colours[1][1] < 0.8
+    assert colours[1][0] < 0.2
+    assert max(colours[0]) < 0.3
+
+
 def titled() -> Figure:
     drawn, axes = figures.panels(2, 2, "of the figure")
     for axis, unit in zip(axes.flat, (1, 1e-6, 1e6, 100), strict=True):
@@ -64,6 +80,7 @@ def test_no_words_of_panels_lie_over_others_or_outside():
     boxes = [axis.get_tightbbox() for axis in axes.flat]
     boxes.append(drawn._suptitle.get_window_extent())  # type: ignore[attr-defined]
     width, height = drawn.canvas.get_width_height()
+    assert boxes[0].y0 > boxes[2].y1  # the second row stands below the first
     for number, box in enumerate(boxes):
         assert box.x0 >= 0
         assert box.y0 >= 0
@@ -92,6 +109,12 @@ def test_pictures_of_a_sheet_leave_no_empty_paper_above_and_below(rows):
         sheet.left(row, "two\nlines")
     drawn.canvas.draw()
     box, height = sheet.axis.get_window_extent(), drawn.bbox.height
+    for row, text in enumerate(sheet.axis.texts):  # in the middle of their pictures
+        words, place = (
+            text.get_window_extent(),
+            sheet.axis.transData.transform((0, row * 1.07 + 0.5)),
+        )
+        assert (words.y0 + words.y1) / 2 == pytest.approx(place[1], abs=2)
     assert height - box.height < 0.75 * drawn.dpi  # inches, of which the title needs 0.3
     figures.close(drawn)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import files_at_most
-from utils.metrics_file import MetricsFile, read_metrics
+from utils.metrics_file import MetricsFile, last_values, read_metrics
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def test_metrics_survive_and_forget(file):
     again.write()
     assert list(read_metrics(file)) == [0]
     assert file.read_text().splitlines()[0] == "step,train/loss"
+    again.add(2, {"train/loss": 0.5})
+    again.add(1, {"train/loss": 0.25})
+    again.write()
+    assert [line["step"] for line in lines(file)] == ["0", "1", "2"]
+    assert last_values(again.rows) == {"train/loss": 0.5}
+    again.forget_from(1)
+    again.write()
+    assert list(read_metrics(file)) == [0]
 
 
 def test_what_is_new_is_added_and_a_step_that_goes_on_keeps_all(file):
@@ -93,6 +101,7 @@ def test_every_cut_of_what_was_added_leaves_what_was_there(file):
         assert {step: {**row, **found[step]} for step, row in known.items()} == {
             step: found[step] for step in known
         }
+        assert found.get(5) in (None, metrics.rows[5])  # not a number that was cut
         resumed = MetricsFile(file)
         resumed.add(6, {"train/loss": 0.0})
         resumed.write()
@@ -110,6 +119,23 @@ def test_a_full_disk_adds_nothing_and_space_again_adds_all(file):
     metrics.write()
     assert read_metrics(file) == metrics.rows
     assert len(metrics.rows) == 50
+
+
+def test_a_full_disk_keeps_columns_and_rows_apart_that_come_and_go(file):
+    metrics = logged(file)
+    before = file.read_bytes()
+    metrics.add(5, {"val/miou": 0.5})
+    for forgotten in (None, 3):
+        if forgotten is not None:
+            metrics.forget_from(forgotten)
+        with files_at_most(20), pytest.raises(OSError, match=r"metrics\.csv cannot be"):
+            metrics.write()
+        assert file.read_bytes() == before
+        metrics.add(3, {"train/loss": 0.25})
+        metrics.write()
+        assert read_metrics(file) == metrics.rows
+        before = file.read_bytes()
+        metrics.add(4, {"train/loss": 0.125})
 
 
 def test_old_names_of_metrics_are_read_as_the_new_ones(file):
@@ -147,6 +173,7 @@ def test_a_file_with_another_separator_stays_beside_the_new_one(file):
     metrics.add(5, {"train/loss": 0.5})
     metrics.write()
     assert read_metrics(file) == {5: {"train/loss": 0.5}}
+    metrics.rewrite()
     assert file.with_name("metrics.damaged.csv").read_bytes() == content
 
 

@@ -3,10 +3,13 @@ import pytest
 from utils.text import (
     best_and_worst,
     count,
+    did_you_mean,
     format_result,
     format_value,
     in_units,
+    markdown,
     one_line,
+    percent,
     printable,
 )
 
@@ -93,6 +96,22 @@ def test_a_sentence_is_one_line_that_can_be_read():
 )
 def test_things_are_counted_in_words(number, text):
     assert count(number, "step") == text
+
+
+@pytest.mark.parametrize(
+    ("part", "text"), [(0.0324, "0.032 %"), (4.71, "4.7 %"), (99.6, "100 %"), (0, "0 %")]
+)
+def test_shares_have_two_digits(part, text):
+    assert percent(2 * part, 200) == text
+
+
+def test_the_nearest_word_is_meant_whatever_its_case():
+    assert did_you_mean("voc", ["VOC", "shapes"]) == " Did you mean VOC?"
+    assert did_you_mean("cityscapes", ["VOC", "shapes"], alike=0.9) == ""
+
+
+def test_a_table_keeps_bars_in_its_cells():
+    assert markdown(["a"], [["b|c"]]) == "| a |\n| --- |\n| b\\|c |"
 
 
 def test_classes_are_counted_too():

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import socket
@@ -14,7 +15,7 @@ from torch import nn
 
 from tests.conftest import files_at_most
 from utils.files import make_folder, owner, read_json, remove_abandoned, write_atomically
-from utils.memory import available_mb, resident_mb
+from utils.memory import available_mb, peak_mb, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
 from utils.schedules import linear, warmup_constant, warmup_cosine, warmup_poly
@@ -122,8 +123,9 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
 
 def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
     (tmp_path / "summary.json").mkdir()
-    with pytest.raises(OSError, match=r"summary\.json cannot be written .*move that away"):
+    with pytest.raises(OSError, match=r"summary\.json cannot .*move that away") as caught:
         write_atomically(tmp_path / "summary.json", "new")
+    assert caught.value.errno == errno.EISDIR
     (tmp_path / "exported").touch()
     for folder in (tmp_path / "exported", tmp_path / "exported" / "onnx"):
         with pytest.raises(OSError, match=f"The folder {folder} cannot be made .*move that away"):
@@ -201,6 +203,9 @@ def test_deeply_nested_json_is_named(tmp_path, caplog):
     file.write_text("[" * 100_000)
     assert read_json(file) == {}
     assert "summary.json is damaged" in caplog.text
+    file.write_text("")
+    assert read_json(file) == {}
+    assert "it is empty" in caplog.text
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
@@ -220,12 +225,13 @@ def test_arrays_that_end_too_early_are_named(tmp_path, caplog, kept):
 
 
 def test_memory_is_measured():
-    assert resident_mb() > 50
+    assert 50 < resident_mb() <= peak_mb(torch.device("cpu"))
     assert available_mb() > 50
     # In a process of its own: in one that has held more the block takes what was freed.
     lines = (
         "import torch; from utils.memory import peak_mb, reset_peak",
-        "cpu = torch.device('cpu'); reset_peak(cpu); before = peak_mb(cpu)",
+        "cpu = torch.device('cpu'); earlier = torch.ones(96 * 2**20 // 4); del earlier",
+        "reset_peak(cpu); before = peak_mb(cpu)",
         "block = torch.ones(128 * 2**20 // 4); print(peak_mb(cpu) - before)",
     )
     command = [sys.executable, "-c", "\n".join(lines)]
