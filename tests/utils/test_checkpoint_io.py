@@ -138,6 +138,7 @@ def test_the_best_score_moves_with_its_folder(folder):
     best.best_k_models = {best.best_model_path: torch.tensor(0.5)}
     best.best_model_score = best.kth_value = torch.tensor(0.5)
     files = RunCheckpoints(folder, lambda: None)
+    files.save_checkpoint(state(1), folder.best)
     files.save_checkpoint(state(1) | {"callbacks": {"best": best.state_dict()}}, folder.last)
     moved = RunFolder(folder.path.rename(folder.path.with_name("moved")))
     loaded = RunCheckpoints(moved, lambda: None).load_checkpoint(moved.last)
