@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,13 @@ def messages_reach_caplog(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     """Also after a run, from which on our messages go to the screen alone."""
     if "caplog" in request.fixturenames:
         monkeypatch.setattr(console, "propagate", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hanging_up_is_heard() -> None:
+    """Also where `nohup` began the tests, from which their runs would be kept from hearing it."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")

@@ -19,7 +19,6 @@ from callbacks.guard import Guard
 from callbacks.report import Report
 from callbacks.segmentation_predictions import SegmentationPredictions
 from config import names
-from datamodules.listing import judging_place
 from datamodules.shapes import generate
 from tests.conftest import assert_same, callback_of, summary, weights
 from utils.imports import load
@@ -266,18 +265,6 @@ def test_pretraining_on_images_whose_masks_are_missing(train, tmp_path):
         code, folder = train(may_fail=True, data__name="voc", data__root=root, **ATTENTION)
     assert code == 0
     assert "attention_quality" in summary(folder)["readout_failures"]
-
-
-def test_one_image_cannot_be_spread_out_and_ends_no_run(train, image_folder):
-    places = sorted(judging_place(file, image_folder) for file in image_folder.rglob("*.png"))
-    fraction = (places[0] + places[1]) / 2
-    shared = {"data__name": "image_folder", "data__root": image_folder}
-    on = {"callbacks__embeddings__enabled": "true", "data__val_fraction": fraction}
-    with pytest.warns(UserWarning, match="embeddings failed"):
-        code, folder = train(may_fail=True, **shared, **on)
-    assert code == 0
-    assert summary(folder)["readout_failures"]["embeddings"] > 0
-    assert (folder / "checkpoints" / "last.ckpt").exists()
 
 
 def test_what_steers_is_outside(train, monkeypatch):
