@@ -35,8 +35,9 @@ def messages_reach_caplog(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hanging_up_is_heard() -> None:
-    """Also where `nohup` began the tests, from which their runs would be kept from hearing it."""
+def signals_are_heard() -> None:
+    """Also where `nohup` or a script in the background began the tests, which ignore them then."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
