@@ -12,8 +12,8 @@ image. Their ratio is that of the products. Q is measured as well, so that share
 its relative variance: a few per cent for batches of 16 images, less for more.
 
 For a loss that judges a whole batch (Barlow Twins, SIGReg) it is an approximation: G then depends
-on M itself, and the noise need not fall like 1 / M. Measured, larger batches agree more than it
-foretells (benchmarks/RESULTS.md, section 16).
+on M itself, and the noise need not fall like 1 / M. Measured, larger batches mostly agree more than
+it foretells (benchmarks/RESULTS.md, section 16).
 """
 
 from __future__ import annotations
