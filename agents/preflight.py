@@ -12,7 +12,7 @@ from config.hparams import Hparams
 from config.resolve import processes_of
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
-from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
+from models.memory.footprint import bytes_per_image, flops
 from utils.console import console
 from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
@@ -53,14 +53,13 @@ class ImageCost:
         """
         try:
             with rng_preserved(CPU):
-                forth = {side: forward_flops(self._backbone, side) for side in set(self._sides)}
-                back = {side: backward_flops(self._backbone, side, forth[side]) for side in forth}
+                counted = {side: flops(self._backbone, side) for side in set(self._sides)}
         except Exception as error:  # torch's counter looks into every module; a run needs no count
             console.info("Operations cannot be counted: %s", error)
             return None
         again = self._padded(self._agent.passes_again(self._loaded, chunks))
-        passes = sum(forth[side] for side in (*self._sides, *again))
-        return passes + sum(back[side] for side in self._sides)
+        passes = sum(counted[side].forth for side in (*self._sides, *again))
+        return passes + sum(counted[side].back for side in self._sides)
 
     @cached_property
     def activations(self) -> tuple[float, ...]:

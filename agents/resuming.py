@@ -51,24 +51,7 @@ def check_continues(
     check_kept(hparams, checkpoint["hyper_parameters"])
     if not agent.trains:
         return
-    if "optimizer_states" not in checkpoint:
-        raise ValueError(
-            f"{file} is of a run that trained nothing, and with these settings there is something "
-            "to train: start a new run."
-        )
-    needed = ("optimizer_states", "loops", "pytorch-lightning_version")
-    if lacking := [name for name in needed if not checkpoint.get(name)]:
-        raise ValueError(
-            f"{file} has no {' and no '.join(lacking)}, without which a run does not go on, but "
-            "begins again: put the whole checkpoint back, or start a new run with "
-            f"--backbone.weights {file}."
-        )
-    if wrong := _not_as(_position(), checkpoint["loops"], "loops"):
-        raise ValueError(
-            f"{file} is damaged: its {wrong}. Put the whole checkpoint back, remove it to go on "
-            f"from the one before, or start a new run with --backbone.weights {file}."
-        )
-    check_weights(file, checkpoint, optimizer=True)
+    _check_whole(file, checkpoint)
     best = file.with_name("best.ckpt")
     if best.exists() and not validates(hparams, data):
         raise ValueError(
@@ -91,6 +74,28 @@ def check_continues(
             f"--trainer.{name} {getattr(hparams.trainer, name)} would end the run at step {end}, "
             f"and {done} are done: give more."
         )
+
+
+def _check_whole(file: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint has all that a training goes on from, and sound."""
+    if "optimizer_states" not in checkpoint:
+        raise ValueError(
+            f"{file} is of a run that trained nothing, and with these settings there is something "
+            "to train: start a new run."
+        )
+    needed = ("optimizer_states", "loops", "pytorch-lightning_version")
+    if lacking := [name for name in needed if not checkpoint.get(name)]:
+        raise ValueError(
+            f"{file} has no {' and no '.join(lacking)}, without which a run does not go on, but "
+            "begins again: put the whole checkpoint back, or start a new run with "
+            f"--backbone.weights {file}."
+        )
+    if wrong := _not_as(_position(), checkpoint["loops"], "loops"):
+        raise ValueError(
+            f"{file} is damaged: its {wrong}. Put the whole checkpoint back, remove it to go on "
+            f"from the one before, or start a new run with --backbone.weights {file}."
+        )
+    check_weights(file, checkpoint, optimizer=True)
 
 
 def _position() -> dict[str, Any]:

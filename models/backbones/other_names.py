@@ -128,12 +128,14 @@ def in_the_names_of(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
             named["reg_token"] = named.pop(theirs)
     if "blocks.0.ls1.gamma" in own:
         named = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): named[key] for key in named}
-    return _of_dinov3(net, named) if "blocks.0.gamma_1" in own else named
+    return _of_dinov3(net, own, named) if "blocks.0.gamma_1" in own else named
 
 
-def _of_dinov3(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _of_dinov3(
+    net: nn.Module, own: Collection[str], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Names LayerScale, and leaves out the positions and biases that timm computes without."""
-    own, known = net.state_dict(), dict(net.named_buffers()).get("rope.periods")
+    known = dict(net.named_buffers()).get("rope.periods")
     named = {re.sub(r"\bls(\d)\.gamma$", r"gamma_\1", key): value for key, value in state.items()}
     periods = named.get("rope_embed.periods")
     if periods is not None and known is not None and periods.shape == known.shape:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fitted_positions(value: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
@@ -64,21 +65,22 @@ def cls_with_its_place(state: Mapping[str, Tensor], patches: int) -> dict[str, T
     return {"cls_token": token + places[:, :1], "pos_embed": places[:, 1:]}
 
 
-def fitted_biases(value: Tensor, shape: torch.Size, window: tuple[int, int]) -> Tensor:
+def fitted_biases(value: Tensor, attention: nn.Module) -> Tensor:
     """Resamples biases of relative positions to another window (bicubic).
 
     Args:
         value: `(positions, heads)` of a file; those of CLS, where there are some, come last.
-        shape: that of the network.
-        window: of the network, in tokens.
+        attention: the module of timm that they are for.
 
     Returns:
-        Biases of that shape; unchanged where the file's are of no square window.
+        Biases of its shape; unchanged where the file's are of no square window.
     """
-    beside = shape[0] - (2 * window[0] - 1) * (2 * window[1] - 1)
-    if value.ndim != 2 or value.shape[1:] != shape[1:] or not _is_square(len(value) - beside):
+    own: Any = attention.relative_position_bias_table
+    window: Any = attention.window_size
+    beside = len(own) - (2 * window[0] - 1) * (2 * window[1] - 1)
+    if value.ndim != 2 or value.shape[1:] != own.shape[1:] or not _is_square(len(value) - beside):
         return value
-    return resize_rel_pos_bias_table(value, window, tuple(shape))
+    return resize_rel_pos_bias_table(value, window, tuple(own.shape))
 
 
 def _is_square(patches: int) -> bool:

@@ -124,8 +124,7 @@ class Swin(TimmBackbone):
         """Resamples relative positions of another window size (bicubic)."""
         if not key.endswith("bias_table"):
             return value
-        block: Any = self.net.get_submodule(key.rpartition(".")[0])
-        return fitted_biases(value, block.relative_position_bias_table.shape, block.window_size)
+        return fitted_biases(value, self.net.get_submodule(key.rpartition(".")[0]))
 
 
 def merged_where_a_stage_begins(state: StateDict) -> StateDict:

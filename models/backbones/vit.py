@@ -118,8 +118,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         if key == "patch_embed.proj.weight" and value.ndim == 4 and len(value) == self.embed_dim:
             return resample_patch_embed(value, [self.patch_size, self.patch_size])
         if key.endswith("relative_position_bias_table"):  # of BEiT
-            attn: Any = self.net.get_submodule(key.rpartition(".")[0])
-            return fitted_biases(value, attn.relative_position_bias_table.shape, attn.window_size)
+            return fitted_biases(value, self.net.get_submodule(key.rpartition(".")[0]))
         return value
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,43 +37,25 @@ def bytes_per_image(backbone: Backbone, side: int, mixed: bool) -> float:
     )
 
 
-def forward_flops(backbone: Backbone, side: int) -> int:
-    """Counts the operations of a pass of one image, a multiplication and an addition as two.
+class Flops(NamedTuple):
+    """Operations of one image, a multiplication and an addition as two.
 
-    Those of matrices and convolutions, which are nearly all, on the CPU.
+    Attributes:
+        forth: of its pass.
+        back: of the way back, two for each one forth, through what learns.
+    """
+
+    forth: int
+    back: int
+
+
+def flops(backbone: Backbone, side: int) -> Flops:
+    """Counts the operations of matrices and convolutions, which are nearly all, on the CPU.
 
     Args:
         backbone: stays as it is.
         side: of the image in pixels.
     """
-    return sum(_counted(backbone, side).get("Global", {}).values())
-
-
-def backward_flops(backbone: Backbone, side: int, forth: int) -> int:
-    """Counts the operations of the way back, two for each one forth, through what learns.
-
-    Args:
-        backbone: stays as it is.
-        side: of the image in pixels.
-        forth: what `forward_flops` has counted.
-    """
-    if not backbone.trained_stages:
-        return 0 if backbone.frozen else 2 * forth
-    counts = _counted(backbone, side)
-    top = type(backbone).__name__
-    names = {module: f"{top}.{name}" for name, module in backbone.named_modules()}
-
-    def within(module: nn.Module) -> int:
-        if kinds := counts.get(names.get(module, "")):
-            return sum(kinds.values())
-        # A list of modules is not called itself.
-        return sum(map(within, module.children()))
-
-    return 2 * sum(map(within, backbone.trained_stages))
-
-
-def _counted(backbone: Backbone, side: int) -> Mapping[str, Mapping[Any, int]]:
-    """Returns the operations of a pass of one image, by module and kind."""
     # Not within `no_grad`: the counter asks modules that learn for a gradient.
     network = copy.deepcopy(backbone).cpu().eval().requires_grad_(False)
     image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
@@ -82,7 +63,20 @@ def _counted(backbone: Backbone, side: int) -> Mapping[str, Mapping[Any, int]]:
     plainly = sdpa_kernel(SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, plainly:
         network(image)
-    return counter.get_flop_counts()
+    counts = counter.get_flop_counts()
+    top = type(network).__name__
+    names = {module: f"{top}.{name}" for name, module in network.named_modules()}
+
+    def within(module: nn.Module) -> int:
+        if kinds := counts.get(names.get(module, "")):
+            return sum(kinds.values())
+        # A list of modules is not called itself.
+        return sum(map(within, module.children()))
+
+    forth = int(counter.get_total_flops())
+    if network.trained_stages:
+        return Flops(forth, 2 * sum(map(within, network.trained_stages)))
+    return Flops(forth, 0 if backbone.frozen else 2 * forth)
 
 
 def _saved(network: nn.Module, count: int, side: int, mixed: bool) -> int:

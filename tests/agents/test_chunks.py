@@ -22,7 +22,7 @@ from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
-from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
+from models.memory.footprint import bytes_per_image, flops
 from tests.conftest import assert_same, summary, weights
 from utils.rng import CPU
 from utils.text import in_units
@@ -181,7 +181,7 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     given = {"trainer__chunk_size": chunk or "null", "trainer__max_steps": 1}
     train("run", backbone__name="vit_tiny", **given)
     # Eight images in two views; forth, back, and forth again where a chunk was forgotten.
-    operations = 8 * 2 * forward_flops(BACKBONE, 32) * (4 if chunk else 3)
+    operations = 8 * 2 * flops(BACKBONE, 32).forth * (4 if chunk else 3)
     kept = PER_IMAGE * (chunk or 16)
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
@@ -189,7 +189,7 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     assert "will be full" not in said
 
 
-GLOBAL, LOCAL = (forward_flops(BACKBONE, side) for side in (32, 16))
+GLOBAL, LOCAL = (flops(BACKBONE, side).forth for side in (32, 16))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_step_that_trains_the_last_block_goes_back_through_that(train, capsys)
     backbone = vit_tiny(image_size=32, patch_size=16, depth=2, embed_dim=24)
     backbone.freeze(unfreeze_last=1)
     said = " ".join(capsys.readouterr().err.split())
-    operations = 8 * 2 * (GLOBAL + backward_flops(backbone, 32, GLOBAL))
+    operations = 8 * 2 * (GLOBAL + flops(backbone, 32).back)
     assert GLOBAL < operations / 16 < 2.2 * GLOBAL  # one of two blocks
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
 
@@ -248,7 +248,7 @@ def test_operations_that_cannot_be_counted_end_no_run(train, monkeypatch, capsys
     def fail(backbone, side):
         raise AssertionError("no gradient function")
 
-    monkeypatch.setattr("agents.preflight.forward_flops", fail)
+    monkeypatch.setattr("agents.preflight.flops", fail)
     code, _ = train("run", trainer__max_steps=1)
     assert code == 0
     said = " ".join(capsys.readouterr().err.split())

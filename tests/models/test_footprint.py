@@ -7,7 +7,7 @@ from torch import nn
 from models.backbones.base import Backbone, Features
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_demo, vit_tiny
-from models.memory.footprint import backward_flops, bytes_per_image, forward_flops
+from models.memory.footprint import bytes_per_image, flops
 
 
 class Squares(Backbone):
@@ -87,25 +87,25 @@ def test_operations_are_those_of_the_matrices():
     linear = (3 + 1 + 4 + 4) * width**2  # query, key, value; projection; both layers of the MLP
     block = 2 * tokens * linear + 2 * 2 * tokens**2 * width
     embedding = 2 * 4 * (3 * 16**2) * width
-    assert forward_flops(vit_tiny(image_size=32), 32) == blocks * block + embedding
+    assert flops(vit_tiny(image_size=32), 32).forth == blocks * block + embedding
 
 
 def test_the_way_back_ends_where_nothing_learns():
     network = vit_tiny(image_size=32)
-    forth = forward_flops(network, 32)
-    assert backward_flops(network, 32, forth) == 2 * forth
+    forth = flops(network, 32).forth
+    assert flops(network, 32).back == 2 * forth
     network.freeze(unfreeze_last=2)
     width, tokens = 192, 4 + 1
     linear = (3 + 1 + 4 + 4) * width**2
     block = 2 * tokens * linear + 2 * 2 * tokens**2 * width
-    assert backward_flops(network, 32, forth) == 2 * 2 * block
+    assert flops(network, 32).back == 2 * 2 * block
     network.freeze()
-    assert backward_flops(network, 32, forth) == 0
+    assert flops(network, 32).back == 0
 
 
 def test_counting_operations_changes_nothing():
     network = resnet18(image_size=32).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert forward_flops(network, 64) == 4 * forward_flops(network, 32)
+    assert flops(network, 64).forth == 4 * flops(network, 32).forth
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
