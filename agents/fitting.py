@@ -13,13 +13,13 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.base import Agent
 from agents.chunks import too_large
+from agents.lightning import loaders_of
 from agents.preflight import images_a_process
 from agents.saving import save_backbone
 from callbacks.interruption import Interrupted, stopping_at_once
 from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
 from datamodules.base import ImageDataModule
-from datamodules.loading import loaders_in
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
 from utils.memory import is_out_of_memory, peak_mb, reset_peak
@@ -82,6 +82,7 @@ class Fitting:
             self.end = End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
+            self._stop_loading()
             self.peak_mb = peak_mb(self.device)
             self.seconds = time.perf_counter() - started
 
@@ -138,6 +139,7 @@ class Fitting:
         if agent.trains:
             with self.stopwatch.timing("fitting"):
                 trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            self._stop_loading()  # the test has its own
             if trainer.is_global_zero:
                 save_backbone(agent, self.folder)
             self.trained = True
@@ -155,10 +157,12 @@ class Fitting:
             self.trainer.save_checkpoint(self.folder.last, weights_only=True)
 
     def _killed_worker(self) -> WorkerKilledError | None:
-        trainer: Any = self.trainer
-        stages = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        found = (loader.workers.killed() for stage in stages for loader in loaders_in(stage))
+        found = (loader.workers.killed() for loader in loaders_of(self.trainer))
         return next((error for error in found if error), None)
+
+    def _stop_loading(self) -> None:
+        for loader in loaders_of(self.trainer):
+            loader.stop()
 
 
 _QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}

@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from config.hparams import Hparams
 from config.names import PRETRAINING
+from datamodules.loading import BatchLoader, loaders_in
 
 
 def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) -> pl.Trainer:
@@ -54,6 +55,12 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
     if SLURMEnvironment.detect():
         plugins.append(_slurm())
     return pl.Trainer(**settings | overrides, plugins=plugins)
+
+
+def loaders_of(trainer: pl.Trainer) -> list[BatchLoader]:
+    """Returns those that a trainer has loaded from so far, whatever the stage."""
+    stages = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+    return [loader for stage in stages for loader in loaders_in(stage)]
 
 
 def _slurm() -> SLURMEnvironment:

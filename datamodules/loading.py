@@ -110,6 +110,17 @@ class BatchLoader:
         with self.workers.starting():
             return iter(self.micro_batches)
 
+    def stop(self) -> None:
+        """Ends the processes; another pass starts new ones.
+
+        Left to the garbage collector they are waited for, five seconds each: it may end the queue
+        that tells a process to leave before torch writes to it.
+        """
+        loader: Any = self.micro_batches
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()  # as Lightning ends those of a plain DataLoader
+            loader._iterator = None
+
     def __iter__(self) -> Iterator[Any]:
         """Yields batches.
 

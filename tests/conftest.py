@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -150,7 +151,8 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
     """Runs `main` on tiny settings; returns exit code and run folder.
 
-    A readout that fails ends no run, but it ends a test, unless that says it may.
+    A readout that fails ends no run, but it ends a test, unless that says it may. So does a process
+    that is left.
     """
 
     def run(
@@ -158,7 +160,9 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
     ) -> tuple[int, Path]:
         place = {"run.dir": tmp_path / "runs", "run.name": name, "data.root": shapes_root}
         settings = tiny({**place, **{key.replace("__", "."): v for key, v in changed.items()}})
+        before = set(multiprocessing.active_children())
         code, folder = main([*options(settings), *words]), tmp_path / "runs" / name
+        assert set(multiprocessing.active_children()) <= before
         if code == 0 and not may_fail:
             assert summary(folder)["readout_failures"] == {}
         return code, folder

@@ -14,7 +14,7 @@ class Watch(Callback):
 
     def __init__(self):
         self.before = set(multiprocessing.active_children())
-        self.at_steps, self.validating = [], []
+        self.at_steps, self.validating, self.testing = [], [], []
 
     def processes(self):
         return set(multiprocessing.active_children()) - self.before
@@ -24,6 +24,9 @@ class Watch(Callback):
 
     def on_validation_end(self, *_):
         self.validating.append(self.processes())
+
+    def on_test_batch_start(self, *_):
+        self.testing.append(self.processes())
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,9 @@ def test_workers_are_those_from_before_the_first_step(train, monkeypatch, shared
     assert len(first) == 2  # of training and of validation
     assert len(watch.validating) == 2
     assert all(processes == first for processes in watch.at_steps + watch.validating)
+    if shared["task"] == "segmentation":
+        assert len(watch.testing[0]) == 1  # training's are gone
+        assert all(processes.isdisjoint(first) for processes in watch.testing)
     _, alone = train("alone", data__num_workers=0, **shared)
     assert_same(weights(folder), weights(alone))
 
