@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,10 +14,11 @@ from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
+from datamodules.transforms.operators import Pixels
 from utils.palette import VOID
 
 Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
-Prepare = Callable[[Image.Image, Tensor], Pair]
+Prepare = Callable[[Pixels, Tensor], Pair]  # from an image, and its labels as stored
 
 
 class LabelledSample(NamedTuple):
@@ -94,7 +94,7 @@ class MaskedImages(Dataset[LabelledSample]):
 
     Args:
         pairs: image and mask files.
-        prepare: from the image in RGB and its labels as stored to what is loaded.
+        prepare: from an image `(H, W, 3)` and its labels as stored to what is loaded.
         num_classes: labels are 0 … num_classes - 1, and 255 void.
         meanings: see `MaskedSource.meanings`.
         seed: makes random preparations a function of (seed, epoch, index).
@@ -134,7 +134,7 @@ class MaskedImages(Dataset[LabelledSample]):
             position = (index + offset) % len(self.pairs)
             file, mask = self.pairs[position]
             try:
-                image, labels, _ = read_pair(file, mask, self.num_classes, self.meanings)
+                pixels, labels, _ = read_pair(file, mask, self.num_classes, self.meanings)
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 if self.skip_unreadable:
@@ -143,7 +143,7 @@ class MaskedImages(Dataset[LabelledSample]):
                     f"{error} cannot be read, and an evaluation needs every image."
                 ) from error
             with seeded(self.seed, epoch, index):
-                return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
+                return LabelledSample(*self.prepare(pixels, labels), position, tuple(unreadable))
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
 
 
