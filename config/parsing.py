@@ -151,8 +151,6 @@ def parse(argv: Sequence[str]) -> Command | str:
             f"--task {early.task} has no effect with {action}: {run.name} is a run of task "
             f"{hparams.task}."
         )
-    if run and "--run.resume" in given:
-        argv = _replace_option(argv, "--run.resume", str(run))
     below = deepcopy(hparams)
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
@@ -166,6 +164,8 @@ def parse(argv: Sequence[str]) -> Command | str:
         return found
     arguments = vars(found)
     hparams = arguments.pop("hparams")
+    if run and "--run.resume" in given:
+        hparams.run.resume = str(run)
     for path in nulls:
         set_leaf(hparams, path, None)
     for name in ("help", "version", "subgroups"):
@@ -263,16 +263,6 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
             kept.append(argv[position])
             position += 1
     return kept, nulls
-
-
-def _replace_option(argv: list[str], option: str, value: str) -> list[str]:
-    replaced = list(argv)
-    for position, word in enumerate(argv):
-        if word == option:
-            replaced[position + 1] = value
-        elif word.startswith(option + "="):
-            replaced[position] = f"{option}={value}"
-    return replaced
 
 
 def _check_actions(command: Command) -> None:
