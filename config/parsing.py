@@ -232,11 +232,11 @@ def _spelt_out(word: str) -> str:
     return f"{option}{sign}{at_home(value)}"
 
 
-def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
+def _split_nulls(argv: list[str]) -> tuple[list[str], set[str]]:
     """Takes the options that are given null out of a command line.
 
     Returns:
-        The rest, and their dotted paths.
+        The rest, and the dotted paths of those that are given nothing else behind it.
 
     Raises:
         ConfigError: one that may be null has no value at all.
@@ -248,18 +248,19 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
         if type(None) in base_types(leaf.annotation)
     }
     kept: list[str] = []
-    nulls: list[str] = []
+    nulls: set[str] = set()
     position = 0
     while position < len(argv):
         option, _, value = argv[position].partition("=")
         following = argv[position + 1] if position + 1 < len(argv) else ""
         if option in optional and (value in _NULLS or (not value and following in _NULLS)):
-            nulls.append(optional[option])
+            nulls.add(optional[option])
             position += 1 if value else 2
         elif argv[position] in optional and following[:2] in ("", "--"):
             # An unset variable of a shell; simple-parsing would take it for null.
             raise ConfigError(f"{option}: expected a value, or null.")
         else:
+            nulls.discard(optional.get(option, ""))
             kept.append(argv[position])
             position += 1
     return kept, nulls

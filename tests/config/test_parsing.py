@@ -56,6 +56,12 @@ def test_null_on_the_command_line(spelling):
     assert hparams(*spelling).backbone.depth is None
 
 
+def test_of_null_and_a_value_the_last_counts():
+    words = ("--trainer.chunk_size", "null"), ("--trainer.chunk_size=8",)
+    assert hparams(*words[0], *words[1]).trainer.chunk_size == 8
+    assert hparams(*words[1], *words[0]).trainer.chunk_size is None  # and no longer auto
+
+
 def test_numbers_are_numbers_whatever_was_imported_before():
     # `typing` keeps one order of a union for the whole process: the one that was asked for first.
     code = (
