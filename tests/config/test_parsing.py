@@ -149,6 +149,7 @@ def test_lists_and_flags():
             "are all 0: nothing is trained",
         ),
         (["stray"], "Unknown option stray"),
+        (["--callbacks.views.noenabled", "true"], r"^Negative flags .*\. --help lists all options"),
     ],
 )
 def test_bad_settings_are_named(argv, message, tmp_path):
