@@ -279,6 +279,8 @@ def settings(**changed):
         ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
         ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
         ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
+        ({"trainer__max_epochs": 17}, 384, "51 in all", "only 3 steps:"),
+        ({"trainer__max_epochs": 7}, 896, "49 in all", "Only 49 optimizer steps"),
         ({"trainer__max_steps": 60}, 10**5, "60 in all", "comes after 1 epoch ("),
         ({"trainer__val_every_n_epochs": 50}, 1024, "40 epochs", "comes after 50 epochs ("),
         ({"trainer__val_every_n_epochs": 40}, 1024, "40 epochs", None),
@@ -328,6 +330,7 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
         ({"momentum_teacher": 1.0, "export": "student"}, "the teacher stays as it began."),
         ({"momentum_teacher": 1.0, "ema": False}, None),
         ({"teacher_temp": 0.1}, "0.1 is no lower than --dino.student_temp 0.1"),
+        ({"sharpening": False, "student_temp": 0.01}, None),
         ({"warmup_teacher_temp_steps": 400}, "before the teacher has its temperature"),
         ({"warmup_teacher_temp_steps": 320}, None),
         ({"freeze_last_layer_steps": 320}, "the prototypes wait until the end"),
@@ -347,6 +350,7 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     assert code == 0
     said = capsys.readouterr().err.replace("\n", " ")
     assert "auto: data.batch_size 16, data.blur false, barlow_twins.lambd 0.1632" in said
+    assert "val_every_n_epochs" not in said  # cadences follow from the length
     assert "24 training images, batches of 16; 1 epoch of 1 step, 1 in all" in said
     assert "Only 1 optimizer step:" in said
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())

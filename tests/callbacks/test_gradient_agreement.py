@@ -185,6 +185,9 @@ def test_an_answer_says_how_sure_it_is():
     callback.measured.clear()
     callback.measured.append(GradientPair(0.3, 1.0, 100))
     assert "0.50 (cosine; 0.00 to 1.00 with the error of 1 measurement" in callback.in_words()[0]
+    assert "gradient_noise_scale" in callback.numbers()
+    callback.measured[0] = GradientPair(-0.3, -1.0, 100)  # nothing but noise, as far as is known
+    assert callback.numbers() == {"gradient_cosine": -0.3, "gradient_cosine_batch": 0.0}
 
 
 def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
@@ -222,6 +225,20 @@ def test_batches_that_are_accumulated_count_together():
     assert math.isfinite(callback.measured[0].noise)
 
 
+def test_what_a_scaler_multiplies_is_divided_and_an_overflow_is_no_measurement():
+    plain, scaled, model = GradientAgreement(1), GradientAgreement(1), Linear()
+    scaler = SimpleNamespace(get_scale=lambda: 1024.0)
+    trainer = trainer_of()
+    before, batch = map(batch_of, torch.arange(18).split(9))
+    found = plain.measure(trainer, model, before, batch)  # type: ignore[arg-type]
+    trainer.precision_plugin.scaler = scaler
+    assert scaled.measure(trainer, model, before, batch) == pytest.approx(found)  # type: ignore[arg-type]
+    assert scaled.measured[0] == pytest.approx(plain.measured[0])
+    model.noise[0] = math.inf
+    assert scaled.measure(trainer, model, before, batch) == {}  # type: ignore[arg-type]
+    assert len(scaled.measured) == 1
+
+
 def test_an_alarm_reads_the_most_that_the_cosine_may_be():
     watching = GradientAgreement(1)
     measured = [[0.1, 0.02 * signal, 9.0] for signal in (1, 3, 2, 4, 5)]
@@ -232,6 +249,7 @@ def test_an_alarm_reads_the_most_that_the_cosine_may_be():
     most = 0.06 + 0.04 * 0.5**0.5
     assert watching.reading()["gradient_cosine_most"] == pytest.approx(most / (most + 9 / 64))
     assert watching.reading()["images_a_step"] == 64
+    assert watching.state_dict()["last_step"] == 4
 
 
 def test_halves_of_batches_are_not_averaged_with_whole_ones():

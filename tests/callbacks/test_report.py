@@ -199,13 +199,18 @@ def test_a_run_that_goes_on_shows_its_last_numbers(folder):
     assert "running" in source
     for number in ("1.7</b><span>loss, held-out", "1.5</b><span>loss, train", "2</b><span>steps"):
         assert number in source
+    # Of a run that is over what its best step came to counts, not what came last.
+    folder.write_summary({"status": "finished", "val/loss": 1.25})
+    Report(folder).write()
+    assert "1.25</b><span>loss, held-out" in (folder.path / "report.html").read_text()
 
 
-def test_pictures_that_cannot_be_read_are_left_out(folder, capsys):
+def test_pictures_that_cannot_be_read_are_left_out(folder, caplog):
     (damaged,) = (folder.figures / "views" / "train").iterdir()
     damaged.write_bytes(b"no picture")
     Report(folder).write()
     assert 'id="views/train"' not in (folder.path / "report.html").read_text()
+    assert f"{damaged} is damaged" in caplog.text
 
 
 def test_files_beside_the_pictures_are_no_pictures(folder):
@@ -297,6 +302,10 @@ def test_only_what_is_on_the_page_is_kept_and_the_width_is_not_looked_for_again(
     report.write()
     narrowest = min(width for width in widths if width)
     assert set(tried) == {narrowest}  # the pictures that are shown instead
+    tried.clear()
+    Image.new("RGB", (90, 60)).save(folder.figures / "feature_maps" / "step-0000000.png")
+    report.write()
+    assert tried == [narrowest]  # drawn anew, as by a run that went on from before it
 
 
 def test_it_is_written_at_most_once_a_minute_and_seldom_where_that_takes_long(folder):

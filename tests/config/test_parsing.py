@@ -356,6 +356,21 @@ def test_version_is_said_without_importing_torch():
     assert said.startswith(f"twinsight {project['version']}, Python 3.")
 
 
+def test_only_what_the_command_line_takes_the_effect_of_gives_way_to_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    words = ["--experiment", str(file), "--optim.name", "adamw"]
+    reason = "without --optim.name lars or sgd."
+    file.write_text("optim: {name: sgd, momentum: 0.5}\n")
+    command = parse(words)
+    assert isinstance(command, Command)
+    assert command.notes == [f"optim.momentum 0.5 no longer counts {reason}"]
+    with pytest.raises(ConfigError, match=f"momentum 0.5 has no effect {reason}"):
+        parse([*words, "--optim.momentum", "0.5"])
+    file.write_text("optim: {momentum: 0.5}\n")
+    with pytest.raises(ConfigError, match=f"momentum 0.5 has no effect {reason}"):
+        parse(words)
+
+
 def test_null_may_be_given_where_it_does_nothing():
     words = ["--experiment", "devout-plant", "--backbone.name", "resnet50"]
     command = parse(words)

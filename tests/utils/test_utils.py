@@ -108,8 +108,9 @@ def test_lars_adapts_matrices_and_slows_the_others(decay):
         torch.testing.assert_close(new.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_sgd_has_momentum():
-    assert sgd(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
+@pytest.mark.parametrize("make", [sgd, lars])
+def test_momentum_is_that_of_the_settings(make):
+    assert make(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
 
 
 def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
