@@ -134,6 +134,8 @@ def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folde
     places = [source.find(words) for words in order]
     assert -1 not in places
     assert places == sorted(places)
+    numbers = source.partition("<summary>All numbers")[2].partition("<summary>Settings")[0]
+    assert not re.search("iou/cat|learnt cats|rate is high", numbers)  # said above
     check_fits_narrow_screens(source)
     assert "prefers-color-scheme: dark" in source
 
@@ -205,7 +207,8 @@ def test_a_run_that_goes_on_shows_its_last_numbers(folder):
     assert "1.25</b><span>loss, held-out" in (folder.path / "report.html").read_text()
 
 
-def test_pictures_that_cannot_be_read_are_left_out(folder, caplog):
+def test_pictures_and_settings_that_cannot_be_read_are_left_out(folder, caplog):
+    folder.hparams.write_text("data: [")
     (damaged,) = (folder.figures / "views" / "train").iterdir()
     damaged.write_bytes(b"no picture")
     Report(folder).write()
@@ -229,6 +232,7 @@ def test_values_of_other_types_keep_the_page_from_nothing(folder, value):
     metrics = ("test/miou", "test/iou/cat", "before/val/dense_knn_miou", "val/dense_knn_miou")
     folder.write_summary(dict.fromkeys((*names, *metrics, "test/accuracy"), value))
     folder.write_environment(dict.fromkeys(("command", "device", "started", "packages"), value))
+    folder.hparams.write_text(json.dumps(value))
     Report(folder).write()
     page = (folder.path / "report.html").read_text()
     assert page.count("<figure") == 2 + 1

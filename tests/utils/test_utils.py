@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.conftest import files_at_most
 from utils.files import make_folder, owner, read_json, remove_abandoned, write_atomically
+from utils.locks import claimed
 from utils.memory import available_mb, peak_mb, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
@@ -120,6 +121,13 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
         write_atomically(file, "new" * 100)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_where_no_lock_can_be_written_is_said(tmp_path):
+    (tmp_path / "run").touch()
+    message = rf"{tmp_path}/run cannot be written \(.+\)\. Make it writable, or copy it"
+    with pytest.raises(OSError, match=message), claimed(tmp_path / "run" / ".lock"):
+        pass
 
 
 def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
