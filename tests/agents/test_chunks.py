@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
+from agents.preflight import checkpoint_bytes
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -176,7 +177,7 @@ def test_measuring_leaves_the_random_state_alone(train):
     assert_same(weights(measured), weights(given))
 
 
-@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("chunk", [None, 5])
 def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     given = {"trainer__chunk_size": chunk or "null", "trainer__max_steps": 1}
     train("run", backbone__name="vit_tiny", **given)
@@ -185,8 +186,19 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     kept = PER_IMAGE * (chunk or 16)
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
-    assert f"keeps {in_units(kept)}B of activations" in said
+    assert f"keeps {in_units(kept)}B of activations; checkpoints" in said
     assert "will be full" not in said
+
+
+def test_a_step_above_a_frozen_backbone_keeps_nothing(train, capsys):
+    train("run", task="segmentation", backbone__freeze="true", trainer__max_steps=1)
+    assert "FLOP in the backbone, which is frozen; ch" in " ".join(capsys.readouterr().err.split())
+
+
+def test_checkpoints_hold_moments_of_what_is_trained():
+    network = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+    network[0].requires_grad_(False)
+    assert checkpoint_bytes(network) == 3 * 4 * (10 + 3 * 3)  # best, last, previous; two moments
 
 
 GLOBAL, LOCAL = (flops(BACKBONE, side).forth for side in (32, 16))
@@ -217,6 +229,7 @@ def test_what_a_step_of_dino_takes_has_the_teachers_passes(train, capsys, given,
     )
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(8 * expected)}FLOP in the backbone" in said
+    assert "B of activations; the loss holds" in said
 
 
 def test_a_step_that_trains_the_last_block_goes_back_through_that(train, capsys):
