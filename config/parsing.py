@@ -170,7 +170,7 @@ def parse(argv: Sequence[str]) -> Command | str:
         set_leaf(hparams, path, None)
     for name in ("help", "version", "subgroups"):
         arguments.pop(name, None)
-    on_command_line = settings_given(argv)
+    on_command_line = settings_given(argv) | nulls
     hparams, notes = without_superseded(hparams, below, on_command_line)
     tried_out = hparams if arguments.pop("fast") else None
     if tried_out:
