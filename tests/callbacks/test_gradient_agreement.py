@@ -225,18 +225,25 @@ def test_batches_that_are_accumulated_count_together():
     assert math.isfinite(callback.measured[0].noise)
 
 
-def test_what_a_scaler_multiplies_is_divided_and_an_overflow_is_no_measurement():
-    plain, scaled, model = GradientAgreement(1), GradientAgreement(1), Linear()
-    scaler = SimpleNamespace(get_scale=lambda: 1024.0)
-    trainer = trainer_of()
+class Faint(Linear):
+    """Its gradients are nothing in float16, unless a scaler multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_backbone.half()
+        self.x, self.noise = self.x.half(), self.noise.half()
+
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        return 1e-7 * super().batch_loss(batch).float()
+
+
+def test_gradients_are_scaled_and_those_that_are_no_numbers_are_no_measurement():
+    callback, model, trainer = GradientAgreement(1), Faint(), trainer_of()
     before, batch = map(batch_of, torch.arange(18).split(9))
-    found = plain.measure(trainer, model, before, batch)  # type: ignore[arg-type]
-    trainer.precision_plugin.scaler = scaler
-    assert scaled.measure(trainer, model, before, batch) == pytest.approx(found)  # type: ignore[arg-type]
-    assert scaled.measured[0] == pytest.approx(plain.measured[0])
-    model.noise[0] = math.inf
-    assert scaled.measure(trainer, model, before, batch) == {}  # type: ignore[arg-type]
-    assert len(scaled.measured) == 1
+    for factor, found in ((1.0, False), (2.0**16, True), (math.inf, False)):
+        trainer.precision_plugin.scaler = SimpleNamespace(get_scale=lambda factor=factor: factor)
+        assert bool(callback.measure(trainer, model, before, batch)) is found  # type: ignore[arg-type]
+    assert len(callback.measured) == 1
 
 
 def test_an_alarm_reads_the_most_that_the_cosine_may_be():

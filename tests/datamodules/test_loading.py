@@ -148,6 +148,7 @@ def test_processes_evaluate_every_image_in_equally_many_batches(monkeypatch, ima
     assert len(shares[0]) == len(shares[1])
     seen = [index for share in shares for part in share for index in part]
     assert sorted(seen) == list(range(images))
+    assert all(part for share in shares for part in share)
     with pytest.raises(ValueError, match=r"^1 image cannot be shared by 2 processes\.$"):
         Loading(batch).every(Itself(1), list)
 
