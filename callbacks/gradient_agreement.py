@@ -187,7 +187,10 @@ def untouched(module: nn.Module) -> Iterator[None]:
 
 
 def _gradient(trainer: Trainer, agent: Learner, batch: Batch) -> Tensor:
-    """Returns the gradient of a batch over all processes, `(P,)`; no `.grad` is touched."""
+    """Returns the gradient of a batch over all processes, `(P,)`; no `.grad` is touched.
+
+    Times the processes and a scaler's factor, of which `compare` takes no notice.
+    """
     parameters = [p for p in agent.trained_backbone.parameters() if p.requires_grad]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = scaler.get_scale() if scaler else 1.0  # float16 gradients would vanish
@@ -195,4 +198,4 @@ def _gradient(trainer: Trainer, agent: Learner, batch: Batch) -> Tensor:
         loss = scale * agent.batch_loss(batch)
     found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     (flat,) = at_least_float32(torch.cat([each.flatten() for each in found]))
-    return sum_over_processes(flat) / (scale * num_processes())
+    return sum_over_processes(flat)

@@ -23,8 +23,7 @@ def _affirmed(option: str) -> str:
     """Returns the path of a switch that is turned off as simple-parsing has it, `GROUP.noNAME`."""
     group, dot, name = option.rpartition(".")
     path = f"{group}{dot}{name.removeprefix('no')}"
-    rules = rules_of(Hparams)
-    return path if option not in rules and path in rules else option
+    return path if path in rules_of(Hparams) else option
 
 
 def check_acts(hparams: Hparams, actions: Sequence[str], given: Set[str]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from config.convert import leaves
 from config.hparams import DINOHparams, Hparams
 from config.length import steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence, StepCadence
-from utils.text import count, format_result, format_value
+from utils.text import count, format_value
 
 
 def choices(given: Hparams, resolved: Hparams) -> str:
@@ -25,12 +23,8 @@ def choices(given: Hparams, resolved: Hparams) -> str:
         open_before |= leaf.value is None and isinstance(value, bool)
         if open_before and not cadence and unmet(resolved, leaf.path) is None:
             found[leaf.path] = value
-    words = ", ".join(f"{path} {_in_words(value)}" for path, value in found.items())
+    words = ", ".join(f"{path} {format_value(value)}" for path, value in found.items())
     return f"auto: {words}" if words else ""
-
-
-def _in_words(value: Any) -> str:
-    return format_result(value) if isinstance(value, float) else format_value(value)
 
 
 # Below these a run is a try-out, not a training.

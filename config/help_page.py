@@ -47,6 +47,14 @@ class Parser(ArgumentParser):
         )
         raise ConfigError(f"{line[:1].upper()}{line[1:]}.{several} --help lists all options.")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Refuses a value of `--GROUP.noNAME`, by which simple-parsing ends as if all were well.
+
+        Raises:
+            ConfigError: always.
+        """
+        self.error(str(message))
+
     def format_help(self) -> str:
         """Returns the page: options that count on the task, each with what it needs."""
         settings = {leaf.path: leaf for leaf in leaves(Hparams())}

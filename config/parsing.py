@@ -151,8 +151,6 @@ def parse(argv: Sequence[str]) -> Command | str:
             f"--task {early.task} has no effect with {action}: {run.name} is a run of task "
             f"{hparams.task}."
         )
-    if run and "--run.resume" in given:
-        argv = _replace_option(argv, "--run.resume", str(run))
     below = deepcopy(hparams)
     hparams.task = early.task or hparams.task
     if hparams.task not in names.TASKS:
@@ -166,11 +164,13 @@ def parse(argv: Sequence[str]) -> Command | str:
         return found
     arguments = vars(found)
     hparams = arguments.pop("hparams")
+    if run and "--run.resume" in given:
+        hparams.run.resume = str(run)
     for path in nulls:
         set_leaf(hparams, path, None)
     for name in ("help", "version", "subgroups"):
         arguments.pop(name, None)
-    on_command_line = settings_given(argv)
+    on_command_line = settings_given(argv) | nulls
     hparams, notes = without_superseded(hparams, below, on_command_line)
     tried_out = hparams if arguments.pop("fast") else None
     if tried_out:
@@ -232,11 +232,11 @@ def _spelt_out(word: str) -> str:
     return f"{option}{sign}{at_home(value)}"
 
 
-def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
+def _split_nulls(argv: list[str]) -> tuple[list[str], set[str]]:
     """Takes the options that are given null out of a command line.
 
     Returns:
-        The rest, and their dotted paths.
+        The rest, and the dotted paths of those that are given nothing else behind it.
 
     Raises:
         ConfigError: one that may be null has no value at all.
@@ -248,31 +248,22 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], list[str]]:
         if type(None) in base_types(leaf.annotation)
     }
     kept: list[str] = []
-    nulls: list[str] = []
+    nulls: set[str] = set()
     position = 0
     while position < len(argv):
         option, _, value = argv[position].partition("=")
         following = argv[position + 1] if position + 1 < len(argv) else ""
         if option in optional and (value in _NULLS or (not value and following in _NULLS)):
-            nulls.append(optional[option])
+            nulls.add(optional[option])
             position += 1 if value else 2
         elif argv[position] in optional and following[:2] in ("", "--"):
             # An unset variable of a shell; simple-parsing would take it for null.
             raise ConfigError(f"{option}: expected a value, or null.")
         else:
+            nulls.discard(optional.get(option, ""))
             kept.append(argv[position])
             position += 1
     return kept, nulls
-
-
-def _replace_option(argv: list[str], option: str, value: str) -> list[str]:
-    replaced = list(argv)
-    for position, word in enumerate(argv):
-        if word == option:
-            replaced[position + 1] = value
-        elif word.startswith(option + "="):
-            replaced[position] = f"{option}={value}"
-    return replaced
 
 
 def _check_actions(command: Command) -> None:

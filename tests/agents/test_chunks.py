@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
+from agents.preflight import checkpoint_bytes
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -176,7 +177,7 @@ def test_measuring_leaves_the_random_state_alone(train):
     assert_same(weights(measured), weights(given))
 
 
-@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("chunk", [None, 5])
 def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     given = {"trainer__chunk_size": chunk or "null", "trainer__max_steps": 1}
     train("run", backbone__name="vit_tiny", **given)
@@ -185,8 +186,19 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     kept = PER_IMAGE * (chunk or 16)
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
-    assert f"keeps {in_units(kept)}B of activations" in said
+    assert f"keeps {in_units(kept)}B of activations; checkpoints" in said
     assert "will be full" not in said
+
+
+def test_a_step_above_a_frozen_backbone_keeps_nothing(train, capsys):
+    train("run", task="segmentation", backbone__freeze="true", trainer__max_steps=1)
+    assert "FLOP in the backbone, which is frozen; ch" in " ".join(capsys.readouterr().err.split())
+
+
+def test_checkpoints_hold_moments_of_what_is_trained():
+    network = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+    network[0].requires_grad_(False)
+    assert checkpoint_bytes(network) == 3 * 4 * (10 + 3 * 3)  # best, last, previous; two moments
 
 
 GLOBAL, LOCAL = (flops(BACKBONE, side).forth for side in (32, 16))
@@ -217,6 +229,7 @@ def test_what_a_step_of_dino_takes_has_the_teachers_passes(train, capsys, given,
     )
     said = " ".join(capsys.readouterr().err.split())
     assert f"a step: {in_units(8 * expected)}FLOP in the backbone" in said
+    assert "B of activations; the loss holds" in said
 
 
 def test_a_step_that_trains_the_last_block_goes_back_through_that(train, capsys):
@@ -279,6 +292,8 @@ def settings(**changed):
         ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
         ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
         ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
+        ({"trainer__max_epochs": 17}, 384, "51 in all", "only 3 steps:"),
+        ({"trainer__max_epochs": 7}, 896, "49 in all", "Only 49 optimizer steps"),
         ({"trainer__max_steps": 60}, 10**5, "60 in all", "comes after 1 epoch ("),
         ({"trainer__val_every_n_epochs": 50}, 1024, "40 epochs", "comes after 50 epochs ("),
         ({"trainer__val_every_n_epochs": 40}, 1024, "40 epochs", None),
@@ -328,6 +343,7 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
         ({"momentum_teacher": 1.0, "export": "student"}, "the teacher stays as it began."),
         ({"momentum_teacher": 1.0, "ema": False}, None),
         ({"teacher_temp": 0.1}, "0.1 is no lower than --dino.student_temp 0.1"),
+        ({"sharpening": False, "student_temp": 0.01}, None),
         ({"warmup_teacher_temp_steps": 400}, "before the teacher has its temperature"),
         ({"warmup_teacher_temp_steps": 320}, None),
         ({"freeze_last_layer_steps": 320}, "the prototypes wait until the end"),
@@ -347,6 +363,7 @@ def test_the_choices_are_printed_before_the_run(train, capsys):
     assert code == 0
     said = capsys.readouterr().err.replace("\n", " ")
     assert "auto: data.batch_size 16, data.blur false, barlow_twins.lambd 0.1632" in said
+    assert "val_every_n_epochs" not in said  # cadences follow from the length
     assert "24 training images, batches of 16; 1 epoch of 1 step, 1 in all" in said
     assert "Only 1 optimizer step:" in said
     saved = yaml.safe_load((folder / "hparams.yaml").read_text())

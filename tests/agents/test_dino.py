@@ -316,6 +316,7 @@ def test_choices_are_printed(train, monkeypatch):
     (line,) = [text for text in said if text.startswith("auto: ")]
     assert "dino.out_dim 1024, dino.head_batch_norm true, dino.teacher_temp 0.02" in line
     assert "dino.warmup_teacher_temp_steps 1," in line
+    assert "dino.global_crops_scale [0.4, 1.0]" in line  # which was empty
 
 
 def test_saved_settings_repeat_the_run(train):

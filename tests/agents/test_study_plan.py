@@ -240,7 +240,7 @@ def test_experiments_extend_each_other(tmp_path):
     experiment(tmp_path, "below", extends=above)
     with pytest.raises(ConfigError, match="above extends below extends above"):
         read_experiment(above)
-    assert merged({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert merged({"a": {"b": {"c": 1}}}, {"a": {"b": {"d": 2}}}) == {"a": {"b": {"c": 1, "d": 2}}}
 
 
 def test_the_command_line_of_a_study():

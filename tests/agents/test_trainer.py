@@ -339,7 +339,7 @@ def test_a_killed_worker_is_said_and_the_advice_works(train, monkeypatch, capsys
     assert code == 1
     found = summary(folder)
     assert found["status"] == "failed"
-    assert "processes that load images was killed by signal 9" in found["reason"]
+    assert "killed by signal 9, most often because memory ran out." in found["reason"]
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     advice = f"--run.resume killed --run.dir {folder.parent} --data.num_workers 0"
     assert advice in said.replace(" --run", "  --run").replace("  ", " ")

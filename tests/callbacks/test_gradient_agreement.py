@@ -185,6 +185,9 @@ def test_an_answer_says_how_sure_it_is():
     callback.measured.clear()
     callback.measured.append(GradientPair(0.3, 1.0, 100))
     assert "0.50 (cosine; 0.00 to 1.00 with the error of 1 measurement" in callback.in_words()[0]
+    assert "gradient_noise_scale" in callback.numbers()
+    callback.measured[0] = GradientPair(-0.3, -1.0, 100)  # nothing but noise, as far as is known
+    assert callback.numbers() == {"gradient_cosine": -0.3, "gradient_cosine_batch": 0.0}
 
 
 def test_it_is_said_at_the_end_and_survives_a_resume(train, capsys):
@@ -222,6 +225,27 @@ def test_batches_that_are_accumulated_count_together():
     assert math.isfinite(callback.measured[0].noise)
 
 
+class Faint(Linear):
+    """Its gradients are nothing in float16, unless a scaler multiplies them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained_backbone.half()
+        self.x, self.noise = self.x.half(), self.noise.half()
+
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        return 1e-7 * super().batch_loss(batch).float()
+
+
+def test_gradients_are_scaled_and_those_that_are_no_numbers_are_no_measurement():
+    callback, model, trainer = GradientAgreement(1), Faint(), trainer_of()
+    before, batch = map(batch_of, torch.arange(18).split(9))
+    for factor, found in ((1.0, False), (2.0**16, True), (math.inf, False)):
+        trainer.precision_plugin.scaler = SimpleNamespace(get_scale=lambda factor=factor: factor)
+        assert bool(callback.measure(trainer, model, before, batch)) is found  # type: ignore[arg-type]
+    assert len(callback.measured) == 1
+
+
 def test_an_alarm_reads_the_most_that_the_cosine_may_be():
     watching = GradientAgreement(1)
     measured = [[0.1, 0.02 * signal, 9.0] for signal in (1, 3, 2, 4, 5)]
@@ -232,6 +256,7 @@ def test_an_alarm_reads_the_most_that_the_cosine_may_be():
     most = 0.06 + 0.04 * 0.5**0.5
     assert watching.reading()["gradient_cosine_most"] == pytest.approx(most / (most + 9 / 64))
     assert watching.reading()["images_a_step"] == 64
+    assert watching.state_dict()["last_step"] == 4
 
 
 def test_halves_of_batches_are_not_averaged_with_whole_ones():

@@ -134,6 +134,8 @@ def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folde
     places = [source.find(words) for words in order]
     assert -1 not in places
     assert places == sorted(places)
+    numbers = source.partition("<summary>All numbers")[2].partition("<summary>Settings")[0]
+    assert not re.search("iou/cat|learnt cats|rate is high", numbers)  # said above
     check_fits_narrow_screens(source)
     assert "prefers-color-scheme: dark" in source
 
@@ -199,13 +201,19 @@ def test_a_run_that_goes_on_shows_its_last_numbers(folder):
     assert "running" in source
     for number in ("1.7</b><span>loss, held-out", "1.5</b><span>loss, train", "2</b><span>steps"):
         assert number in source
+    # Of a run that is over what its best step came to counts, not what came last.
+    folder.write_summary({"status": "finished", "val/loss": 1.25})
+    Report(folder).write()
+    assert "1.25</b><span>loss, held-out" in (folder.path / "report.html").read_text()
 
 
-def test_pictures_that_cannot_be_read_are_left_out(folder, capsys):
+def test_pictures_and_settings_that_cannot_be_read_are_left_out(folder, caplog):
+    folder.hparams.write_text("data: [")
     (damaged,) = (folder.figures / "views" / "train").iterdir()
     damaged.write_bytes(b"no picture")
     Report(folder).write()
     assert 'id="views/train"' not in (folder.path / "report.html").read_text()
+    assert f"{damaged} is damaged" in caplog.text
 
 
 def test_files_beside_the_pictures_are_no_pictures(folder):
@@ -224,6 +232,7 @@ def test_values_of_other_types_keep_the_page_from_nothing(folder, value):
     metrics = ("test/miou", "test/iou/cat", "before/val/dense_knn_miou", "val/dense_knn_miou")
     folder.write_summary(dict.fromkeys((*names, *metrics, "test/accuracy"), value))
     folder.write_environment(dict.fromkeys(("command", "device", "started", "packages"), value))
+    folder.hparams.write_text(json.dumps(value))
     Report(folder).write()
     page = (folder.path / "report.html").read_text()
     assert page.count("<figure") == 2 + 1
@@ -297,6 +306,10 @@ def test_only_what_is_on_the_page_is_kept_and_the_width_is_not_looked_for_again(
     report.write()
     narrowest = min(width for width in widths if width)
     assert set(tried) == {narrowest}  # the pictures that are shown instead
+    tried.clear()
+    Image.new("RGB", (90, 60)).save(folder.figures / "feature_maps" / "step-0000000.png")
+    report.write()
+    assert tried == [narrowest]  # drawn anew, as by a run that went on from before it
 
 
 def test_it_is_written_at_most_once_a_minute_and_seldom_where_that_takes_long(folder):

@@ -41,6 +41,8 @@ def test_what_is_set_is_said_and_what_was_given_stays():
     assert command.hparams.callbacks.dense_knn.num_images == 33
     assert " probe.num_images" not in note  # nor what has no effect on this task
     assert parse([]).notes == []
+    # Null is given like any value: all images of the validation.
+    assert fast("--trainer.limit_val_batches", "null").hparams.trainer.limit_val_batches is None
 
 
 def test_a_batch_has_a_share_for_every_process_and_holds_its_chunks():

@@ -56,6 +56,12 @@ def test_null_on_the_command_line(spelling):
     assert hparams(*spelling).backbone.depth is None
 
 
+def test_of_null_and_a_value_the_last_counts():
+    words = ("--trainer.chunk_size", "null"), ("--trainer.chunk_size=8",)
+    assert hparams(*words[0], *words[1]).trainer.chunk_size == 8
+    assert hparams(*words[1], *words[0]).trainer.chunk_size is None  # and no longer auto
+
+
 def test_numbers_are_numbers_whatever_was_imported_before():
     # `typing` keeps one order of a union for the whole process: the one that was asked for first.
     code = (
@@ -143,6 +149,7 @@ def test_lists_and_flags():
             "are all 0: nothing is trained",
         ),
         (["stray"], "Unknown option stray"),
+        (["--callbacks.views.noenabled", "true"], r"^Negative flags .*\. --help lists all options"),
     ],
 )
 def test_bad_settings_are_named(argv, message, tmp_path):
@@ -347,6 +354,21 @@ def test_version_is_said_without_importing_torch():
         assert f"{package} {version(package)}" in said
     project = tomllib.loads((CONFIG_DIR.parent / "pyproject.toml").read_text())["project"]
     assert said.startswith(f"twinsight {project['version']}, Python 3.")
+
+
+def test_only_what_the_command_line_takes_the_effect_of_gives_way_to_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    words = ["--experiment", str(file), "--optim.name", "adamw"]
+    reason = "without --optim.name lars or sgd."
+    file.write_text("optim: {name: sgd, momentum: 0.5}\n")
+    command = parse(words)
+    assert isinstance(command, Command)
+    assert command.notes == [f"optim.momentum 0.5 no longer counts {reason}"]
+    with pytest.raises(ConfigError, match=f"momentum 0.5 has no effect {reason}"):
+        parse([*words, "--optim.momentum", "0.5"])
+    file.write_text("optim: {momentum: 0.5}\n")
+    with pytest.raises(ConfigError, match=f"momentum 0.5 has no effect {reason}"):
+        parse(words)
 
 
 def test_null_may_be_given_where_it_does_nothing():

@@ -137,7 +137,7 @@ class Itself(Dataset):
         return draw[1]
 
 
-@pytest.mark.parametrize(("images", "batch"), [(5, 2), (7, 4), (9, 8), (2, 2), (101, 2)])
+@pytest.mark.parametrize(("images", "batch"), [(5, 2), (7, 4), (9, 8), (2, 2), (101, 2), (5, 1)])
 def test_processes_evaluate_every_image_in_equally_many_batches(monkeypatch, images, batch):
     """A network with BatchNorm exchanges its statistics in each: one more would wait for ever."""
     monkeypatch.setattr(loading, "num_processes", lambda: 2)
@@ -148,10 +148,14 @@ def test_processes_evaluate_every_image_in_equally_many_batches(monkeypatch, ima
     assert len(shares[0]) == len(shares[1])
     seen = [index for share in shares for part in share for index in part]
     assert sorted(seen) == list(range(images))
+    assert all(part for share in shares for part in share)
+    with pytest.raises(ValueError, match=r"^1 image cannot be shared by 2 processes\.$"):
+        Loading(batch).every(Itself(1), list)
 
 
 def test_limit(shapes_root):
     assert len(batches(shapes_root, limit_train_batches=2)) == 2
+    assert len(batches(shapes_root, limit_train_batches=9)) == 4
     # Epochs stay what they are: the second starts a new permutation.
     second = batches(shapes_root, epoch=1)[:1]
     loading = Loading(batch_size=6, seed=3, limit_train_batches=2)
@@ -164,6 +168,8 @@ def test_limit(shapes_root):
 def test_a_batch_larger_than_the_data_set_is_refused(shapes_root):
     with pytest.raises(ValueError, match=r"--data.batch_size 25 is larger .* 24 images"):
         batches(shapes_root, batch_size=25)
+    with pytest.raises(ValueError, match=r"data set: 1 image\. Give more images\.$"):
+        Loading(2).check(1)
 
 
 def test_an_unreadable_image_is_replaced_by_the_next_and_named(image_folder):

@@ -143,6 +143,9 @@ def test_states_of_a_gpu_that_trains_are_kept_and_put_back(monkeypatch):
     gpu = torch.device("cuda")
     set_random_state(random_state(gpu), gpu)
     assert torch.equal(put_back[0], states[0])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    set_random_state(random_state(gpu), gpu)  # of a machine with one
+    assert len(put_back) == 1
 
 
 def test_the_state_of_apples_gpu_is_kept_and_put_back(monkeypatch):

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.conftest import files_at_most
 from utils.files import make_folder, owner, read_json, remove_abandoned, write_atomically
+from utils.locks import claimed
 from utils.memory import available_mb, peak_mb, resident_mb
 from utils.optim import LARS_UNADAPTED_LR, adamw, lars, parameter_groups, sgd
 from utils.run_folder import create
@@ -108,8 +109,9 @@ def test_lars_adapts_matrices_and_slows_the_others(decay):
         torch.testing.assert_close(new.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_sgd_has_momentum():
-    assert sgd(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
+@pytest.mark.parametrize("make", [sgd, lars])
+def test_momentum_is_that_of_the_settings(make):
+    assert make(parameter_groups({network(): 1.0}, 0.1, 0), 0.8).defaults["momentum"] == 0.8
 
 
 def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
@@ -119,6 +121,13 @@ def test_a_file_that_cannot_be_written_is_named_and_stays_as_it_was(tmp_path):
         write_atomically(file, "new" * 100)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_where_no_lock_can_be_written_is_said(tmp_path):
+    (tmp_path / "run").touch()
+    message = rf"{tmp_path}/run cannot be written \(.+\)\. Make it writable, or copy it"
+    with pytest.raises(OSError, match=message), claimed(tmp_path / "run" / ".lock"):
+        pass
 
 
 def test_what_is_in_the_place_of_a_file_or_a_folder_is_said(tmp_path):
