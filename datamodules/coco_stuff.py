@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.base import MaskedSource
 from datamodules.listing import image_files
 from datamodules.meanings import IndexMeanings
 from datamodules.reading import ImageItem
+from datamodules.sources import MaskedSource
 from utils.palette import VOID
 
 # The official labels.txt by category id, from 1. Those in brackets never occur in the masks.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.base import LabelledSource
 from datamodules.listing import (
     IMAGE_SUFFIXES,
     TEST,
@@ -22,6 +21,7 @@ from datamodules.listing import (
     judging_place,
     part_of,
 )
+from datamodules.sources import LabelledSource
 from utils.text import printable
 
 _HELD_OUT = (*VAL, *TEST)  # the first of them that is there

@@ -15,11 +15,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, LabelledSource, read_square, square_of
+from datamodules.base import ImageDataModule, read_square, square_of
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
+from datamodules.sources import LabelledSource
 from utils.spacing import evenly
 from utils.text import count
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
-from datamodules.base import MaskedSource
 from datamodules.feature_cache import file_facts
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
 from datamodules.reading import ImageItem, UnreadableImageError
+from datamodules.sources import MaskedSource
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
