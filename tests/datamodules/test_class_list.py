@@ -92,3 +92,22 @@ def test_a_mask_that_has_none_of_the_colours_is_told_by_its_values():
     pixels = np.array([[[255, 0, 0], [0, 255, 0], [1, 1, 1], [1, 1, 1]]], np.uint8)
     with pytest.raises(ForeignPixelsError, match=r"1 colour .* \(50 % of its pixels\): #010101"):
         meanings.labels(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("colours", "expected"),
+    [
+        ({}, [0, 1]),
+        ({0x0000FF: 0, 0x000000: 1}, [0, 1]),
+        ({0xFFFFFF: 0, 0x0000FF: 1}, [0, 1]),
+        ({0xFFFFFF: 0, 0x000000: 1}, [1, 0]),
+        ({0x000000: 0, 0xFF0000: 1, 0xFFFFFF: 2}, [0, 2]),
+        ({0x000000: 0, 0xFF0000: 1, 0xFFFFFF: 255}, [0, 255]),
+    ],
+)
+def test_masks_of_1_bit_are_read_alike_whatever_each_holds(colours, expected):
+    """By colours where black and white are some, else by 0 and 1."""
+    meanings = DeclaredMeanings({0: 0, 1: 1, 2: 2}, colours)
+    for bits in ([False, True], [False, False], [True, True]):
+        labels = meanings.labels(Image.fromarray(np.array([bits])))
+        assert labels.tolist() == [[expected[bit] for bit in bits]]
