@@ -70,6 +70,10 @@ class ImageFolder(LabelledSource):
         )
         return "val"
 
+    def place_of(self, split: str) -> str:
+        """See `LabelledSource.place_of`."""
+        return printable(self._parts.get(split, self.root))
+
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
 

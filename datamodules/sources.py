@@ -101,6 +101,10 @@ class LabelledSource(ImageSource):
         """What a probe is judged by. Where that is not `val`, choices are made on `val`."""
         return "val"
 
+    def place_of(self, split: str) -> str:
+        """Returns where a split lies, as messages name it; its name will do."""
+        return split
+
     @abstractmethod
     def labels(self, split: str) -> tuple[tuple[str, ...], Sequence[int]]:
         """Returns the names of the classes, and the class of each of `files(split)`.
