@@ -12,11 +12,12 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from datamodules.first_look import warn_of_darkness, warn_of_several
 from datamodules.listing import places
 from datamodules.loading import BatchLoader, Loading
 from datamodules.masks import read_pair
 from datamodules.memory_cache import MemoryCache
-from datamodules.reading import ImageItem, UnreadableImageError, opened, warn_of_darkness
+from datamodules.reading import ImageItem, UnreadableImageError, opened
 from datamodules.sources import ImageSource, MaskedSource
 from utils.spacing import evenly
 
@@ -69,7 +70,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self.loading.check(len(self.train_files))
         self.check_masks(cache)
-        warn_of_darkness(evenly(self.train_files, 8))
+        warn_of_darkness(self.train_files)
+        warn_of_several(self.train_files, "the training images")
 
     def check_masks(self, cache: Path) -> None:
         """Checks the masks of the listed images, where the task needs them.

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
 from datamodules.feature_cache import file_facts
+from datamodules.first_look import warn_of_several
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
 from datamodules.reading import ImageItem, UnreadableImageError
@@ -71,6 +72,7 @@ def check_masks(
             one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
+    warn_of_several([mask for _, mask in pairs], f"the masks of the {what}")
     known = cache / f"masks-{_digest(source, chosen, judged)}.json"
     census = _recalled(known)
     if census is None:
