@@ -24,6 +24,7 @@ from datamodules.listing import (
 from datamodules.sources import LabelledSource
 from utils.text import printable
 
+_NAMED = 5  # classes
 _HELD_OUT = (*VAL, *TEST)  # the first of them that is there
 
 
@@ -91,7 +92,8 @@ class ImageFolder(LabelledSource):
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
         self._say_what_is_left_out(folder)
-        every = (file.relative_to(folder).parts for file in self._below(folder))
+        every = [file.relative_to(folder).parts for file in self._below(folder)]
+        _say_where_images_lie_deeper(folder, every)
         classes = tuple(sorted({composed(parts[0]) for parts in every if len(parts) > 1}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[composed(parts[0])] for parts in inside]
@@ -139,6 +141,19 @@ class ImageFolder(LabelledSource):
         # Beside others, `train` is a class: one of VOC's.
         alone = train if len(there) == 1 else None
         return dict.fromkeys(("train", "val"), alone or self.root)
+
+
+def _say_where_images_lie_deeper(folder: Path, inside: Sequence[tuple[str, ...]]) -> None:
+    """Says what the classes are where no image lies right in one: parts may be called otherwise."""
+    if min(map(len, inside)) <= len(("CLASS", "IMAGE")):
+        return
+    taken = sorted({printable(parts[0]) for parts in inside})
+    rank_zero_warn(
+        f"The folders right below {printable(folder)} are taken for the classes: "
+        f"{', '.join(taken[:_NAMED])}{' …' * (len(taken) > _NAMED)}. No image lies right in one, "
+        f"all lie deeper, as {printable('/'.join(inside[0]))}. If they are no classes: expected "
+        f"{printable(folder)}/CLASS/IMAGE, or CLASS/IMAGE below train/ and val/."
+    )
 
 
 def _entries(files: Iterable[Path], folder: Path) -> set[str]:

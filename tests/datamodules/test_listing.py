@@ -124,6 +124,20 @@ def test_a_class_without_a_known_image_is_said(tmp_path, recwarn):
     assert "as 1.nii" in str(warning.message)
 
 
+def test_parts_that_are_taken_for_classes_are_said(tmp_path, recwarn):
+    for name in ("train/cat/1.png", "train/dog/1.png", "validate/cat/1.png", "validate/dog/1.png"):
+        put(tmp_path / name)
+    source = ImageFolder(str(tmp_path))
+    assert source.labels("all")[0] == ("train", "validate")
+    (warning,) = recwarn
+    said = str(warning.message)
+    assert f"right below {tmp_path} are taken for the classes: train, validate. No image" in said
+    assert "as train/cat/1.png" in said
+    put(tmp_path / "train" / "1.png")  # as of a class with more folders in it
+    assert ImageFolder(str(tmp_path)).labels("all")[0] == ("train", "validate")
+    assert len(recwarn) == 1
+
+
 def test_pictures_that_are_not_read_are_counted(tmp_path):
     put(tmp_path / "4.jpg")
     for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt"):
