@@ -148,6 +148,15 @@ def test_pictures_that_are_not_read_are_counted(tmp_path):
         assert names(tmp_path) == ["4.jpg"]
 
 
+def test_what_lies_where_no_image_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"^There is no image below {tmp_path} \(looked"):
+        names(tmp_path)
+    for name in ("2.heic", "1.heic"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"below .*; 2 files, as 1\.heic \(looked for"):
+        names(tmp_path)
+
+
 def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path):
     put(tmp_path / ".cache" / "data" / "a" / "1.png")
     assert names(tmp_path / ".cache" / "data") == ["a/1.png"]
