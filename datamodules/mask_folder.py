@@ -67,7 +67,9 @@ class MaskFolder(ListedClasses):
         file = self.root / CLASS_LIST
         if file.exists():
             return
-        found = survey([mask for _, mask in self.pairs("train")])
+        # Of all parts: a class may be rare, and be shown by images that judge alone.
+        pairs = [*self.pairs("train"), *(self.held_out() or ()), *self.pairs("val")]
+        found = survey([mask for _, mask in pairs])
         written = proposal(found)
         held = f"In {count(found.masks, 'mask')}: {found.shares()}."
         start = f"There is no {CLASS_LIST} in {self.root}. {held} "

@@ -143,12 +143,21 @@ def test_without_a_list_one_is_written_that_works(
     tmp_path, capsys, encode, classes, names, colours
 ):
     root = folder(tmp_path, encode, classes=classes)
-    with pytest.raises(FileNotFoundError, match=r"In 4 masks: .*written to .*classes\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"In 8 masks: .*written to .*classes\.yaml"):
         MaskFolder(str(root)).propose_classes()
     written = yaml.safe_load((root / "classes.yaml").read_text())
     assert names is ... or written["names"] == names
     assert set(written.get("colours", ())) == set(colours or ())
     assert sum(pixels > 0 for pixels in checked(root).pixels[:-1]) == classes
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_class_of_any_part_is_proposed(tmp_path, part):
+    root = folder(tmp_path, grey, parts=("train", "val", "test"))
+    grey(drawn(0, 3)).save(root / "masks" / part / "deep0/00.png")
+    with pytest.raises(FileNotFoundError, match=r"In 12 masks: "):
+        MaskFolder(str(root)).propose_classes()
+    assert len(yaml.safe_load((root / "classes.yaml").read_text())["names"]) == 3
 
 
 def checked(root, split="train") -> Census:
@@ -502,7 +511,7 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
         "trainer__max_epochs": 1,
     }
     assert train("run", **settings)[0] == 2
-    assert "In 16 masks: #282828 (9" in capsys.readouterr().err
+    assert "In 32 masks: #282828 (9" in capsys.readouterr().err
     text = (root / "classes.yaml").read_text()
     (root / "classes.yaml").write_text(text.replace("class 0", "background"))
     code, run = train("run", **settings)
