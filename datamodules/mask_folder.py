@@ -27,6 +27,7 @@ from utils.console import console
 from utils.files import write_atomically
 from utils.text import count, printable
 
+_PARTS = {*TRAIN, *VAL, *TEST}
 _LAYOUT = "images/train, images/val, masks/train, masks/val"
 
 
@@ -120,7 +121,11 @@ class MaskFolder(ListedClasses):
                 f"There is {images / first}, but no {images / 'train'}: expected {_LAYOUT}."
             )
         if "test" in there and not (masks / there["test"]).is_dir():
+            _leave_out(images / there["test"], masks)
             del there["test"]
+        for folder in folders_in(masks):
+            if folder.name.lower() in _PARTS and not (images / folder.name).is_dir():
+                _leave_out(folder, images)
         if [*there] == ["train"]:
             return self._divided(there["train"])
         parts = {
@@ -153,6 +158,13 @@ class MaskFolder(ListedClasses):
             self._masks[part.inside] = match_masks(*folders)
         masks = self._masks[part.inside]
         return [(image, masks[image]) for image in part.files]
+
+
+def _leave_out(folder: Path, others: Path) -> None:
+    console.warning(
+        "warning: %s is left out, as there is no %s.",
+        *(printable(folder), printable(others / folder.name)),
+    )
 
 
 class _Part(NamedTuple):

@@ -406,6 +406,17 @@ def test_an_accent_is_one_name_however_it_is_written(tmp_path):
     assert named == [("caf\u00e9", "cafe\u0301")]
 
 
+def test_a_part_of_images_or_masks_alone_is_said(tmp_path, capsys):
+    root = folder(tmp_path, grey, "names: [a, b]")
+    MaskFolder(str(root)).pairs("val")
+    assert "left out" not in capsys.readouterr().err
+    (root / "images/val").rename(root / "images/Test")
+    assert len(MaskFolder(str(root)).pairs("train")) == 3  # one is set apart
+    said = capsys.readouterr().err
+    for alone, lacking in (("images/Test", "masks/Test"), ("masks/val", "images/val")):
+        assert f"warning: {root / alone} is left out, as there is no {root / lacking}." in said
+
+
 def rename(root, old, new):
     for file in root.rglob(old):
         file.rename(file.with_name(new.format(file.stem, file.suffix)))
