@@ -191,7 +191,10 @@ def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
     if found.rich:
         return f"{_no_classes(found, 0)}"
     if found.by_colour:
-        return f"All masks hold: {found.shares()}. Each needs a name with its colour, or `ignore`."
+        return (
+            f"All masks hold: {found.shares()}. Each needs a name with its colour in {CLASS_LIST}, "
+            "or `ignore`."
+        )
     negative = _negative(found)
     codes = [code for code in sorted(found.values) if code not in (*negative, VOID)]
     beside = f" and `ignore: {negative}`" if negative else ""
@@ -209,7 +212,7 @@ def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
         )
     return (
         f"{said} {len(names)} names stand for {in_words(sorted(classes.written))}: name "
-        "every value (`names: {VALUE: NAME, …}`), or list it in `ignore`"
+        f"every value in {CLASS_LIST} (`names: {{VALUE: NAME, …}}`), or list it in `ignore`"
         + (f": `ignore: {negative}`, as no class is negative." if negative else ".")
     )
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.class_list import read_class_list
-from datamodules.mask_survey import proposal, survey
+from datamodules.class_list import ClassList, read_class_list
+from datamodules.mask_survey import advice, proposal, survey
 from datamodules.meanings import DeclaredMeanings, ForeignPixelsError, in_words
 
 COLOURS = {"soil": 0x112233, "crop": 0x00FF00, "weed": 0xFF0000, "stone": 0x0000FF}
@@ -70,6 +70,14 @@ def test_indices_of_one_colour_are_told_apart_by_themselves(tmp_path, grey):
     assert not found.by_colour
     names = [line.split("#")[0].strip() for line in proposal(found).splitlines()[2:5]]
     assert names == ["- background", "- class 1", "- class 2"]
+
+
+@pytest.mark.parametrize("pixels", [[[0, 3, 7]], [[[0, 0, 0], [0, 9, 0]]]])
+def test_what_is_advised_names_the_list_which_may_not_be_there(tmp_path, pixels):
+    file = tmp_path / "mask.png"
+    Image.fromarray(np.array(pixels, np.uint8)).save(file)
+    said = advice(survey([file]), ClassList.of_names(("a", "b", "c", "d")), [file])
+    assert "in classes.yaml" in said
 
 
 def test_palettes_of_another_order_are_told_apart_by_their_colours(tmp_path):
