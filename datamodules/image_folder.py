@@ -25,6 +25,11 @@ from datamodules.sources import LabelledSource
 from utils.text import printable
 
 _NAMED = 5  # classes
+# What folders of masks are called, in layouts of other data sets than this.
+_OF_MASKS = {
+    *("mask", "masks", "labels", "stuffthingmaps"),
+    *("segmentationclass", "segmentationclassaug", "segmentationobject"),
+}
 _HELD_OUT = (*VAL, *TEST)  # the first of them that is there
 
 
@@ -110,7 +115,14 @@ class ImageFolder(LabelledSource):
 
     def _below(self, folder: Path) -> list[Path]:
         if folder not in self._listed:
-            self._listed[folder] = image_files(folder)
+            found = self._listed[folder] = image_files(folder)
+            first = sorted({file.relative_to(folder).parts[0] for file in found})
+            if held := [name for name in first if name.lower() in _OF_MASKS]:
+                rank_zero_warn(
+                    f"{printable(folder / held[0])} is called as masks are, and its pictures are "
+                    f"taken for images like others. If they are masks, set {self.root_option} to a "
+                    "folder that holds the images alone."
+                )
         return self._listed[folder]
 
     @cached_property

@@ -138,6 +138,22 @@ def test_parts_that_are_taken_for_classes_are_said(tmp_path, recwarn):
     assert len(recwarn) == 1
 
 
+@pytest.mark.parametrize("part", ["", "train"])
+def test_masks_that_are_taken_for_images_are_said(tmp_path, recwarn, part):
+    (tmp_path / part / "labels").mkdir(parents=True)
+    (tmp_path / part / "labels" / "1.txt").write_text("a box")
+    for name in ("JPEGImages/1.png", "JPEGImages/2.png"):
+        put(tmp_path / part / name)
+    assert len(ImageFolder(str(tmp_path)).files("all")) == 2
+    assert not len(recwarn)
+    put(tmp_path / part / "SegmentationClass" / "1.png")
+    source = ImageFolder(str(tmp_path))
+    assert [len(source.files(split)) for split in ("all", "all")] == [3, 3]
+    (warning,) = recwarn
+    assert f"{tmp_path / part / 'SegmentationClass'} is called as masks are" in str(warning.message)
+    assert "set --data.root to a folder that holds the images alone" in str(warning.message)
+
+
 def test_pictures_that_are_not_read_are_counted(tmp_path):
     put(tmp_path / "4.jpg")
     for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt"):
