@@ -80,7 +80,7 @@ class MaskFolder(ListedClasses):
             raise FileNotFoundError(f"{start}{error} It would be:\n{written}") from error
         raise FileNotFoundError(
             f"{start}They are written to {file}: put the names of your classes there, and start "
-            "again."
+            f"again. {found.doubts()}".rstrip()
         )
 
     def files(self, split: str) -> list[Path]:

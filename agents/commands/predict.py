@@ -127,7 +127,7 @@ def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
     found = find_pictures(images, folder.path)
     out = _folder_for(found, folder.path / "predictions")
-    warn_of_several(list(filter(is_image, found.files)), "the images")
+    warn_of_several([file for file in found.files if is_image(file)], "the images")
     predictions = Predictions(out, agent.classes, agent.colours)
     protocol = protocol_of_test(hparams)
     agent.to(usable_device(hparams.trainer.accelerator))

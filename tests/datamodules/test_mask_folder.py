@@ -160,6 +160,25 @@ def test_a_class_of_any_part_is_proposed(tmp_path, part):
     assert len(yaml.safe_load((root / "classes.yaml").read_text())["names"]) == 3
 
 
+def blurred(labels):
+    """As masks are that were resized with interpolation."""
+    sides = labels.shape[1], labels.shape[0]
+    return grey(labels * 255).resize((7, 5), Image.Resampling.BILINEAR).resize(sides)
+
+
+def test_shades_between_classes_are_told_from_classes(tmp_path):
+    root, doubts = folder(tmp_path, blurred), "So many are most often shades between classes"
+    with pytest.raises(FileNotFoundError, match=rf"In 8 masks: .* start again\. {doubts}"):
+        MaskFolder(str(root)).propose_classes()
+    (root / "classes.yaml").write_text("names: {0: background, 255: crop}")
+    with pytest.raises(ValueError, match=rf"^4 of 4 .* All masks hold: .* {doubts}.* as PNG\.$"):
+        checked(root)
+    names = {value: f"class {value}" for value in range(0, 256, 3)}
+    (root / "classes.yaml").write_text(yaml.safe_dump({"names": names}))
+    with pytest.raises(ValueError, match=r"or list it in `ignore`\.$"):  # many are expected
+        checked(root)
+
+
 def checked(root, split="train") -> Census:
     source = MaskFolder(str(root))
     pairs = source.pairs(split)
