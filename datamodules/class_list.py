@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ImageColor
+from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
@@ -25,6 +26,7 @@ from utils.strict_yaml import load_yaml
 from utils.text import count, did_you_mean
 
 _KEYS = ("names", "colours", "ignore", "background")
+_CALLED_VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 _MOST = VOID  # labels 0 … 254
 _UNQUOTED = re.compile(rb"([\[,]\s*|[:-][ \t]+)#[0-9a-fA-F]{3,6}\b")
 _IN_QUOTATION_MARKS = ' Write colours in quotation marks, "#ff0000": a bare # begins a comment.'
@@ -84,6 +86,11 @@ def _class_list(content: Any) -> ClassList:
     if len(kept) < 2:
         raise ValueError(
             f"{CLASS_LIST}: {len(kept)} of {len(names)} names count, expected at least two."
+        )
+    if void := next((name for name in kept if name.lower() in _CALLED_VOID), None):
+        rank_zero_warn(
+            f"{CLASS_LIST}: {void} is a class like others, learnt and judged. If it is to count "
+            f"for nothing, write `ignore: {void}`."
         )
     background = _background(content.get("background"), kept)
     if background is not None:

@@ -504,6 +504,7 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
             "of a is None, .* a bare # begins a comment",
         ),
         ("names: [a, b]\ncolours:\n  - #f00\n  - red", "a bare # begins a comment"),
+        ("names: [a, gr\udcfcn]", "is no text in UTF-8, save it as such"),
         ("names: [a, b]\nignore: #ff0000", "ignore is empty: .* a bare # begins a comment"),
         ("names: [a, b]\ncolours:", r"colours is empty: fill it in, or leave it out\.$"),
         ("names: [a, b]\ncolours: [(9, 0, 0), (0, 9, 0)]", r"6 colours, .* or \[255, 0, 0\]"),
@@ -520,9 +521,18 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
     ],
 )
 def test_a_list_that_cannot_be_understood_is_explained(tmp_path, text, words):
-    (tmp_path / "classes.yaml").write_text(text)
+    (tmp_path / "classes.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=rf"^{tmp_path}/classes\.yaml.*{words}"):
         _ = MaskFolder(str(tmp_path)).classes
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_class_that_is_called_void_is_said_to_be_one(tmp_path, recwarn, ignored):
+    text = "names: {0: soil, 1: crop, 255: Void}\n" + "ignore: Void" * ignored
+    (tmp_path / "classes.yaml").write_text(text)
+    classes = MaskFolder(str(tmp_path)).classes
+    assert ("Void" in classes, len(recwarn)) == (not ignored, not ignored)
+    assert all("write `ignore: Void`" in str(warning.message) for warning in recwarn)
 
 
 def test_three_values_that_are_no_colour_are_ignored(tmp_path):
