@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from agents.joint_embedding import JointEmbedding, warnings_of_accumulation
 from config.hparams import Hparams
-from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
 from datamodules.seeding import generator
 from datamodules.self_supervised import ViewsDataModule
+from datamodules.sources import ImageSource
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from models.heads.projector import projector
 from models.losses.barlow_twins import (

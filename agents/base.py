@@ -12,8 +12,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule, ImageSource
+from datamodules.base import ImageDataModule
 from datamodules.loading import Batch, Loading
+from datamodules.sources import ImageSource
 from models.backbones.base import Backbone
 from utils.distributed import of_all_processes
 

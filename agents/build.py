@@ -22,9 +22,10 @@ from config import names
 from config.hparams import Hparams
 from config.rules import as_typed, get_leaf, settings_of, unmet
 from config.validation import check_kept, given_anew
-from datamodules.base import ImageDataModule, ImageSource
+from datamodules.base import ImageDataModule
 from datamodules.loading import Loading
 from datamodules.self_supervised import ViewsDataModule
+from datamodules.sources import ImageSource
 from utils.checkpoint_io import broken, check_weights
 from utils.checkpoints import map_run_checkpoint
 from utils.device import best_device

@@ -18,9 +18,9 @@ from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
 from config.hparams import DINOHparams, Hparams
 from config.resolve import processes_of
-from datamodules.base import ImageSource
 from datamodules.loading import Batch, Loading
 from datamodules.self_supervised import ViewsDataModule
+from datamodules.sources import ImageSource
 from datamodules.transforms.dino import MultiCropViews
 from models.backbones.base import Backbone
 from models.ema import teacher_of, update

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from agents.joint_embedding import JointEmbedding, warnings_of_accumulation
 from config.hparams import Hparams
-from datamodules.base import ImageSource
 from datamodules.loading import Loading
 from datamodules.seeding import generator
 from datamodules.self_supervised import ViewsDataModule
+from datamodules.sources import ImageSource
 from datamodules.transforms.lejepa import LeJEPAViews
 from models.heads.projector import projector
 from models.losses.lejepa import (

@@ -16,9 +16,9 @@ from agents.optimizers import configure
 from agents.sources import labelled
 from callbacks.inspection import data_of
 from config.hparams import Hparams
-from datamodules.base import ImageSource
 from datamodules.labelled import LabelledDataModule, ProbeBatch
 from datamodules.loading import BatchLoader, Loading
+from datamodules.sources import ImageSource
 from models.backbones.base import Backbone, Features
 from models.measures.counting import Confusion
 from models.measures.knn import knn_accuracy

@@ -14,7 +14,7 @@ from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import get_leaf, unmet
 from config.validation import without_ineffective
-from datamodules.base import ImageSource, LabelledSource, MaskedSource
+from datamodules.sources import ImageSource, LabelledSource, MaskedSource
 from utils.imports import load
 from utils.nested import nested
 from utils.palette import has_background

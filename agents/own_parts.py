@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from config import names
 from config.convert import read_tables_anew
-from datamodules.base import ImageSource, MaskedSource
+from datamodules.sources import ImageSource, MaskedSource
 from models.backbones.base import AttentionBackbone
 
 # Tables by the setting that chooses from them. A method brings settings, and is none of these.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.base import Agent
 from config.hparams import Hparams
-from datamodules.base import ImageSource
+from datamodules.sources import ImageSource
 from models.backbones.base import Backbone
 from models.head_information import HeadInformation
 from models.memory.chunking import forward_in_chunks

@@ -21,10 +21,11 @@ from callbacks.inspection import data_of
 from callbacks.progress import steps_an_epoch
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config.hparams import Hparams
-from datamodules.base import ImageDataModule, ImageSource
+from datamodules.base import ImageDataModule
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch
 from datamodules.segmentation import SegmentationDataModule
+from datamodules.sources import ImageSource
 from datamodules.transforms.segmentation import FixedViews
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features

@@ -6,7 +6,7 @@ from config import names
 from config.hparams import Hparams
 from config.resolve import default_root
 from config.rules import settings_of
-from datamodules.base import ImageSource, LabelledSource, MaskedSource
+from datamodules.sources import ImageSource, LabelledSource, MaskedSource
 from utils.imports import load
 
 

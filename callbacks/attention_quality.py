@@ -19,7 +19,8 @@ from torch import Tensor
 from callbacks.frozen import cached
 from callbacks.inspection import backbone_of, data_of, inspecting, weights_of
 from callbacks.readout import Readout
-from datamodules.base import ImageDataModule, MaskedSource
+from datamodules.base import ImageDataModule
+from datamodules.sources import MaskedSource
 from models.attention import AttentionRequest
 from models.backbones.base import AttentionBackbone
 from models.measures.attention_quality import AttentionMeter, Quality, pixel_counts

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from callbacks.inspection import backbone_of, data_of, inspecting
 from callbacks.readout import Readout
-from datamodules.base import ImageDataModule, MaskedSource
+from datamodules.base import ImageDataModule
 from datamodules.masked_squares import MaskedSquares, masked_squares
+from datamodules.sources import MaskedSource
 from models.backbones.base import Backbone
 from models.heads.base import resize
 from models.measures.dense_knn import NEAREST, PatchMemory, labelled_patches

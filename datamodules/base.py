@@ -1,124 +1,26 @@
-"""Where images lie, and how a task loads them: two things, so that either can be exchanged."""
+"""How a task loads a data set, whichever it is: where the images lie is for its source to say."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from datamodules.first_look import warn_of_darkness, warn_of_several
 from datamodules.listing import places
 from datamodules.loading import BatchLoader, Loading
-from datamodules.masks import FilePair, read_pair
-from datamodules.meanings import Meanings
+from datamodules.masks import read_pair
 from datamodules.memory_cache import MemoryCache
-from datamodules.reading import ImageItem, UnreadableImageError, opened, warn_of_darkness
-from utils.palette import palette
+from datamodules.reading import ImageItem, UnreadableImageError, opened
+from datamodules.sources import ImageSource, MaskedSource
 from utils.spacing import evenly
-
-
-class ImageSource(ABC):
-    """A data set: which images there are, and where.
-
-    Args:
-        root: its folder.
-        split: what is trained on, a name that `files` knows.
-
-    Attributes:
-        root_option: under which `root` was given, as messages name it; who gave it under another
-            says so.
-    """
-
-    root_option = "--data.root"
-
-    def __init__(self, root: str, split: str = "train") -> None:
-        self.root = Path(root).expanduser()
-        self.split = split
-
-    def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
-        """Downloads or draws what is missing; once, before anything is listed."""
-
-    @abstractmethod
-    def files(self, split: str) -> Sequence[ImageItem]:
-        """Returns the images of a split: `train`, `val` (never trained on) and others of its own.
-
-        Raises:
-            FileNotFoundError: the data is not where it should be; says what to do.
-            ValueError: there is no such split.
-        """
-
-
-class MaskedSource(ImageSource):
-    """A data set whose images have masks of labels, 255 void."""
-
-    @property
-    @abstractmethod
-    def classes(self) -> tuple[str, ...]:
-        """Names by label; `background` first where there is one. A class attribute will do."""
-
-    def propose_classes(self) -> None:
-        """Writes a list of classes where the data set needs one and there is none.
-
-        Raises:
-            FileNotFoundError: one has been written, to be edited.
-            ValueError: what the masks hold cannot be classes.
-        """
-
-    @property
-    def meanings(self) -> Meanings | None:
-        """What the pixels of mask files stand for; None: values are labels, and 255 void."""
-        return None
-
-    @property
-    def colours(self) -> NDArray[np.uint8]:
-        """A colour for every label, void included, `(256, 3)`."""
-        return palette(self.classes)
-
-    @property
-    def published_jaccard(self) -> Mapping[str, float]:
-        """How well the attention of published networks finds its objects, by network.
-
-        The best head's Jaccard index, see `models.measures.attention_quality`.
-        """
-        return {}
-
-    def advice(self, masks: Sequence[Path]) -> str:
-        """Says what could be done when some of these masks cannot be used; nothing by default."""
-        return ""
-
-    @abstractmethod
-    def pairs(self, split: str) -> list[FilePair]:
-        """Returns images and their masks of a split; otherwise as `files`."""
-
-    def held_out(self) -> list[FilePair] | None:
-        """Returns what choices are made on; None: a share of the training images."""
-        return None
-
-
-class LabelledSource(ImageSource):
-    """A data set whose images have one class each."""
-
-    @property
-    def judged_split(self) -> str:
-        """What a probe is judged by. Where that is not `val`, choices are made on `val`."""
-        return "val"
-
-    @abstractmethod
-    def labels(self, split: str) -> tuple[tuple[str, ...], Sequence[int]]:
-        """Returns the names of the classes, and the class of each of `files(split)`.
-
-        Raises:
-            FileNotFoundError: as `files`.
-            ValueError: the images have no labels, or there is no such split.
-        """
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -169,7 +71,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         self.loading.check(len(self.train_files))
         self.check_masks(cache)
-        warn_of_darkness(evenly(self.train_files, 8))
+        warn_of_darkness(self.train_files)
+        warn_of_several(self.train_files, "the training images")
 
     def check_masks(self, cache: Path) -> None:
         """Checks the masks of the listed images, where the task needs them.

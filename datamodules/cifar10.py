@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10 as Official
 
-from datamodules.base import LabelledSource
 from datamodules.listing import root_nearby
 from datamodules.reading import ImageItem, StoredImage
+from datamodules.sources import LabelledSource
 
 CLASSES = (
     "airplane",

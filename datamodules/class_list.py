@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ImageColor
+from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
@@ -25,8 +26,9 @@ from utils.strict_yaml import load_yaml
 from utils.text import count, did_you_mean
 
 _KEYS = ("names", "colours", "ignore", "background")
+_CALLED_VOID = ("void", "ignore", "ignored", "unlabeled", "unlabelled")
 _MOST = VOID  # labels 0 … 254
-_UNQUOTED = re.compile(rb"[\[,]\s*#[0-9a-fA-F]{3,6}\b")
+_UNQUOTED = re.compile(rb"([\[,]\s*|[:-][ \t]+)#[0-9a-fA-F]{3,6}\b")
 _IN_QUOTATION_MARKS = ' Write colours in quotation marks, "#ff0000": a bare # begins a comment.'
 _HEX = 'a colour such as "#ff0000" (in quotation marks), red or [255, 0, 0]'
 
@@ -74,6 +76,8 @@ def _class_list(content: Any) -> ClassList:
         if key not in _KEYS:
             hint = did_you_mean(str(key), _KEYS, 0.5) or f" Expected {', '.join(_KEYS)}."
             raise ValueError(f"{CLASS_LIST}: there is no entry {key}.{hint}")
+        if content[key] is None:  # not taken for left out: a bare #ff0000 is nothing to YAML
+            raise ValueError(f"{CLASS_LIST}: {key} is empty: fill it in, or leave it out.")
     values = _names(content["names"])
     names = list(values.values())
     colours = _colours(content.get("colours"), names)
@@ -82,6 +86,11 @@ def _class_list(content: Any) -> ClassList:
     if len(kept) < 2:
         raise ValueError(
             f"{CLASS_LIST}: {len(kept)} of {len(names)} names count, expected at least two."
+        )
+    if void := next((name for name in kept if name.lower() in _CALLED_VOID), None):
+        rank_zero_warn(
+            f"{CLASS_LIST}: {void} is a class like others, learnt and judged. If it is to count "
+            f"for nothing, write `ignore: {void}`."
         )
     background = _background(content.get("background"), kept)
     if background is not None:
@@ -165,7 +174,7 @@ def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
         pairs = dict(zip(names, given, strict=True))
     else:
         number = count(len(given), "colour") if isinstance(given, list) else "no list of colours"
-        raise ValueError(f"{CLASS_LIST}: {number}, expected {len(names)}, one a name.")
+        raise ValueError(f"{CLASS_LIST}: {number}, expected {len(names)}, one a name, each {_HEX}.")
     found = {name: _colour(pairs[name], f"the colour of {name}") for name in names}
     users: dict[int, str] = {}
     for name, colour in found.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from datamodules.base import MaskedSource
-from datamodules.listing import image_files
+from datamodules.listing import image_files, root_nearby
 from datamodules.meanings import IndexMeanings
 from datamodules.reading import ImageItem
+from datamodules.sources import MaskedSource
 from utils.palette import VOID
 
 # The official labels.txt by category id, from 1. Those in brackets never occur in the masks.
@@ -55,10 +56,11 @@ class COCOStuff(MaskedSource):
     def pairs(self, split: str) -> list[tuple[Path, Path]]:
         """See `MaskedSource.pairs`; `train` and `val`."""
         images = image_files(self._images(split))
-        folder = self.root / "stuffthingmaps" / f"{split}2017"
+        folder = _masks_in(self.root) / f"{split}2017"
         if not folder.is_dir():
             panoptic = sorted(self.root.glob("**/panoptic_*"))
             hint = f" {panoptic[0]} holds panoptic masks, which are not these." if panoptic else ""
+            hint += root_nearby(self.root, lambda r: _masks_in(r).is_dir(), self.root_option)
             raise FileNotFoundError(
                 f"No COCO-Stuff masks in {folder}.{hint} Get stuffthingmaps_trainval2017.zip from "
                 "github.com/nightrome/cocostuff."
@@ -72,12 +74,24 @@ class COCOStuff(MaskedSource):
     def _images(self, split: str) -> Path:
         if split not in ("train", "val"):
             raise ValueError(f"--data.split {split}: COCO-Stuff has train and val only.")
-        places = [self.root / "images" / f"{split}2017", self.root / f"{split}2017"]
-        for place in places:
-            if place.is_dir():
-                return place
-        raise FileNotFoundError(
-            f"No COCO images at {self.root_option} {self.root}: expected one of "
-            f"{', '.join(str(place) for place in places)}. Get train2017.zip and val2017.zip from "
-            "cocodataset.org."
-        )
+        found = _images_in(self.root, split)
+        if found is None:
+            nearby = root_nearby(self.root, partial(_images_in, split=split), self.root_option)
+            raise FileNotFoundError(
+                f"No COCO images at {self.root_option} {self.root}: expected one of "
+                f"{', '.join(map(str, _places(self.root, split)))}.{nearby} Get train2017.zip and "
+                "val2017.zip from cocodataset.org."
+            )
+        return found
+
+
+def _places(root: Path, split: str) -> list[Path]:
+    return [root / "images" / f"{split}2017", root / f"{split}2017"]
+
+
+def _images_in(root: Path, split: str) -> Path | None:
+    return next(filter(Path.is_dir, _places(root, split)), None)
+
+
+def _masks_in(root: Path) -> Path:
+    return root / "stuffthingmaps"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.base import LabelledSource
 from datamodules.listing import (
     IMAGE_SUFFIXES,
     TEST,
@@ -22,8 +21,15 @@ from datamodules.listing import (
     judging_place,
     part_of,
 )
+from datamodules.sources import LabelledSource
 from utils.text import printable
 
+_NAMED = 5  # classes
+# What folders of masks are called, in layouts of other data sets than this.
+_OF_MASKS = {
+    *("mask", "masks", "labels", "stuffthingmaps"),
+    *("segmentationclass", "segmentationclassaug", "segmentationobject"),
+}
 _HELD_OUT = (*VAL, *TEST)  # the first of them that is there
 
 
@@ -70,6 +76,10 @@ class ImageFolder(LabelledSource):
         )
         return "val"
 
+    def place_of(self, split: str) -> str:
+        """See `LabelledSource.place_of`."""
+        return printable(self._parts.get(split, self.root))
+
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
 
@@ -87,7 +97,8 @@ class ImageFolder(LabelledSource):
                 f"class. Expected {folder}/CLASS/IMAGE."
             )
         self._say_what_is_left_out(folder)
-        every = (file.relative_to(folder).parts for file in self._below(folder))
+        every = [file.relative_to(folder).parts for file in self._below(folder)]
+        _say_where_images_lie_deeper(folder, every)
         classes = tuple(sorted({composed(parts[0]) for parts in every if len(parts) > 1}))
         number = {name: index for index, name in enumerate(classes)}
         return tuple(map(printable, classes)), [number[composed(parts[0])] for parts in inside]
@@ -104,7 +115,14 @@ class ImageFolder(LabelledSource):
 
     def _below(self, folder: Path) -> list[Path]:
         if folder not in self._listed:
-            self._listed[folder] = image_files(folder)
+            found = self._listed[folder] = image_files(folder)
+            first = sorted({file.relative_to(folder).parts[0] for file in found})
+            if held := [name for name in first if name.lower() in _OF_MASKS]:
+                rank_zero_warn(
+                    f"{printable(folder / held[0])} is called as masks are, and its pictures are "
+                    f"taken for images like others. If they are masks, set {self.root_option} to a "
+                    "folder that holds the images alone."
+                )
         return self._listed[folder]
 
     @cached_property
@@ -135,6 +153,19 @@ class ImageFolder(LabelledSource):
         # Beside others, `train` is a class: one of VOC's.
         alone = train if len(there) == 1 else None
         return dict.fromkeys(("train", "val"), alone or self.root)
+
+
+def _say_where_images_lie_deeper(folder: Path, inside: Sequence[tuple[str, ...]]) -> None:
+    """Says what the classes are where no image lies right in one: parts may be called otherwise."""
+    if min(map(len, inside)) <= len(("CLASS", "IMAGE")):
+        return
+    taken = sorted({printable(parts[0]) for parts in inside})
+    rank_zero_warn(
+        f"The folders right below {printable(folder)} are taken for the classes: "
+        f"{', '.join(taken[:_NAMED])}{' …' * (len(taken) > _NAMED)}. No image lies right in one, "
+        f"all lie deeper, as {printable('/'.join(inside[0]))}. If they are no classes: expected "
+        f"{printable(folder)}/CLASS/IMAGE, or CLASS/IMAGE below train/ and val/."
+    )
 
 
 def _entries(files: Iterable[Path], folder: Path) -> set[str]:

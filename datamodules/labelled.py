@@ -15,11 +15,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule, LabelledSource, read_square, square_of
+from datamodules.base import ImageDataModule, read_square, square_of
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
+from datamodules.sources import LabelledSource
 from utils.spacing import evenly
 from utils.text import count
 
@@ -223,10 +224,15 @@ class LabelledDataModule(ImageDataModule):
         splits = dict.fromkeys((self.source.split, self.source.judged_split, "val"))
         train, test, *val = (labelled_files(self.source, split) for split in splits)
         if train.classes != test.classes:
-            different = sorted(set(train.classes) ^ set(test.classes))
+            ours, theirs = map(self.source.place_of, [*splits][:2])
+            both = set(train.classes) & set(test.classes)
+            alone = [
+                ", ".join([name for name in part.classes if name not in both][:6]) or "none"
+                for part in (train, test)
+            ]
             raise ValueError(
-                f"Training and test images have different classes: {', '.join(different[:6])} "
-                f"occur in one of them only ({len(train.classes)} and {len(test.classes)} classes)."
+                f"{ours} and {theirs} have different classes ({len(train.classes)} and "
+                f"{len(test.classes)}). In the first only: {alone[0]}; in the second: {alone[1]}."
             )
         if not len(test):
             raise ValueError(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import MaskedSource
 from datamodules.class_list import ClassList
 from datamodules.mask_survey import advice, survey
 from datamodules.meanings import Meanings
+from datamodules.sources import MaskedSource
 from utils.console import console
 from utils.palette import palette, with_colours
 from utils.text import printable

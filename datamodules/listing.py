@@ -60,8 +60,10 @@ def image_files(folder: Path) -> list[Path]:
             rank_zero_warn(f"{file} is a link to nothing, left out: a folder that moved?")
     files = list(filter(is_image, found))
     if not files:
+        holds = f"; {count(len(found), 'file')}, as {printable(found[0].name)}" if found else ""
         raise FileNotFoundError(
-            f"There is no image below {folder} (looked for {', '.join(sorted(IMAGE_SUFFIXES))})."
+            f"There is no image below {folder}{holds} (looked for "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))})."
         )
     if others := [file for file in found if file.suffix.lower() in _OTHER_PICTURES]:
         rank_zero_warn(

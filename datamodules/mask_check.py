@@ -9,17 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
-from datamodules.base import MaskedSource
 from datamodules.feature_cache import file_facts
+from datamodules.first_look import warn_of_several
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
 from datamodules.reading import ImageItem, UnreadableImageError
+from datamodules.sources import MaskedSource
 from utils.console import console
 from utils.files import write_atomically
 from utils.palette import VOID
@@ -70,6 +72,7 @@ def check_masks(
             one class is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
+    warn_of_several([mask for _, mask in pairs], f"the masks of the {what}")
     known = cache / f"masks-{_digest(source, chosen, judged)}.json"
     census = _recalled(known)
     if census is None:
@@ -98,6 +101,20 @@ def _recalled(file: Path) -> Census | None:
         return None
 
 
+class _Problem(NamedTuple):
+    """Why a pair is of no use.
+
+    Attributes:
+        words: names the file.
+        is_foreign: whether its mask holds what is no class.
+        is_passed_over: whether it is an image that training goes on without.
+    """
+
+    words: str
+    is_foreign: bool = False
+    is_passed_over: bool = False
+
+
 def _take(
     source: MaskedSource,
     pairs: Sequence[FilePair],
@@ -107,49 +124,58 @@ def _take(
 ) -> Census:
     pixels = np.zeros(VOID + 1, np.int64)
     fits: dict[str, list[str]] = {fit.name: [] for fit in Fit}
-    problems: list[str] = []
-    foreign: list[Path] = []
-    passed_over: list[UnreadableImageError] = []
-
-    def look(pair: FilePair) -> tuple[NDArray[np.int64], Fit] | str | UnreadableImageError:
-        try:
-            found = read_pair(*pair, len(source.classes), source.meanings)
-        except UnreadableImageError as error:
-            return f"{error} cannot be read" if pair[0] in judged else error
-        except ForeignPixelsError as error:
-            foreign.append(pair[1])
-            return str(error)
-        except ValueError as error:
-            return str(error)
-        return np.bincount(found.labels.numpy().ravel(), minlength=VOID + 1), found.fit
-
+    problems: list[_Problem] = []
     pool = ThreadPoolExecutor(threads)
     try:
-        seen = track(pool.map(look, pairs), f"Checking masks of {what}", len(pairs), transient=True)
+        looked_at = pool.map(lambda pair: _look(source, pair, pair[0] in judged), pairs)
+        seen = track(looked_at, f"Checking masks of {what}", len(pairs), transient=True)
         for (image, _), found in zip(pairs, seen, strict=True):
-            if isinstance(found, str):
+            if isinstance(found, _Problem):
                 problems.append(found)
-                continue
-            if isinstance(found, UnreadableImageError):
-                passed_over.append(found)
                 continue
             pixels += found[0]
             if found[1] is not Fit.DISPLAYED:
                 fits[found[1].name].append(printable(image))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the other masks
-    if problems:
-        advice = source.advice([mask for _, mask in pairs]) if foreign else ""
-        raise ValueError(
-            f"{len(problems)} of {len(pairs)} masks or images cannot be used ({what}): "
-            f"{' | '.join(problems[:3])} {advice}".rstrip()
-        )
-    if passed_over and len(passed_over) == len(pairs):
-        raise ValueError(
-            f"None of {count(len(pairs), 'image')} can be read ({what}), first: {passed_over[0]}. "
-            "Is the data set complete?"
-        )
+    _refuse(source, pairs, what, problems)
     return Census((*pixels[: len(source.classes)].tolist(), int(pixels[VOID])), fits)
+
+
+def _look(
+    source: MaskedSource, pair: FilePair, is_judged: bool
+) -> tuple[NDArray[np.int64], Fit] | _Problem:
+    """Returns how many pixels of a pair each label has, 0 to 255, and how its mask lies."""
+    try:
+        found = read_pair(*pair, len(source.classes), source.meanings)
+    except UnreadableImageError as error:
+        words = f"{error} cannot be read" if is_judged else str(error)
+        return _Problem(words, is_passed_over=not is_judged)
+    except ValueError as error:
+        return _Problem(str(error), is_foreign=isinstance(error, ForeignPixelsError))
+    return np.bincount(found.labels.numpy().ravel(), minlength=VOID + 1), found.fit
+
+
+def _refuse(
+    source: MaskedSource, pairs: Sequence[FilePair], what: str, problems: Sequence[_Problem]
+) -> None:
+    """Names the first pairs that are of no use, where that ends the run.
+
+    Raises:
+        ValueError: some cannot be used, or no image can be read.
+    """
+    if unusable := [each.words for each in problems if not each.is_passed_over]:
+        has_foreign = any(each.is_foreign for each in problems)
+        advice = source.advice([mask for _, mask in pairs]) if has_foreign else ""
+        raise ValueError(
+            f"{len(unusable)} of {len(pairs)} masks or images cannot be used ({what}): "
+            f"{' | '.join(unusable[:3])} {advice}".rstrip()
+        )
+    if problems and len(problems) == len(pairs):
+        raise ValueError(
+            f"None of {count(len(pairs), 'image')} can be read ({what}), first: "
+            f"{problems[0].words}. Is the data set complete?"
+        )
 
 
 def _check_classes(

@@ -27,6 +27,7 @@ from utils.console import console
 from utils.files import write_atomically
 from utils.text import count, printable
 
+_PARTS = {*TRAIN, *VAL, *TEST}
 _LAYOUT = "images/train, images/val, masks/train, masks/val"
 
 
@@ -67,7 +68,9 @@ class MaskFolder(ListedClasses):
         file = self.root / CLASS_LIST
         if file.exists():
             return
-        found = survey([mask for _, mask in self.pairs("train")])
+        # Of all parts: a class may be rare, and be shown by images that judge alone.
+        pairs = [*self.pairs("train"), *(self.held_out() or ()), *self.pairs("val")]
+        found = survey([mask for _, mask in pairs])
         written = proposal(found)
         held = f"In {count(found.masks, 'mask')}: {found.shares()}."
         start = f"There is no {CLASS_LIST} in {self.root}. {held} "
@@ -77,7 +80,7 @@ class MaskFolder(ListedClasses):
             raise FileNotFoundError(f"{start}{error} It would be:\n{written}") from error
         raise FileNotFoundError(
             f"{start}They are written to {file}: put the names of your classes there, and start "
-            "again."
+            f"again. {found.doubts()}".rstrip()
         )
 
     def files(self, split: str) -> list[Path]:
@@ -118,7 +121,11 @@ class MaskFolder(ListedClasses):
                 f"There is {images / first}, but no {images / 'train'}: expected {_LAYOUT}."
             )
         if "test" in there and not (masks / there["test"]).is_dir():
+            _leave_out(images / there["test"], masks)
             del there["test"]
+        for folder in folders_in(masks):
+            if folder.name.lower() in _PARTS and not (images / folder.name).is_dir():
+                _leave_out(folder, images)
         if [*there] == ["train"]:
             return self._divided(there["train"])
         parts = {
@@ -151,6 +158,13 @@ class MaskFolder(ListedClasses):
             self._masks[part.inside] = match_masks(*folders)
         masks = self._masks[part.inside]
         return [(image, masks[image]) for image in part.files]
+
+
+def _leave_out(folder: Path, others: Path) -> None:
+    console.warning(
+        "warning: %s is left out, as there is no %s.",
+        *(printable(folder), printable(others / folder.name)),
+    )
 
 
 class _Part(NamedTuple):

@@ -30,7 +30,12 @@ from utils.text import count, percent, printable
 
 _MOST_MASKS = 1000
 _MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
+_MOST_USUAL = 40  # of all masks: more are most often shades between classes
 _NAMED = 8
+_BLENDED = (
+    "resized with interpolation or saved as JPEG: make them anew, resized by the nearest pixel and "
+    "saved as PNG."
+)
 
 
 @dataclass
@@ -64,6 +69,12 @@ class Survey:
     def found(self) -> Mapping[int, int]:
         """Pixels by what tells classes."""
         return self.colours if self.by_colour else self.values
+
+    def doubts(self, expected: int = 0) -> str:
+        """Says why that may be no classes; nothing where they are few, or few above `expected`."""
+        if len(self.found) <= max(_MOST_USUAL, 2 * expected):
+            return ""
+        return f"So many are most often shades between classes, in masks that were {_BLENDED}"
 
     def shares(self) -> str:
         """Says what was found, the most frequent first."""
@@ -174,8 +185,9 @@ def _no_classes(found: Survey, number: int) -> str:
     if found.unread and not (found.masks or found.rich):
         return f"None of the masks can be read, first: {found.unread}"
     if found.rich:
-        why = "It is no mask" if found.rich.suffix.lower() not in JPEG_SUFFIXES else _RESAVED
-        return f"{found.rich} holds more values or colours than classes can be. {why}."
+        is_jpeg = found.rich.suffix.lower() in JPEG_SUFFIXES
+        why = f"{_RESAVED}." if is_jpeg else f"It is no mask, or masks were {_BLENDED}"
+        return f"{found.rich} holds more values or colours than classes can be. {why}"
     return f"The masks hold {count(number, 'class')} ({found.shares()}), expected 2 to {VOID}."
 
 
@@ -190,14 +202,16 @@ def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
         return f"{_RESAVED}."
     if found.rich:
         return f"{_no_classes(found, 0)}"
+    said = f"All masks hold: {found.shares()}."
+    if doubts := found.doubts(len(classes.written)):
+        return f"{said} {doubts}"
     if found.by_colour:
-        return f"All masks hold: {found.shares()}. Each needs a name with its colour, or `ignore`."
+        return f"{said} Each needs a name with its colour in {CLASS_LIST}, or `ignore`."
     negative = _negative(found)
     codes = [code for code in sorted(found.values) if code not in (*negative, VOID)]
     beside = f" and `ignore: {negative}`" if negative else ""
     names = list(classes.written.values())
     whole = [*codes, VOID] if VOID in found.values else codes
-    said = f"All masks hold: {found.shares()}."
     for values in (codes, whole):
         if len(values) == len(names) and values != list(range(len(names))):
             written = f"{_flow(values, names)}{beside}"
@@ -209,7 +223,7 @@ def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
         )
     return (
         f"{said} {len(names)} names stand for {in_words(sorted(classes.written))}: name "
-        "every value (`names: {VALUE: NAME, …}`), or list it in `ignore`"
+        f"every value in {CLASS_LIST} (`names: {{VALUE: NAME, …}}`), or list it in `ignore`"
         + (f": `ignore: {negative}`, as no class is negative." if negative else ".")
     )
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.base import MaskedSource
 from datamodules.listing import held_out
 from datamodules.masks import read_pair
 from datamodules.memory_cache import MemoryCache
 from datamodules.reading import UnreadableImageError
+from datamodules.sources import MaskedSource
 from utils.spacing import evenly
 
 Square = tuple[Tensor, Tensor]

@@ -20,6 +20,7 @@ Codes = NDArray[np.int64]  # (H, W): grey levels or palette indices, or colours 
 CLASS_LIST = "classes.yaml"
 _INDEXED = ("P", "L")
 _WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
+_BITS = "1"  # mode of masks of 1 bit
 _NAMED = 5  # values that a message names
 _WHITE = 0xFFFFFF
 _GREY = 0x010101  # times its level
@@ -104,7 +105,8 @@ class DeclaredMeanings(Meanings):
 
     A mask is read by its colours where all of them are declared, else by its values. One in grey
     levels is first read by these: black alone is a colour as well, and may be that of another class
-    than 0 has.
+    than 0 has. One of 1 bit is read by its colours where black and white both are some, else by its
+    values.
 
     Attributes:
         values: label of each grey level or palette index.
@@ -118,8 +120,9 @@ class DeclaredMeanings(Meanings):
         """See `Meanings.labels`."""
         colours = colours_of(mask) if self.colours else None
         values, problem = values_of(mask), ""
-        if values is not None and is_in_levels(mask):
-            labels, foreign = look_up(values, self._of_levels)
+        if values is not None and (mask.mode == _BITS or is_in_levels(mask)):
+            table = self._of_bits if mask.mode == _BITS else self._of_levels
+            labels, foreign = look_up(values, table)
             if not len(foreign):
                 return labels
         if colours is not None:
@@ -151,6 +154,14 @@ class DeclaredMeanings(Meanings):
         unnamed = {VOID} if white_is_a_class and self.values.get(VOID) == VOID else set()
         return {value: label for value, label in self.values.items() if value not in unnamed}
 
+    @cached_property
+    def _of_bits(self) -> Mapping[int, int]:
+        """What 0 and 1 of a mask of 1 bit mean, whichever of them it holds."""
+        shown = {0: 0, 1: _WHITE}
+        if all(colour in self.colours for colour in shown.values()):
+            return {value: self.colours[colour] for value, colour in shown.items()}
+        return self.values
+
     def _foreign_colours(self, foreign: Codes, pixels: int) -> str:
         found, share = np.unique(foreign), percent(len(foreign), pixels)
         return (
@@ -168,7 +179,7 @@ class DeclaredMeanings(Meanings):
     @property
     def facts(self) -> Any:
         """See `Meanings.facts`."""
-        tables = (self.values, self.colours, self._of_levels)
+        tables = (self.values, self.colours, self._of_levels, self._of_bits)
         return [sorted(table.items()) for table in tables]
 
 

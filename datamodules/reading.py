@@ -5,8 +5,8 @@ Orientation is EXIF 2.32, tag 274.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import floor, log2
 from pathlib import Path
@@ -17,7 +17,6 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.grey_levels import (
     in_rgb,
@@ -27,14 +26,13 @@ from datamodules.grey_levels import (
     unstretched,
 )
 from datamodules.transforms.operators import Pixels, cv2
-from utils.text import count, printable
+from utils.text import printable
 
 # Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
 MAX_PIXELS = 2**25
 # Longer side over shorter. Beyond 17 random crops (8 % of the area and more, to 4:3) see only the
 # middle; resized by its shorter side, as protocols do, a thread of pixels fills gigabytes.
 MAX_ASPECT = 100
-_DARK = 16  # level of 255 that is black to the eye, and to a network: 12 bits in 16 come to that
 # Resized from twice the size a picture is as good as from its whole size (`Image.thumbnail`).
 _GAP = 2.0
 _END_OF_JPEG = b"\xff\xd9"  # ITU-T T.81, B.1.1.3
@@ -225,20 +223,14 @@ def shorter_side(item: ImageItem) -> int | None:
         return None
 
 
-def warn_of_darkness(items: Sequence[ImageItem]) -> None:
-    """Says so where nothing in any of some images is brighter than black."""
-    brightest = []
-    for item in items:
-        with suppress(UnreadableImageError):  # named elsewhere
-            brightest.append(int(np.asarray(read_rgb(item)).max()))
-            if brightest[-1] > _DARK:  # most often the first
-                return
-    if brightest:
-        rank_zero_warn(
-            f"The images are nearly black: of {count(len(brightest), 'example')} no pixel is above "
-            f"{max(brightest)} of 255. Grey of 16 bits is read as v / 257: stretch it where white "
-            "is less (of cameras often 4095). Or are these masks?"
-        )
+def holds_several(file: Path) -> bool:
+    """Whether a file holds more pictures than the first, which is the one that is read.
+
+    Raises:
+        UnreadableImageError: it cannot be opened.
+    """
+    with _naming(file), _image_of(file) as image:
+        return bool(getattr(image, "is_animated", False))  # `n_frames` reads all of a GIF
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import ImageDataModule, MaskedSource
+from datamodules.base import ImageDataModule
 from datamodules.feature_cache import Encode, FeatureCache, file_facts
 from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.listing import held_out
@@ -17,6 +17,7 @@ from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
 from datamodules.reading import ImageItem
+from datamodules.sources import MaskedSource
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop
 
 

@@ -9,11 +9,12 @@ from functools import cached_property
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, ImageSource, LabelledSource
+from datamodules.base import ImageDataModule
 from datamodules.image_files import ImageFiles, Views
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, shorter_side
+from datamodules.sources import ImageSource, LabelledSource
 from utils.distributed import num_processes
 from utils.spacing import evenly
 

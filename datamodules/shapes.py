@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.base import ImageSource, LabelledSource, MaskedSource
 from datamodules.masks import read_labels
+from datamodules.sources import ImageSource, LabelledSource, MaskedSource
 from datamodules.voc import voc_files, voc_pairs
 from utils.files import owner, remove_abandoned
 from utils.palette import VOID, voc_palette

@@ -33,7 +33,9 @@ def load_yaml(text: str | bytes, source: str) -> Any:
             problem = problem[:_LONGEST_PROBLEM] + "…"
         raise ValueError(f"{source}{line}: {problem}.") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no text: {' '.join(str(error).split())}.") from error
+        raise ValueError(
+            f"{source} is no text in UTF-8, save it as such: {' '.join(str(error).split())}."
+        ) from error
     except RecursionError as error:
         raise ValueError(f"{source} is nested too deeply.") from error
 

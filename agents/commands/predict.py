@@ -21,6 +21,8 @@ from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
 from config.hparams import Hparams
+from datamodules.first_look import warn_of_several
+from datamodules.listing import is_image
 from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
@@ -125,6 +127,7 @@ def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
         raise ValueError(f"--predict {folder.name}: a run of task {hparams.task} labels nothing.")
     found = find_pictures(images, folder.path)
     out = _folder_for(found, folder.path / "predictions")
+    warn_of_several([file for file in found.files if is_image(file)], "the images")
     predictions = Predictions(out, agent.classes, agent.colours)
     protocol = protocol_of_test(hparams)
     agent.to(usable_device(hparams.trainer.accelerator))

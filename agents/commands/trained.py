@@ -10,8 +10,8 @@ from agents.sources import build_source
 from config.hparams import Hparams
 from config.lookup import check_complete
 from config.resolve import resolve
-from datamodules.base import ImageSource
 from datamodules.listed_classes import ListedClasses
+from datamodules.sources import ImageSource
 from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.run_folder import RunFolder

@@ -357,12 +357,20 @@ def test_data_without_classes(train, capsys):
     )
 
 
-def test_other_classes_in_the_test(train, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("judged", "words"),
+    [
+        (["cat", "dog", "fox"], "(3 and 3). In the first only: emu; in the second: fox."),
+        (["cat"], "(3 and 1). In the first only: dog, emu; in the second: none."),
+    ],
+)
+def test_other_classes_in_the_test(train, tmp_path, capsys, judged, words):
     root = colours(tmp_path / "c", split=("train",), names=["cat", "dog", "emu"])
-    colours(root, split=("val",), names=["cat", "dog", "fox"])
+    colours(root, len(judged), split=("Valid",), names=judged)
     code, folder = train("probe", task="linear_probe", data__name="image_folder", data__root=root)
     assert code == 2
-    assert "different classes: emu, fox occur in one of them only" in error_of(capsys)
+    said = f"{root / 'train'} and {root / 'Valid'} have different classes {words}"
+    assert said in error_of(capsys)
     assert not folder.exists()
 
 

@@ -13,8 +13,8 @@ from agents import Hparams, Trainer, add_callback, add_part, load_run
 from config import names
 from config.convert import ConfigError, read_tables_anew
 from config.rules import no_effect
-from datamodules.base import ImageSource, MaskedSource
 from datamodules.listing import image_files
+from datamodules.sources import ImageSource, MaskedSource
 from models.backbones.base import AttentionBackbone
 from models.backbones.resnet import resnet18
 from models.backbones.vit import vit_demo

@@ -176,6 +176,16 @@ def test_a_name_too_long_for_its_labels_ends_nothing(train, photos, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_pages_that_are_not_labelled_are_said(train, tmp_path, recwarn):
+    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    page = Image.effect_noise((50, 34), 80)
+    page.save(tmp_path / "scan.tif", save_all=True, append_images=[page])
+    words = ["--images", str(tmp_path / "scan.tif"), "--run.dir", str(folder.parent)]
+    assert main(["--predict", "run", *words]) == 0
+    said = [str(warning.message) for warning in recwarn]
+    assert any("in 1 of 1 file of the images" in each and "scan.tif" in each for each in said)
+
+
 def test_a_photograph_too_large_for_the_memory_ends_nothing(train, photos, monkeypatch, capsys):
     _, folder = train("run", task="segmentation", trainer__max_steps=1)
     Image.new("RGB", (300, 200)).save(photos / "large.png")

@@ -163,6 +163,16 @@ def coco(folder: Path, value: int = 24) -> Path:
     return folder
 
 
+def test_a_root_of_coco_one_off_is_told_the_right_one(tmp_path):
+    root = coco(tmp_path / "coco")
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean --data\.root {root}\?"):
+        COCOStuff(str(tmp_path)).files("train")
+    source = COCOStuff(str(root / "images"))
+    assert len(source.files("train")) == 8
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean --data\.root {root}\?"):
+        source.pairs("train")
+
+
 def test_coco_stuff_has_171_classes_and_their_official_numbers():
     names = COCOStuff.classes
     assert len(names) == len(set(names)) == 171

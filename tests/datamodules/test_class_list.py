@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.class_list import read_class_list
-from datamodules.mask_survey import proposal, survey
+from datamodules.class_list import ClassList, read_class_list
+from datamodules.mask_survey import advice, proposal, survey
 from datamodules.meanings import DeclaredMeanings, ForeignPixelsError, in_words
 
 COLOURS = {"soil": 0x112233, "crop": 0x00FF00, "weed": 0xFF0000, "stone": 0x0000FF}
@@ -72,6 +72,14 @@ def test_indices_of_one_colour_are_told_apart_by_themselves(tmp_path, grey):
     assert names == ["- background", "- class 1", "- class 2"]
 
 
+@pytest.mark.parametrize("pixels", [[[0, 3, 7]], [[[0, 0, 0], [0, 9, 0]]]])
+def test_what_is_advised_names_the_list_which_may_not_be_there(tmp_path, pixels):
+    file = tmp_path / "mask.png"
+    Image.fromarray(np.array(pixels, np.uint8)).save(file)
+    said = advice(survey([file]), ClassList.of_names(("a", "b", "c", "d")), [file])
+    assert "in classes.yaml" in said
+
+
 def test_palettes_of_another_order_are_told_apart_by_their_colours(tmp_path):
     files = []
     for number, order in enumerate(((0x000000, 0xFF0000), (0xFF0000, 0x000000))):
@@ -92,3 +100,22 @@ def test_a_mask_that_has_none_of_the_colours_is_told_by_its_values():
     pixels = np.array([[[255, 0, 0], [0, 255, 0], [1, 1, 1], [1, 1, 1]]], np.uint8)
     with pytest.raises(ForeignPixelsError, match=r"1 colour .* \(50 % of its pixels\): #010101"):
         meanings.labels(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("colours", "expected"),
+    [
+        ({}, [0, 1]),
+        ({0x0000FF: 0, 0x000000: 1}, [0, 1]),
+        ({0xFFFFFF: 0, 0x0000FF: 1}, [0, 1]),
+        ({0xFFFFFF: 0, 0x000000: 1}, [1, 0]),
+        ({0x000000: 0, 0xFF0000: 1, 0xFFFFFF: 2}, [0, 2]),
+        ({0x000000: 0, 0xFF0000: 1, 0xFFFFFF: 255}, [0, 255]),
+    ],
+)
+def test_masks_of_1_bit_are_read_alike_whatever_each_holds(colours, expected):
+    """By colours where black and white are some, else by 0 and 1."""
+    meanings = DeclaredMeanings({0: 0, 1: 1, 2: 2}, colours)
+    for bits in ([False, True], [False, False], [True, True]):
+        labels = meanings.labels(Image.fromarray(np.array([bits])))
+        assert labels.tolist() == [[expected[bit] for bit in bits]]

@@ -124,6 +124,36 @@ def test_a_class_without_a_known_image_is_said(tmp_path, recwarn):
     assert "as 1.nii" in str(warning.message)
 
 
+def test_parts_that_are_taken_for_classes_are_said(tmp_path, recwarn):
+    for name in ("train/cat/1.png", "train/dog/1.png", "validate/cat/1.png", "validate/dog/1.png"):
+        put(tmp_path / name)
+    source = ImageFolder(str(tmp_path))
+    assert source.labels("all")[0] == ("train", "validate")
+    (warning,) = recwarn
+    said = str(warning.message)
+    assert f"right below {tmp_path} are taken for the classes: train, validate. No image" in said
+    assert "as train/cat/1.png" in said
+    put(tmp_path / "train" / "1.png")  # as of a class with more folders in it
+    assert ImageFolder(str(tmp_path)).labels("all")[0] == ("train", "validate")
+    assert len(recwarn) == 1
+
+
+@pytest.mark.parametrize("part", ["", "train"])
+def test_masks_that_are_taken_for_images_are_said(tmp_path, recwarn, part):
+    (tmp_path / part / "labels").mkdir(parents=True)
+    (tmp_path / part / "labels" / "1.txt").write_text("a box")
+    for name in ("JPEGImages/1.png", "JPEGImages/2.png"):
+        put(tmp_path / part / name)
+    assert len(ImageFolder(str(tmp_path)).files("all")) == 2
+    assert not len(recwarn)
+    put(tmp_path / part / "SegmentationClass" / "1.png")
+    source = ImageFolder(str(tmp_path))
+    assert [len(source.files(split)) for split in ("all", "all")] == [3, 3]
+    (warning,) = recwarn
+    assert f"{tmp_path / part / 'SegmentationClass'} is called as masks are" in str(warning.message)
+    assert "set --data.root to a folder that holds the images alone" in str(warning.message)
+
+
 def test_pictures_that_are_not_read_are_counted(tmp_path):
     put(tmp_path / "4.jpg")
     for name in ("1.HEIC", "2.heic", "3.dng", "notes.txt"):
@@ -132,6 +162,15 @@ def test_pictures_that_are_not_read_are_counted(tmp_path):
         UserWarning, match=r"^3 files below .* left out, as 1\.HEIC: .* Convert them"
     ):
         assert names(tmp_path) == ["4.jpg"]
+
+
+def test_what_lies_where_no_image_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"^There is no image below {tmp_path} \(looked"):
+        names(tmp_path)
+    for name in ("2.heic", "1.heic"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"below .*; 2 files, as 1\.heic \(looked for"):
+        names(tmp_path)
 
 
 def test_a_data_set_may_lie_in_a_hidden_folder(tmp_path):

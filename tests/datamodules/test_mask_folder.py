@@ -143,12 +143,40 @@ def test_without_a_list_one_is_written_that_works(
     tmp_path, capsys, encode, classes, names, colours
 ):
     root = folder(tmp_path, encode, classes=classes)
-    with pytest.raises(FileNotFoundError, match=r"In 4 masks: .*written to .*classes\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"In 8 masks: .*written to .*classes\.yaml"):
         MaskFolder(str(root)).propose_classes()
     written = yaml.safe_load((root / "classes.yaml").read_text())
     assert names is ... or written["names"] == names
     assert set(written.get("colours", ())) == set(colours or ())
     assert sum(pixels > 0 for pixels in checked(root).pixels[:-1]) == classes
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_class_of_any_part_is_proposed(tmp_path, part):
+    root = folder(tmp_path, grey, parts=("train", "val", "test"))
+    grey(drawn(0, 3)).save(root / "masks" / part / "deep0/00.png")
+    with pytest.raises(FileNotFoundError, match=r"In 12 masks: "):
+        MaskFolder(str(root)).propose_classes()
+    assert len(yaml.safe_load((root / "classes.yaml").read_text())["names"]) == 3
+
+
+def blurred(labels):
+    """As masks are that were resized with interpolation."""
+    sides = labels.shape[1], labels.shape[0]
+    return grey(labels * 255).resize((7, 5), Image.Resampling.BILINEAR).resize(sides)
+
+
+def test_shades_between_classes_are_told_from_classes(tmp_path):
+    root, doubts = folder(tmp_path, blurred), "So many are most often shades between classes"
+    with pytest.raises(FileNotFoundError, match=rf"In 8 masks: .* start again\. {doubts}"):
+        MaskFolder(str(root)).propose_classes()
+    (root / "classes.yaml").write_text("names: {0: background, 255: crop}")
+    with pytest.raises(ValueError, match=rf"^4 of 4 .* All masks hold: .* {doubts}.* as PNG\.$"):
+        checked(root)
+    names = {value: f"class {value}" for value in range(0, 256, 3)}
+    (root / "classes.yaml").write_text(yaml.safe_dump({"names": names}))
+    with pytest.raises(ValueError, match=r"or list it in `ignore`\.$"):  # many are expected
+        checked(root)
 
 
 def checked(root, split="train") -> Census:
@@ -397,6 +425,17 @@ def test_an_accent_is_one_name_however_it_is_written(tmp_path):
     assert named == [("caf\u00e9", "cafe\u0301")]
 
 
+def test_a_part_of_images_or_masks_alone_is_said(tmp_path, capsys):
+    root = folder(tmp_path, grey, "names: [a, b]")
+    MaskFolder(str(root)).pairs("val")
+    assert "left out" not in capsys.readouterr().err
+    (root / "images/val").rename(root / "images/Test")
+    assert len(MaskFolder(str(root)).pairs("train")) == 3  # one is set apart
+    said = capsys.readouterr().err
+    for alone, lacking in (("images/Test", "masks/Test"), ("masks/val", "images/val")):
+        assert f"warning: {root / alone} is left out, as there is no {root / lacking}." in said
+
+
 def rename(root, old, new):
     for file in root.rglob(old):
         file.rename(file.with_name(new.format(file.stem, file.suffix)))
@@ -457,8 +496,18 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
         ("names: [a, b]\ncolours: [red]", "1 colour, expected 2"),
         ("names: [a, b]\ncolours: [red, rde]", "the colour of b is 'rde', expected"),
         ("names: [a, b]\ncolours: [[0, 0, 300], red]", r"the colour of a is \[0, 0, 300\]"),
-        ("names: [a, b]\ncolours:\n  - #ff0000\n  - red", "the colour of a is None, expected"),
-        ("names: [a, b]\ncolours: [#ff0000, #00ff00]", "line 2: .* in quotation marks"),
+        ("names: [a, b]\ncolours: [#ff0000, #00ff00]", "line 2: .* a bare # begins a comment"),
+        ("names: [a, b]\ncolours: {a: #ff0000}", "line 2: .* a bare # begins a comment"),
+        ("names: [a, b]\ncolours: {\n  a: #f00,\n  b: #0f0\n}", "a bare # begins a comment"),
+        (
+            "names: [a, b]\ncolours:\n  a: #ff0000\n  b: red",
+            "of a is None, .* a bare # begins a comment",
+        ),
+        ("names: [a, b]\ncolours:\n  - #f00\n  - red", "a bare # begins a comment"),
+        ("names: [a, gr\udcfcn]", "is no text in UTF-8, save it as such"),
+        ("names: [a, b]\nignore: #ff0000", "ignore is empty: .* a bare # begins a comment"),
+        ("names: [a, b]\ncolours:", r"colours is empty: fill it in, or leave it out\.$"),
+        ("names: [a, b]\ncolours: [(9, 0, 0), (0, 9, 0)]", r"6 colours, .* or \[255, 0, 0\]"),
         ("names: [a, b]\ncolours: [red, '#f00']", "a and b have the same colour, #ff0000"),
         ("names: [a, bee]\ncolours: {a: red, be: blue}", "has be, .* Did you mean bee?"),
         ("names: [a, b]\ncolours: {a: red}", "b has no colour"),
@@ -472,9 +521,18 @@ def test_folders_that_do_not_fit_are_explained(tmp_path, damage, words):
     ],
 )
 def test_a_list_that_cannot_be_understood_is_explained(tmp_path, text, words):
-    (tmp_path / "classes.yaml").write_text(text)
+    (tmp_path / "classes.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=rf"^{tmp_path}/classes\.yaml.*{words}"):
         _ = MaskFolder(str(tmp_path)).classes
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_class_that_is_called_void_is_said_to_be_one(tmp_path, recwarn, ignored):
+    text = "names: {0: soil, 1: crop, 255: Void}\n" + "ignore: Void" * ignored
+    (tmp_path / "classes.yaml").write_text(text)
+    classes = MaskFolder(str(tmp_path)).classes
+    assert ("Void" in classes, len(recwarn)) == (not ignored, not ignored)
+    assert all("write `ignore: Void`" in str(warning.message) for warning in recwarn)
 
 
 def test_three_values_that_are_no_colour_are_ignored(tmp_path):
@@ -493,7 +551,7 @@ def test_your_own_data_from_nothing_to_labels(train, tmp_path, capsys):
         "trainer__max_epochs": 1,
     }
     assert train("run", **settings)[0] == 2
-    assert "In 16 masks: #282828 (9" in capsys.readouterr().err
+    assert "In 32 masks: #282828 (9" in capsys.readouterr().err
     text = (root / "classes.yaml").read_text()
     (root / "classes.yaml").write_text(text.replace("class 0", "background"))
     code, run = train("run", **settings)

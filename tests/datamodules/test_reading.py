@@ -485,18 +485,6 @@ def test_a_black_mask_of_16_bits_a_pixel_is_a_mask(tmp_path):
     assert not np.asarray(reading.read_values(tmp_path / "mask.bmp")).any()
 
 
-@pytest.mark.parametrize(("white", "is_dark"), [(4095, True), (65535, False)])
-def test_images_that_are_nearly_black_are_said(tmp_path, recwarn, white, is_dark):
-    for number in range(3):
-        ramp = np.linspace(0, white, 64).reshape(8, 8).astype(np.uint16)
-        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_bytes(b"")
-    reading.warn_of_darkness(sorted(tmp_path.iterdir()))
-    said = [str(warning.message) for warning in recwarn]
-    assert len(said) == is_dark
-    assert all("of 3 examples no pixel is above 16 of 255" in each for each in said)
-
-
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_an_unreadable_image(tmp_path, make):
     make(tmp_path / "a.png")
