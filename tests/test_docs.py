@@ -217,6 +217,10 @@ def test_the_notebook_runs(tmp_path, shapes_root, monkeypatch):
     assert summary(tmp_path / "first-run")["status"] == "finished"
     assert 0 < summary(tmp_path / "first-segmentation")["test/miou"] < 1
     assert [picture.width > 200 for picture in shown] == [True] * 4
+    kept = tmp_path / "first-run" / "summary.json"
+    kept.write_text(json.dumps(summary(tmp_path / "first-run") | {"status": "interrupted"}))
+    exec('run("first-run")', space)
+    assert summary(tmp_path / "first-run")["status"] == "finished"
 
 
 def test_the_notebook_clones_the_project_once(tmp_path, monkeypatch):
