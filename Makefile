@@ -56,7 +56,7 @@ $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed, $(PYTHON) is older: make setup PYTHON=python3.12"; exit 1; }
 	@if command -v uv >/dev/null; then \
-	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv venv --quiet --allow-existing --seed --python $(PYTHON) $(VENV) && \
 	  uv pip install --python $(VENV) --require-hashes -r requirements.lock; \
 	else \
 	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \

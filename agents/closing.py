@@ -179,5 +179,8 @@ def _took(result: Mapping[str, Any]) -> list[str]:
     if result["readout_seconds"] > _EXPENSIVE * result["wall_seconds"]:
         each = [item for item in result.items() if item[0].startswith(READOUT_SECONDS)]
         named = (f"{name.removeprefix(READOUT_SECONDS)} {taken:.0f} s" for name, taken in each[:3])
-        lines.append(f"Most of the readouts: {', '.join(named)} (--callbacks.NAME: how often).")
+        lines.append(
+            f"Most of the readouts: {', '.join(named)} (less often: "
+            "--callbacks.NAME.every_n_epochs, not at all: --callbacks.NAME.enabled false)."
+        )
     return lines

@@ -43,7 +43,7 @@ _NUMBERS = {
     "test/knn_accuracy": "k-NN accuracy, test images",
     "val/miou": "mIoU, held-out images",
     **{
-        name: f"{words}, held-out images"
+        name: f"{words}, held-out training images"
         for readout in (OnlineProbe, DenseKNN)
         for name, words in readout.headlines.items()
     },

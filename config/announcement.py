@@ -66,14 +66,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
             f"from one to the next. More: {finer}."
         )
-    if unmet(hparams, "trainer.val_every_n_epochs") is None:
-        every = int(trainer.val_every_n_epochs)
-        if epochs < every:
-            warnings.append(
-                f"The run ends before its first validation, which comes after "
-                f"{count(every, 'epoch')} (--trainer.val_every_n_epochs): it has none, and the "
-                "last step counts."
-            )
+    warnings += _of_validations(hparams, epochs)
     waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
     if waits >= epochs:
         warnings.append(
@@ -88,6 +81,28 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
     if unmet(hparams, "dino.out_dim") is None:
         warnings += _of_dino(hparams.dino, steps)
     return line, warnings
+
+
+def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
+    """Warns of a best checkpoint and an early end that no validation can bring."""
+    if unmet(hparams, "trainer.val_every_n_epochs"):
+        return []
+    every = int(hparams.trainer.val_every_n_epochs)
+    if epochs < every:
+        return [
+            f"The run ends before its first validation, which comes after "
+            f"{count(every, 'epoch')} (--trainer.val_every_n_epochs): it has none, and the "
+            "last step counts."
+        ]
+    path = "callbacks.early_stopping.patience"
+    # The first validation has none to be compared with; what the last one stops has ended.
+    patience, validations = hparams.callbacks.early_stopping.patience, int(epochs // every)
+    if unmet(hparams, path) is None and patience >= validations - 1:
+        return [
+            f"--{path} {patience}: the run has {count(validations, 'validation')} and cannot stop "
+            "early. Give a lower one, or train longer."
+        ]
+    return []
 
 
 def _of_dino(dino: DINOHparams, steps: int) -> list[str]:

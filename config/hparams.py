@@ -943,7 +943,8 @@ class EarlyStoppingHparams:
     enabled: Enabled = False
     """Stop early."""
     patience: Count = 50
-    """Validations without improvement."""
+    """Validations without improvement. A run with no more of them than that cannot stop early,
+    which is said."""
 
 
 def _has(callback: str) -> Needs:

@@ -217,3 +217,27 @@ def test_the_notebook_runs(tmp_path, shapes_root, monkeypatch):
     assert summary(tmp_path / "first-run")["status"] == "finished"
     assert 0 < summary(tmp_path / "first-segmentation")["test/miou"] < 1
     assert [picture.width > 200 for picture in shown] == [True] * 4
+    kept = tmp_path / "first-run" / "summary.json"
+    kept.write_text(json.dumps(summary(tmp_path / "first-run") | {"status": "interrupted"}))
+    exec('run("first-run")', space)
+    assert summary(tmp_path / "first-run")["status"] == "finished"
+
+
+def test_the_notebook_clones_the_project_once(tmp_path, monkeypatch):
+    def fake(command: list[str], **options: object) -> None:
+        told.append(command[0])
+        Path("twinsight").mkdir(exist_ok=True)
+        Path("twinsight/main.py").touch()
+
+    told: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("subprocess.run", fake)
+    cells = json.loads((ROOT / "docs/notebooks/first_run.ipynb").read_text())["cells"]
+    code = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    with pytest.raises(AssertionError, match="give REPOSITORY"):
+        exec(code, {})
+    for _ in range(2):  # a cell is run again
+        exec(code.replace('REPOSITORY = ""', 'REPOSITORY = "https://…"'), {})
+        assert Path.cwd() == tmp_path / "twinsight"
+    assert told == ["git", sys.executable]

@@ -1,10 +1,14 @@
 """Files that other programs read: pre-commit, GitHub, whoever cites."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +28,21 @@ def test_pre_commit_checks_what_make_test_checks():
     assert entries == ["ruff check", "ruff format --check", "mypy ."]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"-m {entry}" in makefile for entry in entries)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_what_make_sets_up_with_uv_has_the_pip_that_advice_names(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text('#!/bin/sh\necho "$@" >> told\nmkdir -p .venv\n')
+    uv.chmod(0o755)
+    path = f"{uv.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["make", "setup"], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    created = (tmp_path / "told").read_text().splitlines()[0].split()
+    assert created[0] == "venv"
+    assert "--seed" in created  # without it uv installs no pip
 
 
 def test_the_citation_is_of_this_version():

@@ -15,6 +15,7 @@ from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.preflight import checkpoint_bytes
 from config.announcement import length
+from config.convert import set_leaf
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
@@ -280,9 +281,13 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_training(train, monk
 def settings(**changed):
     hparams = Hparams()
     for path, value in changed.items():
-        group, leaf = path.split("__")
-        setattr(getattr(hparams, group), leaf, value)
+        set_leaf(hparams, path.replace("__", "."), value)
     return hparams
+
+
+def stops(patience, **changed):
+    stopping = "callbacks__early_stopping__"
+    return {f"{stopping}enabled": True, f"{stopping}patience": patience, **changed}
 
 
 @pytest.mark.parametrize(
@@ -321,6 +326,11 @@ def settings(**changed):
             "40 epochs",
             None,
         ),
+        (stops(39), 1024, "40 epochs", "patience 39: the run has 40 validations and cannot stop"),
+        (stops(38), 1024, "40 epochs", None),
+        (stops(7, trainer__val_every_n_epochs=5), 1024, "40 epochs", "the run has 8 validations"),
+        (stops(6, trainer__val_every_n_epochs=5), 1024, "40 epochs", None),
+        (stops(50, callbacks__early_stopping__enabled=False), 1024, "40 epochs", None),
         ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", "waits with random values"),
         ({"backbone__freeze_epochs": 40}, 1024, "40 epochs", "freeze_epochs 40: the backbone wai"),
     ],

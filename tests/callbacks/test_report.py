@@ -117,7 +117,7 @@ def test_the_page_opens_with_what_came_out_and_ends_with_what_is_looked_up(folde
         "It has learnt cats.",
         "The rate is high",
         "<b>0.25</b><span>mIoU, test images",
-        "<b>0.375</b><span>dense k-NN mIoU, held-out images<br>before training 0.0625",
+        "<b>0.375</b><span>dense k-NN mIoU, held-out training images<br>before training 0.0625",
         "<b>1.289</b><span>mass lift of attention on objects, training images<br>"
         "before training -0.0005",
         "python main.py --run.name &#39;brisk brook&#39;",

@@ -20,9 +20,9 @@ from utils.run_folder import RunFolder
 
 # Panels, in this order, of what any of the runs has measured; all higher is better.
 _PANELS = {
-    KNN: "k-NN accuracy, held-out images",
-    LINEAR: "linear accuracy, held-out images",
-    DENSE_KNN: "dense k-NN mIoU, held-out images",
+    KNN: "k-NN accuracy, held-out training images",
+    LINEAR: "linear accuracy, held-out training images",
+    DENSE_KNN: "dense k-NN mIoU, held-out training images",
     LIFT: "attention on objects, training images\n(mass lift, mean of all heads)",
 }
 
