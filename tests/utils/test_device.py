@@ -85,6 +85,14 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.resolve_precision("16-mixed", "auto") == "16-mixed"
     with pytest.raises(ValueError, match="16-mixed needs a GPU"):
         device.resolve_precision("16-mixed", "cpu")
+    # A card would imitate bfloat16, or not know it.
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert device.resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    if bf16:
+        assert device.resolve_precision("bf16-mixed", "auto") == "bf16-mixed"
+    else:
+        with pytest.raises(ValueError, match=rf"Tesla T4 has no bfloat16\. Use auto \({expected}"):
+            device.resolve_precision("bf16-mixed", "auto")
     # A run judged again has its own precision, where the card has it.
     assert device.precision_here(expected, torch.device("cuda")) == expected
     assert device.precision_here("bf16-mixed", torch.device("cuda")) == (
