@@ -86,7 +86,7 @@ def resolve_chunk_size(
         "are free: %d images at once.",
         batch,
         whole / 1e9,
-        free / 1e9,
+        max(0.0, free) / 1e9,
         chunk,
     )
     if (held := agent.held_by_loss(batch, 2)) > max(free, 0):

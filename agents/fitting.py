@@ -22,7 +22,7 @@ from config.rules import unmet
 from datamodules.base import ImageDataModule
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
-from utils.memory import is_out_of_memory, peak_mb, reset_peak
+from utils.memory import held_by_others, is_out_of_memory, peak_mb, reset_peak
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import one_line
@@ -113,7 +113,8 @@ class Fitting:
 
     def _exhausted(self, error: BaseException) -> End:
         """Says what to do where a step, or the test, does not fit into memory."""
-        hparams, words = self.agent.settings, f"Memory is exhausted ({one_line(str(error), 200)})."
+        hparams, reason = self.agent.settings, one_line(str(error), 200)
+        words = f"Memory is exhausted ({reason}).{held_by_others(self.device)}"
         if self.trained:
             words += " Training is done and saved; what is left is the test."
             if hparams.task == "segmentation":

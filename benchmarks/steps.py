@@ -28,7 +28,7 @@ from benchmarks.training_step import settings_of, step_cost, synchronise
 from config.hparams import Hparams
 from models.heads.projector import projector
 from utils.console import quiet_libraries
-from utils.device import best_device, device_name
+from utils.device import best_device, device_name, resolve_precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _WARM = 2
@@ -108,8 +108,7 @@ def loop(
 
 def measure(case: Case, device: torch.device, rounds: int, steps: int) -> dict[str, float]:
     """Returns median seconds of a step by who takes it."""
-    precision = "bf16-mixed" if device.type == "cuda" else "32-true"
-    hparams = case.settings(precision)
+    hparams = case.settings(resolve_precision("auto", "auto"))
     width, method = new_backbone(hparams).embed_dim, hparams.barlow_twins
     dim, hidden = int(method.projector_dim), int(method.hidden_dim)
     head = projector(width, dim, method.projector_layers, hidden)

@@ -28,7 +28,7 @@ from config.resolve import resolve
 from datamodules.loading import Batch
 from datamodules.self_supervised import ViewsDataModule
 from utils.chunks import chunk_sizes
-from utils.device import use_tensor_cores
+from utils.device import use_same_numbers, use_tensor_cores
 from utils.memory import peak_mb, reset_peak
 
 _WARM = 2  # steps before the clock
@@ -70,6 +70,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
     precision, batch = hparams.trainer.precision, int(hparams.data.batch_size)
     chunk = hparams.trainer.chunk_size
     use_tensor_cores(precision, device)
+    use_same_numbers(False, device)  # whatever was run before
     torch.manual_seed(0)
     source = build_source(hparams)
     agent = build_agent(hparams, source)
@@ -88,7 +89,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
         precision=precision,  # type: ignore[arg-type]
         max_steps=_WARM + steps,
         benchmark=True,  # as a pretraining has it
-        deterministic=False,  # whatever was run before
+        deterministic=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

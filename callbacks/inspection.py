@@ -176,18 +176,24 @@ def device_of(module: nn.Module) -> torch.device:
 def inspecting(module: nn.Module, precision: Precision | None = None) -> Iterator[None]:
     """Eval mode, no gradients; flags and random states are as before afterwards.
 
+    On a GPU cuDNN tries out no algorithms meanwhile, as it does for each size of training images
+    (`agents.lightning`): readouts see images of many sizes, each of them once.
+
     Args:
         module: that is looked into.
         precision: of the run: the network is seen as it trains, in half precision if it does.
     """
     flags = [(part, part.training) for part in module.modules()]
+    tries_out = torch.backends.cudnn.benchmark
     seen = nullcontext() if precision is None else precision.forward_context()
     with rng_preserved(device_of(module)), torch.no_grad(), seen:
         for part, _ in flags:
             part.training = False
+        torch.backends.cudnn.benchmark = False
         try:
             yield
         finally:
+            torch.backends.cudnn.benchmark = tries_out
             for part, training in flags:
                 part.training = training
 

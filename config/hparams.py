@@ -623,10 +623,10 @@ class TrainerHparams:
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
-    """auto: bf16-mixed where the GPU has it, else 16-mixed from Volta on, else 32-true. Beside half
-    precision, float32 matrices are multiplied in TF32 on cards that have it, but for the search of
-    nearest neighbours. On a CPU bf16-mixed is worth a try where lscpu lists avx512_bf16 or
-    amx_bf16, and slow elsewhere."""
+    """auto: bf16-mixed where the GPU has it (elsewhere it is refused), else 16-mixed from Volta on,
+    else 32-true. Beside half precision, float32 matrices are multiplied in TF32 on cards that have
+    it, but for the search of nearest neighbours. On a CPU bf16-mixed is worth a try where lscpu
+    lists avx512_bf16 or amx_bf16, and slow elsewhere."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """auto: the NVIDIA GPU if there is one. A card torch cannot use is an error, not a CPU run.
     mps: Apple's GPU, never tried on one."""

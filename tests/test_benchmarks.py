@@ -14,7 +14,8 @@ import torch
 
 from benchmarks import gpu, matrices
 from benchmarks.exact_batches import problem
-from benchmarks.training_step import Clock
+from benchmarks.training_step import Clock, settings_of, step_cost
+from utils.device import use_same_numbers
 
 ROOT = Path(__file__).parents[1]
 GPU = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
@@ -89,6 +90,17 @@ def test_only_waits_of_the_step_are_counted(monkeypatch):
     trainer.global_step = 2
     clock.on_train_batch_end(shown)
     assert clock.waits == 3
+
+
+def test_steps_are_measured_with_fused_attention_whatever_was_run_before():
+    use_same_numbers(True, torch.device("cuda"))
+    words = ["--backbone.name", "vit_demo", "--data.image_size", "16", "--data.batch_size", "4"]
+    hparams = settings_of(*words, "--trainer.chunk_size", "null", "--trainer.precision", "32-true")
+    try:
+        assert step_cost(hparams, torch.device("cpu"), 1).images_per_second > 0
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        use_same_numbers(False, torch.device("cuda"))
 
 
 def test_tests_that_are_not_through_in_time_have_said_something(monkeypatch):

@@ -1,6 +1,7 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
 import math
+import threading
 from copy import deepcopy
 from statistics import median
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from agents.tuning import GPU_SHARE
 from callbacks.effective_receptive_field import receptive_fields
 from callbacks.throughput import Throughput
+from main import main
 from models.heads.projector import projector
 from models.losses.barlow_twins import barlow_twins_loss, cross_correlation, summarise
 from models.losses.lejepa import sigreg
@@ -221,6 +223,29 @@ def test_a_tuned_chunk_leaves_a_reserve(train):
     assert code == 0
     total = torch.cuda.get_device_properties(GPU).total_memory / 2**20
     assert summary(folder)["peak_memory_mb"] < GPU_SHARE * total
+
+
+def test_processes_that_load_into_pinned_memory_end_with_the_run(train):
+    code, _ = train("workers", trainer__accelerator="gpu", data__num_workers=2)  # looks for them
+    assert code == 0
+    assert not any("pin_memory" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(("first", "second"), [("gpu", "cpu"), ("cpu", "gpu")])
+def test_a_run_goes_on_on_another_device(train, first, second):
+    code, folder = train(
+        trainer__accelerator=first,
+        trainer__precision="32-true",
+        backbone__drop_path=0.4,
+        trainer__max_epochs=1,
+    )
+    assert code == 0
+    steps = summary(folder)["steps"]
+    words = ["--run.resume", folder.name, "--run.dir", str(folder.parent)]
+    words += ["--trainer.max_epochs", "2", "--trainer.accelerator", second]
+    assert main(words) == 0
+    assert summary(folder)["steps"] == 2 * steps
+    assert all(value.isfinite().all() for value in weights(folder).values())
 
 
 def test_gradients_are_clipped_one_by_one_as_on_the_cpu():

@@ -68,6 +68,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # What is transparent is read as its colour.
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
+    # In 16-mixed a step whose gradients overflow is left out, often the first ones.
+    warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
     # Frozen backbones are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 

@@ -100,17 +100,26 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true.
 
     Raises:
-        ValueError: 16-mixed on a CPU, in whose place Lightning would train in bf16-mixed.
+        ValueError: 16-mixed on a CPU, in whose place Lightning would train in bf16-mixed; or
+            bf16-mixed on a GPU that has no bfloat16, and would imitate it slowly or not at all.
     """
     device = best_device(accelerator).type
     if precision == "16-mixed" and device == "cpu":
         raise ValueError(
             "--trainer.precision 16-mixed needs a GPU. On a CPU: auto (32-true), or bf16-mixed."
         )
-    if precision != "auto":
-        return precision
     if device != "cuda":
-        return "32-true"
+        return "32-true" if precision == "auto" else precision
+    best = _best_precision()
+    if precision == "bf16-mixed" and best != precision:
+        raise ValueError(
+            f"--trainer.precision bf16-mixed: {torch.cuda.get_device_name()} has no bfloat16. "
+            f"Use auto ({best})."
+        )
+    return best if precision == "auto" else precision
+
+
+def _best_precision() -> str:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "16-mixed" if torch.cuda.get_device_capability() >= VOLTA else "32-true"

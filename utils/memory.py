@@ -13,6 +13,7 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
+_MUCH = 0.25  # of a GPU's memory; what CUDA takes for itself, and a desktop, are less
 
 
 def reset_peak(device: torch.device) -> None:
@@ -65,6 +66,21 @@ def free_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     return available_mb()
+
+
+def held_by_others(device: torch.device) -> str:
+    """Says, in words to add, that other programs hold much of a GPU's memory; else nothing."""
+    if device.type != "cuda":
+        return ""
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # there is not even room to begin with
+        return " Other programs hold the GPU's: nvidia-smi names them."
+    others = total - free - torch.cuda.memory_reserved(device)
+    if others < _MUCH * total:
+        return ""
+    held, whole = (f"{size / 2**30:.1f}" for size in (others, total))
+    return f" Other programs hold {held} of the GPU's {whole} GiB: nvidia-smi names them."
 
 
 def available_mb() -> float:

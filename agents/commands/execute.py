@@ -10,10 +10,31 @@ from config.lookup import find_run
 from config.parsing import Command
 from utils.console import console, quiet_libraries
 from utils.run_folder import RunFolder
+from utils.text import one_line
 
 
 def execute(command: Command) -> int:
-    """Carries a command out and returns the exit code."""
+    """Carries a command out and returns the exit code.
+
+    Raises:
+        ValueError: memory is exhausted, but by steps of a training, which says what it needs.
+    """
+    try:
+        return _execute(command)
+    except (RuntimeError, MemoryError) as error:
+        from utils.device import best_device
+        from utils.memory import held_by_others, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        others = held_by_others(best_device(command.hparams.trainer.accelerator))
+        raise ValueError(
+            f"Memory is exhausted ({one_line(str(error), 200)}).{others} Smaller images need less, "
+            "and fewer at once (--data.batch_size)."
+        ) from error
+
+
+def _execute(command: Command) -> int:
     hparams, runs_dir = command.hparams, command.hparams.run.dir
     if command.study:
         study = load_study(command.study, command.seeds, command.overrides, runs_dir)

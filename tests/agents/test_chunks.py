@@ -73,6 +73,7 @@ def test_where_the_network_alone_is_too_large_no_loss_is_blamed(monkeypatch, sai
     monkeypatch.setattr("agents.chunks.free_mb", lambda device: 0.0)
     views = ViewsDataModule(None, None, 32, None)
     assert resolve_chunk_size(agent, views, hparams, CPU, cost) == 2
+    assert " 0.0 GB are free" in said[0]  # not less than nothing
     assert not any("warning" in line for line in said)
 
 

@@ -618,6 +618,17 @@ def test_exhausted_memory_ends_a_run_in_words(
     assert remedy in " ".join(capsys.readouterr().out.split())
 
 
+def test_memory_exhausted_before_the_first_step_is_said_in_a_line(train, monkeypatch, capsys):
+    def exhausted(device: object) -> float:  # another program has all of it
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("agents.chunks.free_mb", exhausted)
+    code, _ = train()
+    assert code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: Memory is exhausted (CUDA error: out of memory).")
+
+
 def test_a_loss_that_no_chunk_makes_fit_is_told_what_makes_it_smaller(train, monkeypatch, capsys):
     def exhausted(*_: object) -> None:
         raise MemoryError

@@ -256,16 +256,19 @@ def test_examples_are_held_out_where_some_are_and_as_large_as_asked_for(held_out
         assert found == ((split, 5, side), split)
 
 
-def test_looking_leaves_no_trace():
+def test_looking_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(3))
     net[1].eval()
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
     with inspecting(net):
+        assert not torch.backends.cudnn.benchmark
         assert not net[0].training
         net(torch.rand(4, 3))
         assert not torch.is_grad_enabled()
+    assert torch.backends.cudnn.benchmark
     assert torch.equal(torch.rand(2), expected)
     assert net[0].training
     assert not net[1].training

@@ -9,6 +9,7 @@ import torch
 from main import main
 from utils import device
 from utils.console import quiet_libraries
+from utils.memory import held_by_others
 from utils.rng import CPU, random_state, rng_preserved, set_random_state
 
 
@@ -85,6 +86,14 @@ def test_precision_by_card(monkeypatch, bf16, capability, expected):
     assert device.resolve_precision("16-mixed", "auto") == "16-mixed"
     with pytest.raises(ValueError, match="16-mixed needs a GPU"):
         device.resolve_precision("16-mixed", "cpu")
+    # A card would imitate bfloat16, or not know it.
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert device.resolve_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    if bf16:
+        assert device.resolve_precision("bf16-mixed", "auto") == "bf16-mixed"
+    else:
+        with pytest.raises(ValueError, match=rf"Tesla T4 has no bfloat16\. Use auto \({expected}"):
+            device.resolve_precision("bf16-mixed", "auto")
     # A run judged again has its own precision, where the card has it.
     assert device.precision_here(expected, torch.device("cuda")) == expected
     assert device.precision_here("bf16-mixed", torch.device("cuda")) == (
@@ -187,6 +196,27 @@ def test_segments_stay_as_they_are_where_they_cannot_grow(monkeypatch, tmp_path)
     monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
     assert main(["--compare", "nothing", "--run.dir", str(tmp_path)]) == 2
     assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("free", "ours", "words"),
+    [(1, 1, "Other programs hold 8.0 of the GPU's 10.0 GiB: nvidia-smi"), (1, 8, ""), (9, 0, "")],
+)
+def test_programs_that_hold_a_gpus_memory_are_told_of(monkeypatch, free, ours, words):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 2**30, 10 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: ours * 2**30)
+    said = held_by_others(torch.device("cuda"))
+    assert words in said
+    assert bool(words) is bool(said)
+    assert not held_by_others(CPU)
+
+
+def test_programs_that_leave_no_room_to_begin_are_told_of(monkeypatch):
+    def full(_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    assert "nvidia-smi" in held_by_others(torch.device("cuda"))
 
 
 def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):

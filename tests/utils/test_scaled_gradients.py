@@ -7,6 +7,8 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
+from agents.optimizers import StepSchedule
+from utils.console import quiet_libraries
 from utils.optim import adamw
 
 SCALE = 256.0
@@ -26,7 +28,10 @@ class Regression(pl.LightningModule):
     def configure_optimizers(self):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.Tensor, "is_cuda", True)
-            return adamw([{"params": list(self.parameters()), "lr": 1e-2, "weight_decay": 0.1}])
+            groups = [{"params": list(self.parameters()), "lr": 1e-2, "weight_decay": 0.1}]
+            optimizer = adamw(groups)
+        schedule = {"scheduler": StepSchedule(optimizer, lambda step: 1.0), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_before_optimizer_step(self, optimizer):
         gradients = [p.grad for p in self.parameters()]
@@ -59,6 +64,14 @@ def test_a_fused_optimizer_is_clipped_and_measured_on_what_the_loss_gave(tmp_pat
     assert scaled.norms == pytest.approx(plain.norms, rel=1e-2)  # half precision
     for one, other in zip(scaled.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_first_steps_that_overflow_are_no_mistake_of_the_schedule(tmp_path, recwarn):
+    quiet_libraries()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    fitted(scaler, tmp_path)
+    assert scaler.get_scale() < 2.0**127  # they did
+    assert not any("lr_scheduler" in str(each.message) for each in recwarn)
 
 
 def test_fused_steps_are_those_of_the_plain_optimizer():
