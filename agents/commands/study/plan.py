@@ -19,7 +19,7 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from agents.commands.study.runs import OF_THE_MACHINE, Run, Study
+from agents.commands.study.runs import BESIDE_WHAT, Run, Study
 from config.base_settings import ARCHITECTURE
 from config.command_line import (
     as_command_line,
@@ -154,7 +154,7 @@ class _Plans:
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
             settings = {p: v for p, v in settings.items() if p not in ADOPTED or p in given}
-        machine = {path: w for path, w in options.items() if path.startswith(OF_THE_MACHINE)}
+        machine = {path: w for path, w in options.items() if path.startswith(BESIDE_WHAT)}
         runs = []
         for seed in range(seeds):
             of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}
