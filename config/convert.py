@@ -69,6 +69,9 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
 @cache
 def _hints(group: type) -> dict[str, Any]:
     hints = get_type_hints(group, include_extras=True)
+    untyped = [name for name in vars(group) if not name.startswith("_") and name not in hints]
+    if untyped:  # of the class, not of a run: no option, not written down
+        raise ConfigError(f"{group.__name__}.{untyped[0]} is no setting without its type.")
     return {item.name: hints[item.name] for item in dataclasses.fields(group)}
 
 
