@@ -25,11 +25,10 @@ from config.command_line import (
     as_command_line,
     as_words,
     check_paths,
-    expanded,
     options,
     typed,
 )
-from config.convert import ConfigError, read_yaml, set_leaf, shown, unfolded, update
+from config.convert import ConfigError, expanded, read_yaml, set_leaf, shown, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
 from config.parsing import Command, parse
