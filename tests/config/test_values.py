@@ -16,9 +16,11 @@ import pytest
 
 from agents.trainer import Trainer
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, write_yaml
+from config.edited import lost_setting
 from config.hparams import BackboneHparams, Hparams, OptimHparams
 from config.lookup import CONFIG_DIR
 from config.parsing import parse
+from config.rules import unmet
 from config.validation import check, check_values
 from main import main
 
@@ -311,6 +313,12 @@ def test_what_python_says_of_hparams_py_is_one_sentence(before, after, messages,
     assert done.stderr.count("\n") == 1
     for message in ["hparams.py", *messages]:
         assert message in done.stderr
+
+
+def test_a_condition_on_a_setting_that_is_gone_names_it():
+    with pytest.raises(AttributeError, match="freeze_epoch") as found:
+        unmet(Hparams(), "backbone.freeze_epoch")
+    assert "BackboneHparams has no setting freeze_epoch, which is" in lost_setting(found.value)
 
 
 def test_settings_that_are_gone_are_asked_for(copied):
