@@ -116,10 +116,13 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
         rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
         spelling `gamma_1`, but by a network that has one, such as timm's DeiT-III: timm's ViTs with
-        rotary positions have the names and shapes of a DeiT-III then.
+        rotary positions have the names and shapes of a DeiT-III then, and nothing else in a file
+        tells the two apart. The report says what it was taken for.
         """
         folded = in_the_names_of(self.net, state)
         own, said = self.net.state_dict(), []
+        if "blocks.0.gamma_1" in state and "blocks.0.ls1.gamma" in own:
+            said.append("taken for DeiT-III's: timm's *_rope_ape_* have the same names and shapes")
         if getattr(self.net, "no_embed_class", False) and {"cls_token", "pos_embed"} <= own.keys():
             placed = cls_with_its_place(folded, own["pos_embed"].shape[1])
             folded |= placed
