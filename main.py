@@ -5,10 +5,11 @@ import io
 import os
 import platform
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from config.edited import check_readable, lost_setting, mistake
 
 if TYPE_CHECKING:
     from config.parsing import Command
@@ -69,6 +70,11 @@ def main(argv: Sequence[str]) -> int:
             problem = f"This Python lacks {error.name}"
         print(_SETUP.format(problem=problem), file=sys.stderr)
         return 2
+    except AttributeError as error:
+        if "--debug" in argv or not (lost := lost_setting(error)):
+            raise
+        print(f"error: {lost}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         if "--debug" in argv:
             raise
@@ -84,11 +90,12 @@ def _parser() -> "Callable[[Sequence[str]], Command | str]":
         ValueError: config/hparams.py, which is edited by hand, cannot be read; says where.
     """
     try:
+        check_readable()
         from config.parsing import parse
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
-        raise ValueError(f"{_place(error)}{error}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name != "config.hparams":
+            raise
+        raise ValueError(mistake(error)) from error
     return parse
 
 
@@ -108,15 +115,6 @@ def set_up_allocator() -> None:
     able = sys.platform == "linux" and "microsoft" not in platform.release().lower()
     if able and not any(name in os.environ for name in names):
         os.environ[names[0]] = "expandable_segments:True"
-
-
-def _place(error: Exception) -> str:
-    """Returns file and line where reading the settings failed, to begin a message with."""
-    if isinstance(error, SyntaxError):  # which says the line itself
-        return f"{error.filename}: "
-    frames = traceback.extract_tb(error.__traceback__)
-    edited = [frame for frame in frames if frame.filename.endswith("hparams.py")]
-    return f"{edited[-1].filename}, line {edited[-1].lineno}: " if edited else ""
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from utils.checkpoints import map_run_checkpoint
 from utils.device import best_device
 from utils.imports import load
 from utils.memory import is_out_of_memory
+from utils.run_folder import RunFolder
 from utils.text import one_line
 
 
@@ -165,7 +166,7 @@ def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
     Raises:
         ValueError: it is of another run; says how they differ.
     """
-    best = file.with_name("best.ckpt")
+    best = RunFolder.around(file).best
     if not (agent.trains and best.exists()) or broken(best):
         return
     saved = map_run_checkpoint(best)

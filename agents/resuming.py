@@ -26,6 +26,7 @@ from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
 from utils.checkpoint_io import check_weights
+from utils.run_folder import RunFolder
 from utils.text import count
 
 
@@ -52,7 +53,7 @@ def check_continues(
     if not agent.trains:
         return
     _check_whole(file, checkpoint)
-    best = file.with_name("best.ckpt")
+    best = RunFolder.around(file).best
     if best.exists() and not validates(hparams, data):
         raise ValueError(
             f"Validations of this run have chosen {best}, which would be tested instead of the "

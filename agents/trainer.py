@@ -37,6 +37,7 @@ from agents.steering import check_stopping, choosing, safeguards, validates
 from agents.summary import goals
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.guard import Guard
+from callbacks.interruption import stopping_at_once
 from callbacks.progress import Pace, PartsTable, ProgressBar
 from callbacks.report import Report
 from callbacks.throughput import Throughput
@@ -145,8 +146,10 @@ class Trainer:
             agent.save_hyperparameters(active_settings(self.hparams))
             self._write_settings(folder)
             try:
-                return self._fit(agent, data, folder)
-            except KeyboardInterrupt as stop:  # before the first step, or while it is closed
+                with stopping_at_once():
+                    return self._fit(agent, data, folder)
+            # Before the first step, or while it is closed.
+            except (KeyboardInterrupt, SystemExit) as stop:
                 words = f"What it has saved is in {folder.checkpoints}. It goes on with"
                 raise KeyboardInterrupt(f"{words}\n{resume_command(folder, self.given)}") from stop
 

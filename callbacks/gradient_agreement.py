@@ -51,7 +51,9 @@ class GradientAgreement(Callback):
 
     Args:
         every_n_steps: when to measure. The first step of an epoch has no batch before it: then the
-            next one is measured.
+            next one is measured. Nor has the first of a run that goes on within an epoch, as a
+            checkpoint that kept it would be larger by the images of a batch: what was due at that
+            step is measured one later than without the interruption.
 
     Attributes:
         images: of an optimizer step.

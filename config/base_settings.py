@@ -24,6 +24,16 @@ ARCHITECTURE = (
     "stem",
     "pool",
 )
+# Where and how something is computed: but for rounding, the same comes out.
+OF_THE_MACHINE = (
+    "data.download",
+    "data.num_workers",
+    "data.feature_cache",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+)
 
 
 def given_name(text: str) -> str:

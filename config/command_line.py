@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,25 +43,6 @@ def check_paths(paths: Mapping[str, Any], before: str) -> None:
     for path in paths:
         if path not in known:
             raise ConfigError(f"{before}{path}: no such setting.{suggestion(path, known)}")
-
-
-def expanded(value: Any, file: Path) -> Any:
-    """Replaces `${NAME}` in a YAML file's values by the environment's variables.
-
-    Raises:
-        ConfigError: there is no such variable.
-    """
-    if isinstance(value, Mapping):
-        return {key: expanded(each, file) for key, each in value.items()}
-    if isinstance(value, list):
-        return [expanded(each, file) for each in value]
-    if not isinstance(value, str):
-        return value
-    for name in re.findall(r"\$\{(\w+)\}", value):
-        if name not in os.environ:
-            raise ConfigError(f"{file} needs the environment variable {name}: {name}=… python …")
-        value = value.replace("${" + name + "}", os.environ[name])
-    return value
 
 
 def as_words(value: Any) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import reprlib
 import types
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -69,6 +71,9 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
 @cache
 def _hints(group: type) -> dict[str, Any]:
     hints = get_type_hints(group, include_extras=True)
+    untyped = [name for name in vars(group) if not name.startswith("_") and name not in hints]
+    if untyped:  # of the class, not of a run: no option, not written down
+        raise ConfigError(f"{group.__name__}.{untyped[0]} is no setting without its type.")
     return {item.name: hints[item.name] for item in dataclasses.fields(group)}
 
 
@@ -226,6 +231,30 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold `name: value` lines, got a {type(content).__name__}.")
     return content
+
+
+def expanded(value: Any, file: Path) -> Any:
+    """Replaces `${NAME}` in a YAML file's values by the environment's variables.
+
+    A number is one, as if it stood in the file.
+
+    Raises:
+        ConfigError: there is no such variable.
+    """
+    if isinstance(value, Mapping):
+        return {key: expanded(each, file) for key, each in value.items()}
+    if isinstance(value, list):
+        return [expanded(each, file) for each in value]
+    names = re.findall(r"\$\{(\w+)\}", value) if isinstance(value, str) else []
+    for name in names:
+        if name not in os.environ:
+            raise ConfigError(f"{file} needs the environment variable {name}: {name}=… python …")
+        value = value.replace("${" + name + "}", os.environ[name])
+    if names:
+        with suppress(ConfigError):  # a text need be no YAML
+            read = parse_yaml(value, str(file))
+            return read if isinstance(read, int | float) else value
+    return value
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:

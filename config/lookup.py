@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, leaves, read_yaml, shown, suggestion, unfolded, update
+from config.convert import (
+    ConfigError,
+    expanded,
+    leaves,
+    read_yaml,
+    shown,
+    suggestion,
+    unfolded,
+    update,
+)
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import unmet
@@ -49,7 +58,8 @@ def read_experiment(name: str) -> dict[str, Any]:
     """Returns the settings of an experiment, over those of the one it `extends`.
 
     Raises:
-        ConfigError: there is no such experiment, or it extends itself.
+        ConfigError: there is no such experiment, it extends itself, or needs an environment
+            variable that is not set.
     """
     chain: list[Path] = []
     settings: dict[str, Any] = {}
@@ -60,7 +70,7 @@ def read_experiment(name: str) -> dict[str, Any]:
             circle = " extends ".join(each.stem for each in [*chain, file])
             raise ConfigError(f"{file}: {circle}: an experiment cannot extend itself.")
         chain.append(file)
-        content = read_yaml(file)
+        content = expanded(read_yaml(file), file)
         following = content.pop("extends", None)
         if not isinstance(following, str | None):
             raise ConfigError(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -74,48 +75,31 @@ def _parser(task: str) -> Parser:
 def add_actions(parser: argparse.ArgumentParser) -> None:
     """Adds what is no setting."""
     add = parser.add_argument
+    add_named = partial(add, type=given_name)
+    add_for_run = partial(add_named, metavar="RUN")
     add("--help", "-h", action="store_true", help="show this page for the chosen --task")
     add("--version", action="store_true", help="the version of this project and of torch")
-    add(
+    add_named(
         "--experiment",
-        type=given_name,
         metavar="NAME_OR_FILE",
         help="settings from config/experiments/NAME.yaml",
     )
-    add(
-        "--study",
-        type=given_name,
-        metavar="NAME_OR_FILE",
-        help="run config/studies/NAME.yaml, make its table",
+    add_named(
+        "--study", metavar="NAME_OR_FILE", help="run config/studies/NAME.yaml, make its table"
     )
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
-    add(
-        "--evaluate",
-        type=given_name,
-        metavar="RUN",
-        help="judge the best checkpoint of a run again",
-    )
-    add("--predict", type=given_name, metavar="RUN", help="label images with a segmentation run")
-    add(
+    add_for_run("--evaluate", help="judge the best checkpoint of a run again")
+    add_for_run("--predict", help="label images with a segmentation run")
+    add_named(
         "--images",
-        type=given_name,
         nargs="+",
         default=[],
         metavar="FOLDER",
         help="with --predict: folders of images, files, or patterns such as 'photos/*.jpg'",
     )
-    add(
-        "--compare",
-        type=given_name,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="table of settings and results",
-    )
-    add(
-        "--export", type=given_name, metavar="RUN", help="write the run's network for use elsewhere"
-    )
+    add_for_run("--compare", nargs="+", default=[], help="table of settings and results")
+    add_for_run("--export", help="write the run's network for use elsewhere")
     add(
         "--format",
         choices=get_args(ExportFormat),

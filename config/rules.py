@@ -188,8 +188,14 @@ def settled_by(condition: Condition, task: str) -> bool:
 
 
 def unmet(hparams: object, path: str) -> Condition | None:
-    """Returns the first condition on a setting that does not hold; None where it has an effect."""
+    """Returns the first condition on a setting that does not hold; None where it has an effect.
+
+    Raises:
+        AttributeError: there is no such setting, as where config/hparams.py was edited.
+    """
     rules = rules_of(type(hparams))
+    if path not in rules:
+        get_leaf(hparams, path)
 
     def value_of(other: str) -> Any:
         return None if unmet(hparams, other) else get_leaf(hparams, other)

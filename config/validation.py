@@ -168,7 +168,8 @@ def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
     literals = (get_args(kind) for kind in allowed if get_origin(kind) is Literal)
     known = [option for options in literals for option in options if isinstance(option, str)]
     near = did_you_mean(value, known) if isinstance(value, str) else ""
-    return f".{near}" if near else f", got {type(value).__name__}"
+    comma = " (a comma makes one)" if isinstance(value, tuple) else ""
+    return f".{near}" if near else f", got {type(value).__name__}{comma}"
 
 
 def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:

@@ -189,7 +189,7 @@ def check_weights(file: Path, checkpoint: Mapping[str, Any], optimizer: bool = F
     try:
         _check_numbers(file, checkpoint, optimizer)
     except ValueError as error:
-        folder = RunFolder(file.parent.parent)
+        folder = RunFolder.around(file)
         others = [each for each in (folder.last, folder.previous, folder.best) if each.is_file()]
         sound = next((each for each in others if not broken(each, optimizer)), None)
         remedy = f" {sound} has none: remove {file.name}, and copy that to its place."

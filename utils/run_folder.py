@@ -43,6 +43,11 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def around(cls, checkpoint: Path) -> RunFolder:
+        """Returns the folder of the run that a checkpoint lies in."""
+        return cls(checkpoint.parent.parent)
+
     @property
     def name(self) -> str:
         """The run's name."""

@@ -14,6 +14,7 @@ from agents.commands.trained import trained_agent
 from agents.protocols import judged_by
 from agents.steering import validates
 from callbacks.guard import Guard
+from config.base_settings import OF_THE_MACHINE
 from config.hparams import Hparams
 from config.lookup import read_settings
 from config.rules import as_typed
@@ -25,10 +26,9 @@ from utils.run_folder import RunFolder
 
 # Settings that numbers do not follow from, and those of a test that name what they do themselves.
 _SAME_NUMBERS = {
-    *("run.dir", "data.download", "data.num_workers", "data.feature_cache", "trainer.precision"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.chunk_size"),
+    *(*OF_THE_MACHINE, "run.dir", "trainer.chunk_size", "callbacks.attention_quality.enabled"),
     *("segmentation.protocol", "segmentation.test_window", "segmentation.test_stride"),
-    *("segmentation.test_scales", "segmentation.test_flip", "callbacks.attention_quality.enabled"),
+    *("segmentation.test_scales", "segmentation.test_flip"),
 }
 
 
@@ -38,7 +38,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     On the test set, by the protocol of the settings, where the task has a test; else on the
     validation set. In the precision of the run where this machine has it, so that its own protocol
     gives its own numbers. What was measured under other settings than the run's, such as on other
-    images, is named by those: `evaluate/data.root elsewhere/…`.
+    images or in another precision, is named by those: `evaluate/data.root elsewhere/…`.
 
     Raises:
         ValueError: nothing to judge by, or masks that cannot be used; and see `trained_agent`.
@@ -60,6 +60,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     precision: Any = resolve_precision(precision_here(asked, device), hparams.trainer.accelerator)
     if asked not in ("auto", precision):
         console.info("precision: this machine has no %s, so %s it is.", asked, precision)
+    hparams.trainer.precision = precision  # by which the numbers are named where it is another
     use_tensor_cores(precision, device)
     choose_attention(agent, int(hparams.data.image_size), precision, device)
     trainer = pl.Trainer(

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import timm
-import torch
 from timm.layers import HybridEmbed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
@@ -15,8 +13,6 @@ from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Features,
     GlobalAttentionBackbone,
     StateDict,
@@ -25,17 +21,9 @@ from models.backbones.base import (
 )
 from models.backbones.other_names import in_the_names_of
 from models.backbones.positions import cls_with_its_place, fitted_biases, fitted_positions
-from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names, pretrained
+from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names
+from models.backbones.vit_published import published_for
 from models.scores import scores_of
-from utils.checkpoints import download
-
-_DINO = "https://dl.fbaipublicfiles.com/dino/"
-_DINO_FILES = {
-    ("vit_small", 16): "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
-    ("vit_small", 8): "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
-    ("vit_base", 16): "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
-    ("vit_base", 8): "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
-}
 
 
 class ViT(TimmBackbone, GlobalAttentionBackbone):
@@ -128,14 +116,17 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
         rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
         spelling `gamma_1`, but by a network that has one, such as timm's DeiT-III: timm's ViTs with
-        rotary positions have the names and shapes of a DeiT-III then.
+        rotary positions have the names and shapes of a DeiT-III then, and nothing else in a file
+        tells the two apart. The report says what it was taken for.
         """
         folded = in_the_names_of(self.net, state)
         own, said = self.net.state_dict(), []
+        if "blocks.0.gamma_1" in state and "blocks.0.ls1.gamma" in own:
+            said.append("taken for DeiT-III's: timm's *_rope_ape_* have the same names and shapes")
         if getattr(self.net, "no_embed_class", False) and {"cls_token", "pos_embed"} <= own.keys():
             placed = cls_with_its_place(folded, own["pos_embed"].shape[1])
             folded |= placed
-            said = ["position of CLS added to CLS"] if placed else []
+            said += ["position of CLS added to CLS"] if placed else []
         scales = {key: layer for key, layer in _scaled(folded).items() if key not in own}
         for key, layer in scales.items():
             gamma = folded.pop(key)
@@ -208,39 +199,8 @@ def _build(
         backbone.plain = _with_stem(stem, sizes)
         return backbone  # nobody has weights for it
     backbone.plain = f'timm.create_model("{name}_patch16_224", patch_size={patch_size}, {sizes})'
-
-    backbone.sources["pretrained"] = partial(_published, f"{name}_patch16_224")
-    if (name, patch_size) in _DINO_FILES:
-        backbone.sources["dino"] = partial(download, _DINO + _DINO_FILES[name, patch_size])
+    backbone.sources |= published_for(name, patch_size)
     return backbone
-
-
-def _published(model: str) -> StateDict:
-    """Fetches a ViT's weights from timm, for images normalised as ours are."""
-    about: Any = timm.get_pretrained_cfg(model)
-    return for_our_images(pretrained(model), about.mean, about.std)
-
-
-def for_our_images(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...]) -> StateDict:
-    """Folds another normalisation of images into the patch embedding of a ViT, exactly.
-
-    Args:
-        state: of a network that was trained on (pixels - mean) / std.
-        mean: of each channel, of pixels between 0 and 1.
-        std: of each channel.
-
-    Returns:
-        The same network on images with ImageNet's mean and deviation taken out.
-    """
-    theirs, deviation = torch.tensor(mean), torch.tensor(std)
-    scale = torch.tensor(IMAGENET_STD) / deviation
-    shift = (torch.tensor(IMAGENET_MEAN) - theirs) / deviation
-    weight, bias = (state[f"patch_embed.proj.{name}"] for name in ("weight", "bias"))
-    return {
-        **state,
-        "patch_embed.proj.weight": weight * scale.view(1, 3, 1, 1),
-        "patch_embed.proj.bias": bias + weight.sum((2, 3)) @ shift,
-    }
 
 
 def _with_stem(stem: Mapping[str, Any], sizes: str) -> str:

@@ -186,15 +186,22 @@ def test_asked_to_stop_between_training_and_test_it_stops(train, monkeypatch, ca
     assert not any("test/miou" in row for row in rows_of(folder).values())
 
 
-def test_nobody_who_does_not_wait_for_the_end_is_left_without_a_word(train, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nobody_who_does_not_wait_for_the_end_is_left_without_a_word(
+    train, monkeypatch, capsys, number
+):
     original = RunFolder.write_summary
 
     def impatient(self, result):
         original(self, result)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(RunFolder, "write_summary", impatient)
-    code, folder = train("first", trainer__max_epochs=1)
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)  # else it would end the tests
+    try:
+        code, folder = train("first", trainer__max_epochs=1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     assert code == 130
     said = capsys.readouterr().err
     assert f"Interrupted. What it has saved is in {folder / 'checkpoints'}. It goes on" in said

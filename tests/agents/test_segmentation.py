@@ -447,8 +447,14 @@ def test_losses_are_summed_from_the_command_line(train, capsys):
 def test_evaluation_repeats_the_test(precision, train):
     settings = {"task": "segmentation", "data__val_fraction": 0.3}
     _, folder = train("first", trainer__precision=precision, **settings)
-    assert main(["--evaluate", "first", "--run.dir", str(folder.parent)]) == 0
+    again = ["--evaluate", "first", "--run.dir", str(folder.parent)]
+    for more in ([], ["--trainer.accelerator", "auto", "--data.num_workers", "1"]):
+        assert main([*again, *more]) == 0
+        assert sum("evaluate/" in name and "loss" in name for name in summary(folder)) == 1
+    other = "bf16-mixed" if precision == "32-true" else "32-true"
+    assert main([*again, "--trainer.precision", other]) == 0
     found = summary(folder)
+    assert f"evaluate/voc12_standard/trainer.precision {other}/loss" in found
     assert found["evaluate/voc12_standard/loss"] == pytest.approx(found["test/loss"], rel=1e-6)
     assert found["evaluate/voc12_standard/miou"] == pytest.approx(found["test/miou"], rel=1e-6)
 
@@ -461,7 +467,9 @@ def test_a_run_in_float16_is_judged_where_there_is_none(train, said):
     file.write_text(yaml.safe_dump(settings))
     assert main(["--evaluate", "first", "--run.dir", str(folder.parent)]) == 0
     found = summary(folder)
-    assert found["evaluate/voc12_standard/miou"] == pytest.approx(found["test/miou"], rel=1e-6)
+    name = "evaluate/voc12_standard/trainer.precision 32-true/miou"
+    assert found[name] == pytest.approx(found["test/miou"], rel=1e-6)
+    assert "evaluate/voc12_standard/miou" not in found
     assert "precision: this machine has no 16-mixed, so 32-true it is." in said
 
 

@@ -62,6 +62,23 @@ def test_of_null_and_a_value_the_last_counts():
     assert hparams(*words[1], *words[0]).trainer.chunk_size is None  # and no longer auto
 
 
+def test_an_experiment_may_name_variables_of_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "data: {root: '${SOME_FOLDER}/x', name: voc}\nbackbone.weights: ${SOME_FILE}\n"
+        "data.batch_size: ${SOME_NUMBER}\noptim.lr: ${SOME_RATE}\n"
+    )
+    monkeypatch.setenv("SOME_FOLDER", "/he: re")
+    monkeypatch.setenv("SOME_FILE", "dino")
+    monkeypatch.setenv("SOME_NUMBER", "64")
+    with pytest.raises(ConfigError, match=r"mine\.yaml needs the environment variable SOME_RATE:"):
+        parse(["--experiment", str(file)])
+    monkeypatch.setenv("SOME_RATE", "1e-3")
+    hparams = parse(["--experiment", str(file)]).hparams
+    assert (hparams.data.root, hparams.backbone.weights) == ("/he: re/x", "dino")
+    assert (hparams.data.batch_size, hparams.optim.lr) == (64, 1e-3)
+
+
 def test_numbers_are_numbers_whatever_was_imported_before():
     # `typing` keeps one order of a union for the whole process: the one that was asked for first.
     code = (

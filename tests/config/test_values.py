@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from enum import Enum
@@ -15,8 +16,11 @@ import pytest
 
 from agents.trainer import Trainer
 from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, write_yaml
+from config.edited import lost_setting
 from config.hparams import BackboneHparams, Hparams, OptimHparams
+from config.lookup import CONFIG_DIR
 from config.parsing import parse
+from config.rules import unmet
 from config.validation import check, check_values
 from main import main
 
@@ -244,30 +248,81 @@ def test_kinds_of_numbers_and_texts_become_plain_ones(tmp_path):
         check(Hparams(optim=OptimHparams(lr=np.float32("nan"))))
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What reads a command line, of which hparams.py may be edited."""
+    folder = tmp_path_factory.mktemp("copied")
+    for name in ("config", "utils"):
+        shutil.copytree(CONFIG_DIR.parent / name, folder / name)
+    shutil.copy(CONFIG_DIR.parent / "main.py", folder)
+    return folder
+
+
+RESTORE = "`git checkout config/hparams.py` restores the whole file"
+SEED = "    seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0\n"
+DIR = '    dir: str = "runs"\n'
+SCALES = "field(\n        default_factory=lambda: [1.0]\n    )"
+FLOAT = """        MAKES_EPOCHS,
+    ] = 0.1
+"""
+LEJEPA = """    lejepa: Annotated[
+        LeJEPAHparams, Needs("task", "lejepa") | Needs("dino_twins.term", "sigreg")
+    ] = _group(LeJEPAHparams)
+"""
+
+
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("before", "after", "messages"),
     [
-        ("    seed: Natural = ten", "line 2: name 'ten' is not defined"),
-        ("    seed: Natural = = 3", "invalid syntax"),
+        (DIR, "    dir: str = = runs\n", ["hparams.py, line 96", "invalid syntax"]),
+        (DIR, "    dir: str = runs\n", [", line 96: name 'runs' is not", "in quotation marks"]),
+        (SEED, "    seed = 0\n", ["RunHparams.seed is no setting without its type (a setting"]),
+        (DIR, "    dir: str\n", ["'dir' follows default argument (a setting is written NAME: TY"]),
+        ("_group(DataHparams)", '"voc"', ["hparams.py: data is a group of settings, got voc."]),
+        (SCALES, "[1.0]", ["for field fixed_scales", "(default_factory=lambda: [1.0, 2.0])"]),
+        (SCALES, "field(default_factory=[1.0])", ["'list' object is not callable (a list is"]),
+        (
+            FLOAT,
+            FLOAT[:-1] + ",\n",
+            ["--data.val_fraction (0.1,): expected a number, got tuple (a"],
+        ),
+        (": Count = 3", ": Cuont = 3", ["name 'Cuont' is not defined"]),
+        (
+            "    batch_size: A",
+            "    batchsize: A",
+            ["DataHparams has no setting batch_size", RESTORE],
+        ),
+        (
+            "    views: Annotated[L",
+            "    vies: Annotated[L",
+            ["data.views: no such setting", RESTORE],
+        ),
+        (LEJEPA, "", ["Hparams has no setting lejepa", RESTORE]),
+        ("import", "\0", ["null bytes (save it as UTF-8)"]),
+        ("class Hparams:", "class Settings:", ["cannot import name 'Hparams'", RESTORE]),
     ],
 )
-def test_what_is_no_python_in_hparams_py_is_one_sentence(
-    line, message, tmp_path, monkeypatch, capsys
-):
-    edited = tmp_path / "hparams.py"
-    edited.write_text(f"class RunHparams:\n{line}\n")
+def test_what_python_says_of_hparams_py_is_one_sentence(before, after, messages, copied):
+    shipped = (CONFIG_DIR / "hparams.py").read_text()
+    assert before in shipped
+    (copied / "config" / "hparams.py").write_text(shipped.replace(before, after, 1))
+    command = [sys.executable, str(copied / "main.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for message in ["hparams.py", *messages]:
+        assert message in done.stderr
 
-    class Edited:
-        @staticmethod
-        def find_spec(name: str, *_: Any) -> Any:
-            if name != "config.parsing":
-                return None
-            return importlib.util.spec_from_file_location(name, edited)
 
-    monkeypatch.setattr(sys, "meta_path", [Edited, *sys.meta_path])
-    monkeypatch.delitem(sys.modules, "config.parsing")
-    assert main([]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "hparams.py" in told
-    assert told.count("\n") == 1
+def test_a_condition_on_a_setting_that_is_gone_names_it():
+    with pytest.raises(AttributeError, match="freeze_epoch") as found:
+        unmet(Hparams(), "backbone.freeze_epoch")
+    assert "BackboneHparams has no setting freeze_epoch, which is" in lost_setting(found.value)
+
+
+def test_settings_that_are_gone_are_asked_for(copied):
+    (copied / "config" / "hparams.py").unlink()
+    done = subprocess.run([sys.executable, str(copied / "main.py")], capture_output=True, text=True)
+    assert done.stderr.startswith("error: config/hparams.py: No module named 'config.hparams' (")
+    assert RESTORE in done.stderr

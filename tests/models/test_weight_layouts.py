@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.backbones.weights import load_weights
+from models.backbones.weights import load_state, load_weights
 from tests.models.layouts import LAYOUTS
 
 
@@ -25,3 +25,12 @@ def test_features_are_those_of_the_source(name, tmp_path):
     assert report.coverage == 1
     assert not report.missing
     assert layout.largest_difference(net, backbone) < 1e-5
+
+
+def test_what_may_have_had_rotary_positions_is_said_to_be_taken_for_deit():
+    layout = LAYOUTS["DeiT-III, official, in timm's"]
+    state = layout.network().state_dict()
+    backbone = layout.ours()
+    for written, told in ((layout.write(dict(state))["model"], True), (state, False)):
+        report = str(load_state(backbone, written, "file"))
+        assert ("taken for DeiT-III's: timm's *_rope_ape_*" in report) is told

@@ -262,12 +262,12 @@ def test_registers_are_positions_and_tokens_of_their_own():
 
 def test_pretrained_vits_see_images_as_they_were_trained_to(monkeypatch):
     """timm's own are trained on images with 0.5 taken out, not ImageNet's mean."""
-    from models.backbones import vit
+    from models.backbones import vit_published
 
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     assert net.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
-    monkeypatch.setattr(vit, "pretrained", lambda model: net.state_dict())
-    backbone = vit.vit_tiny(image_size=224, pool="cls").eval()
+    monkeypatch.setattr(vit_published, "pretrained", lambda model: net.state_dict())
+    backbone = vit_tiny(image_size=224, pool="cls").eval()
     assert load_weights(backbone, "pretrained").coverage == 1
     images = torch.rand(2, 3, 224, 224)
     with torch.no_grad():

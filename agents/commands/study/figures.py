@@ -12,14 +12,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
-from agents.commands.study.learning import learning
-from agents.commands.study.rows import Figure
+from agents.commands.study.rows import FIGURES, Figure
 from agents.commands.study.runs import Study
 from callbacks.attention_maps import paint_masks
 from callbacks.effective_receptive_field import radius
 from callbacks.segmentation_predictions import name_colours
 from models.attention import mass_mask
 from utils import figures
+from utils.imports import load
 from utils.palette import VOID, palette
 from utils.run_folder import RunFolder
 
@@ -35,7 +35,8 @@ def study_figure(study: Study, figure: Figure) -> Picture | None:
     for name, label in figure.rows.items():
         folders = [study.folder_of(run.name) for run in study.of(rows[name])]
         found.append((label, [folder for folder in folders if folder.finished]))
-    return _PICTURES[figure.picture](found, figure.title)
+    draw: Callable[[Sequence[Folders], str], Picture | None] = load(FIGURES[figure.picture])
+    return draw(found, figure.title)
 
 
 def _side_by_side(
@@ -152,12 +153,9 @@ def _receptive_fields(found: Sequence[tuple[str, Arrays]], title: str) -> Pictur
     return figure
 
 
-_PICTURES: dict[str, Callable[[Sequence[Folders], str], Picture | None]] = {
-    "matrices": _side_by_side(_matrices, "cross_correlation/train"),
-    "attention": _side_by_side(_attention, "attention_maps/val/*", "attention_maps/train/*"),
-    "predictions": _side_by_side(
-        _predictions, "segmentation_predictions/test", "segmentation_predictions/val"
-    ),
-    "receptive_fields": _side_by_side(_receptive_fields, "effective_receptive_field"),
-    "learning": learning,
-}
+matrices = _side_by_side(_matrices, "cross_correlation/train")
+attention = _side_by_side(_attention, "attention_maps/val/*", "attention_maps/train/*")
+predictions = _side_by_side(
+    _predictions, "segmentation_predictions/test", "segmentation_predictions/val"
+)
+receptive_fields = _side_by_side(_receptive_fields, "effective_receptive_field")

@@ -19,17 +19,16 @@ from agents.commands.study.rows import (
     read_row,
     with_needed,
 )
-from agents.commands.study.runs import OF_THE_MACHINE, Run, Study
+from agents.commands.study.runs import BESIDE_WHAT, Run, Study
 from config.base_settings import ARCHITECTURE
 from config.command_line import (
     as_command_line,
     as_words,
     check_paths,
-    expanded,
     options,
     typed,
 )
-from config.convert import ConfigError, read_yaml, set_leaf, shown, unfolded, update
+from config.convert import ConfigError, expanded, read_yaml, set_leaf, shown, unfolded, update
 from config.hparams import Hparams
 from config.lookup import find_experiment
 from config.parsing import Command, parse
@@ -154,7 +153,7 @@ class _Plans:
             # Filled in from the other run once it is there.
             given = {*experiment_settings(row), *options}
             settings = {p: v for p, v in settings.items() if p not in ADOPTED or p in given}
-        machine = {path: w for path, w in options.items() if path.startswith(OF_THE_MACHINE)}
+        machine = {path: w for path, w in options.items() if path.startswith(BESIDE_WHAT)}
         runs = []
         for seed in range(seeds):
             of_seed = {path: f"run:{name}-s{seed}" for path, name in needs.items()}

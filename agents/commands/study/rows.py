@@ -13,7 +13,14 @@ from config.convert import ConfigError, shown, suggestion, unfolded
 from config.lookup import find_experiment, known_experiments, read_experiment
 from utils.nested import flat
 
-FIGURES = ("matrices", "attention", "predictions", "receptive_fields", "learning")
+# What draws a figure of runs; named, as drawing needs torch, and reading a study does not.
+FIGURES = {
+    "matrices": "agents.commands.study.figures:matrices",
+    "attention": "agents.commands.study.figures:attention",
+    "predictions": "agents.commands.study.figures:predictions",
+    "receptive_fields": "agents.commands.study.figures:receptive_fields",
+    "learning": "agents.commands.study.learning:learning",
+}
 TEXT, LINES = (str, int, float), (Mapping,)
 _WORDS = {
     str: "a text",

@@ -10,25 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.commands.study.rows import Figure, Row
+from config.base_settings import OF_THE_MACHINE
 from config.command_line import MAIN, as_command_line
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
 
-# Where and how a run is computed; everything else is what it computes.
-OF_THE_MACHINE = (
-    "run.",
-    "logger.",
-    "callbacks.",
-    "data.root",
-    "data.download",
-    "data.num_workers",
-    "data.feature_cache",
-    "probe.data.root",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-)
+# Beginnings of what is not what a run computes. Its images may lie elsewhere, and are the same.
+BESIDE_WHAT = (*OF_THE_MACHINE, "run.", "logger.", "callbacks.", "data.root", "probe.data.root")
 
 
 @dataclass(frozen=True)
@@ -57,9 +45,7 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What it computes, wherever that happens."""
         return {
-            path: value
-            for path, value in self.settings.items()
-            if not path.startswith(OF_THE_MACHINE)
+            path: value for path, value in self.settings.items() if not path.startswith(BESIDE_WHAT)
         }
 
 
