@@ -237,7 +237,8 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
 
     Args:
         runs_dir: folder of all runs.
-        name: None: that of the experiment, with a number from the second run on.
+        name: None: that of the experiment, or of the run whose settings it is, with a number from
+            the second run on.
         experiment: None: words and the time.
 
     Raises:
@@ -267,7 +268,9 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
 
 def _free_name(runs: Path, experiment: str | None) -> str:
     if experiment is not None:
-        stem = Path(experiment).stem
+        file = Path(experiment)
+        of_a_run = file.name == RunFolder(file.parent).hparams.name
+        stem = file.absolute().parent.name if of_a_run else file.stem
         numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
         return next(name for name in numbered if not (runs / name).exists())
     # Not the seeded generator: two runs with one seed need two names.

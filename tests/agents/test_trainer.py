@@ -527,6 +527,9 @@ def test_a_run_is_called_after_its_experiment(train, tmp_path):
         words = ("--experiment", str(file))
         assert train(name, *words, run__name=..., trainer__max_epochs=...)[0] == 0
         assert summary(tmp_path / "runs" / name)["epochs"] == 1
+    of_a_run = tmp_path / "runs" / "mine" / "hparams.yaml"
+    assert main(["--experiment", str(of_a_run)]) == 0
+    assert summary(tmp_path / "runs" / "mine-3")["epochs"] == 1
 
 
 def test_a_run_without_validation(train, image_folder):
