@@ -276,7 +276,7 @@ def test_defaults_follow_the_size_of_the_data(images, out_dim, momentum, tempera
     steps = 24 * (images // 128)
     assert found.dino.warmup_teacher_temp_steps == min(37500, math.ceil(0.3 * steps))
     assert found.dino.freeze_last_layer_steps == min(1250, images // 128)
-    for said in (f"dino.out_dim {out_dim}", "dino.local_crop_size 16", "optim.lr 0.0003536"):
+    for said in (f"dino.out_dim {out_dim}", "dino.local_crop_size 16", "optim.lr 0.00035355"):
         assert said in words
     assert "dino.head_batch_norm false" in words
     assert "barlow_twins" not in words
