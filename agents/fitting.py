@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from agents.base import Agent
 from agents.chunks import too_large
-from agents.lightning import loaders_of
+from agents.lightning import loaders_of, stop_loading
 from agents.preflight import images_a_process
 from agents.saving import save_backbone
 from callbacks.interruption import Interrupted, stopping_at_once
@@ -82,7 +82,7 @@ class Fitting:
             self.end = End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._stop_loading()
+            stop_loading(self.trainer)
             self.peak_mb = peak_mb(self.device)
             self.seconds = time.perf_counter() - started
 
@@ -140,7 +140,7 @@ class Fitting:
         if agent.trains:
             with self.stopwatch.timing("fitting"):
                 trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
-            self._stop_loading()  # the test has its own
+            stop_loading(self.trainer)  # the test has its own
             if trainer.is_global_zero:
                 save_backbone(agent, self.folder)
             self.trained = True
@@ -160,10 +160,6 @@ class Fitting:
     def _killed_worker(self) -> WorkerKilledError | None:
         found = (loader.workers.killed() for loader in loaders_of(self.trainer))
         return next((error for error in found if error), None)
-
-    def _stop_loading(self) -> None:
-        for loader in loaders_of(self.trainer):
-            loader.stop()
 
 
 _QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}

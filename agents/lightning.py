@@ -63,6 +63,12 @@ def loaders_of(trainer: pl.Trainer) -> list[BatchLoader]:
     return [loader for stage in stages for loader in loaders_in(stage)]
 
 
+def stop_loading(trainer: pl.Trainer) -> None:
+    """Ends the processes that have loaded images for a trainer."""
+    for loader in loaders_of(trainer):
+        loader.stop()
+
+
 def _slurm() -> SLURMEnvironment:
     try:
         # Its own way to go on knows nothing of this project's.

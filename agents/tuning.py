@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.tuner import Tuner
 
 from agents.base import Agent
-from agents.lightning import loaders_of
+from agents.lightning import stop_loading
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from utils.chunks import chunk_sizes
@@ -170,8 +170,7 @@ def tune_lr(
             min_lr=1e-6,
             max_lr=1.0,
         )
-        for loader in loaders_of(trainer):
-            loader.stop()
+        stop_loading(trainer)
         suggestion = finder.suggestion() if finder else None
     if suggestion is None or not math.isfinite(suggestion):
         raise ValueError("--trainer.tune_lr found no slope in the loss. Set --optim.lr yourself.")

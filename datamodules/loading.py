@@ -135,11 +135,13 @@ class BatchLoader:
                 if len(parts) == self.per_batch:
                     yield self.join(parts)
                     parts = []
-        except ValueError as error:
-            # A worker's error arrives with its traceback as the message.
-            raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
-        except (RuntimeError, EOFError) as error:  # the latter in the middle of a tensor
-            if killed := self.workers.killed():
+        except Exception as error:
+            killed = self.workers.killed()  # before the others are ended
+            self.stop()
+            if isinstance(error, ValueError):
+                # A worker's error arrives with its traceback as the message.
+                raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
+            if killed and isinstance(error, RuntimeError | EOFError):  # the latter inside a tensor
                 raise killed from error
             raise
 

@@ -43,6 +43,14 @@ def signals_are_heard() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def processes_end() -> Iterator[None]:
+    """Those that load images do with what loads them: nothing waits for a test of before."""
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
+
+
 PACKAGES = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 TINY = {
     "run.seed": 1,
@@ -151,8 +159,7 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
     """Runs `main` on tiny settings; returns exit code and run folder.
 
-    A readout that fails ends no run, but it ends a test, unless that says it may. So does a process
-    that is left.
+    A readout that fails ends no run, but it ends a test, unless that says it may.
     """
 
     def run(
@@ -160,9 +167,7 @@ def train(tmp_path: Path, shapes_root: Path) -> Callable[..., tuple[int, Path]]:
     ) -> tuple[int, Path]:
         place = {"run.dir": tmp_path / "runs", "run.name": name, "data.root": shapes_root}
         settings = tiny({**place, **{key.replace("__", "."): v for key, v in changed.items()}})
-        before = set(multiprocessing.active_children())
         code, folder = main([*options(settings), *words]), tmp_path / "runs" / name
-        assert set(multiprocessing.active_children()) <= before
         if code == 0 and not may_fail:
             assert summary(folder)["readout_failures"] == {}
         return code, folder

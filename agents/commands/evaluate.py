@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from agents.backbone import choose_attention
 from agents.build import build_callbacks, build_data
 from agents.commands.trained import trained_agent
+from agents.lightning import stop_loading
 from agents.protocols import judged_by
 from agents.steering import validates
 from callbacks.guard import Guard
@@ -80,6 +81,7 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     else:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, how = "val/", []
+    stop_loading(trainer)
     if changed := _otherwise(folder, hparams):
         how.append(changed)
     new = "/".join(["evaluate", *how, ""])
