@@ -261,7 +261,7 @@ def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
     reason = broken(best) if best.is_file() else f"{best} is gone."
     if not reason:
         return {}
-    console.warning("%s The best of the next validations takes its place.", reason)
+    console.warning("%s The best of the validations from here on takes its place.", reason)
     return _no_best()
 
 

@@ -71,9 +71,9 @@ def _check_architecture() -> None:
 def _runs_on(card: tuple[int, int], name: str) -> bool:
     """Whether code for an architecture, as `get_arch_list` names it, runs on a card.
 
-    Machine code (sm_) runs on cards of the same generation, at least as new; PTX (compute_), which
-    the driver compiles, on all that are at least as new. Names that end in a letter are for one
-    architecture only.
+    Machine code (sm_) runs on cards of the same generation that are at least as new; PTX
+    (compute_), which the driver compiles, on all that are at least as new. A name that ends in `a`
+    is for this card only, in `f` for this generation.
     """
     least = _capability(name)
     if name.endswith("a"):

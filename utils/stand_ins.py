@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Modules of Python for settings; any other could be an attack that calls its functions.
+# Modules of Python that settings may name; others are refused, as attacks call their functions.
 _OF_SETTINGS = "argparse collections copyreg datetime decimal enum pathlib types typing uuid"
 _OTHERS = {*sys.stdlib_module_names, *REVERSE_IMPORT_MAPPING.values()} - {*_OF_SETTINGS.split()}
 

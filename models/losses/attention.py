@@ -67,7 +67,7 @@ def mass_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
 
 
 def shape_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
-    """1 - soft IoU of each object with the patches that get more than uniform attention.
+    """1 - soft IoU of each object with the patches that its head attends to above average.
 
     Prevents a single patch from satisfying the mass loss. Arguments as in `matched_heads`.
     """

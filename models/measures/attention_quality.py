@@ -33,7 +33,7 @@ class Quality:
         jaccard_by_head: the same for every single head, `(heads,)`.
         lift: log2 of (attention on objects / their share of the area), `(heads,)`.
         precision: average precision of attention as a score for object patches, `(heads,)`; NaN if
-            objects fill more than half of no patch.
+            there are no object patches, which are covered by more than half.
         precision_chance: the share of object patches.
         information: share of the entropy of a patch's class that the masks of all heads together
             explain, minus the same for displaced masks; NaN for more than 12 heads.
