@@ -1,1 +1,1 @@
-"""What a run is: settings, names, command line. Imports no torch, so that errors answer at once."""
+"""Settings, names and the command line of a run. Imports no torch, so that errors come at once."""

@@ -1,4 +1,4 @@
-"""What acts beside --evaluate, --predict, --export and --compare, by which nothing is trained."""
+"""Which settings act with --evaluate, --predict, --export and --compare, which train nothing."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _LEARNING = (TRAINS, HEAD_LEARNS, BACKBONE_LEARNS)
 
 
 def settings_given(argv: Sequence[str]) -> set[str]:
-    """Returns all options on a command line, without dashes; a setting by its dotted path."""
+    """Returns all options on a command line, without dashes: settings by their dotted path."""
     options = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
     return set(map(_affirmed, options))
 
 
 def _affirmed(option: str) -> str:
-    """Returns the path of a switch that is turned off as simple-parsing has it, `GROUP.noNAME`."""
+    """Returns the path of a switch in simple-parsing's negated form, `GROUP.noNAME`."""
     group, dot, name = option.rpartition(".")
     path = f"{group}{dot}{name.removeprefix('no')}"
     return path if path in rules_of(Hparams) else option
 
 
 def check_acts(hparams: Hparams, actions: Sequence[str], given: Set[str]) -> None:
-    """Checks that an action reads what is given beside it.
+    """Checks that the options given with an action have an effect on it.
 
     Args:
-        hparams: the settings, in which names are chosen.
+        hparams: the settings, with chosen names.
         actions: at most one.
         given: see `settings_given`.
 
     Raises:
-        ConfigError: it does not; names the first.
+        ConfigError: one has no effect; names the first.
     """
     if actions in ([], ["--run.resume"]):
         return
@@ -51,7 +51,7 @@ def check_acts(hparams: Hparams, actions: Sequence[str], given: Set[str]) -> Non
 
 
 def acts_beside(action: str, task: str, path: str) -> bool:
-    """Whether a setting can act where nothing is trained.
+    """Whether a setting can have an effect with an action that trains nothing.
 
     Args:
         action: --evaluate, --predict or --export.

@@ -1,4 +1,4 @@
-"""The advice below each field of `config/hparams.py`, for --help and for the documentation."""
+"""Reads the docstring of each field of `config/hparams.py`, for --help and the documentation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from config.convert import Leaf
 
 
 def advice(leaf: Leaf) -> str:
-    """Returns what the file says of a setting, on one line; empty where it says nothing."""
+    """Returns the docstring of a setting on one line; empty if it has none."""
     name = leaf.path.rpartition(".")[2]
     return _advice(inspect.getfile(leaf.group)).get((leaf.group.__name__, name), "")
 
 
 @cache
 def _advice(file: str) -> dict[tuple[str, str], str]:
-    # Read from the syntax: annotations may go over several lines.
+    # From the syntax tree, because annotations may span several lines.
     return {
         (group.name, field.target.id): " ".join(inspect.cleandoc(below.value.value).split())
         for group in ast.parse(Path(file).read_bytes()).body

@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts: what became of `auto`, and how long it will be."""
+"""What a run announces before it starts: the values of `auto`, its length, and warnings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from utils.text import count, format_value
 
 
 def choices(given: Hparams, resolved: Hparams) -> str:
-    """Says in one line what became of every `auto` that this run reads; empty without any."""
+    """Returns one line with the value of every `auto` that this run reads; empty without any."""
     found = {}
     for leaf in leaves(given):
         value = get_leaf(resolved, leaf.path)
-        # Cadences follow from the length, which is said by itself.
+        # Without cadences, which follow from the length.
         cadence = any(
             isinstance(extra, Cadence | StepCadence) for extra in metadata(leaf.annotation)
         )
@@ -27,7 +27,7 @@ def choices(given: Hparams, resolved: Hparams) -> str:
     return f"auto: {words}" if words else ""
 
 
-# Below these a run is a try-out, not a training.
+# With fewer steps, a run is a try-out, not a training.
 _FEW_STEPS, _FEW_STEPS_AN_EPOCH = 50, 4
 
 
@@ -39,7 +39,8 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         images: number of training images.
 
     Returns:
-        The length in one line, and warnings of few steps and of what waits in vain.
+        The length in one line, and warnings: too few steps, or settings that come into effect only
+        after the run's end.
     """
     trainer, batch = hparams.trainer, int(hparams.data.batch_size)
     what = f"{hparams.task} with {hparams.backbone.name} on {hparams.data.name}"
@@ -63,8 +64,8 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
         )
     elif per_epoch < _FEW_STEPS_AN_EPOCH:
         warnings.append(
-            f"An epoch has only {count(per_epoch, 'step')}: rates, pictures and validations change "
-            f"from one to the next. More: {finer}."
+            f"An epoch has only {count(per_epoch, 'step')}: rates jump, and pictures and "
+            f"validations come every few steps. More: {finer}."
         )
     warnings += _of_validations(hparams, epochs)
     waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
@@ -84,7 +85,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
 
 
 def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
-    """Warns of a best checkpoint and an early end that no validation can bring."""
+    """Warns of too few validations to choose a checkpoint, or to stop early."""
     if unmet(hparams, "trainer.val_every_n_epochs"):
         return []
     every = int(hparams.trainer.val_every_n_epochs)
@@ -95,7 +96,7 @@ def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
             "last step counts."
         ]
     path = "callbacks.early_stopping.patience"
-    # The first validation has none to be compared with; what the last one stops has ended.
+    # The first validation has none to compare with; after the last one the run ends anyway.
     patience, validations = hparams.callbacks.early_stopping.patience, int(epochs // every)
     if unmet(hparams, path) is None and patience >= validations - 1:
         return [
@@ -106,7 +107,7 @@ def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
 
 
 def _of_dino(dino: DINOHparams, steps: int) -> list[str]:
-    """Warns of what official code fails at, and of a teacher that cannot teach."""
+    """Warns of settings with which DINO's teacher or prototypes do not train."""
     warnings = []
     if dino.ema and dino.momentum_teacher == 1:
         warnings.append(

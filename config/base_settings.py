@@ -1,4 +1,4 @@
-"""The settings that a command line overrides: the defaults, an experiment's, or those of a run."""
+"""The settings that the command line overrides: defaults, an experiment's, or those of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from config.hparams import Hparams
 from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
 from config.validation import check_values, without_ineffective
 
-# What makes weights fit: taken over from the run that `--backbone.weights run:NAME` names.
+# The architecture, which weights must fit: adopted from the run of `--backbone.weights run:NAME`.
 ARCHITECTURE = (
     "name",
     "patch_size",
@@ -24,7 +24,7 @@ ARCHITECTURE = (
     "stem",
     "pool",
 )
-# Where and how something is computed: but for rounding, the same comes out.
+# Settings of the machine: except for rounding, they do not change results.
 OF_THE_MACHINE = (
     "data.download",
     "data.num_workers",
@@ -37,18 +37,18 @@ OF_THE_MACHINE = (
 
 
 def given_name(text: str) -> str:
-    """Returns the name that an option is given, which is not empty."""
-    # An unset variable of a shell; taken for no option it would start a training.
+    """Returns the name given to an option, after checking that it is not empty."""
+    # An unset shell variable; ignored, it would start a training.
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a name, not an empty text")
     return text
 
 
 def early_options(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the options that decide the defaults of everything else.
+    """Reads the options that determine the defaults of all others.
 
     Raises:
-        ConfigError: one of them is given without its value.
+        ConfigError: one of them has no value.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--task")
@@ -66,13 +66,13 @@ def early_options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def base_settings(early: argparse.Namespace) -> tuple[Hparams, Path | None]:
-    """Returns the settings that hold where the command line says nothing else.
+    """Returns the settings that apply unless the command line overrides them.
 
     Args:
         early: see `early_options`.
 
     Returns:
-        Them, and the folder of the run whose they are; None where they are of no run.
+        The settings, and the folder of the run they come from, if any.
 
     Raises:
         ConfigError: there is no such experiment or run, or its settings are impossible.
@@ -100,7 +100,7 @@ def _take_settings(hparams: Hparams, run: Path) -> None:
     settings, file = read_settings(run), run / "hparams.yaml"
     try:
         check_values(update(hparams, settings, str(file)))
-    except ConfigError as error:  # cut in the middle of a value, edited, or of another version
+    except ConfigError as error:  # truncated, edited, or from another version
         unless = (
             "unless another version wrote it, whose commit environment.json names, or a script "
             "that adds parts of its own"
@@ -109,7 +109,7 @@ def _take_settings(hparams: Hparams, run: Path) -> None:
 
 
 def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
-    """Starts from the architecture of the run that `run:NAME` weights come from."""
+    """Takes over the architecture of the run that `run:NAME` weights come from."""
     if not str(weights).startswith("run:"):
         return
     try:

@@ -1,4 +1,4 @@
-"""Settings that are possible each by itself, and not together."""
+"""Checks combinations of settings that are valid one by one, but not together."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from config.hparams import Hparams
 from config.resolve import learns_backbone, processes_of
 from config.rules import as_typed, get_leaf
 
-# Between points of SIGReg's integral, whose integrand is exp(-t²/2) wide. With points further apart
-# it weighs a collapse too little: with 3 up to 20 it is 0, whatever the embeddings are.
+# Largest distance between points of SIGReg's integral, whose integrand is as wide as exp(-t²/2).
+# With larger distances it hardly sees a collapse: with 3 points up to 20 it is always 0.
 _WIDEST_STEP = 1.5
 
 
 def check_combinations(hparams: Hparams) -> None:
-    """Checks settings whose possible values depend on one another.
+    """Checks settings whose valid values depend on each other.
 
     Args:
-        hparams: in which names are chosen, and every setting is possible by itself.
+        hparams: with chosen names; every setting is valid by itself.
 
     Raises:
         ConfigError: names the settings, their values and what to do.
@@ -32,7 +32,7 @@ def check_combinations(hparams: Hparams) -> None:
 
 
 def _check_crops(hparams: Hparams) -> None:
-    # Empty: to be chosen.
+    # Empty means `auto`.
     open_ones = ("dino.global_crops_scale", "dino.local_crops_scale", "barlow_twins.crop_scale")
     for path in (*open_ones, "lejepa.crop_scale"):
         scale = get_leaf(hparams, path)
@@ -77,7 +77,7 @@ def _check_head(hparams: Hparams) -> None:
     remembers = hparams.task == "segmentation" and hparams.segmentation.head == "knn"
     if remembers and learns_backbone(hparams):
         raise ConfigError(
-            "--segmentation.head knn trains nothing, so nothing below it can be in training: it "
+            "--segmentation.head knn trains nothing, so the backbone cannot be trained with it: it "
             "needs --backbone.freeze true, without --backbone.unfreeze_last."
         )
 
@@ -103,13 +103,13 @@ def _check_fusions(hparams: Hparams) -> None:
         )
     if settings.attention_loss and control == "random_init":
         raise ConfigError(
-            "--segmentation.attention_loss trains attention, and --segmentation.fusion_control "
-            "random_init reads that of a network that stays as it is: choose one."
+            "--segmentation.attention_loss trains attention, but --segmentation.fusion_control "
+            "random_init reads the attention of a network that is not trained: choose one."
         )
     tested = settings.test_window is not None or settings.test_flip or settings.test_scales != [1.0]
     if tested and settings.fusion_control == "shuffled":
         raise ConfigError(
-            "--segmentation.fusion_control shuffled judges whole images at one scale: it cannot be "
+            "--segmentation.fusion_control shuffled tests whole images at one scale: it cannot be "
             "combined with test_window, test_scales or test_flip."
         )
 
@@ -123,7 +123,7 @@ def _check_loss_weights(hparams: Hparams) -> None:
         )
     if settings.loss_weights and not any(settings.loss_weights):
         raise ConfigError(
-            f"--segmentation.loss_weights {as_typed(settings.loss_weights)}: with 0 alone "
+            f"--segmentation.loss_weights {as_typed(settings.loss_weights)}: if all are 0, "
             "nothing is trained."
         )
 
@@ -143,8 +143,7 @@ def _check_integral(hparams: Hparams) -> None:
         raise ConfigError(
             f"--lejepa.knots {method.knots} up to --lejepa.integration_limit "
             f"{method.integration_limit:g} lie {step:.3g} apart, more than {_WIDEST_STEP:g}: "
-            "between them SIGReg sees nothing of a Gaussian, nor of a collapse. Give more knots, "
-            "or a lower limit."
+            "SIGReg could not tell a Gaussian from a collapse. Give more knots, or a lower limit."
         )
 
 

@@ -1,4 +1,4 @@
-"""Settings as words of a command line, and the other way round."""
+"""Converts settings to words of a command line, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def options(words: Sequence[str]) -> dict[str, list[str]]:
     """Groups a command line by option.
 
     Raises:
-        ConfigError: something that is no setting.
+        ConfigError: a word is not a setting.
     """
     found: dict[str, list[str]] = {}
     path = ""
@@ -37,7 +37,7 @@ def check_paths(paths: Mapping[str, Any], before: str) -> None:
     """Checks that dotted paths are settings.
 
     Raises:
-        ConfigError: one is not; the message begins with `before`.
+        ConfigError: one is not a setting; the message begins with `before`.
     """
     known = [leaf.path for leaf in leaves(Hparams())]
     for path in paths:
@@ -46,17 +46,17 @@ def check_paths(paths: Mapping[str, Any], before: str) -> None:
 
 
 def as_words(value: Any) -> list[str]:
-    """Returns the words after an option that give it this value."""
+    """Returns the words to type after an option for this value."""
     if isinstance(value, list):
         return [word for each in value for word in as_words(each)]
     return [as_typed(value)]
 
 
 def typed(words: Sequence[str], path: str) -> Any:
-    """Returns what the words after an option mean, read as in a YAML file.
+    """Returns the value of the words after an option, read as in a YAML file.
 
     Raises:
-        ConfigError: several words, or none, for a setting of one value.
+        ConfigError: there are no or several words for a setting with one value.
     """
     leaf = next(leaf for leaf in leaves(Hparams()) if leaf.path == path)
     values = [
@@ -69,5 +69,5 @@ def typed(words: Sequence[str], path: str) -> Any:
 
 
 def as_command_line(settings: Mapping[str, Sequence[str]]) -> list[str]:
-    """Returns options and their words as a command line."""
+    """Joins options and their words to a command line."""
     return [word for path, words in settings.items() for word in (f"--{path}", *words)]

@@ -1,4 +1,4 @@
-"""What the Tab key offers in a shell: options of the task, and the values that they may have.
+"""Completion by the Tab key in a shell: options of the task, and their possible values.
 
 activate-global-python-argcomplete      once, for `python main.py` in bash or zsh
 """
@@ -26,7 +26,7 @@ _RUNS = ("--evaluate", "--predict", "--compare", "--export", "--run.resume")
 
 
 def complete() -> None:
-    """Writes what fits the line so far where the shell reads it, and ends the process."""
+    """Sends the shell the completions of the line so far, and ends the process."""
     import argcomplete
 
     words = shlex.split(os.environ.get("COMP_LINE", ""), posix=False)
@@ -34,10 +34,10 @@ def complete() -> None:
 
 
 def parser_for(words: list[str]) -> argparse.ArgumentParser:
-    """Returns a parser that only knows what there is.
+    """Returns a parser that knows the options and values, but parses nothing.
 
     Args:
-        words: of the line so far, for its task.
+        words: of the line so far, which may give the task.
     """
     task = Hparams().task
     for option, value in zip(words, [*words[1:], ""], strict=True):
@@ -59,7 +59,7 @@ def parser_for(words: list[str]) -> argparse.ArgumentParser:
 
 
 def possible_values(annotation: Any) -> list[str]:
-    """Returns the words that a setting may be; empty for numbers and free text."""
+    """Returns the possible words for a setting; empty for numbers and free text."""
     found = [name.removesuffix("*") for name in named_values(annotation)]  # of timm/*
     if any(isinstance(each, Auto) for each in metadata(annotation)):
         found.append("auto")

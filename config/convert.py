@@ -1,4 +1,4 @@
-"""Hparams to and from plain nested dicts and YAML files."""
+"""Converts Hparams to and from plain nested dicts and YAML files."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from utils.text import one_line
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be: the message names its dotted path and what to do, on one line."""
+    """An invalid setting; the message names its dotted path and what to do, on one line."""
 
     def __init__(self, message: str) -> None:
-        # Whatever it quotes of a file or a command line.
+        # On one line, even if it quotes several lines of a file or a command line.
         super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One setting: where it is, what it holds, what it may hold, the dataclass it lies in."""
+    """One setting: its path, value, type and default, and the dataclass that defines it."""
 
     path: str
     value: Any
@@ -46,10 +46,10 @@ class Leaf:
 
 
 def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
-    """Walks every setting, depth first, in the order of the file.
+    """Yields every setting, depth first, in the order of the file.
 
     Raises:
-        ConfigError: something else in the place of a group, or an attribute that is no setting.
+        ConfigError: a group is something else, or an attribute is not a setting.
     """
     kind: type = type(hparams)
     hints, defaults = _hints(kind), kind()
@@ -72,13 +72,13 @@ def leaves(hparams: Any, prefix: str = "") -> Iterator[Leaf]:
 def _hints(group: type) -> dict[str, Any]:
     hints = get_type_hints(group, include_extras=True)
     untyped = [name for name in vars(group) if not name.startswith("_") and name not in hints]
-    if untyped:  # of the class, not of a run: no option, not written down
+    if untyped:  # a class attribute: would be no option, and not be saved
         raise ConfigError(f"{group.__name__}.{untyped[0]} is no setting without its type.")
     return {item.name: hints[item.name] for item in dataclasses.fields(group)}
 
 
 def read_tables_anew() -> None:
-    """Lets settings know what has been added to `config/names.py` since they were looked at."""
+    """Rereads `config/names.py`, after parts were added to its tables."""
     _hints.cache_clear()
     forget_rules()
 
@@ -96,7 +96,7 @@ _BRIEF.maxlevel = 2
 
 
 def shown(value: Any) -> str:
-    """Returns a value as it stands in a message: short, whatever it is."""
+    """Returns a short form of any value for a message."""
     if isinstance(value, list) and value and not any(isinstance(each, list) for each in value):
         words = [shown(each) for each in value[:10]]
         return " ".join(words if len(words) == len(value) else [*words, "…"])
@@ -105,7 +105,7 @@ def shown(value: Any) -> str:
         return value if plain and len(value) <= _BRIEF.maxstring else _BRIEF.repr(value)
     if value is None or isinstance(value, bool):
         return as_typed(value)
-    # Python writes no whole number of more than 4300 digits.
+    # Python refuses to print integers of more than 4300 digits.
     huge = isinstance(value, int) and abs(value) > _LONGEST
     return f"{Decimal(value):.3E}" if huge else _BRIEF.repr(value)
 
@@ -117,9 +117,9 @@ def suggestion(path: str, known: list[str], before: str = "") -> str:
     """Returns ` Did you mean …?` with the nearest valid name, or an empty string.
 
     Args:
-        path: that is not valid.
+        path: an invalid name.
         known: valid names.
-        before: what such a name begins with where it is typed.
+        before: prefix of the suggestion, such as `--`.
     """
     by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
     leaf = path.rpartition(".")[2]
@@ -139,7 +139,7 @@ def base_types(annotation: Any) -> tuple[Any, ...]:
 
 
 def holds_list(path: str) -> bool:
-    """Whether a dotted path is a setting of several values."""
+    """Whether a dotted path is a setting with several values."""
     return any(
         get_origin(kind) is list
         for leaf in leaves(Hparams())
@@ -149,9 +149,9 @@ def holds_list(path: str) -> bool:
 
 
 def coerced(value: Any, annotation: Any) -> Any:
-    """Returns a value as YAML reads it in the type that a setting has."""
-    # YAML reads `1e-3` as a string and `1` as an int; both are floats where a float is asked for.
-    # `None`, which it reads as a string too, is null where that is possible.
+    """Converts a value from YAML to the type of a setting."""
+    # YAML reads `1e-3` as a string and `1` as an int: floats, if the setting is one. It also reads
+    # `None` as a string: null, if the setting may be null.
     allowed = base_types(annotation)
     if value == "None" and type(None) in allowed:
         return None
@@ -171,7 +171,7 @@ def _as_float(value: Any) -> Any:
 
 
 def at_home(text: str) -> str:
-    """Returns a path below `~` as a shell spells it out, which it does not after `--option=`."""
+    """Expands `~/`, which a shell does not do after `--option=`."""
     return os.path.expanduser(text) if text.startswith("~/") else text  # noqa: PTH111 (any text)
 
 
@@ -179,7 +179,7 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
     """Overwrites settings of `hparams` with a nested dict.
 
     Raises:
-        ConfigError: `settings` names something that does not exist.
+        ConfigError: there is no such setting.
     """
     known = {leaf.path: leaf for leaf in leaves(hparams)}
 
@@ -204,10 +204,10 @@ def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparam
 
 
 def unfolded(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Turns the dotted names of a file into groups: each setting then has one place.
+    """Converts the dotted names of a file to nested groups.
 
     Raises:
-        ConfigError: one stands there twice.
+        ConfigError: a setting is given twice.
     """
     found = list(entries(content))
     settings = dict(found)
@@ -223,7 +223,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """Reads a YAML mapping.
 
     Raises:
-        ConfigError: the file is not valid YAML or does not hold a mapping.
+        ConfigError: the file is not valid YAML, or not a mapping.
     """
     content = parse_yaml(file.read_bytes(), str(file))
     if content is None:
@@ -234,9 +234,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def expanded(value: Any, file: Path) -> Any:
-    """Replaces `${NAME}` in a YAML file's values by the environment's variables.
+    """Replaces `${NAME}` in the values of a YAML file by environment variables.
 
-    A number is one, as if it stood in the file.
+    Numbers in variables become numbers, as in the file.
 
     Raises:
         ConfigError: there is no such variable.
@@ -251,17 +251,17 @@ def expanded(value: Any, file: Path) -> Any:
             raise ConfigError(f"{file} needs the environment variable {name}: {name}=… python …")
         value = value.replace("${" + name + "}", os.environ[name])
     if names:
-        with suppress(ConfigError):  # a text need be no YAML
+        with suppress(ConfigError):  # a text that is not YAML stays
             read = parse_yaml(value, str(file))
             return read if isinstance(read, int | float) else value
     return value
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:
-    """Returns what a YAML text means.
+    """Parses a YAML text.
 
     Raises:
-        ConfigError: it is not valid; begins with `source` and the line.
+        ConfigError: it is not valid; the message begins with `source` and the line.
     """
     try:
         return load_yaml(text, source)
@@ -270,5 +270,5 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
 
 
 def write_yaml(settings: Mapping[str, Any], file: Path) -> None:
-    """Writes a nested dict so that `read_yaml` gives it back."""
+    """Writes a nested dict in the form that `read_yaml` reads."""
     write_atomically(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))

@@ -1,6 +1,6 @@
-"""What is wrong with config/hparams.py, which is edited by hand, in a sentence. Imports no torch.
+"""Explains Python's errors in config/hparams.py, which users edit, in a sentence. Imports no torch.
 
-Its values are checked like all others (`config/validation.py`); here it is what Python says of it.
+The values in it are checked like all others, by `config/validation.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _RESTORE = (
     "restores the whole file"
 )
 _ASSIGNED = "a setting is written NAME: TYPE = VALUE"
-# Parts of what Python says, and what to write instead.
+# Parts of Python's messages, and what to write instead.
 _ADVICE = {
     "non-default argument": _ASSIGNED,
     "required positional argument": _ASSIGNED,
@@ -31,10 +31,10 @@ _ADVICE = {
 
 
 def check_readable() -> None:
-    """Imports the settings, and looks at every one and its conditions.
+    """Imports the settings, and reads each one and its conditions.
 
     Raises:
-        Exception: whatever Python says of the file; `mistake` says it in a sentence.
+        Exception: any error of Python in the file; `mistake` explains it.
     """
     from config.convert import leaves
     from config.hparams import Hparams
@@ -45,13 +45,13 @@ def check_readable() -> None:
 
 
 def mistake(error: Exception) -> str:
-    """Says where the file is wrong, and what to write instead where that is known."""
+    """Says where the file is wrong, and what to write instead, if known."""
     advice = next((said for part, said in _ADVICE.items() if part in str(error)), "")
     return f"{_place(error)}: {error}".rstrip(".") + (f" ({advice})." if advice else ".")
 
 
 def _place(error: Exception) -> str:
-    if isinstance(error, SyntaxError) and error.filename:  # which says the line itself
+    if isinstance(error, SyntaxError) and error.filename:  # has the line itself
         return error.filename
     frames = traceback.extract_tb(error.__traceback__)
     edited = [frame for frame in frames if frame.filename.endswith(_EDITED)]
@@ -59,7 +59,7 @@ def _place(error: Exception) -> str:
 
 
 def lost_setting(error: AttributeError) -> str:
-    """Says which setting the file has no more, if that is the error; else nothing."""
+    """Says which setting is missing from the file, if that is the error; else empty."""
     group = error.obj if isinstance(error.obj, type) else type(error.obj)
     if group.__module__ != "config.hparams":
         return ""

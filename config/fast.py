@@ -11,7 +11,7 @@ from config.hparams import Hparams
 from config.resolve import choose_names, processes_of
 from config.rules import as_typed, get_leaf, no_effect
 
-# What a file says of the length of a run does not count.
+# These override the length of a run in files.
 _ONE_BATCH: dict[str, Any] = {
     "trainer.max_steps": None,
     "trainer.max_epochs": 1,
@@ -21,7 +21,7 @@ _ONE_BATCH: dict[str, Any] = {
     "trainer.limit_test_batches": 1,
     "data.feature_cache": "off",
 }
-# Where nothing else was chosen. A fifth of the images of a readout are held out.
+# These replace only defaults. Readouts hold out a fifth of their images.
 _SMALL: dict[str, Any] = {
     "callbacks.online_probe.num_images": 50,
     "callbacks.dense_knn.num_images": 50,
@@ -32,26 +32,26 @@ _SMALL: dict[str, Any] = {
 
 
 def shortened(hparams: Hparams, given: Collection[str]) -> tuple[Hparams, str]:
-    """Sets what makes a run a try-out.
+    """Shortens a run to a try-out.
 
     Args:
-        hparams: of files and command line.
-        given: dotted paths on the command line, which stay.
+        hparams: from files and command line.
+        given: dotted paths on the command line, which are kept.
 
     Returns:
-        A copy, and what was set in it, in words.
+        A copy, and a description of the changes.
     """
     hparams = deepcopy(hparams)
     batch = hparams.data.batch_size
-    # Half of them may be held out.
+    # Twice a batch, because half of the images may be held out.
     one_batch = {
         **_ONE_BATCH,
         "probe.num_images": max(200, 2 * batch if isinstance(batch, int) else 0),
     }
     defaults = {leaf.path: leaf.default for leaf in leaves(hparams)}
-    # Every process has a share of the batch.
+    # The processes share the batch.
     small = {"data.batch_size": 8 * processes_of(hparams), **_SMALL}
-    if isinstance(hparams.trainer.chunk_size, int):  # a batch is at least as large
+    if isinstance(hparams.trainer.chunk_size, int):  # it needs a batch of at least this size
         del small["data.batch_size"]
     chosen = [path for path in small if get_leaf(hparams, path) != defaults[path]]
     done = []

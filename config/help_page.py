@@ -25,20 +25,20 @@ class Parser(ArgumentParser):
     task = "barlow_twins"
 
     def error(self, message: str) -> NoReturn:
-        """Refuses a command line in one sentence, with the nearest option there is.
+        """Refuses a command line in one sentence, and suggests a similar option.
 
         Raises:
             ConfigError: always.
         """
         if message.startswith("unrecognized arguments: "):
             option, *_ = message.removeprefix("unrecognized arguments: ").split() or [""]
-            # What is no setting, such as --study, was added before any group.
+            # Options that are not settings, such as --study, were added before any group.
             others = [o for each in self._optionals._group_actions for o in each.option_strings]
             known = [leaf.path for leaf in leaves(Hparams())]
             known += [o.removeprefix("--") for o in others if o.startswith("--")]
             hint = suggestion(option.lstrip("-").partition("=")[0], known, "--")
             raise ConfigError(f"Unknown option {shown(option)}.{hint} --help lists all.")
-        # The words of a line that was not understood may be anything.
+        # The message quotes words of the user, which may be anything.
         line = textwrap.shorten(message, 500, placeholder=" …")
         line = re.sub(r"/--\S+\.no\w+", "", line)  # how simple-parsing would negate a flag
         joined = _JOINED.match(line)
@@ -48,7 +48,7 @@ class Parser(ArgumentParser):
         raise ConfigError(f"{line[:1].upper()}{line[1:]}.{several} --help lists all options.")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Refuses a value of `--GROUP.noNAME`, by which simple-parsing ends as if all were well.
+        """Refuses a value of `--GROUP.noNAME`, for which simple-parsing would exit successfully.
 
         Raises:
             ConfigError: always.
@@ -56,17 +56,17 @@ class Parser(ArgumentParser):
         self.error(str(message))
 
     def format_help(self) -> str:
-        """Returns the page: options that count on the task, each with what it needs."""
+        """Returns the page: options with an effect on the task, each with its conditions."""
         settings = {leaf.path: leaf for leaf in leaves(Hparams())}
         for group in self._action_groups:
             for action in group._group_actions:
                 path = next((o for o in action.option_strings if o.startswith("--")), "--")[2:]
                 conditions = rules_of(Hparams).get(path)
-                if conditions is None:  # a command, done only where it is given
+                if conditions is None:  # a command: has no default to show
                     action.default = argparse.SUPPRESS
                     continue
                 action.default = as_typed(settings[path].value) or "empty"
-                # simple-parsing finds none where an annotation goes over several lines.
+                # simple-parsing finds no docstring if an annotation spans several lines.
                 action.help = advice(settings[path]).replace("%", "%%")
                 if not possible_on(Hparams, path, self.task):
                     action.help = argparse.SUPPRESS
@@ -74,7 +74,7 @@ class Parser(ArgumentParser):
                     str(each) for each in conditions if not settled_by(each, self.task)
                 ]:
                     action.help = f"{action.help} [Needs {'; '.join(needed)}]"
-                # Not simple-parsing's negations, nor its short forms of names of one letter.
+                # Without simple-parsing's negations, and its short forms of one-letter names.
                 action.option_strings = [f"--{path}"]
                 if choices := named_values(settings[path].annotation):
                     action.metavar = "{" + ",".join(choices) + "}"
@@ -90,7 +90,7 @@ def _visible(group: Any) -> bool:
 
 
 def named_values(annotation: Any) -> list[str]:
-    """Returns the names that a setting may be, or hold; empty where it holds none."""
+    """Returns the possible names for a setting, or for items of its list; empty without."""
     for item in getattr(annotation, "__metadata__", ()):
         if isinstance(item, OneOf | SomeOf):
             return list(item.names)

@@ -2,25 +2,25 @@
 
     python main.py                                       the defaults below
     python main.py --task dino                           another task, same defaults
-    python main.py --data.name voc --data.root ~/data    any leaf, by its dotted name
+    python main.py --data.name voc --data.root ~/data    any setting, by its dotted name
     python main.py --experiment brisk-valley             one of config/experiments/*.yaml
     python main.py --study quick                         one of config/studies/*.yaml: many runs
     python main.py --fast                                one batch of everything: does it work?
     python main.py --help                                this file, as help
 
-Precedence: this file < --experiment < command line. `null` in a comment is Python's None, on the
-command line `null`; `auto` is worked out from task, data and backbone when the run starts, printed
-and written down. As shipped, these settings train a small ViT with Barlow Twins on generated
-images: no download, no account, two to five minutes on two CPU cores. For a run of your own
+Precedence: this file < --experiment < command line. What comments call `null` is Python's None
+here, and `null` on the command line. `auto` is determined from task, data and backbone when the run
+starts, printed and saved. As shipped, these settings train a small ViT with Barlow Twins on
+generated images: no download, no account, two to five minutes on two CPU cores. For your own run,
 edit two lines: `task` (at the end) and `data.name`.
 
-A text that begins with `~/` is a path in your home folder, also where no shell has replaced it.
+A text that begins with `~/` is a path in your home folder, in files as well.
 
-`Needs` and `Unless` say when a setting has an effect (`config/rules.py`); one that would have none
-is refused. Beside --run.resume every setting acts from the next step on, except those marked
-`Kept`, which are refused; after another value of one marked `MEASURES` the best checkpoint is
-chosen anew. Beside --evaluate, --predict and --export those are refused that act in a training
-alone: marked `IN_TRAINING`, cadences, and what needs something that learns.
+`Needs` and `Unless` say when a setting has an effect (`config/rules.py`); a setting without effect
+is refused. With --run.resume, changed settings act from the next step on; those marked `Kept` are
+refused, and if one marked `MEASURES` changes, the best checkpoint is chosen anew. --evaluate,
+--predict and --export refuse settings that act only in training: those marked `IN_TRAINING`,
+cadences, and settings that need something that learns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from config.types import (
     Width,
 )
 
-# Conditions of several settings.
+# Conditions that several settings share.
 PRETRAINS = Needs("task", *names.PRETRAINING)
 SEGMENTS = Needs("task", "segmentation")
 PASSES_IMAGES = Needs("task", *names.PRETRAINING, "segmentation")  # in every step
@@ -65,14 +65,14 @@ IS_VICREG = Needs("barlow_twins.loss", "vicreg")
 VALIDATES = Unless("trainer.limit_val_batches", 0)
 SEVERAL_PROCESSES = Unless("trainer.devices", 1) | Unless("trainer.num_nodes", 1)
 
-# What a resumed run keeps.
+# A resumed run keeps settings with these marks, for this reason.
 OF_THE_START = Kept("it acts only when a run starts")
-MAKES_EPOCHS = Kept("the order of its images and its schedules count in its epochs")
-MAKES_PROCESSES = Kept("its random states are those of its processes")
-CHOOSES_TRAINED = Kept("its optimizer remembers the parameters that were trained")
-# After which its best checkpoint is chosen anew.
+MAKES_EPOCHS = Kept("the order of its images and its schedules depend on the length of its epochs")
+MAKES_PROCESSES = Kept("each of its processes has a random state of its own")
+CHOOSES_TRAINED = Kept("its optimizer has a state for the parameters that were trained")
+# If one of these changes, a resumed run chooses its best checkpoint anew.
 MEASURES = Measures()
-# What has nothing to do for --evaluate, --predict and --export, beside all that needs learning.
+# --evaluate, --predict and --export refuse these, besides settings that need something that learns.
 IN_TRAINING = InTraining()
 
 
@@ -90,21 +90,21 @@ class RunHparams:
         Needs("run.resume", "none"),
         IN_TRAINING,
     ] = None
-    """Folder name under `dir`, without slashes; an existing one is never overwritten, unless its
-    run was killed before its first checkpoint. null: that of the experiment (with -2, -3 … when it
-    exists), else generated."""
+    """Folder name under `dir`, without slashes. An existing folder is never overwritten, unless its
+    run was killed before its first checkpoint. null: the name of the experiment (with -2, -3 … if
+    it exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
     seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0
     """Seeds weights, sampling and augmentation. Results do not depend on data.num_workers."""
     deterministic: Annotated[bool, IN_TRAINING] = False
-    """Deterministic GPU kernels, attention's unfused: same numbers on the same card, slower. Not
-    where positions of another grid are interpolated and trained, such as DINO's for local crops."""
+    """Deterministic GPU kernels, without fused attention: same numbers on the same card, slower.
+    Exception: trained positions that are interpolated, such as for DINO's local crops."""
     resume: str = "none"
     """none | auto (the newest unfinished run in `dir`) | name or folder of a run. Continues in the
-    same folder with that run's settings. Options given beside it act from the next step on (rates,
-    schedules, length, …), or are refused (those that a run keeps, such as data.batch_size). Without
-    a checkpoint yet it starts anew there."""
+    same folder with that run's settings. Other options on the command line act from the next step
+    on (rates, schedules, length, …), or are refused (such as data.batch_size, which a run keeps). A
+    run without a checkpoint starts anew in its folder."""
 
 
 @dataclass
@@ -117,8 +117,8 @@ class DataHparams:
     cifar-10-batches-py, or an npz file) | image_folder (any folder of images). Masks: shapes, voc,
     coco_stuff, mask_folder; classes: shapes, cifar10, and image_folder with one folder a class."""
     root: str | None = None
-    """Where the data lies. null: data/<name>. For voc the folder holding VOCdevkit, VOC2012 itself,
-    or anything between; other data in VOC's layout has its classes.yaml beside JPEGImages."""
+    """Where the data is. null: data/<name>. For voc the folder that holds VOCdevkit, VOC2012
+    itself, or one between; other data in VOC's layout has a classes.yaml beside JPEGImages."""
     split: Annotated[
         Literal["train", "trainaug", "all_minus_val", "all"],
         Needs("data.name", "voc", "mask_folder", "image_folder"),
@@ -126,10 +126,10 @@ class DataHparams:
         MAKES_EPOCHS,
     ] = "train"
     """Images to train on. voc: train is the segmentation list (1,464), trainaug the list with the
-    extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val every JPEG outside the
-    validation list. `all` includes evaluation images and marks the run transductive."""
+    extra masks of SBD (10,582, in SegmentationClassAug), all_minus_val all images outside the
+    validation list. `all` includes evaluation images and marks the run as transductive."""
     download: Annotated[bool, Needs("data.name", "voc", "cifar10")] = False
-    """Fetch the official archive (2 GB, 170 MB) into `root` if it is not there."""
+    """Download the official archive (voc 2 GB, cifar10 170 MB) to `root` if it is missing."""
     val_fraction: Annotated[
         float,
         Between(0.0, 0.5),
@@ -137,25 +137,25 @@ class DataHparams:
         | Needs("task", "segmentation", "linear_probe"),
         MAKES_EPOCHS,
     ] = 0.1
-    """Share of the training images held out for validation: image_folder and mask_folder without a
-    val/ folder, segmentation and linear_probe, where the data set's own val split is the test set
-    and chooses nothing (with test/ and val/ of folders: val chooses)."""
+    """Share of the training images to hold out for validation: if image_folder or mask_folder has
+    no val/ folder; and for segmentation and linear_probe, whose test set is the data set's own val
+    split (if a folder has both test/ and val/: test/ is the test set, val/ is for validation)."""
     image_size: Annotated[int | str, Auto(), Between(16, 2**15), MEASURES] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
-    to it). Segmentation judges whole images whose shorter side is this long. auto: 48 (shapes), 32
-    (cifar10), 224; rounded up to whole patches, and for a ViT but vit_demo to eight of them."""
+    to it). Segmentation is tested on whole images with this shorter side. auto: 48 (shapes), 32
+    (cifar10), else 224; rounded up to whole patches, at least eight for a ViT except vit_demo."""
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
-    """Images of a batch, on all GPUs together: a *scientific* choice. Barlow Twins
-    correlates over exactly this many; when memory is short lower trainer.chunk_size instead, the
-    result stays the same (but for BatchNorm in the backbone, which sees a chunk). auto: 256
-    (pretraining on shapes: 128), for a segmentation 16; fewer where the images are few."""
+    """Images per batch, over all GPUs: a *scientific* choice. Barlow Twins correlates over exactly
+    this many. If memory is short, lower trainer.chunk_size instead: the result stays the same
+    (except for BatchNorm in the backbone, which sees a chunk). auto: 256 (pretraining on shapes:
+    128), segmentation 16; less if there are few images."""
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
-    """random crops, new in every epoch | fixed: each image and its mirror image at fixed_scales,
-    fixed_crops times. The features a frozen backbone has for those are computed once."""
+    """random: new crops in every epoch | fixed: each image and its mirror image at fixed_scales,
+    fixed_crops times. For these, features of a frozen backbone are computed only once."""
     fixed_scales: Annotated[list[float], Between(0.1, 10.0), Needs("data.views", "fixed")] = field(
         default_factory=lambda: [1.0]
     )
-    """Shorter sides over image_size. 1.0 1.5 doubles cache and variety."""
+    """Shorter sides relative to image_size. 1.0 1.5 doubles cache and variety."""
     fixed_crops: Annotated[Count, Needs("data.views", "fixed")] = 1
     """Crops of image_size per image and scale, drawn once."""
     feature_cache: Annotated[
@@ -164,28 +164,28 @@ class DataHparams:
         Needs("backbone.freeze", True),
         Unless("backbone.unfreeze_last"),
     ] = "auto"
-    """Features of all images on disk, read instead of computed, shared by all runs with the same
-    weights, images and layers; what readouts of the backbone found as well. auto: in
-    <run.dir>/.cache | off | a folder. Its size is printed first."""
+    """Where to store the features of all images, for all runs with the same weights, images and
+    layers; also results of readouts of the backbone. auto: in <run.dir>/.cache | off | a folder.
+    Its size is printed first."""
     blur: Annotated[bool | None, PRETRAINS, MEASURES] = None
-    """Blur among the augmentations. null: above 32 px; the recipes for CIFAR have none."""
+    """Whether augmentations include blur. null: only above 32 px; CIFAR recipes have none."""
     num_workers: Annotated[int, Between(0, 1024)] | None = None
-    """Loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU one per
-    core but one, at most 8. 0: load in the main process."""
+    """Number of loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU
+    one less than cores, at most 8. 0: load in the main process."""
 
 
 @dataclass
 class BackboneHparams:
-    """The network that is kept. null: the architecture's own value."""
+    """The network that computes the features. null: the architecture's own value."""
 
     name: Annotated[str, OneOf(("auto", *names.BACKBONES, *names.BACKBONE_ALIASES))] = "auto"
     """Architecture. vit_demo is a toy for the demonstration (patch 8, depth 3, width 96: 0.4 M
     parameters). timm/NAME or timm/NAME.TAG: any model of timm, such as timm/convnext_nano or
-    timm/vit_base_patch16_224.mae; dinov2_small, dinov3_small, convnext_tiny, … are short for some.
+    timm/vit_base_patch16_224.mae; dinov2_small, dinov3_small, convnext_tiny, … are short names.
     auto: vit_demo for shapes, resnet18 for cifar10, vit_small for photographs."""
     patch_size: Annotated[Count | None, IS_VIT | IS_TIMM] = None
-    """Pixels per patch side. null: 16 (vit_demo: 8, timm/*: the model's own). 8 sees finer but
-    costs four times the tokens of 16."""
+    """Side of a patch in pixels. null: 16 (vit_demo: 8, timm/*: the model's own). 8 sees finer
+    detail than 16, with four times the tokens."""
     depth: Annotated[int | None, Between(1, 1000), IS_VIT] = None
     """Number of blocks. null: 12 (vit_demo: 3)."""
     embed_dim: Annotated[Width | None, IS_VIT] = None
@@ -194,9 +194,9 @@ class BackboneHparams:
     """Attention heads, a divisor of the width. null: 3 (demo, tiny), 6 (small, vit_pytorch), 12
     (base)."""
     mlp_ratio: Annotated[float, Between(0.1, 64), IS_VIT] | None = None
-    """Hidden width of the MLP over embed_dim. null: 4."""
+    """Hidden width of the MLP relative to embed_dim. null: 4."""
     registers: Annotated[Natural, Needs("backbone.name", *names.TIMM_VITS)] = 0
-    """Register tokens beside CLS (Darcet et al. 2024). Files of DINOv2 with registers need 4."""
+    """Register tokens beside CLS (Darcet et al. 2024). DINOv2's files with registers need 4."""
     drop_path: Annotated[
         float,
         Between(0.0, 0.9),
@@ -217,68 +217,67 @@ class BackboneHparams:
         Literal["auto", "imagenet", "cifar", "cifar_maxpool"],
         Needs("backbone.name", *names.RESNETS),
     ] = "auto"
-    """imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1) for 32 px | cifar_maxpool (the same
-    and a max-pool: a quarter of the work). auto: cifar_maxpool up to 64 px without weights, at
+    """imagenet (7x7 stride 2, max-pool) | cifar (3x3 stride 1, for 32 px) | cifar_maxpool (the same
+    with max-pool: a quarter of the work). auto: cifar_maxpool up to 64 px without weights and at
     output_stride 32; else imagenet."""
     output_stride: Annotated[
         Literal[8, 16, 32], Needs("backbone.name", *names.RESNETS, names.TIMM), MEASURES
     ] = 32
-    """8 or 16: denser maps, by dilation (resnet50, timm/* where timm can) or without the last
-    halving (botnet50: 16)."""
+    """8 or 16: denser maps, by dilation (resnet50, timm/* if timm supports it) or without the last
+    downsampling (botnet50: 16)."""
     pool: Annotated[Literal["cls", "mean"], IS_VIT, MEASURES] = "cls"
-    """What represents the image. With mean the last block's CLS attention is never trained."""
+    """What represents the image: the CLS token | the mean of the patches, with which the last
+    block's CLS attention is never trained."""
     layers: Annotated[str, MEASURES] = "last"
     """Which blocks (ViT) or stages (others) give feature maps: last, last4, or e.g. 2,5,8,11."""
     weights: Annotated[str, OF_THE_START, IN_TRAINING] = "none"
     """none | pretrained (supervised ImageNet; timm/*: those of the tag, else timm's first) | dino |
     barlow_twins | coco (DeepLabV3's, resnet50 with output_stride 8) | a file | run:NAME, which also
-    brings its architecture. A file's network is found under any prefix and expressed exactly, or
-    refused; for another size of images or patches positions and patches are resized. No file tells
-    the number of heads: give num_heads where it is not the architecture's."""
+    sets its architecture. Names in a file may have any prefix; a network that cannot be expressed
+    exactly is refused. Positions and patches are resized to other image or patch sizes. Files do
+    not record the number of heads: set num_heads if it is not the architecture's."""
     freeze: Annotated[bool, PASSES_IMAGES, CHOOSES_TRAINED] = False
     """Keep the backbone as loaded: parameters and buffers unchanged, eval mode, not optimised."""
     unfreeze_last: Annotated[Natural, Needs("backbone.freeze", True), CHOOSES_TRAINED] = 0
-    """The last n blocks (ViT) or stages (ResNet) are trained after all."""
+    """Still train the last n blocks (ViT) or stages (ResNet)."""
     freeze_epochs: Annotated[
         Natural, Needs("task", "barlow_twins", "lejepa"), Unless("backbone.freeze"), IN_TRAINING
     ] = 0
-    """Epochs at the start in which its parameters stay as they are while the new projector learns
-    to read them, for pretraining that goes on from weights. Where the rate was so high that the
-    weights were unlearnt, waiting did not save them; a low rate (optim.lr auto) did."""
+    """Epochs at the start that train only the new projector, for pretraining that continues from
+    weights. If the learning rate was so high that weights were unlearnt, this did not help; a low
+    rate (optim.lr auto) did."""
 
 
 @dataclass
 class BarlowTwinsHparams:
-    """Barlow Twins (Zbontar et al. 2021), and VICReg, which differs in the loss."""
+    """Barlow Twins (Zbontar et al. 2021); VICReg, which differs only in the loss."""
 
     projector_dim: Annotated[int | str, Auto(), Between(2, 2**17)] = "auto"
-    """Width D of the projector. auto: 512 (shapes: 16). The paper uses 8192 at batch
-    2048; at smaller batches less is safer: the noise in the loss grows as lambd * D^2 /
-    batch_size."""
+    """Width D of the projector. auto: 512 (shapes: 16). The paper uses 8192 at batch 2048; with
+    smaller batches less is safer: the noise in the loss grows as lambd * D^2 / batch_size."""
     projector_layers: Count = 3
-    """Linear layers of the projector, BatchNorm and ReLU between them."""
+    """Number of linear layers of the projector, with BatchNorm and ReLU between them."""
     hidden_dim: Annotated[
         int | str, Auto(), Between(2, 2**17), Unless("barlow_twins.projector_layers", 1)
     ] = "auto"
-    """Width of the projector's other layers. auto: projector_dim, as in the paper, but 512 at
-    least: a narrow last layer needs wide ones before it (benchmarks/RESULTS.md, sections 1 and
+    """Width of the projector's other layers. auto: projector_dim, as in the paper, but at least
+    512: a narrow last layer needs wide ones before it (benchmarks/RESULTS.md, sections 1 and
     23)."""
     loss: Annotated[Literal["barlow_twins", "vicreg"], Needs("task", "barlow_twins"), MEASURES] = (
         "barlow_twins"
     )
     """barlow_twins (correlations) | vicreg (Bardes et al. 2022: distance, variance, covariance),
-    which is less bound to the batch."""
+    which depends less on the batch size."""
     lambd: Annotated[
         float | str, Auto(), Between(0.0), Unless("barlow_twins.loss", "vicreg"), MEASURES
     ] = "auto"
-    """Weight of the off-diagonal terms. auto: 2.6 / projector_dim (the paper's 0.0051 at 512), so
-    that they weigh the same beside the diagonal at any width; half or twice as much matters
-    little."""
+    """Weight of the off-diagonal terms. auto: 2.6 / projector_dim (the paper's 0.0051 at 512),
+    which balances them with the diagonal at any width; a factor of two matters little."""
     crop_scale: Annotated[list[float], Needs("task", "barlow_twins"), MEASURES] = field(
         default_factory=list
     )
-    """Share of the image in a view, smallest and largest. Empty: 0.08 1, the paper's (shapes: 0.25
-    1)."""
+    """Smallest and largest share of the image's area in a view. Empty: 0.08 1, as in the paper
+    (shapes: 0.25 1)."""
     invariance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 25.0
     """VICReg: weight of the distance between the views."""
     variance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 25.0
@@ -286,30 +285,30 @@ class BarlowTwinsHparams:
     covariance_weight: Annotated[NonNegative, IS_VICREG, MEASURES] = 1.0
     """VICReg: weight of the covariances between dimensions."""
     mix: Annotated[NonNegative, Needs("barlow_twins.loss", "barlow_twins")] = 0.0
-    """Weight, over lambd, of a term on images mixed of two (Mixed Barlow Twins, Bandara et al.
-    2023), against overfitting on few images; 1 to 5. A third image then passes the backbone: half
-    as much time again. 0: off."""
+    """Weight, relative to lambd, of a term on mixes of two images (Mixed Barlow Twins, Bandara et
+    al. 2023) against overfitting on few images; 1 to 5. A step takes half as long again, for a
+    third pass through the backbone. 0: off."""
     scale: Annotated[float, Between(1e-8), Needs("task", "barlow_twins"), MEASURES] = 1.0
-    """Multiplies the loss. No effect under AdamW; LARS recipes elsewhere use 0.024 or 0.1."""
+    """Factor on the loss. No effect with AdamW; other recipes with LARS use 0.024 or 0.1."""
 
 
 @dataclass
 class DINOHparams:
-    """DINO (Caron et al. 2021). auto: by the number of images and steps, printed at the start."""
+    """DINO (Caron et al. 2021). auto depends on the number of images and steps, and is printed."""
 
     out_dim: Annotated[int | str, Auto(), Between(2, 2**20)] = "auto"
-    """Prototypes K. auto: 1024 up to 20k images, 2048 to 50k, 4096 to 100k, 16384 to 200k, 32768 to
-    500k, else the paper's 65536."""
+    """Number of prototypes K. auto: 1024 up to 20k images, 2048 to 50k, 4096 to 100k, 16384 to
+    200k, 32768 to 500k, else the paper's 65536."""
     hidden_dim: Annotated[int | str, Auto(), Between(1, 2**17)] = "auto"
-    """Head: width of the MLP. auto: 2048, on the demonstration's images 512."""
+    """Head: width of the MLP. auto: 2048 (shapes: 512)."""
     bottleneck_dim: Width = 256
     """Head: width before the last layer."""
     head_layers: Count = 3
-    """Head: linear layers of the MLP."""
+    """Head: number of linear layers of the MLP."""
     head_batch_norm: bool | None = None
-    """Head: BatchNorm between its layers, over all views of the batch (of all GPUs). What a ViT at
-    random says is nearly the same of all images, and without it a run of a few hundred steps learns
-    that: COLLAPSE. null: true on the demonstration's images, else false, as in the paper."""
+    """Head: BatchNorm between its layers, over all views of the batch (on all GPUs). A random ViT
+    gives nearly the same features for all images, and without BatchNorm a run of a few hundred
+    steps stays there: COLLAPSE. null: true on shapes, else false, as in the paper."""
     norm_last_layer: Annotated[bool, CHOOSES_TRAINED] = True
     """Keep the prototypes' norms at 1: steadier; false can be a little better for small ViTs."""
     student_temp: Annotated[float, Between(1e-3)] = 0.1
@@ -317,75 +316,75 @@ class DINOHparams:
     teacher_temp: Annotated[float | str, Auto(), Between(1e-3), Needs("dino.sharpening", True)] = (
         "auto"
     )
-    """Temperature of the teacher after the warm-up. auto: 0.02 up to 20k images, rising to 0.07 at
-    ImageNet's. Lower it when the loss stays at ln(out_dim)."""
+    """Temperature of the teacher after the warm-up. auto: 0.02 up to 20k images, rising to 0.07 for
+    as many as ImageNet has. Lower it if the loss stays at ln(out_dim)."""
     warmup_teacher_temp: Annotated[
         float | str, Auto(), Between(1e-3), Needs("dino.sharpening", True)
     ] = "auto"
-    """Its value at the start. auto: 0.04, or teacher_temp where that is lower."""
+    """Temperature of the teacher at the start. auto: 0.04, or teacher_temp if that is lower."""
     warmup_teacher_temp_steps: Annotated[
         int | str, Auto(), Between(0), Needs("dino.sharpening", True)
     ] = "auto"
-    """Steps until teacher_temp. auto: three tenths of the run, at most 37500."""
+    """Steps until teacher_temp is reached. auto: three tenths of the run, at most 37500."""
     momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0), Needs("dino.ema", True)] = (
         "auto"
     )
-    """Momentum of the teacher per optimizer step, rising to 1. auto: 0.99 up to 20k images, rising
-    to 0.996 at ImageNet's. In runs of a few hundred steps the teacher still remembers its random
-    start: export the student then; a lower momentum collapses."""
+    """Momentum of the teacher at the start, rising to 1. auto: 0.99 up to 20k images, rising to
+    0.996 for as many as ImageNet has. In runs of a few hundred steps the teacher stays close to its
+    random start: export the student then, as a lower momentum leads to a collapse."""
     center_momentum: Annotated[Fraction, Needs("dino.centering", True)] = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
-    """Steps in which the prototypes stay as they are. auto: one epoch, at most 1250, and at most
-    three tenths of the run."""
+    """Steps at the start that do not train the prototypes. auto: one epoch, at most 1250, and at
+    most three tenths of the run."""
     clip_grad: NonNegative = 3.0
-    """Largest gradient norm of each tensor of the student by itself; 0: no clipping. The projector
-    of dino_twins is not clipped, as it is not in Barlow Twins."""
+    """Largest gradient norm of each single tensor of the student; 0: no clipping. The projector of
+    dino_twins is never clipped, as in Barlow Twins."""
     local_crops_number: Annotated[int | str, Auto(), Between(0), Needs("dino.multi_crop", True)] = (
         "auto"
     )
-    """Local views beside the two global ones, for the student alone. Eight of 96 px have as many
-    pixels as one and a half global views of 224 px. auto: 8, on the demonstration's images 4."""
+    """Number of local views besides the two global ones; only the student sees them. Eight of 96 px
+    have as many pixels as one and a half global views of 224 px. auto: 8 (shapes: 4)."""
     local_crop_size: Annotated[int | str, Auto(), Between(8), Needs("dino.local_crops_number")] = (
         "auto"
     )
-    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), to a multiple of the
-    patch size, or of 16 where patches are smaller than 8 and divide it."""
+    """Side of local views in pixels. auto: 3/7 of image_size (96 for 224), rounded to a multiple of
+    the patch size, or of 16 if patches are smaller than 8 and divide it."""
     global_crops_scale: list[float] = field(default_factory=list)
-    """Share of the image in a global view. Empty: 0.4 1, without local views 0.14 1."""
+    """Smallest and largest share of the image's area in a global view. Empty: 0.4 1, without local
+    views 0.14 1."""
     local_crops_scale: Annotated[list[float], Needs("dino.local_crops_number")] = field(
         default_factory=list
     )
-    """Share of the image in a local view. Empty: 0.05 0.4, on the demonstration's images, where the
-    ground says nothing, 0.15 0.5."""
+    """Smallest and largest share of the image's area in a local view. Empty: 0.05 0.4 (shapes,
+    where the ground has no information: 0.15 0.5)."""
     export: Literal["teacher", "student"] = "teacher"
-    """The backbone that is kept, drawn and evaluated."""
+    """Which backbone is saved, shown in figures and evaluated."""
     centering: bool = True
-    """Subtract the centre from the teacher's outputs. Without: one prototype tends to win."""
+    """Subtract the centre from the teacher's outputs. false: one prototype tends to win."""
     sharpening: bool = True
-    """A lower temperature for the teacher. Without (the student's): outputs tend to be uniform."""
+    """Use teacher_temp. false: the student's temperature; outputs tend to be uniform."""
     ema: bool = True
-    """The teacher is an average. Without: the student of the step before."""
+    """The teacher is a moving average. false: it is the student of the previous step."""
     multi_crop: bool = True
-    """Local views. Without: two global views only."""
+    """Use local views. false: only the two global views."""
 
 
 @dataclass
 class DINOTwinsHparams:
-    """DINO and a second loss on one backbone; groups dino and that of `term` set the two heads."""
+    """DINO plus a second loss on the same backbone; dino and the group of `term` set the heads."""
 
     term: Literal["barlow_twins", "sigreg"] = "barlow_twins"
-    """The second loss: barlow_twins (group barlow_twins) | sigreg (group lejepa: embeddings are
-    spread like a Gaussian, as none are after a collapse). Either may do for dino.centering,
-    sharpening and ema."""
+    """The second loss: barlow_twins (group barlow_twins) | sigreg (group lejepa: makes embeddings
+    Gaussian, which excludes a collapse). Either may replace dino.centering, sharpening and ema."""
     beta: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's; the loss grows with
-    the projector's width: with 512 its part begins at a sixth of DINO's), 0.05 for sigreg
+    """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's; this loss grows with
+    the projector's width: at 512 its part starts at a sixth of DINO's), 0.05 for sigreg
     (LeJEPA's)."""
     pairs: Annotated[
         Literal["global", "global_local", "all"], Needs("dino_twins.term", "barlow_twins")
     ] = "global"
-    """Views that are correlated: the two global ones | pairs with a global one | all, as in the
+    """Pairs of views to correlate: the two global ones | all with a global one | all, as in the
     study."""
 
 
@@ -394,49 +393,49 @@ class LeJEPAHparams:
     """LeJEPA (Balestriero & LeCun 2025): views predict their mean, embeddings become Gaussian."""
 
     views: Annotated[int, Between(2), Needs("task", "lejepa"), MEASURES] = 4
-    """Views V of each image, all alike. The time of a step grows with them; 2 cost what Barlow
-    Twins costs."""
+    """Number V of views per image, all of the same kind. The time of a step grows with them; 2 take
+    as long as Barlow Twins."""
     crop_scale: Annotated[list[float], Needs("task", "lejepa"), MEASURES] = field(
         default_factory=lambda: [0.08, 1.0]
     )
-    """Share of the image in a view, smallest and largest."""
+    """Smallest and largest share of the image's area in a view."""
     projector_dim: Annotated[int, Between(2, 2**17)] = 64
-    """Width K of the embeddings; 16 to 128. They need not be wide: no dimension is compared with
-    another."""
+    """Width K of the embeddings; 16 to 128. They need not be wide, because dimensions are not
+    compared with each other."""
     hidden_dim: Width = 2048
     """Width of the projector's two hidden layers."""
     lambd: Annotated[Fraction, Needs("task", "lejepa"), MEASURES] = 0.05
-    """Weight of SIGReg, against 1 - lambd of the prediction: the method's one hyperparameter. 0.02
-    to 0.1."""
+    """Weight of SIGReg, with 1 - lambd for the prediction loss: the method's only hyperparameter;
+    0.02 to 0.1."""
     slices: Annotated[Count, MEASURES] = 256
-    """Random directions M along which embeddings are tested, new in every step; 256 to 1024."""
+    """Number M of random directions to test embeddings along, new in every step; 256 to 1024."""
     knots: Annotated[int, Between(3, 257), MEASURES] = 17
-    """Points of the test's integral."""
+    """Number of points of the test's integral."""
     integration_limit: Annotated[float, Between(0.5, 20.0), MEASURES] = 3.0
-    """Where the integral ends."""
+    """Upper limit of the integral."""
 
 
 @dataclass
 class HeadInformationHparams:
-    """A term beside the self-supervised loss that makes attention heads differ; no labels."""
+    """A term besides the self-supervised loss that makes attention heads differ; no labels."""
 
     weight: NonNegative = 0.0
-    """Weight of I(head; patch) / log(heads), which lies in 0 … 1. Barlow Twins: a few per cent of
-    its loss, e.g. 10; DINO: 0.1 to 1."""
+    """Weight of I(head; patch) / log(heads), which is in 0 … 1. Barlow Twins: a few per cent of its
+    loss, e.g. 10; DINO: 0.1 to 1."""
     blocks: Annotated[list[int], Needs("head_information.weight")] = field(
         default_factory=lambda: [-1]
     )
-    """Blocks whose heads are to differ, negative from the end."""
+    """Blocks whose heads should differ; negative numbers count from the end."""
 
 
 @dataclass
 class ProbeDataHparams:
-    """A labelled data set beside the one that is trained on."""
+    """A labelled data set besides the one to train on."""
 
     name: Annotated[str, OneOf(names.DATASETS)] | None = None
-    """shapes | cifar10 | image_folder. null: the images trained on, if they have labels."""
+    """shapes | cifar10 | image_folder. null: the training images, if they have labels."""
     root: Annotated[str | None, Needs("probe.data.name")] = None
-    """Where it lies. null: data/<name>."""
+    """Its folder. null: data/<name>."""
 
 
 _PROBES = Needs("task", "linear_probe") | Needs("callbacks.online_probe.enabled", True)
@@ -445,7 +444,7 @@ _HAS_KNN = Needs("probe.kind", "knn", "both")
 
 @dataclass
 class ProbeHparams:
-    """How features are judged by classes: task linear_probe, and callbacks.online_probe."""
+    """How features are evaluated by classification: linear_probe and callbacks.online_probe."""
 
     kind: Annotated[Literal["linear", "knn", "both"], _PROBES] = "both"
     """A linear classifier, k nearest neighbours, or both."""
@@ -455,11 +454,11 @@ class ProbeHparams:
     """The backbone's pooled output | the CLS tokens of backbone.layers, concatenated (DINO's
     protocol for ViT-S: last4)."""
     k: Annotated[Count, _PROBES, _HAS_KNN] = 20
-    """Neighbours."""
+    """Number of neighbours."""
     temperature: Annotated[float, Between(1e-3), _PROBES, _HAS_KNN] = 0.07
     """A neighbour's vote weighs exp(cosine / temperature)."""
     num_images: Annotated[Count, Needs("task", "linear_probe"), MAKES_EPOCHS] | None = None
-    """Images of each split, evenly spaced, to try things out; null: all."""
+    """Use only this many images per split, evenly spaced, for a try-out; null: all."""
     data: Annotated[
         ProbeDataHparams,
         PRETRAINS,
@@ -472,14 +471,14 @@ class KNNHeadHparams:
     """Segmentation by nearest patches (Balažević et al. 2023), exact."""
 
     k: Count = 30
-    """Nearest patches; all that are remembered where those are fewer."""
+    """Number of nearest patches; all in memory if there are fewer."""
     temperature: Annotated[float, Between(1e-3)] = 0.02
-    """The classes of a patch weigh exp(cosine / temperature)."""
+    """The classes of a nearest patch weigh exp(cosine / temperature)."""
 
 
 @dataclass
 class SegmentationHparams:
-    """Semantic segmentation on a backbone, which --backbone.freeze true leaves as it is."""
+    """Semantic segmentation on a backbone; --backbone.freeze true leaves that unchanged."""
 
     head: Annotated[str, OneOf(names.HEADS)] = "setr_naive"
     """linear (1x1) | setr_naive | setr_pup | setr_mla (four layers) | segformer_mlp (pyramids) |
@@ -491,88 +490,88 @@ class SegmentationHparams:
     head_weights: Annotated[str, LEARNT_HEAD, OF_THE_START, IN_TRAINING] = "none"
     """none | coco (deeplabv3 with 21 classes) | a file | run:NAME."""
     head_lr_multiplier: Annotated[float, Between(1e-3), LEARNT_HEAD, IN_TRAINING] = 1.0
-    """Learning rate of the head over that of the backbone; SETR fine-tunes with 10."""
+    """Learning rate of the head relative to the backbone's; SETR fine-tunes with 10."""
     loss: Annotated[list[str], SomeOf(names.LOSSES), LEARNT_HEAD] = field(
         default_factory=lambda: ["cross_entropy"]
     )
-    """cross_entropy | dice | focal | jaccard, or several, which are summed. Void counts nothing."""
+    """cross_entropy | dice | focal | jaccard, or a sum of several. Void pixels are ignored."""
     loss_weights: Annotated[list[float], Between(0.0), LEARNT_HEAD] = field(default_factory=list)
     """Weight of each loss; empty: 1 each."""
     class_weights: Annotated[
         Literal["none", "inverse_frequency", "listed"], Needs("segmentation.loss", "cross_entropy")
     ] = "none"
-    """How much a pixel of a class counts in the cross-entropy of training: none (all alike, so that
-    rare classes may be missed) | inverse_frequency (all classes alike, by their shares of the
-    training masks; finds rare classes, at the price of some false alarms) | listed. The losses of
-    held-out and test images are unweighted."""
+    """Weights of pixels in the training cross-entropy: none (all pixels count the same; rare
+    classes may be missed) | inverse_frequency (all classes count the same, by their shares of the
+    training masks; finds rare classes, with some false alarms) | listed. The losses of held-out and
+    test images are unweighted."""
     listed_class_weights: Annotated[
         list[float], Between(0.0), Needs("segmentation.class_weights", "listed")
     ] = field(default_factory=list)
-    """One for each class, in their order."""
+    """One weight for each class, in the order of the classes."""
     loss_stride: Annotated[Literal[1, 2, 4, 8], LEARNT_HEAD] = 1
-    """Every nth pixel of labels and logits makes the loss. 4 (a quarter of each side) learns the
-    same in a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""
+    """Compute the loss on every nth pixel of labels and logits. 4 (a quarter of each side) learns
+    the same with a sixteenth of the memory: needed for 171 classes at 512 px, or for speed."""
     protocol: Annotated[str, OneOf(names.PROTOCOLS), MEASURES] = "voc12_standard"
     """voc12_standard (original resolution, void ignored) | voc12_seed224 (the study's: squashed to
-    224 x 224, void is background, in training too). Results of the two never compare."""
+    224 x 224, void is background, in training too). Never compare results of the two."""
     fusion: Annotated[
         list[str], SomeOf((*names.FUSIONS, *names.FUSION_ALIASES), 0), LEARNT_HEAD
     ] = field(default_factory=list)
-    """What the backbone's attention does for the head, any of: fusion1 (maps_as_channels) | fusion2
+    """How the head uses the backbone's attention, any of: fusion1 (maps_as_channels) | fusion2
     (affinity_propagation: patches that attend to each other share their logits) | fusion3
-    (class_queries, guided by maps). Either name is understood."""
+    (class_queries, guided by attention maps). Both names work."""
     fusion_control: Annotated[
         Literal["none", "shuffled", "uniform", "local", "random_init"],
         Needs("segmentation.fusion"),
         MEASURES,
     ] = "none"
-    """The same fusion with attention of another image of the batch (shuffled) | of no patch in
-    particular (uniform) | of the neighbourhood, each head's wider than the last (local) | of a
-    random network (random_init). Only what beats all four is owed to attention."""
+    """The same fusion with the attention of another image of the batch (shuffled) | to all patches
+    alike (uniform) | to neighbours, in a radius that grows from head to head (local) | of a random
+    network (random_init). Only a gain over all four is due to attention."""
     attention_blocks: Annotated[
         list[int], Needs("segmentation.fusion") | Needs("segmentation.attention_loss"), MEASURES
     ] = field(default_factory=lambda: [-2, -1])
-    """Blocks whose attention fusions and attention_loss see, negative from the end."""
+    """Blocks whose attention fusions and attention_loss read; negative ones from the end."""
     fusion_lr_multiplier: Annotated[
         float, Between(1e-3), Needs("segmentation.fusion"), IN_TRAINING
     ] = 10.0
-    """Learning rate of a fusion's few scalars (shares, weights of heads) over the head's."""
+    """Learning rate of a fusion's few scalars (shares, weights of heads) relative to the head's."""
     fusion_carries: Annotated[
         Literal["logits", "features"], Needs("segmentation.fusion", "fusion2"), MEASURES
     ] = "logits"
-    """What travels between patches: logits of the head, or features before it."""
+    """What patches share: logits of the head, or features before it."""
     fusion_steps: Annotated[Count, Needs("segmentation.fusion", "fusion2"), MEASURES] = 3
-    """How many times it travels."""
+    """How many times patches share it."""
     fusion_edges: Annotated[
         list[str], SomeOf(names.FUSION_EDGES), Needs("segmentation.fusion", "fusion2"), MEASURES
     ] = field(default_factory=lambda: ["qk", "keys"])
-    """What makes two patches neighbours, a learnt mix of: qk (attention, of every head and block) |
-    qq, kk (queries, or keys, that attend to each other) | keys (cosine of keys, as in LOST and
-    TokenCut) | tokens (cosine of the backbone's output: what needs no attention, a rival)."""
+    """How strongly patches are connected, a learnt mix of: qk (attention, of every head and block)
+    | qq, kk (queries, or keys, that attend to each other) | keys (cosine of keys, as in LOST and
+    TokenCut) | tokens (cosine of the backbone's output, an alternative without attention)."""
     attention_loss: Annotated[NonNegative, LEARNT_HEAD] = 0.0
-    """Weight of a loss on attention itself; 0.1 to 0.4. It trains heads of unfrozen blocks
-    (backbone.unfreeze_last), and what fusion2 and fusion3 learn."""
+    """Weight of a loss on the attention itself; 0.1 to 0.4. It trains the attention heads of
+    unfrozen blocks (backbone.unfreeze_last), and the parameters of fusion2 and fusion3."""
     attention_loss_terms: Annotated[
         list[str], SomeOf(names.ATTENTION_LOSSES), Needs("segmentation.attention_loss")
     ] = field(default_factory=lambda: ["mass", "shape", "diversity", "affinity"])
-    """mass (some head looks at each object) | shape (at all of it) | diversity (heads differ) |
-    affinity (fusion2: patches of one class are neighbours)."""
+    """mass (some head attends to each object) | shape (to all of the object) | diversity (heads
+    differ) | affinity (fusion2: patches of one class are connected)."""
     attention_loss_warmup_epochs: Annotated[
         NonNegative, Needs("segmentation.attention_loss"), IN_TRAINING
     ] = 1.0
-    """Epochs in which its weight rises from 0."""
+    """Epochs in which the weight of attention_loss rises from 0."""
     test_window: Count | None = None
-    """Test: label windows of this side, averaged where they overlap. null: the whole image."""
+    """Test: label windows of this side in pixels, average overlaps. null: the whole image."""
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
-    """Test: pixels between windows. null: two thirds of test_window."""
-    # Both average softmax(logits); what a k-NN head gives are shares of its neighbours, not logits.
+    """Test: pixels from one window to the next. null: two thirds of test_window."""
+    # Both average softmax(logits), but a k-NN head returns shares of its neighbours, not logits.
     test_scales: Annotated[list[float], Between(0.1, 10.0), LEARNT_HEAD] = field(
         default_factory=lambda: [1.0]
     )
-    """Test: shorter sides over image_size (voc12_seed224: sides over 224); probabilities are
-    averaged. Usual: 0.5 0.75 1 1.25 1.5."""
+    """Test: shorter sides relative to image_size (voc12_seed224: sides relative to 224);
+    probabilities are averaged. Usual: 0.5 0.75 1 1.25 1.5."""
     test_flip: Annotated[bool, LEARNT_HEAD] = False
-    """Test: average with the mirror image."""
+    """Test: average with the prediction for the mirror image."""
 
 
 @dataclass
@@ -580,32 +579,32 @@ class OptimHparams:
     """Optimizer and learning-rate schedule."""
 
     name: Annotated[
-        str, OneOf(names.OPTIMIZERS), Kept("what one optimizer remembers is of no use to another")
+        str, OneOf(names.OPTIMIZERS), Kept("the state of one optimizer does not fit another")
     ] = "adamw"
-    """adamw (right for ViT) | lars (the paper's, for ResNet) | sgd."""
+    """adamw (for ViTs) | lars (Barlow Twins' own, for ResNets) | sgd."""
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
-    """Peak learning rate. auto, with adamw and n images a step (batch_size x accumulate): 1e-3
-    (DINO: 5e-4, LeJEPA: 2e-3) x sqrt(n / 256), with vit_demo barlow_twins 2e-3 and dino 1e-3, x
-    sqrt(n / 128), and 0.03 times that for a backbone with weights: more made Barlow Twins lose what
-    a file knew within a hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), and 1e-4 x
-    the same when a loaded backbone is trained with it; linear_probe 1e-3 x sqrt(n / 256). With lars
-    0.2 x n / 256, a head 1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256;
-    with sgd 0.03 x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
+    """Peak learning rate. auto, for n images per step (batch_size x accumulate): adamw: pretraining
+    1e-3 (DINO 5e-4, LeJEPA 2e-3) x sqrt(n / 256), on vit_demo barlow_twins 2e-3 and dino 1e-3 x
+    sqrt(n / 128), from weights 0.03 times that: more made Barlow Twins unlearn a file within a
+    hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), trained with a loaded backbone
+    1e-4 x sqrt(n / 16); linear_probe 1e-3 x sqrt(n / 256). lars: pretraining 0.2 x n / 256, a head
+    1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256. sgd: pretraining 0.03
+    x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Never applied to norms and biases, Swin's tables of biases among them; what is learnt for a
-    position or a token decays, as in DINO's own code. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
+    """Applies to matrices, including learnt positions and tokens, as in DINO's own code; not to
+    norms and biases, including Swin's bias tables. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
     (lars), 1e-4 (sgd); linear_probe: 0."""
     final_weight_decay: Annotated[
         float | str, Auto(), Between(0.0), Needs("task", "dino", "dino_twins")
     ] = "auto"
-    """Weight decay at the end, along a cosine. auto: 0.4 for adamw, else as at the start."""
+    """Weight decay at the end of a cosine schedule. auto: 0.4 for adamw, else weight_decay."""
     momentum: Annotated[Fraction, Needs("optim.name", "lars", "sgd")] = 0.9
-    """Of the gradient."""
+    """Momentum of the optimizer."""
     schedule: Annotated[str, OneOf(names.SCHEDULES)] = "cosine"
-    """cosine | poly (power 0.9), which end exactly with the run | constant; after the warm-up."""
+    """After the warm-up: cosine | poly (power 0.9), which end exactly with the run | constant."""
     warmup_epochs: Annotated[float | str, Auto(), Between(0.0)] = "auto"
-    """Linear warm-up from 0, in epochs, fractions allowed. auto: a twentieth of the run, at least 1
-    epoch and at most 10, but no more than a fifth of the run."""
+    """Epochs of linear learning-rate warm-up from 0; may be a fraction. auto: a twentieth of the
+    run, at least 1 epoch and at most 10, but no more than a fifth of the run."""
     final_lr_ratio: Annotated[Fraction, Needs("optim.schedule", "cosine", "poly")] = 0.001
     """Final learning rate as a share of the peak."""
 
@@ -618,21 +617,21 @@ class TrainerHparams:
         int | str, Auto(), Between(1), TRAINS, HEAD_LEARNS, Unless("trainer.max_steps")
     ] = "auto"
     """Passes over the training images. auto: pretraining 40 on shapes, elsewhere 20,000 steps
-    in 10 to 400 epochs; segmentation 3,000 steps (a backbone in training 8,000); linear_probe 100
-    epochs. On a CPU a tenth of those steps. The length is printed before the run starts."""
+    in 10 to 400 epochs; segmentation 3,000 steps (8,000 if the backbone is trained); linear_probe
+    100 epochs. On a CPU a tenth of these steps. The length is printed before the run starts."""
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
-    """auto: bf16-mixed where the GPU has it (elsewhere it is refused), else 16-mixed from Volta on,
-    else 32-true. Beside half precision, float32 matrices are multiplied in TF32 on cards that have
-    it, but for the search of nearest neighbours. On a CPU bf16-mixed is worth a try where lscpu
-    lists avx512_bf16 or amx_bf16, and slow elsewhere."""
+    """auto: bf16-mixed if the GPU has it (otherwise it is refused), else 16-mixed from Volta on,
+    else 32-true. In mixed precision, cards that have TF32 multiply float32 matrices in it, except
+    when searching nearest neighbours. On a CPU, try bf16-mixed if lscpu lists avx512_bf16 or
+    amx_bf16; otherwise it is slow."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    """auto: the NVIDIA GPU if there is one. A card torch cannot use is an error, not a CPU run.
-    mps: Apple's GPU, never tried on one."""
+    """auto: the NVIDIA GPU if there is one, else the CPU. A card that torch cannot use is an error.
+    mps: Apple's GPU; never tested."""
     devices: Annotated[int, Between(1, 1024), MAKES_PROCESSES] = 1
     """GPUs of this machine (CPU: processes). They share data.batch_size; gradients are those of one
-    GPU with the whole batch, but for BatchNorm in the backbone."""
+    GPU with the whole batch, except for BatchNorm in the backbone."""
     num_nodes: Annotated[int, Between(1, 1024), MAKES_PROCESSES] = 1
     """Machines, each started by torchrun or srun with the same --run.name."""
     strategy: Annotated[Literal["auto", "ddp", "ddp_find_unused_parameters_true"], IN_TRAINING] = (
@@ -647,50 +646,50 @@ class TrainerHparams:
         HEAD_LEARNS,
         BACKBONE_LEARNS | Needs("task", "dino", "dino_twins", "segmentation"),
     ] = False
-    """torch.compile the backbone's training pass; refused on Pascal cards. Images that pass in
-    chunks are recomputed uncompiled: no effect where tune_batch_size finds that they have to."""
+    """Use torch.compile for the backbone's training pass; refused on Pascal cards. Chunks are
+    recomputed uncompiled: no effect if tune_batch_size finds that chunks are needed."""
     chunk_size: Annotated[
         int | str | None, Auto(), Between(2), PRETRAINS, Unless("trainer.tune_batch_size")
     ] = "auto"
-    """Images that pass the backbone at once: memory follows this, the result follows batch_size
-    (but BatchNorm in the backbone, as in ResNets, has the statistics of a chunk). null: the whole
-    batch at once. With a number DINO takes one view after the other, so that even that of
-    batch_size saves much. auto: the whole batch where it fits into the memory that is free, else as
-    much of it as does; what is measured is the memory of two images."""
+    """Images that pass the backbone at once. Memory depends on this, the result on batch_size
+    (except that BatchNorm in the backbone, as in ResNets, sees a chunk). null: the whole batch.
+    With a number, DINO takes one view after the other, so even the size of the whole batch saves
+    much. auto: the whole batch if it fits into free memory, else the largest chunk that does,
+    estimated from the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
-    """Average gradients over this many batches. Exact for DINO where nothing has BatchNorm. NOT a
-    larger batch for Barlow Twins and LeJEPA: every batch is judged by itself. Use batch_size with
-    chunk_size for that."""
+    """Gradient accumulation: the mean over this many batches. Exact for DINO without BatchNorm. NOT
+    a larger batch for Barlow Twins and LeJEPA, whose loss is computed for each batch: use
+    batch_size with chunk_size for that."""
     gradient_clip: Annotated[NonNegative, TRAINS, HEAD_LEARNS] = 0.0
     """Largest global gradient norm; 0: no clipping."""
     tune_batch_size: Annotated[bool, PRETRAINS, IN_TRAINING] = False
     """Before training, find the largest chunk_size that fits this machine, and use it."""
     tune_lr: Annotated[bool, TRAINS, HEAD_LEARNS, Needs("run.resume", "none")] = False
     """Before training, run Lightning's learning-rate finder, and use its value. For Barlow Twins it
-    tends to be low: the loss is flat at first. auto with a warm-up is the better start."""
+    tends to be too low, because the loss is flat at first: use lr auto with a warm-up instead."""
     val_every_n_epochs: Annotated[
         int | str, Cadence(1, 200), Between(1), TRAINS, HEAD_LEARNS, VALIDATES
     ] = "auto"
-    """Validate every n epochs. auto: every epoch, 200 times at most."""
+    """Validate every n epochs. auto: every epoch, but at most 200 times."""
     limit_train_batches: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] | None = None
     """Batches per training epoch; null: all."""
     limit_val_batches: Annotated[Natural, MEASURES] | None = None
-    """Batches per validation; null: all, 0: no validation, and the last step is tested: steadier
-    where a tenth of the training images is too few to choose a checkpoint."""
+    """Batches per validation; null: all, 0: no validation, and the last checkpoint is tested: more
+    reliable if a tenth of the training images is too few to choose one."""
     limit_test_batches: Annotated[Count, Needs("task", "segmentation", "linear_probe")] | None = (
         None
     )
-    """Batches of the test, to try things out; null: all."""
+    """Batches of the test, for a try-out; null: all."""
 
 
 @dataclass
 class LoggerHparams:
-    """wandb. Figures, metrics and the summary also lie in the run folder, whatever is chosen."""
+    """wandb. Figures, metrics and the summary are always saved in the run folder as well."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with a key and a service that answers within seconds, else offline; the end of
-    the run says how to upload it. WANDB_MODE wins when set; WANDB_RUN_GROUP and WANDB_TAGS are
-    heeded."""
+    the run says how to upload it. WANDB_MODE, if set, overrides this; WANDB_RUN_GROUP and
+    WANDB_TAGS work too."""
     project: Annotated[str, Unless("logger.mode", "disabled")] = "twinsight"
     """wandb project: a plain name of up to 128 characters."""
     entity: Annotated[str | None, Unless("logger.mode", "disabled")] = None
@@ -699,7 +698,7 @@ class LoggerHparams:
 
 @dataclass
 class AttentionMapsHparams:
-    """What each head looks at (needs a backbone with attention)."""
+    """What each head attends to (needs a backbone with attention)."""
 
     enabled: Enabled = True
     """Draw it."""
@@ -711,7 +710,7 @@ class AttentionMapsHparams:
     """Blocks to draw, negative from the end: `-1` or `--callbacks.attention_maps.blocks 0 5 11`."""
     queries: Literal["auto", "cls", "mean"] = "auto"
     """cls: CLS to patches | mean: attention a patch receives, averaged over all patches |
-    auto: cls where the pooled output is the CLS token, else mean."""
+    auto: cls if the pooled output is the CLS token, else mean."""
     mass: Annotated[float, Between(0.01, 0.99)] = 0.6
     """Masks show the fewest patches that hold this share of a head's attention."""
     image_size: Count | None = None
@@ -721,22 +720,21 @@ class AttentionMapsHparams:
 
 @dataclass
 class AttentionQualityHparams:
-    """How much of the objects attention finds, against chance (needs masks with a background)."""
+    """How well attention finds objects, compared with chance (needs masks with a background)."""
 
     enabled: Enabled = True
     """Measure it."""
     every_n_epochs: Seldom = "auto"
     """Measure every n epochs, and at the end; a frozen backbone once. --evaluate does it too."""
     num_images: Annotated[Natural, IN_TRAINING] = 32
-    """Training images with masks that are measured while training; their labels are only read out.
-    """
+    """Training images with masks to measure during training; their labels are not trained on."""
     num_test_images: Annotated[Natural, SEGMENTS] = 200
-    """Test images that are measured at the test (segmentation), evenly spaced."""
+    """Test images to measure in the test of a segmentation, evenly spaced."""
     mass: Annotated[float, Between(0.01, 0.99)] = 0.6
     """Masks hold this share of a head's attention; 0.6 is DINO's."""
     image_size: Count | None = None
-    """Shorter side in pixels. null: 480 as in DINO's figure, twice data.image_size where that is
-    below 128."""
+    """Shorter side in pixels. null: 480 as in DINO's figure; for a data.image_size below 128, twice
+    that."""
 
 
 @dataclass
@@ -748,7 +746,7 @@ class CrossCorrelationHparams:
     every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end."""
     num_samples: Annotated[int, Between(2)] = 128
-    """Images N behind each matrix, the same in every picture so that pictures compare."""
+    """Number N of images for each matrix, always the same ones, so that pictures compare."""
 
 
 @dataclass
@@ -758,12 +756,12 @@ class EffectiveReceptiveFieldHparams:
     enabled: Enabled = True
     """Draw it."""
     every_n_epochs: Seldom = "auto"
-    """Draw every n epochs (each image then speaks for one layer), and at the end exactly; a frozen
-    backbone once, exactly."""
+    """Draw every n epochs (quickly: each image serves for one layer), and at the end exactly; a
+    frozen backbone once, exactly."""
     num_images: Count = 8
-    """Images that are averaged. With fewer of them than layers every drawing is exact."""
+    """Number of images to average. With fewer images than layers, every picture is exact."""
     num_layers: Annotated[Count, Unless("callbacks.effective_receptive_field.layers")] = 4
-    """Layers, evenly over the depth, the last one among them."""
+    """Number of layers, evenly spaced over the depth, including the last one."""
     layers: list[str] = field(default_factory=list)
     """Layers by name instead, e.g. blocks.0 blocks.11 (the first and the twelfth block), or
     layer4.2 of a ResNet."""
@@ -778,7 +776,7 @@ class FeatureMapsHparams:
     every_n_epochs: Often = "auto"
     """Draw every n epochs, and at the end; a frozen backbone once."""
     num_images: Count = 6
-    """Images per figure; the components are common to them."""
+    """Images per figure, which share the components."""
 
 
 @dataclass
@@ -805,7 +803,7 @@ class ClassIoUHparams:
 
 @dataclass
 class ConfusionMatrixHparams:
-    """What each class is taken for."""
+    """Which classes are confused with which."""
 
     enabled: Enabled = True
     """Draw it."""
@@ -818,7 +816,7 @@ class EffectiveRankHparams:
     """How many dimensions the embeddings of held-out images use (RankMe)."""
 
     enabled: Enabled = True
-    """Log val/effective_rank; a singular value decomposition for every batch of a validation."""
+    """Log val/effective_rank; takes a singular value decomposition per validation batch."""
 
 
 @dataclass
@@ -839,24 +837,24 @@ class ReportHparams:
 
 @dataclass
 class HealthHparams:
-    """Numbers that tell a healthy run from a collapsed one, and alarms in words."""
+    """Measures that tell a healthy run from a collapsed one, and alarms."""
 
     enabled: Enabled = True
     """Measure them."""
     every_n_steps: Count = 10
-    """Measure every n steps; alarms are judged once an epoch, from step 20 on, in runs of 300 steps
-    and more from step 50 on."""
+    """Measure every n steps; alarms are checked once an epoch, from step 20 on (in runs of at least
+    300 steps, from step 50 on)."""
 
 
 @dataclass
 class GradientAgreementHparams:
-    """Is the batch large enough? How far the gradients of two batches agree."""
+    """Is the batch large enough? Compares the gradients of two batches."""
 
     enabled: Enabled = True
     """Measure it."""
     every_n_steps: Annotated[int | str, StepCadence(100, 5, 20), Between(1)] = "auto"
-    """Measure every n steps; it costs about as much as two. auto: 100, in runs of fewer than 500
-    steps five times, and never more often than every 20."""
+    """Measure every n steps; this takes about as long as two steps. auto: 100; in runs of fewer
+    than 500 steps five times per run, but at most every 20 steps."""
 
 
 @dataclass
@@ -864,10 +862,10 @@ class GradientHistogramsHparams:
     """Sizes of the gradients of every weight matrix, as a picture and as histograms of wandb."""
 
     enabled: Enabled = False
-    """Draw them: where training stalls or jumps they show the layer."""
+    """Draw them: if training stalls or jumps, they show in which layer."""
     every_n_epochs: Often = "auto"
-    """Draw those of the first step, every n epochs and in the last, unless early stopping makes it
-    the last."""
+    """Draw them at the first step, every n epochs and at the last step, unless early stopping ends
+    the run."""
 
 
 @dataclass
@@ -879,14 +877,14 @@ class OnlineProbeHparams:
     every_n_epochs: Often = "auto"
     """Measure every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 1000
-    """Labelled images; a fifth of them, by a hash of the names, are queries."""
+    """Number of labelled images; a fifth of them (by a hash of the names) are queries."""
 
 
 @dataclass
 class DenseKNNHparams:
     """Segmentation by nearest patches while a backbone is pretrained (Balažević et al. 2023).
 
-    On *training* images with masks. Nothing is trained for it: what it finds has emerged.
+    On *training* images with masks. Nothing is trained for it: it shows what pretraining learnt.
     """
 
     enabled: Enabled = True
@@ -894,9 +892,9 @@ class DenseKNNHparams:
     every_n_epochs: Often = "auto"
     """Measure before the first step, every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 320
-    """Images with masks; a fifth of them, by a hash of the names, are labelled by the others."""
+    """Images with masks; a fifth of them (by a hash of the names) is labelled by the others."""
     k: Count = 30
-    """Nearest patches; all there are where those are fewer."""
+    """Number of nearest patches; all if there are fewer."""
 
 
 @dataclass
@@ -908,12 +906,12 @@ class EmbeddingsHparams:
     every_n_epochs: Seldom = "auto"
     """Draw every n epochs, and at the end."""
     num_images: Annotated[int, Between(10)] = 500
-    """Points."""
+    """Number of points."""
 
 
 @dataclass
 class ViewsHparams:
-    """The augmented views the network is fed: look at these first when a run does not learn."""
+    """The augmented views the network sees: look at these first if a run does not learn."""
 
     enabled: Enabled = True
     """Draw it."""
@@ -935,7 +933,7 @@ class LearningCurvesHparams:
 
 @dataclass
 class EarlyStoppingHparams:
-    """Stop when what chooses best.ckpt is stuck: val/loss, val/miou or val/linear_accuracy.
+    """Stop if the measure that chooses best.ckpt is stuck: val/loss, val/miou, val/linear_accuracy.
 
     Not for DINO, whose loss is lowest after a collapse: there the last checkpoint counts.
     """
@@ -943,8 +941,8 @@ class EarlyStoppingHparams:
     enabled: Enabled = False
     """Stop early."""
     patience: Count = 50
-    """Validations without improvement. A run with no more of them than that cannot stop early,
-    which is said."""
+    """Validations without improvement. A run that has no more validations than that cannot stop
+    early; it warns of this."""
 
 
 def _has(callback: str) -> Needs:
@@ -952,13 +950,13 @@ def _has(callback: str) -> Needs:
 
 
 def _with_attention() -> Needs:
-    # No constant: annotations are evaluated again when a part has been added from outside.
+    # Not a constant: annotations are evaluated again after a part was added from outside.
     return Unless("backbone.name", *names.WITHOUT_ATTENTION)
 
 
 @dataclass
 class CallbackHparams:
-    """What is looked at while training."""
+    """Readouts during training."""
 
     attention_maps: Annotated[AttentionMapsHparams, _has("attention_maps"), _with_attention()] = (
         _group(AttentionMapsHparams)

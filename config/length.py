@@ -1,6 +1,6 @@
-"""What follows from the number of images: batch, length of the run, rates, cadences.
+"""Resolves what depends on the number of images: batch, length, learning rate, cadences.
 
-The last of the steps that `config.resolve` begins.
+This is the last of the steps that `config.resolve` begins.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from config.resolve import (
 from config.rules import metadata
 from config.types import Cadence, StepCadence
 
-# Optimizer steps on a GPU, and the epochs they may lie between.
+# Optimizer steps on a GPU, and the least and most epochs for them.
 _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
-_LONGEST_WARMUP = 0.2  # of a run that is only an epoch or a few
-# Peak learning rate of self-supervised training at batch 256, from the papers and their code; of
-# methods whose own (DINO's code, LeJEPA's minimal example) differs; of the demonstration's network
+_LONGEST_WARMUP = 0.2  # share of a run of only a few epochs
+# Peak learning rate of self-supervised training at batch 256, from the papers and their code; for
+# methods with another one (DINO's code, LeJEPA's minimal example); for the demonstration's network
 # at batch 128 (benchmarks/RESULTS.md, section 1).
 _PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
 _OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
 _DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"barlow_twins": 2e-3, "dino": 1e-3}, 128
-# Of that, for a backbone with weights: more unlearns a file (benchmarks/RESULTS.md, section 22).
+# Factor for a backbone with loaded weights: a higher rate unlearns them (benchmarks/RESULTS.md,
+# section 22).
 _GOING_ON = 0.03
-# Of a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and of the loaded
-# backbone below it when that is trained too (SegFormer's AdamW). LARS: what moves a linear
-# classifier of digits within hundreds of steps; below 0.1 it stays where it is.
+# For a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and for head and
+# loaded backbone together (SegFormer's AdamW). LARS: moves a linear classifier of digits within
+# hundreds of steps; below 0.1 it does not move.
 _HEAD_LR = {"adamw": 5e-3, "lars": 1.0, "sgd": 0.01}
 _FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.1, "sgd": 0.01}
-# Of a linear classifier on standardised features, at batch 256. MAE's 0.1 for LARS is for all of
-# ImageNet: within hundreds of steps it moves nothing.
+# For a linear classifier on standardised features, at batch 256. MAE's 0.1 for LARS is for the
+# length of ImageNet: within hundreds of steps it has no effect.
 _PROBE_LR = {"adamw": 1e-3, "lars": 1.0, "sgd": 0.1}
 
 
 def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
-    """Returns a copy with what follows from the number of images: batch, length, rates, cadences.
+    """Returns a copy that has batch, length, learning rate and cadences for a number of images.
 
     Args:
-        hparams: resolved otherwise.
+        hparams: resolved by `resolve`.
         images: number of training images.
-        on_gpu: a run on a CPU is made shorter by default, and leaves it a core.
+        on_gpu: runs on a CPU are shorter by default, and loaders leave one core free.
     """
     hparams = deepcopy(hparams)
     data, trainer, optim = hparams.data, hparams.trainer, hparams.optim
@@ -65,7 +66,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
         shared = _batch_size(hparams, images) // processes
         data.batch_size = max(2, shared) * processes
         if isinstance(trainer.chunk_size, int) and trainer.chunk_size > data.batch_size:
-            trainer.chunk_size = None  # the whole batch is smaller
+            trainer.chunk_size = None  # not smaller than the whole batch
     per_epoch = steps_per_epoch(hparams, images)
     if trainer.max_epochs == "auto":
         trainer.max_epochs = _epochs(hparams, per_epoch, on_gpu)
@@ -88,15 +89,15 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
 
 
 def _num_workers(devices: int, on_gpu: bool) -> int:
-    """Returns the loaders of each process: on a GPU all cores work for them."""
-    # Those this process may use: in a container or under a scheduler not all there are.
+    """Returns the number of loaders of each process: on a GPU all cores, shared by processes."""
+    # Only cores this process may use: containers and schedulers may restrict them.
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(1, cores // devices if on_gpu else min(8, cores - 1))
 
 
 def steps_per_epoch(hparams: Hparams, images: int) -> int:
-    """Returns the optimizer steps of an epoch; its batch size is resolved."""
+    """Returns the optimizer steps of an epoch; needs a resolved batch size."""
     trainer = hparams.trainer
     batches = images // int(hparams.data.batch_size)
     batches = min(batches, trainer.limit_train_batches or batches)
@@ -104,15 +105,15 @@ def steps_per_epoch(hparams: Hparams, images: int) -> int:
 
 
 def steps_of_run(hparams: Hparams, images: int) -> int:
-    """Returns the optimizer steps of the whole run; its batch size and length are resolved."""
+    """Returns the optimizer steps of the whole run; needs resolved batch size and length."""
     trainer = hparams.trainer
     return trainer.max_steps or int(trainer.max_epochs) * steps_per_epoch(hparams, images)
 
 
 def _batch_size(hparams: Hparams, images: int) -> int:
-    """Returns a power of two that leaves at least four (a segmentation: eight) steps an epoch.
+    """Returns a power of two with at least four steps per epoch (segmentation: eight).
 
-    A correlation of few images is noise, so Barlow Twins keeps 128 where there are as many.
+    A correlation of few images is noise, so Barlow Twins uses 128 if there are as many images.
     """
     most, least, share = _DEMONSTRATION_BATCH if demonstrates(hparams) else 256, 32, 4
     twins = hparams.task == "dino_twins" and hparams.dino_twins.term == "barlow_twins"
@@ -136,10 +137,10 @@ def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
 
 
 def _learning_rate(hparams: Hparams) -> float:
-    """Scales with the images of a step linearly for LARS and SGD, with their root for AdamW.
+    """Scales with the images per step: linearly for LARS and SGD, with their root for AdamW.
 
-    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2. What goes on from
-    weights moves slowly, lest it loses what they know.
+    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2. Loaded weights get
+    a lower rate, which does not destroy what they have learnt.
     """
     name, backbone = hparams.optim.name, hparams.backbone
     if hparams.task == "segmentation" and not learns_backbone(hparams):
@@ -159,11 +160,11 @@ def _learning_rate(hparams: Hparams) -> float:
     return base * (images / batch) ** (0.5 if name == "adamw" else 1.0)
 
 
-# What DINO needs at a given number of images, after lightly-train's observations: few images need
-# few prototypes, a sharper teacher and a faster one.
+# DINO's settings by the number of images, after lightly-train: few images need few prototypes, and
+# a teacher that is sharper and follows faster.
 _OUT_DIMS = (1024, 2048, 4096, 16384, 32768, 65536)
 _OUT_DIM_LIMITS = (20_000, 50_000, 100_000, 200_000, 500_000)
-_SMALL, _IMAGENET = 20_000, 1_281_167  # images between which temperature and momentum move
+_SMALL, _IMAGENET = 20_000, 1_281_167  # images; temperature and momentum change in between
 _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 

@@ -27,10 +27,10 @@ CONFIG_DIR = Path(__file__).parent
 
 
 def find_experiment(name: str, folder: str = "experiments") -> Path:
-    """Returns the YAML file of a name or path, in `experiments` or `studies`.
+    """Returns the YAML file for a name in `experiments` or `studies`, or for a path.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is none; the message lists known names.
     """
     for candidate in (Path(name), CONFIG_DIR / folder / f"{name}.yaml"):
         if _asked(Path.is_file, candidate):
@@ -42,10 +42,10 @@ def find_experiment(name: str, folder: str = "experiments") -> Path:
 
 
 def _asked(is_kind: Callable[[Path], bool], path: Path) -> bool:
-    """Asks whether a path is a file, or a folder, of what need not be a path."""
+    """Calls `is_file` or `is_dir` for any text, even if it is not a valid path."""
     try:
         return is_kind(path)
-    except (OSError, ValueError):  # no path at all: too long, or with a null byte
+    except (OSError, ValueError):  # not a valid path: too long, or with a null byte
         return False
 
 
@@ -55,7 +55,7 @@ def known_experiments(folder: str = "experiments") -> list[str]:
 
 
 def read_experiment(name: str) -> dict[str, Any]:
-    """Returns the settings of an experiment, over those of the one it `extends`.
+    """Returns the settings of an experiment, merged into those of the one it `extends`.
 
     Raises:
         ConfigError: there is no such experiment, it extends itself, or needs an environment
@@ -84,13 +84,13 @@ def find_run(run: str, runs_dir: str) -> Path:
     """Returns the folder of a run given by name, by `run:NAME` or by path.
 
     Raises:
-        ConfigError: no such run.
+        ConfigError: there is no such run.
     """
     name = run.removeprefix("run:")
     places = (Path(runs_dir) / name, Path(name))
     for candidate in places:
         if _is_run(candidate):
-            # `.` has no name, by which what follows could refer to it.
+            # Absolute, because `.` has no name for messages.
             return candidate.resolve() if candidate.name in ("", "..") else candidate
     begun = next((each for each in places if _asked(Path.is_dir, each / "checkpoints")), None)
     if begun:
@@ -113,13 +113,13 @@ def _is_run(folder: Path) -> bool:
 
 
 def _last(run: Path) -> Path:
-    """Returns a run's last checkpoint: where there is none, the one before it."""
+    """Returns a run's last checkpoint, or the previous one if that is missing."""
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     return previous if _asked(Path.exists, previous) and not last.exists() else last
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """Returns the settings of a run: of its hparams.yaml, or of its checkpoint where that is gone.
+    """Returns the settings of a run, from its hparams.yaml, or from its checkpoint if missing.
 
     Raises:
         ConfigError: hparams.yaml is damaged; says how to get the settings back.
@@ -139,7 +139,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 
 def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
-    # Only here: importing torch takes seconds.
+    # Imported here, because importing torch takes seconds.
     from utils.checkpoint_io import resumable
     from utils.checkpoints import map_run_checkpoint
     from utils.run_folder import RunFolder
@@ -149,19 +149,19 @@ def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run} has neither hparams.yaml nor a checkpoint.")
     settings = map_run_checkpoint(checkpoint)["hyper_parameters"]
     console.warning("There is no hparams.yaml: the settings are those in %s.", checkpoint)
-    # As hparams.yaml has them: how the run was started is not a part of it.
+    # As in hparams.yaml, without how the run was started.
     return merged(settings, {"run": {"name": None, "resume": "none"}})
 
 
 def check_complete(file: Path, saved: Mapping[str, Any]) -> None:
-    """Checks that no setting of a run is missing in its hparams.yaml, which would be the default.
+    """Checks that hparams.yaml has all settings of a run: missing ones would get the defaults.
 
     Args:
         file: hparams.yaml.
         saved: the settings in the run's checkpoint.
 
     Raises:
-        ConfigError: something is missing; names it.
+        ConfigError: settings are missing; names them.
     """
     settings = read_yaml(file)
     try:
@@ -179,7 +179,7 @@ def check_complete(file: Path, saved: Mapping[str, Any]) -> None:
 
 
 def damaged(file: Path, reason: str) -> ConfigError:
-    """Returns what to say of a run's hparams.yaml that cannot be used, and how to get it back."""
+    """Returns the error for a damaged hparams.yaml, with how to restore it."""
     saved = _last(file.parent)
     remedy = (
         f"Remove it, and the settings are read from {saved}."
@@ -191,16 +191,16 @@ def damaged(file: Path, reason: str) -> ConfigError:
 
 
 def newest_unfinished(runs_dir: str) -> Path:
-    """Returns the newest run folder that did not finish, by its last.ckpt.
+    """Returns the unfinished run with the newest last.ckpt.
 
-    One that was killed before its first checkpoint counts, by its settings.
+    For a run that was killed before its first checkpoint, its hparams.yaml counts instead.
 
     Raises:
-        ConfigError: every run finished, or there is none.
+        ConfigError: all runs have finished, or there are none.
     """
     found: list[tuple[float, Path]] = []
     for run in Path(runs_dir).glob("*"):
-        # Of a run whose hparams.yaml is gone the checkpoint has the settings.
+        # If hparams.yaml is missing, the checkpoint has the settings.
         places = (_last(run), run / "hparams.yaml")
         newest = next((file for file in places if file.is_file()), None)
         if newest is None:

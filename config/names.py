@@ -1,7 +1,7 @@
 """Torch-free tables of everything that can be chosen by name: name → `module:attribute`.
 
-Adding a part is one new file and one line here. What a part can be told stands on the fields of
-`config/hparams.py`; what it is given follows from there (`config/rules.py`).
+To add a part, write one new file and one line here. The conditions on the fields of
+`config/hparams.py` say which settings each part gets (`config/rules.py`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 
 def split(name: str) -> tuple[str, tuple[str, ...]]:
-    """Finds the row of a table for a name: `family/*` stands for every `family/member`.
+    """Finds the row of a table for a name: `family/*` matches every `family/member`.
 
     Returns:
-        The row, and the member, which what the row names is told first.
+        The row, and the member as a tuple: first argument of the row's target.
     """
     family, slash, member = name.partition("/")
     return (f"{family}/*", (member,)) if slash else (name, ())
@@ -29,7 +29,7 @@ TASKS: dict[str, str] = {
     "segmentation": "agents.segmentation:Segmentation",
 }
 
-# Backbones by family: the members of one are told the same things.
+# Backbones by family: members of a family have the same settings.
 RESNETS: dict[str, str] = {
     "resnet18": "models.backbones.resnet:resnet18",
     "resnet50": "models.backbones.resnet:resnet50",
@@ -101,7 +101,7 @@ HEADS: dict[str, str] = {
     "seed_naive": "models.heads.seed:SeedNaive",
     "seed_pup": "models.heads.seed:SeedPUP",
 }
-# fusion1, 2 and 3 are the study's names; each has one that says what it does.
+# fusion1, 2 and 3 are the study's names; each has an alias that says what it does.
 FUSIONS: dict[str, str] = {
     "fusion1": "models.fusions.maps_as_channels:MapsAsChannels",
     "fusion2": "models.fusions.affinity_propagation:AffinityPropagation",
@@ -127,14 +127,14 @@ PROTOCOLS: dict[str, str] = {
 
 
 class Callback(NamedTuple):
-    """A callback and the tasks that have it. With a group of settings it can be switched off.
+    """A callback and its tasks. A group of settings of the same name can switch it off.
 
-    All of these only look: one that fails is counted, and the run goes on (`callbacks/guard.py`).
+    Callbacks only observe: if one fails, the run counts that and continues (`callbacks/guard.py`).
 
     Attributes:
-        target: where it is.
-        tasks: whose trainings it looks at.
-        evaluates: those of them whose --evaluate it adds numbers to.
+        target: `module:attribute`.
+        tasks: the tasks whose training it observes.
+        evaluates: those tasks for which it also adds numbers to --evaluate.
     """
 
     target: str
@@ -170,7 +170,7 @@ CALLBACKS: dict[str, Callback] = {
     "gradient_agreement": Callback("callbacks.gradient_agreement:GradientAgreement", PRETRAINING),
     "online_probe": Callback("callbacks.online_probe:OnlineProbe", PRETRAINING),
     "dense_knn": Callback("callbacks.dense_knn:DenseKNN", PRETRAINING),
-    # After what it judges.
+    # After the callbacks that it reads.
     "health": Callback("callbacks.health:Health", PRETRAINING),
     "gradient_histograms": Callback(
         "callbacks.gradient_histograms:GradientHistograms", _BACKBONES_IN_TRAINING

@@ -1,4 +1,4 @@
-"""The command line: argv and experiment files become checked Hparams. Imports no torch."""
+"""Turns the command line and experiment files into checked Hparams. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Command:
     study: str | None = None
     seeds: int | None = None
     print_commands: bool = False
-    overrides: list[str] = field(default_factory=list)  # of a study: options for all its runs
-    notes: list[str] = field(default_factory=list)  # what became of settings, in sentences
+    overrides: list[str] = field(default_factory=list)  # for a study: options of all its runs
+    notes: list[str] = field(default_factory=list)  # sentences about settings that were changed
     tried_out: Hparams | None = None  # with --fast: the settings without it
     evaluate: str | None = None
     predict: str | None = None
@@ -73,7 +73,7 @@ def _parser(task: str) -> Parser:
 
 
 def add_actions(parser: argparse.ArgumentParser) -> None:
-    """Adds what is no setting."""
+    """Adds the options that are not settings."""
     add = parser.add_argument
     add_named = partial(add, type=given_name)
     add_for_run = partial(add_named, metavar="RUN")
@@ -89,7 +89,7 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     )
     add("--seeds", type=int, metavar="N", help="with --study: seeds 0 … N-1")
     add("--print-commands", action="store_true", help="with --study: print the runs' commands")
-    add_for_run("--evaluate", help="judge the best checkpoint of a run again")
+    add_for_run("--evaluate", help="evaluate the best checkpoint of a run again")
     add_for_run("--predict", help="label images with a segmentation run")
     add_named(
         "--images",
@@ -111,10 +111,10 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str]) -> Command | str:
-    """Turns the command line into a `Command`, or into help or version when asked for those.
+    """Turns the command line into a `Command`, or into the text of --help or --version.
 
     Raises:
-        ConfigError: an unknown option or name, an impossible or ineffective value.
+        ConfigError: an option or name is unknown, or a value is invalid or has no effect.
     """
     if "--version" in argv:
         return _version()
@@ -140,8 +140,8 @@ def parse(argv: Sequence[str]) -> Command | str:
     if hparams.task not in names.TASKS:
         raise ConfigError(f"--task {hparams.task}: expected one of {', '.join(names.TASKS)}.")
 
-    # simple-parsing takes variables of the outermost frame for those that annotations mean, such as
-    # `names` of a script that calls us: a thread has an outermost frame of its own.
+    # In a thread, because simple-parsing evaluates annotations with the variables of the outermost
+    # frame: a calling script's `names` would replace ours.
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(_parsed, argv, hparams).result()
     if isinstance(found, str):
@@ -167,7 +167,7 @@ def parse(argv: Sequence[str]) -> Command | str:
 
 
 def _parsed(argv: Sequence[str], hparams: Hparams) -> argparse.Namespace | str:
-    """Returns what stands on a command line, over these settings; the help page if it asks."""
+    """Parses a command line over these settings; returns the help page if asked for."""
     parser = _parser(hparams.task)
     parser.add_arguments(Hparams, dest="hparams", default=hparams)
     if "--help" in argv or "-h" in argv:
@@ -186,7 +186,7 @@ def _version() -> str:
 
 
 def _study(argv: Sequence[str]) -> Command:
-    # Its runs have settings of their own: what is left is for all of them.
+    # Each run has its own settings; the remaining options are for all of them.
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--study", type=given_name)
     parser.add_argument("--seeds", type=int)
@@ -204,7 +204,7 @@ def _study(argv: Sequence[str]) -> Command:
 
 
 def _unfolded(word: str) -> list[str]:
-    """Takes `--x=[1, 2]`, as wandb's agents give a list, apart into option and values."""
+    """Splits `--x=[1, 2]`, wandb's form of a list, into option and values."""
     option, _, value = word.partition("=")
     if value[:1] + value[-1:] != "[]" or not holds_list(option.removeprefix("--")):
         return [word]
@@ -217,15 +217,15 @@ def _spelt_out(word: str) -> str:
 
 
 def _split_nulls(argv: list[str]) -> tuple[list[str], set[str]]:
-    """Takes the options that are given null out of a command line.
+    """Removes options with the value null from a command line.
 
     Returns:
-        The rest, and the dotted paths of those that are given nothing else behind it.
+        The rest, and the dotted paths that are null, unless a later option gives another value.
 
     Raises:
-        ConfigError: one that may be null has no value at all.
+        ConfigError: an option that may be null has no value at all.
     """
-    # simple-parsing has no spelling for None: `--x null` is taken out here and set afterwards.
+    # simple-parsing cannot parse None: `--x null` is removed here and set afterwards.
     optional = {
         f"--{leaf.path}": leaf.path
         for leaf in leaves(Hparams())
@@ -241,7 +241,7 @@ def _split_nulls(argv: list[str]) -> tuple[list[str], set[str]]:
             nulls.add(optional[option])
             position += 1 if value else 2
         elif argv[position] in optional and following[:2] in ("", "--"):
-            # An unset variable of a shell; simple-parsing would take it for null.
+            # An unset shell variable; simple-parsing would take it for null.
             raise ConfigError(f"{option}: expected a value, or null.")
         else:
             nulls.discard(optional.get(option, ""))

@@ -1,8 +1,8 @@
-"""Replaces `auto` and null by the values a run will use, so that they can be written down.
+"""Replaces `auto` and null by the values a run will use, so that they can be saved.
 
-In three steps, because each needs what the one before has found: names (`choose_names`), what
-follows from task, data set and backbone (`resolve`), what follows from the number of images
-(`config.length`). What follows from the memory of the machine is measured, in `agents`.
+Three steps, each of which needs the results of the one before: names (`choose_names`), values that
+depend on task, data set and backbone (`resolve`), and on the number of images (`config.length`).
+Values that depend on the machine's memory are measured in `agents`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from config.convert import ConfigError, set_leaf
 from config.hparams import BACKBONE_LEARNS, BarlowTwinsHparams, DINOHparams, Hparams
 from config.rules import get_leaf
 
-# By data set; all others are photographs.
+# Image sizes by data set; all others have photographs.
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"
 _IMAGE_SIZES, _SIZE_OF_PHOTOGRAPHS = {"shapes": 48, "cifar10": 32}, 224
-_FEWEST_PATCHES = 8  # a side, in which a ViT sees an image
-_DEMO_PATCH, _VIT_PATCH, _SWIN_MULTIPLE, _TIMM_MULTIPLE = 8, 16, 32, 32  # px, a side
-_SMALL_IMAGE = 64  # px, up to which a ResNet of its own has the stem for small images
-_SHARP_IMAGE = 32  # px, up to which nothing is blurred
+_FEWEST_PATCHES = 8  # per side of an image for a ViT
+_DEMO_PATCH, _VIT_PATCH, _SWIN_MULTIPLE, _TIMM_MULTIPLE = 8, 16, 32, 32  # px per side
+_SMALL_IMAGE = 64  # px; up to this, a ResNet without weights has the stem for small images
+_SHARP_IMAGE = 32  # px; up to this, views are not blurred
 
-# Barlow Twins: a projector for batches of 128 to 256, and the paper's weight, at this width.
+# Barlow Twins: a projector width for batches of 128 to 256, and the paper's lambda at this width.
 _PROJECTOR_DIM, _LAMBDA = 512, 0.0051
 
 # Weight decay. adamw: small-ViT practice; lars: Barlow Twins official code; sgd: DINO's ResNet-50.
@@ -34,8 +34,8 @@ _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
 DINO_TASKS = ("dino", "dino_twins")
 _DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = 0.04, 0.4
 _TWINS_BETA = {"barlow_twins": 2.5e-3, "sigreg": 0.05}  # the study's; LeJEPA's
-# Of every pretraining on the demonstration's images, and by task: what the readouts of its network
-# found in minutes on two cores (benchmarks/RESULTS.md, section 1).
+# For every pretraining on the demonstration's images, and by task: the best readouts after minutes
+# on two cores (benchmarks/RESULTS.md, section 1).
 _DEMONSTRATION_DINO = {
     "dino.hidden_dim": 512,
     "dino.head_batch_norm": True,
@@ -54,7 +54,7 @@ _DEMONSTRATION: dict[str, dict[str, Any]] = {
 
 
 def choose_names(hparams: Hparams) -> Hparams:
-    """Returns a copy in which `auto` names are chosen, and aliases are the names they stand for."""
+    """Returns a copy in which `auto` names are chosen, and aliases are replaced."""
     hparams = deepcopy(hparams)
     backbone, segmentation = hparams.backbone, hparams.segmentation
     if backbone.name == "auto":
@@ -65,7 +65,7 @@ def choose_names(hparams: Hparams) -> Hparams:
 
 
 def resolve(hparams: Hparams) -> Hparams:
-    """Returns a copy with what follows from task, data set and backbone."""
+    """Returns a copy with the values that depend on task, data set and backbone."""
     hparams = choose_names(hparams)
     data, backbone = hparams.data, hparams.backbone
     if data.image_size == "auto":
@@ -95,17 +95,17 @@ def demonstrates(hparams: Hparams) -> bool:
 
 
 def default_root(data_set: str) -> str:
-    """Returns the folder of a data set where none is given."""
+    """Returns the default folder of a data set."""
     return f"data/{data_set}"
 
 
 def learns_backbone(hparams: Hparams) -> bool:
-    """Whether anything of the backbone is trained."""
+    """Whether any part of the backbone is trained."""
     return BACKBONE_LEARNS.holds(partial(get_leaf, hparams))
 
 
 def processes_of(hparams: Hparams) -> int:
-    """Returns how many processes are to train together."""
+    """Returns the number of processes that train together."""
     return hparams.trainer.devices * hparams.trainer.num_nodes
 
 
@@ -128,9 +128,9 @@ def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
 
 
 def patch_multiple(hparams: Hparams) -> int:
-    """Returns what the sides of images have to be multiples of for the chosen backbone, in px.
+    """Returns the number of pixels of which image sides must be multiples for the backbone.
 
-    Of timm's networks what suits most: which one it is only timm knows.
+    For networks of timm, a value that suits most of them: only timm knows the exact one.
     """
     name = hparams.backbone.name
     if names.split(name)[0] == names.TIMM:
@@ -166,15 +166,15 @@ def _resolve_weight_decay(hparams: Hparams) -> None:
 
 
 def of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
-    """Returns what `auto` is for an optimizer.
+    """Returns the value of `auto` for an optimizer.
 
     Args:
-        known: by the names of optimizers.
-        name: of the one that was chosen.
+        known: values by the names of optimizers.
+        name: of the chosen optimizer.
         path: of the setting.
 
     Raises:
-        ConfigError: nothing is known of it.
+        ConfigError: there is no value for this optimizer.
     """
     if name not in known:
         raise ConfigError(f"--{path} auto: none is known for --optim.name {name}. Give a number.")

@@ -1,8 +1,8 @@
 """When a setting has an effect: the conditions on the fields of `config/hparams.py`.
 
-They are written once, on the field or on the group it lies in, and read from there by everything
-that has to know: refusal, the help of a task, hparams.yaml and wandb, comparisons, the parts that
-are built, and the tests. A condition looks at another setting, which must have an effect itself:
+They are written once, on the field or its group, and read from there wherever they matter: errors,
+the help of a task, hparams.yaml and wandb, comparisons, the arguments of parts, and the tests. A
+condition refers to another setting, which must have an effect itself:
 
     teacher_temp: Annotated[float, Needs("dino.sharpening", True)]      sharpening is true
     fusion_steps: Annotated[int, Needs("segmentation.fusion", "fusion2")]   fusion2 is in the list
@@ -26,7 +26,7 @@ from config.types import Switch
 class Needs:
     """The setting at `path` has one of `values`; without values: it is not off.
 
-    Off are false, null, 0 and empty lists. A value `family/*` stands for every `family/member`.
+    Off are false, null, 0 and empty lists. A value `family/*` matches every `family/member`.
     """
 
     path: str
@@ -41,10 +41,10 @@ class Needs:
         return Either(_alternatives(self) + _alternatives(other))
 
     def matches(self, value: Any) -> bool:
-        """Whether a value of the other setting is one that is needed."""
+        """Whether a value of the other setting is one of those needed."""
         if not self.values:
             return bool(value)
-        # Without types, true would be 1. No set: a file may have what cannot be hashed.
+        # Compares types too, because true == 1. No set, because values may not be hashable.
         wanted = [(type(each), each) for each in self.values]
         found = value if isinstance(value, list) else [value]
         rows = (split(each)[0] if isinstance(each, str) else each for each in found)
@@ -78,7 +78,7 @@ class Either:
     conditions: tuple[Needs, ...]
 
     def __or__(self, other: Condition) -> Either:
-        """One alternative more."""
+        """Adds an alternative."""
         return Either(self.conditions + _alternatives(other))
 
     def holds(self, value_of: Callable[[str], Any]) -> bool:
@@ -105,7 +105,7 @@ def _as_word(value: Any) -> str:
 
 
 def metadata(annotation: Any) -> Iterator[Any]:
-    """Yields what `Annotated` adds to a type, at any depth of unions."""
+    """Yields the metadata of `Annotated` types, at any depth of unions."""
     if get_origin(annotation) is Annotated:
         inner, *found = get_args(annotation)
         yield from metadata(inner)
@@ -116,7 +116,7 @@ def metadata(annotation: Any) -> Iterator[Any]:
 
 
 def marks(settings: type, path: str) -> Iterator[Any]:
-    """Yields what `Annotated` adds to the setting at a dotted path, and to the groups it lies in.
+    """Yields the `Annotated` metadata of the setting at a dotted path, and of its groups.
 
     Args:
         settings: the dataclass of all settings.
@@ -135,7 +135,7 @@ def _rules_of(settings: type) -> Rules:
         settings: the dataclass of all settings.
 
     Raises:
-        TypeError: a condition on a setting that does not exist, or circles of conditions.
+        TypeError: a condition refers to no setting, or conditions form a circle.
     """
     rules = dict(_collect(settings, "", ()))
     for path, conditions in rules.items():
@@ -181,17 +181,17 @@ def _check_no_circle(rules: Rules, path: str, seen: tuple[str, ...]) -> None:
 
 
 def settled_by(condition: Condition, task: str) -> bool:
-    """Whether a condition holds on a task, whatever the other settings are."""
+    """Whether a condition always holds on a task, whatever the other settings are."""
     return any(
         each.path == "task" and each.holds(lambda _: task) for each in _alternatives(condition)
     )
 
 
 def unmet(hparams: object, path: str) -> Condition | None:
-    """Returns the first condition on a setting that does not hold; None where it has an effect.
+    """Returns the first condition on a setting that does not hold; None if it has an effect.
 
     Raises:
-        AttributeError: there is no such setting, as where config/hparams.py was edited.
+        AttributeError: there is no such setting, for example after editing config/hparams.py.
     """
     rules = rules_of(type(hparams))
     if path not in rules:
@@ -204,7 +204,7 @@ def unmet(hparams: object, path: str) -> Condition | None:
 
 
 def no_effect(hparams: object, path: str) -> str | None:
-    """Says why a setting has no effect, in words; None where it has one."""
+    """Says why a setting has no effect; None if it has one."""
     condition = unmet(hparams, path)
     if condition is None:
         return None
@@ -212,14 +212,14 @@ def no_effect(hparams: object, path: str) -> str | None:
     if not possible_on(settings, path, task):
         tasks = [each for each in TASKS if possible_on(settings, path, each)]
         return f"on task {task} (only {', '.join(tasks)})"
-    # What another task would do is no way out of this one.
+    # Conditions that only another task would fulfil do not help.
     ways = [each for each in _alternatives(condition) if _possible(settings, each, task)]
     values = {each: get_leaf(hparams, each.path) for each in ways}
     lacking = [each for each in ways if type(each) is Needs and not each.matches(values[each])]
     reasons = [
         f"with --{each.path} {as_typed(values[each])}"
         if isinstance(each, Unless)
-        else str(no_effect(hparams, each.path))  # of the right value, but without effect itself
+        else str(no_effect(hparams, each.path))  # has the right value, but no effect itself
         for each in ways
         if each not in lacking
     ]
@@ -227,12 +227,12 @@ def no_effect(hparams: object, path: str) -> str | None:
 
 
 def as_typed(value: Any) -> str:
-    """Returns a value as it stands on a command line."""
+    """Returns a value as typed on a command line."""
     return " ".join(map(_as_word, value if isinstance(value, list | tuple) else [value]))
 
 
 def possible_on(settings: type, path: str, task: str) -> bool:
-    """Whether a setting can have an effect on a task, whatever the other settings are."""
+    """Whether a setting can have an effect on a task, for some values of other settings."""
     return all(
         any(_possible(settings, alternative, task) for alternative in _alternatives(each))
         for each in rules_of(settings)[path]
@@ -246,7 +246,7 @@ def _possible(settings: type, condition: Needs, task: str) -> bool:
 
 
 def settings_of(hparams: object, selector: str, choice: Any = None) -> dict[str, Any]:
-    """Returns what the part chosen by `selector` is to be told.
+    """Returns the settings of the part chosen by `selector`.
 
     Args:
         hparams: all settings.
@@ -254,8 +254,8 @@ def settings_of(hparams: object, selector: str, choice: Any = None) -> dict[str,
         choice: which of several chosen parts; None: the only one.
 
     Returns:
-        Those settings with an effect, by the last part of their name, whose condition names this
-        choice; null, the part's own default, is left out.
+        By the last part of their names, the settings with an effect whose condition names this
+        choice, without null, which means the part's own default.
     """
     chosen = get_leaf(hparams, selector) if choice is None else choice
     found: dict[str, Any] = {}

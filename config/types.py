@@ -1,4 +1,4 @@
-"""The small vocabulary with which `config/hparams.py` says what a value may be."""
+"""The vocabulary with which `config/hparams.py` describes valid values and effects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils.text import did_you_mean
 
 @dataclass(frozen=True)
 class OneOf:
-    """The value is one of these names, of which `family/*` stands for every `family/member`."""
+    """The value is one of these names; `family/*` matches every `family/member`."""
 
     names: Collection[str]
 
     def __post_init__(self) -> None:
-        # Hashable, as members of a union have to be.
+        # A tuple, because members of a union must be hashable.
         object.__setattr__(self, "names", tuple(self.names))
 
     def problem(self, value: object) -> str | None:
@@ -33,7 +33,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class SomeOf:
-    """The value is a list of these names, of at least `least` of them."""
+    """The value is a list of at least `least` of these names."""
 
     names: Collection[str]
     least: int = 1
@@ -62,14 +62,14 @@ class Between:
 
 
 def numbers_in(value: object) -> list[int | float]:
-    """Returns the number, or those of a list; true and false are none."""
+    """Returns the number, or the numbers of a list; true and false do not count."""
     items = value if isinstance(value, list) else [value]
     return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
 
 
 @dataclass(frozen=True)
 class FolderName:
-    """The text names one folder inside another, and means nothing else where it is referred to."""
+    """The text is the name of a folder, and is not a reserved word of the options that take it."""
 
     reserved: Collection[str] = ()
 
@@ -93,15 +93,15 @@ _LONGEST_NAME = 200  # file systems allow 255, studies append to it
 
 @dataclass(frozen=True)
 class Auto:
-    """The string `auto` stands for a value that is worked out when the run starts."""
+    """The string `auto` stands for a value that is determined when the run starts."""
 
 
 @dataclass(frozen=True)
 class Cadence(Auto):
-    """Every n epochs. `auto`: `times` a run, but no more often than every `least` epochs.
+    """Every n epochs. `auto`: `times` per run, but at most every `least` epochs.
 
-    And no more often than every `steps` optimizer steps: what takes as long as some of them would
-    be what a short run is made of.
+    And at most every `steps` optimizer steps: a readout that takes as long as some steps would
+    otherwise dominate a short run.
     """
 
     least: int = 1
@@ -115,7 +115,7 @@ class Cadence(Auto):
 
 @dataclass(frozen=True)
 class StepCadence(Auto):
-    """Every n optimizer steps, `least` to `most`. `auto`: such that a run has it `times`."""
+    """Every n optimizer steps. `auto`: `times` per run, with n between `least` and `most`."""
 
     most: int = 1
     times: int = 1
@@ -128,17 +128,17 @@ class StepCadence(Auto):
 
 @dataclass(frozen=True)
 class Switch:
-    """Turns its group on and off: while it is false, the group's other settings do nothing."""
+    """Turns its group on and off: if it is false, the group's other settings have no effect."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """A resumed run keeps the value it was started with.
 
-    Every other setting may be given anew beside `--run.resume`, and then acts.
+    All other settings may be changed with `--run.resume`.
 
     Attributes:
-        because: why this one could not act, the reason after "because".
+        because: why this one cannot change: the message after "because".
     """
 
     because: str
@@ -146,23 +146,23 @@ class Kept:
 
 @dataclass(frozen=True)
 class InTraining:
-    """It acts while something is trained, and is refused beside a command by which nothing is.
+    """It has an effect only in training, and is refused with commands that train nothing.
 
-    So is every cadence, and what has an effect only where something learns (`config/actions.py`).
+    So are cadences, and settings that need something that learns (`config/actions.py`).
     """
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a validation measures depends on it: numbers before a change and after do not compare.
+    """It changes what a validation measures: results before and after a change do not compare.
 
-    A resumed run to which another value is given forgets which of its checkpoints was the best.
+    A run that is resumed with another value chooses its best checkpoint anew.
     """
 
 
 Count = Annotated[int, Between(1)]  # at least one
 Natural = Annotated[int, Between(0)]  # zero or more
-Width = Annotated[int, Between(1, 2**17)]  # of a layer; more is a slip of the keyboard
+Width = Annotated[int, Between(1, 2**17)]  # of a layer; more is a typing error
 Fraction = Annotated[float, Between(0.0, 1.0)]
 NonNegative = Annotated[float, Between(0.0)]
 Enabled = Annotated[bool, Switch()]

@@ -24,23 +24,23 @@ Mark = TypeVar("Mark", Kept, Measures)
 
 
 def check(hparams: Hparams) -> Hparams:
-    """Returns a copy in which names are chosen, if everything in it is possible and has an effect.
+    """Returns a copy with chosen names, after checking that all settings are valid and act.
 
-    Paths, and kinds of numbers and texts, which a notebook may have of NumPy, become what YAML
-    knows; paths below `~` are spelt out. Names come first, because what has an effect depends on
-    them: `backbone.name` is no longer `auto`, and fusions have the study's names.
+    Paths, and NumPy's numbers and texts from a notebook, become plain types that YAML knows; `~/`
+    is expanded. Names are chosen first, because effects depend on them: `backbone.name` is no
+    longer `auto`, and fusions have the study's names.
 
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
     """
-    if not isinstance(hparams, Hparams):  # a notebook's may be anything
+    if not isinstance(hparams, Hparams):  # a notebook may pass anything
         raise ConfigError(f"Settings are a Hparams of config.hparams, got {shown(hparams)}.")
     check_values(hparams)
     hparams = choose_names(hparams)
     for leaf in leaves(hparams):
         set_leaf(hparams, leaf.path, _plain(leaf.value))
     for leaf in leaves(hparams):
-        # null asks for nothing, so it may be given wherever it does nothing.
+        # null requests nothing, so it is allowed even without an effect.
         asked = leaf.value != leaf.default and leaf.value is not None
         if asked and (reason := no_effect(hparams, leaf.path)):
             raise ConfigError(f"--{leaf.path} {as_typed(leaf.value)} has no effect {reason}.")
@@ -52,8 +52,8 @@ def check_values(hparams: Hparams, source: str = "") -> None:
     """Checks every setting by itself: its type, its range, its name.
 
     Args:
-        hparams: also such as a user has edited or put together.
-        source: begins the message, where the values are from.
+        hparams: may have been edited or built by a user.
+        source: where the values are from, for the message.
 
     Raises:
         ConfigError: names the dotted path, the value and what was expected.
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 def _plain_item(value: Any) -> Any:
     if isinstance(value, str):
-        return at_home(str.__str__(value))  # str() of a member of an enumeration is its name
+        return at_home(str.__str__(value))  # str() of an enum member would be its name
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, bool):
@@ -103,7 +103,7 @@ _LARGEST = 2**32 - 1  # no count needs more, and 64 bits hold what is computed f
 
 
 def _not_plain(value: Any) -> str | None:
-    """Says what no setting may be, whatever its range."""
+    """Says what is wrong with a value for any setting, whatever its range; None if nothing."""
     numbers = numbers_in(value)
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         return "expected a finite number"
@@ -118,7 +118,7 @@ def _not_plain(value: Any) -> str | None:
 
 
 def _reads_as(text: str, kinds: tuple[Any, ...]) -> bool:
-    """Whether a text is spelt as a number of one of these kinds."""
+    """Whether a text is a number of one of these types."""
     for kind in {int, float} & set(kinds):
         with suppress(ValueError):
             kind(text)
@@ -173,14 +173,14 @@ def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
 
 
 def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
-    """Compares settings with those of the run that they are to continue.
+    """Compares settings with those of the run to continue.
 
     Args:
         hparams: resolved.
-        saved: nested, as in the run's checkpoint; what an older version did not know is left out.
+        saved: nested, from the run's checkpoint; may lack settings newer than its version.
 
     Raises:
-        ConfigError: one that the run keeps is another; names both values and the reason.
+        ConfigError: a setting that the run keeps differs; names both values and the reason.
     """
     for leaf, kept, before in _marked(hparams, saved, Kept):
         raise ConfigError(
@@ -190,7 +190,7 @@ def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
 
 
 def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
-    """Returns the settings by which validations measure otherwise than those of a run so far.
+    """Returns the changed settings that make validations not comparable with those so far.
 
     Args:
         hparams: resolved.
@@ -200,7 +200,7 @@ def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
 
 
 def given_anew(hparams: Hparams, saved: Mapping[str, Any]) -> Iterator[tuple[Leaf, Any]]:
-    """Yields the settings that have another value than a run so far, and that value.
+    """Yields the settings that differ from those of a run so far, with the old value.
 
     Args:
         hparams: resolved.
@@ -223,7 +223,7 @@ def _marked(
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:
-    """Returns the settings this run reads, as a plain nested dict."""
+    """Returns the settings with an effect on this run, as a plain nested dict."""
     return nested(
         {leaf.path: leaf.value for leaf in leaves(hparams) if unmet(hparams, leaf.path) is None}
     )
@@ -232,15 +232,15 @@ def active_settings(hparams: Hparams) -> dict[str, Any]:
 def without_superseded(
     hparams: Hparams, below: Hparams, given: Collection[str]
 ) -> tuple[Hparams, list[str]]:
-    """Takes settings of a file away that lose their effect by what is given on the command line.
+    """Removes settings of a file that lose their effect through the command line.
 
     Args:
         hparams: of file and command line together.
-        below: of the file alone; what has no effect even there stays, to be refused.
-        given: dotted paths on the command line, which stay in any case.
+        below: of the file alone; settings without effect even there stay, to be refused.
+        given: dotted paths on the command line, which always stay.
 
     Returns:
-        A copy, and a sentence for each setting that was taken away.
+        A copy, and a sentence for each removed setting.
     """
     hparams, chosen, alone = deepcopy(hparams), choose_names(hparams), choose_names(below)
     sentences = []
@@ -257,7 +257,7 @@ def without_superseded(
 def without_ineffective(hparams: Hparams) -> Hparams:
     """Returns a copy in which settings without effect have their defaults.
 
-    For settings that once ran: earlier versions wrote some down that did nothing.
+    For settings of earlier runs: older versions saved some that had no effect.
     """
     hparams = deepcopy(hparams)
     chosen = choose_names(hparams)

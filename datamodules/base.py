@@ -1,4 +1,4 @@
-"""How a task loads a data set, whichever it is: where the images lie is for its source to say."""
+"""How a task loads images, whatever the data set: its `ImageSource` says where they are."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class ImageDataModule(LightningDataModule, ABC):
         """Lists the images: sets `train_files` and `val_files`, which do not overlap.
 
         Args:
-            stage: `fit`: all of them | `validate`, `test`: those suffice.
+            stage: `fit`: lists everything | `validate`, `test`: only what that stage needs.
         """
 
     def check(self, cache: Path) -> None:
-        """Checks that the listed images can be loaded as they are to be.
+        """Checks that the listed images can be loaded as the settings ask.
 
         Args:
-            cache: folder to keep what was found out; it may be deleted.
+            cache: folder that keeps the findings for the next run; it may be deleted.
 
         Raises:
             ValueError: a batch is larger than the data set; see `check_masks`.
@@ -81,11 +81,11 @@ class ImageDataModule(LightningDataModule, ABC):
             cache: see `check`.
 
         Raises:
-            ValueError: masks that cannot be used.
+            ValueError: some masks cannot be used.
         """
 
     def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps of the data: how many images an epoch is made of."""
+        """What a checkpoint records about the data: the number of training images."""
         return {"train_images": len(self.train_files)}
 
     @abstractmethod
@@ -112,7 +112,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
         Args:
             split: `train` or `val`.
-            count: how many, evenly spaced over the set, the same ones every time.
+            count: number of images, evenly spaced over the set, the same ones every time.
             size: side in pixels; None: that of the training crops.
 
         Returns:
@@ -132,7 +132,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return torch.stack(list(images.values())) if images else none
 
     def square(self, file: ImageItem, size: int) -> Tensor | None:
-        """Gives what `read_square` does, the next time from memory: pictures show the same ones."""
+        """Does what `read_square` does, cached: figures show the same images again and again."""
         return self._squares.get((file, size), lambda: read_square(file, size))
 
     def masked_examples(
@@ -142,9 +142,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
         Args:
             split: `train`: training images, held-out ones where there are any | `test`.
-            count: how many, evenly spaced over the set, the same ones every time.
-            shorter_side: of the images in pixels.
-            multiple: what both sides are rounded to.
+            count: number of images, evenly spaced over the set, the same ones every time.
+            shorter_side: shorter side of the images in pixels.
+            multiple: both sides are rounded to multiples of this.
 
         Yields:
             `(3, h, w)` uint8 and its labels as stored, `(H, W)` uint8. Images that cannot be read
@@ -179,8 +179,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Returns labelled training images as they are, a share of them held out, and the classes.
 
         Args:
-            count: images, evenly spaced over the set.
-            held_out: share of the second part.
+            count: number of images, evenly spaced over the set.
+            held_out: share of the images in the second part.
 
         Returns:
             Images `(N, 3, S, S)` uint8 and labels `(N,)` of both parts; None without labels. Files
@@ -196,7 +196,7 @@ def square_of(file: ImageItem, size: int) -> Tensor:
     """Reads an image as `(3, size, size)` uint8: shorter side resized, centre cropped.
 
     Raises:
-        UnreadableImageError: that fails.
+        UnreadableImageError: the file cannot be decoded.
     """
     with opened(file) as found:
         image = found.decode(size / min(found.size)).image
@@ -205,7 +205,7 @@ def square_of(file: ImageItem, size: int) -> Tensor:
 
 
 def read_square(file: ImageItem, size: int) -> Tensor | None:
-    """Does what `square_of` does; None when that fails: the loaders name such files."""
+    """Does what `square_of` does; None for an unreadable file, which the loaders report."""
     try:
         return square_of(file, size)
     except UnreadableImageError:

@@ -44,7 +44,7 @@ class CIFAR10(LabelledSource):
 
     Args:
         root: the folder that holds cifar-10-batches-py, or the npz file.
-        download: fetch the official archive (170 MB) when it is not there.
+        download: fetch the official archive (170 MB) if it is missing.
     """
 
     def __init__(self, root: str, download: bool = False) -> None:
@@ -53,7 +53,7 @@ class CIFAR10(LabelledSource):
         self._read: dict[str, Images] = {}
 
     def prepare(self) -> None:
-        """Downloads with torchvision when asked to and not there yet."""
+        """Downloads the data with torchvision if that was asked for and it is missing."""
         if self.download and not _holds_batches(self.root):
             Official(str(self.root), download=True)
 
@@ -82,7 +82,7 @@ class CIFAR10(LabelledSource):
         root = self.root
         if root.is_file():
             return _from_npz(root)
-        # In full: a probe's data has no option to download it.
+        # The whole command, because a probe has no option to download its data.
         place = shlex.quote(str(root))
         fetching = f"`--data.name cifar10 --data.root {place} --data.download true`"
         if not _holds_batches(root):
@@ -94,7 +94,7 @@ class CIFAR10(LabelledSource):
             )
         try:
             both = [Official(str(root), train=train) for train in (True, False)]
-        except RuntimeError as error:  # torchvision's word for a missing or altered batch
+        except RuntimeError as error:  # torchvision raises it for a missing or altered batch
             raise ValueError(
                 f"{root / Official.base_folder} is incomplete or corrupted; remove it, and a run "
                 f"with {fetching} fetches it."
@@ -114,7 +114,7 @@ def _from_npz(file: Path) -> tuple[Images, Images]:
                 Images(content[f"x_{part}"], content.get(f"y_{part}")) for part in ("train", "test")
             )
             names = tuple(map(str, content.get("classes", CLASSES)))
-    except Exception as error:  # NumPy's reader raises whatever its parsing ran into
+    except Exception as error:  # NumPy's parser may raise anything
         raise ValueError(
             f"{file} is no npz file of CIFAR-10: it needs x_train and x_test ({error})."
         ) from error
@@ -135,7 +135,7 @@ def _from_npz(file: Path) -> tuple[Images, Images]:
             )
         if not np.isin(labels, range(len(CLASSES))).all():
             raise ValueError(
-                f"{file}: y_{part} has labels that are none, expected whole numbers from 0 to "
+                f"{file}: y_{part} has labels of no class, expected whole numbers from 0 to "
                 f"{len(CLASSES) - 1}."
             )
     return train, test

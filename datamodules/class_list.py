@@ -1,12 +1,13 @@
-"""`classes.yaml`: the names of classes and what stands for them in mask files.
+"""`classes.yaml`: the names of classes and the pixel values or colours that mean them in masks.
 
 - `names: [background, crop, weed]`: labels 0, 1, 2; or, by the value in the masks,
   `names: {0: background, 7: crop, 9: weed}`.
 - `colours: ["#000000", "#00ff00", red]`: one for each name, for masks in colours and for pictures;
   also `[0, 255, 0]`, or a mapping by name.
-- `ignore: [9, "#ffffff"]`: values, colours or names that count for nothing; 255 always does, unless
-  it has a name.
-- `background: soil`: the name of what is no object, if it is not called background (in any case).
+- `ignore: [9, "#ffffff"]`: values, colours or names of void pixels, which count for nothing; 255 is
+  always void, unless it has a name.
+- `background: soil`: the class of pixels without an object, if it is not called background (in any
+  case).
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _HEX = 'a colour such as "#ff0000" (in quotation marks), red or [255, 0, 0]'
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes and what stands for them.
+    """Classes, and how masks encode them.
 
     Attributes:
-        names: by label; a background is first, and called so (in any case).
-        written: all names as they are written, by value in the masks.
-        meanings: of the pixels of masks.
-        colours: of each class, as 0xrrggbb; empty where the list has none.
+        names: by label; the background, if any, comes first and is called so (in any case).
+        written: all names as the file has them, by value in the masks.
+        meanings: maps the pixels of masks to labels.
+        colours: of each class, as 0xrrggbb; empty if the list has none.
     """
 
     names: tuple[str, ...]
@@ -51,7 +52,7 @@ class ClassList:
 
     @classmethod
     def of_names(cls, names: tuple[str, ...]) -> ClassList:
-        """Returns classes whose values in masks are their labels, and 255 void."""
+        """Returns classes whose values in masks are their labels; 255 is void."""
         return cls(names, dict(enumerate(names)), IndexMeanings.of_labels(len(names)))
 
 
@@ -59,7 +60,7 @@ def read_class_list(file: Path) -> ClassList:
     """Reads a list of classes; see the module.
 
     Raises:
-        ValueError: it cannot be understood; names the file and the entry.
+        ValueError: an entry is not valid; names it and the file.
     """
     text = file.read_bytes()
     try:
@@ -76,7 +77,7 @@ def _class_list(content: Any) -> ClassList:
         if key not in _KEYS:
             hint = did_you_mean(str(key), _KEYS, 0.5) or f" Expected {', '.join(_KEYS)}."
             raise ValueError(f"{CLASS_LIST}: there is no entry {key}.{hint}")
-        if content[key] is None:  # not taken for left out: a bare #ff0000 is nothing to YAML
+        if content[key] is None:  # likely a mistake: YAML reads a bare #ff0000 as a comment
             raise ValueError(f"{CLASS_LIST}: {key} is empty: fill it in, or leave it out.")
     values = _names(content["names"])
     names = list(values.values())
@@ -159,7 +160,7 @@ def _are_channels(values: Sequence[Any]) -> bool:
 
 
 def _colours(given: Any, names: Sequence[str]) -> dict[str, int]:
-    """Returns colours by name; none where none are given."""
+    """Returns colours by name; empty if none are given."""
     if given is None:
         return {}
     if isinstance(given, dict):

@@ -35,15 +35,15 @@ _NAMES = (
     "wall-wood, water-other, waterdrops, window-blind, window-other, wood"
 )
 _CATEGORIES = _NAMES.split(", ")
-# Masks store the category id less 1.
+# Masks store the category id minus 1.
 _VALUES = [value for value, name in enumerate(_CATEGORIES) if not name.startswith("(")]
 
 
 class COCOStuff(MaskedSource):
     """Images in `root/images/train2017` and `val2017`, or these two directly below `root`.
 
-    Masks, for segmentation, in `root/stuffthingmaps/train2017` and `val2017`: grey PNGs, category
-    id less 1, 255 unlabelled. There is no background class.
+    Masks, for segmentation, in `root/stuffthingmaps/train2017` and `val2017`: grey PNGs that store
+    the category id minus 1, 255 for unlabelled. There is no background class.
     """
 
     classes = tuple(_CATEGORIES[value] for value in _VALUES)

@@ -1,8 +1,8 @@
 """Images with the features of a frozen backbone, computed once.
 
-A cache lies in a folder named by a hash of everything its content follows from. It is built beside
-its final place and moved there when it is whole: there is never half a cache, and of two runs that
-build the same one the first to finish wins, and the other reads what that has left.
+A cache lies in a folder named by a hash of everything that determines its content. It is built in a
+temporary folder and moved into place when complete, so nobody ever reads half a cache. If two runs
+build the same one, the first to finish wins and the other reads its files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from utils.files import owner, remove_abandoned, write_atomically
 from utils.text import count
 
 Result = TypeVar("Result")
-Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to one for each
+Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to B mappings
 
 _FORMAT = 4  # since masks of 2 and 4 bits are read as numbers
 _OFF = "--data.feature_cache off computes features anew in every epoch instead."
@@ -42,10 +42,10 @@ class FeatureCache:
 
     Args:
         root: folder of all caches.
-        facts: what the features follow from, beside the images.
+        facts: what determines the features besides the images.
         encode: computes the tensors to keep.
         loading: how images are read.
-        collate: makes a batch of them, which gives them back with `items()`.
+        collate: makes a batch, whose `items()` yields the images again.
         sample: see `StoredImages`.
     """
 
@@ -71,11 +71,11 @@ class FeatureCache:
 
         Args:
             dataset: indexed by draws.
-            facts: what its images and labels follow from.
-            name: what to call it.
+            facts: what determines its images and labels.
+            name: its name in messages.
 
         Raises:
-            ValueError: the folder cannot be written, or there is not enough room.
+            ValueError: the folder cannot be written, or the disk is full.
         """
         digest = _digest({"format": _FORMAT, **self.facts, **facts})
         if digest not in self._opened:
@@ -83,12 +83,12 @@ class FeatureCache:
         return self._opened[digest]
 
     def recall(self, name: str, facts: Mapping[str, Any], compute: Callable[[], Result]) -> Result:
-        """Returns what was computed before, or computes and keeps it.
+        """Returns a stored result, or computes and stores it.
 
         Args:
-            name: what to call it.
-            facts: everything it follows from.
-            compute: gives numbers, tensors and containers of them.
+            name: its name in messages.
+            facts: everything that determines it.
+            compute: returns numbers, tensors and containers of them.
         """
         file = self.root / "readouts" / f"{_digest({'name': name, **facts})}.pt"
         if file.exists():
@@ -105,7 +105,7 @@ class FeatureCache:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, content.getvalue())
-        except OSError as error:  # the numbers are there all the same
+        except OSError as error:  # not stored, but computed
             console.warning("warning: %s", error)
         return found
 
@@ -142,7 +142,7 @@ class FeatureCache:
             writer.close()
             try:
                 part.rename(folder)
-            except OSError:  # another run has finished in the meantime, and reads from it
+            except OSError:  # another run has built it in the meantime
                 if not folder.exists():
                     raise
         finally:
@@ -174,7 +174,7 @@ class FeatureCache:
 
 
 def file_facts(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Returns name, size and time of change of files: another content is another cache."""
+    """Returns name, size and modification time of each file: changed files need a new cache."""
     stats = [(file, file.stat()) for file in files]
     return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
@@ -197,7 +197,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    # At once, so that nobody sees half of it.
+    # Renamed first, so that nobody sees half of it.
     aside = _beside(folder)
     with suppress(FileNotFoundError):  # another run was faster
         folder.rename(aside)

@@ -1,4 +1,4 @@
-"""What is said of images before anything is done with them, from a look at some of them."""
+"""Warnings about images before training, from a look at some of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from utils.spacing import evenly
 from utils.text import count, printable
 
 _DECODED, _OPENED = 8, 100  # at most, of all images
-_DARK = 16  # level of 255 that is black to the eye, and to a network: 12 bits in 16 come to that
+_DARK = 16  # of 255: looks black; 12-bit grey stored in 16 bits reaches just this
 
 
 def warn_of_darkness(items: Sequence[ImageItem]) -> None:
-    """Says so where nothing in any of some images is brighter than black."""
+    """Warns if no pixel of some example images is brighter than black."""
     brightest = []
     for item in evenly(items, _DECODED):
         with suppress(UnreadableImageError):  # named elsewhere
@@ -29,19 +29,19 @@ def warn_of_darkness(items: Sequence[ImageItem]) -> None:
     if brightest:
         rank_zero_warn(
             f"The images are nearly black: of {count(len(brightest), 'example')} no pixel is above "
-            f"{max(brightest)} of 255. Grey of 16 bits is read as v / 257: stretch it where white "
-            "is less (of cameras often 4095). Or are these masks?"
+            f"{max(brightest)} of 255. 16-bit grey is read as v / 257: rescale it if its white is "
+            "less than 65535 (cameras often store 4095). Or are these masks?"
         )
 
 
 def warn_of_several(items: Sequence[ImageItem], what: str) -> None:
-    """Says so where files hold several pictures: pages of a TIFF, or frames.
+    """Warns if files hold several pictures: pages of a TIFF, or frames.
 
-    JPEGs do not count: what phones put beside their picture is a preview, or a gain map, of it.
+    JPEGs do not count: phones store a preview or a gain map beside the picture.
 
     Args:
         items: images or masks.
-        what: to call them.
+        what: their name in the message.
     """
     files = [each for each in items if isinstance(each, Path)]
     chosen = evenly([file for file in files if file.suffix.lower() not in JPEG_SUFFIXES], _OPENED)

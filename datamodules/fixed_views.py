@@ -1,4 +1,4 @@
-"""Training on views that never change: every draw is one of an image's fixed views."""
+"""Training on fixed views: every draw picks one of them for an image."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ class Images(Protocol):
 
 
 class FixedViewsOf(Dataset[Any]):
-    """Images of which every epoch sees one of their views.
+    """Images of which every epoch sees one fixed view each.
 
     Args:
-        views: data sets of the same images, one for each view, indexed by draws of
-            epoch 0.
+        views: data sets of the same images, one for each view, indexed by draws of epoch 0.
         seed: makes the chosen view a function of (seed, epoch, index).
     """
 

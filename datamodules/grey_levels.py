@@ -1,7 +1,7 @@
-"""What levels of grey mean: which is white, and what a file stores where Pillow stretches it.
+"""Which grey level is white, and which levels a file stores where Pillow rescales them.
 
-Grey of 16 bits becomes v / 257, as 65535 = 255 * 257; of a TIFF of 12 bits v / 16.06; of a PGM
-v * 255 over its own white.
+To 8 bits: 16-bit grey becomes v / 257, as 65535 = 255 * 257; a 12-bit TIFF v / 16.06; a PGM
+v * 255 / (the maximum in its header).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 _WHITE_IS_ZERO = 0  # of TIFF 6.0, tag 262
-# What Pillow makes of the largest value of a PGM, or of few bits, by the mode it is read in.
+# Pillow scales the largest value of a PGM, or of 2 or 4 bits, to this, by the mode of the image.
 _PILLOWS_WHITE = {"L": 2**8 - 1, "I": 2**16 - 1}
-_FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's names of what is stored
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # largest levels, by Pillow's raw mode
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WITHOUT_WHITE = {"I": "signed or 32-bit integers", "F": "floating-point numbers"}
 
 
 def largest_level(image: Image.Image) -> int | None:
-    """Returns the largest level that a file can store, where Pillow makes it white; else None.
+    """Returns the largest level a file can store if Pillow rescales that to white, else None.
 
     Args:
         image: not loaded yet.
@@ -34,10 +34,10 @@ def largest_level(image: Image.Image) -> int | None:
 
 
 def _largest_of_pgm(image: Image.Image) -> int | None:
-    """Returns the largest value that the header of a PGM names; None of others.
+    """Returns the largest value in the header of a PGM; None for other formats.
 
     Args:
-        image: not loaded yet. By its decoder, as Pillow keeps that number for it alone.
+        image: not loaded yet: Pillow keeps this number among the arguments of its decoder only.
     """
     if isinstance(image, PpmImageFile) and image.mode in _PILLOWS_WHITE:
         tile: Any = image.tile[0]
@@ -50,23 +50,23 @@ def _white_of_pgm(image: Image.Image) -> int | None:
 
 
 def _largest_of_few_bits(image: Image.Image) -> int | None:
-    """Returns the largest grey level that 2 or 4 bits can be; None of other depths.
+    """Returns the largest grey level of 2 or 4 bits; None for other depths.
 
     Args:
-        image: not loaded yet. By how it will be decoded: its mode is that of 8 bits.
+        image: not loaded yet: only the arguments of its decoder tell, its mode is that of 8 bits.
     """
     return next((_FEW_BITS[layout] for layout in _layouts(image) if layout in _FEW_BITS), None)
 
 
 def _layouts(image: Image.Image) -> Iterator[Any]:
-    """Yields Pillow's names of what is stored."""
+    """Yields Pillow's raw modes: its names for how pixels are stored."""
     tiles: list[Any] = getattr(image, "tile", [])
     for tile in tiles:
         yield tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), None)
 
 
 def is_cut_to_8_bits(image: Image.Image) -> bool:
-    """Whether Pillow reads the upper 8 of 16 bits: it does so of colours, and of grey with alpha.
+    """Whether Pillow keeps only the upper 8 of 16 bits, as for colours and grey with alpha.
 
     Args:
         image: not loaded yet.
@@ -75,10 +75,10 @@ def is_cut_to_8_bits(image: Image.Image) -> bool:
 
 
 def lower_bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns the 8 bits that are cut away, of colours or of grey, `(H, W, C)`.
+    """Returns the lower 8 bits, which Pillow drops, of colours or grey, `(H, W, C)`.
 
     Args:
-        image: one that `is_cut_to_8_bits`, not loaded yet.
+        image: fulfils `is_cut_to_8_bits`; not loaded yet.
     """
     tiles: Any = image
     of_grey = any(str(layout).startswith("LA") for layout in _layouts(image))
@@ -91,38 +91,38 @@ def lower_bytes(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _of_lower_bytes(layout: Any) -> str | None:
-    """Returns Pillow's name of the same numbers of 16 bits with their bytes in the other order."""
+    """Returns the raw mode for the same 16 bits in the other byte order: upper 8 are the lower."""
     kind, _, order = str(layout).partition(";16")
-    if kind == "LA":  # there is no other order: all bytes, as channels
+    if kind == "LA":  # has one byte order only: read all bytes as channels
         return "RGBA" if order else None
     return f"{kind};16{_OTHER_ORDER[order]}" if order in _OTHER_ORDER else None
 
 
 def unstretched(image: Image.Image, largest: int) -> Image.Image:
-    """Returns the levels that a file stores, of an image whose `largest_level` Pillow made white.
+    """Returns the stored levels of an image whose `largest_level` Pillow rescaled to white.
 
-    0 to 3 would be 0, 85, 170 and 255, and the same label another value in each mask whose header
-    names its own largest one.
+    Otherwise labels 0 to 3 would be 0, 85, 170 and 255, and a label's value would depend on the
+    largest value in the header of its mask.
     """
     values = np.rint(np.asarray(image) * (largest / _PILLOWS_WHITE[image.mode]))
     return Image.fromarray(values.astype(np.int32 if image.mode == "I" else np.uint8))
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """Returns a loaded image in RGB, of 8 bits.
+    """Returns a loaded image as 8-bit RGB.
 
     Raises:
-        ValueError: nothing says which of its levels is white.
+        ValueError: its format does not define which level is white.
     """
     white = _white_of_pgm(image)
     if image.mode in _WITHOUT_WHITE and white is None:
         raise ValueError(
-            f"its pixels are {_WITHOUT_WHITE[image.mode]}, of which no rule says what is white: "
+            f"its pixels are {_WITHOUT_WHITE[image.mode]}, for which white is not defined: "
             "save it with 8 or 16 bits a pixel"
         )
     if image.mode.startswith("I"):
         white, negative = white or 2**16 - 1, False
-        if isinstance(image, TiffImageFile):  # 12 bits may be stored, and negatives
+        if isinstance(image, TiffImageFile):  # may be 12 bits, or a negative
             white = 2 ** image.tag_v2[BITSPERSAMPLE][0] - 1
             negative = image.tag_v2[PHOTOMETRIC_INTERPRETATION] == _WHITE_IS_ZERO
         grey = np.rint(np.asarray(image) / np.float32(white / 255)).astype(np.uint8)

@@ -12,12 +12,12 @@ from datamodules.reading import ImageItem, UnreadableImageError, opened
 from datamodules.seeding import Draw, seeded
 from datamodules.transforms.augmentations import View
 
-# So many files in a row unreadable: not a bad file, a bad folder.
+# With so many unreadable files in a row, the folder is wrong, not a file.
 _MAX_SKIPS = 25
 
 
 class Views(Protocol):
-    """The views of an image.
+    """How views of an image are drawn.
 
     Attributes:
         sizes: side of each view in pixels.
@@ -31,7 +31,7 @@ class Views(Protocol):
 
 
 class Sample(NamedTuple):
-    """One image: its views `(3, H, W)` uint8, its position, and files skipped to get at it."""
+    """One image: its views `(3, H, W)` uint8, its position, and the unreadable files skipped."""
 
     views: tuple[Tensor, ...]
     position: int
@@ -39,11 +39,11 @@ class Sample(NamedTuple):
 
 
 class ImageFiles(Dataset[Sample]):
-    """Images as views. A file that cannot be read is replaced by the next one, and named.
+    """Images as views. An unreadable file is replaced by the next one, and reported.
 
     Args:
         files: image files.
-        views: what is seen of an image.
+        views: draws the views of an image.
         seed: makes the views a function of (seed, epoch, index).
     """
 

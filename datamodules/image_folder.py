@@ -25,27 +25,27 @@ from datamodules.sources import LabelledSource
 from utils.text import printable
 
 _NAMED = 5  # classes
-# What folders of masks are called, in layouts of other data sets than this.
+# Usual names of folders with masks.
 _OF_MASKS = {
     *("mask", "masks", "labels", "stuffthingmaps"),
     *("segmentationclass", "segmentationclassaug", "segmentationobject"),
 }
-_HELD_OUT = (*VAL, *TEST)  # the first of them that is there
+_HELD_OUT = (*VAL, *TEST)  # the first that exists
 
 
 class ImageFolder(LabelledSource):
-    """Images at any depth below `root`; those of a class share a folder, if they have classes.
+    """Images at any depth below `root`; with one folder for each class, if there are classes.
 
-    With `root/train` (or `training`) and `root/val` (or `valid`, `validation`, `test`, `testing`;
-    upper case too) these are the splits; a `test` beside both is the split `test`. Otherwise
-    `val_fraction` of the images, or of `root/train` where nothing else lies beside it, is held out
-    by a hash of the path.
+    If there are `root/train` (or `training`) and `root/val` (or `valid`, `validation`, `test`,
+    `testing`; upper case too), these are the splits; a `test` beside both is the split `test`.
+    Otherwise a hash of the path holds out `val_fraction` of the images, or of `root/train` where
+    it is the only folder.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
         super().__init__(root, split)
         self.val_fraction = val_fraction
-        self._listed: dict[Path, list[Path]] = {}  # a tree is walked once
+        self._listed: dict[Path, list[Path]] = {}  # so that each tree is walked once
 
     def files(self, split: str) -> list[Path]:
         """See `ImageSource.files`; also `test`, `all` and, the same as `train`, `all_minus_val`."""
@@ -62,7 +62,7 @@ class ImageFolder(LabelledSource):
 
     @property
     def judged_split(self) -> str:
-        """See `LabelledSource.judged_split`: `test` where there is one with the same classes."""
+        """See `LabelledSource.judged_split`: `test`, if it exists and has the same classes."""
         if "test" not in self._parts:
             return "val"
         train, val, test = (self._parts[split] for split in ("train", "val", "test"))
@@ -71,8 +71,8 @@ class ImageFolder(LabelledSource):
         if ours == _entries(self._below(val), val) == _entries(found, test):
             return "test"
         rank_zero_warn(
-            f"{printable(test)} is left out, and {printable(val)} is what is judged: the folders "
-            "of the classes have to be the same in all three parts."
+            f"{printable(test)} is left out, and {printable(val)} is the test set: all three parts "
+            "need the same folders of classes."
         )
         return "val"
 
@@ -83,8 +83,8 @@ class ImageFolder(LabelledSource):
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
         """See `LabelledSource.labels`: the folder right below `root`, `train` or `val`.
 
-        Where a hash parts the images, all of them have the classes: it may leave a class of few
-        images to one part alone.
+        Where a hash splits the images, the classes are those of all images: all images of a small
+        class may fall into one part.
         """
         train = self._parts["train"]
         if split == "all" and train != self._parts["val"]:
@@ -108,7 +108,7 @@ class ImageFolder(LabelledSource):
         for other in folders_in(folder):
             if other.name not in held and (file := next(files_below(other), None)):
                 rank_zero_warn(
-                    f"{printable(other)} is left out, it holds files but no image that is read, "
+                    f"{printable(other)} is left out: it holds files but no readable image, such "
                     f"as {printable(file.name)}. Suffixes of images are "
                     f"{', '.join(sorted(IMAGE_SUFFIXES))}."
                 )
@@ -119,17 +119,17 @@ class ImageFolder(LabelledSource):
             first = sorted({file.relative_to(folder).parts[0] for file in found})
             if held := [name for name in first if name.lower() in _OF_MASKS]:
                 rank_zero_warn(
-                    f"{printable(folder / held[0])} is called as masks are, and its pictures are "
-                    f"taken for images like others. If they are masks, set {self.root_option} to a "
-                    "folder that holds the images alone."
+                    f"{printable(folder / held[0])} has a usual name for masks, but its pictures "
+                    f"are used as images. If they are masks, set {self.root_option} to a folder "
+                    "that holds the images alone."
                 )
         return self._listed[folder]
 
     @cached_property
     def _parts(self) -> dict[str, Path]:
-        """Where images of `train`, `val` and `test` lie.
+        """The folders of `train`, `val` and, beside these two, `test`.
 
-        The first two are the same where no folder parts them; the last is there beside two others.
+        The first two are the same folder where a hash splits its images.
         """
         if not self.root.is_dir():
             raise FileNotFoundError(f"There is no folder {self.root}. Set {self.root_option}.")
@@ -141,38 +141,38 @@ class ImageFolder(LabelledSource):
             return {"train": train, "val": val} | ({} if test in (None, val) else {"test": test})
         if len(folders) == 1 and all(_parts_of(folders_in(folders[0]))):
             rank_zero_warn(
-                f"{printable(self.root)} holds one folder, {printable(folders[0].name)}, in which "
-                "lie images to train on and to judge by: here they are taken together. Did you "
-                f"mean {self.root_option} {printable(folders[0])}?"
+                f"{printable(self.root)} holds one folder, {printable(folders[0].name)}, which has "
+                "its own training and validation images: here all of them are used together. Did "
+                f"you mean {self.root_option} {printable(folders[0])}?"
             )
         if val and not there - set(_HELD_OUT):
             raise FileNotFoundError(
                 f"There is {val}, but no {self.root / 'train'}: expected train and val, or a "
                 "folder for each class."
             )
-        # Beside others, `train` is a class: one of VOC's.
+        # Beside other folders, `train` is a class, as the trains of VOC.
         alone = train if len(there) == 1 else None
         return dict.fromkeys(("train", "val"), alone or self.root)
 
 
 def _say_where_images_lie_deeper(folder: Path, inside: Sequence[tuple[str, ...]]) -> None:
-    """Says what the classes are where no image lies right in one: parts may be called otherwise."""
+    """Warns if no image lies directly in its class: the folders may be splits, not classes."""
     if min(map(len, inside)) <= len(("CLASS", "IMAGE")):
         return
     taken = sorted({printable(parts[0]) for parts in inside})
     rank_zero_warn(
         f"The folders right below {printable(folder)} are taken for the classes: "
-        f"{', '.join(taken[:_NAMED])}{' …' * (len(taken) > _NAMED)}. No image lies right in one, "
-        f"all lie deeper, as {printable('/'.join(inside[0]))}. If they are no classes: expected "
+        f"{', '.join(taken[:_NAMED])}{' …' * (len(taken) > _NAMED)}. No image lies directly in "
+        f"one, all lie deeper, as {printable('/'.join(inside[0]))}. If that is wrong: expected "
         f"{printable(folder)}/CLASS/IMAGE, or CLASS/IMAGE below train/ and val/."
     )
 
 
 def _entries(files: Iterable[Path], folder: Path) -> set[str]:
-    """Returns what lies right inside a folder, of files at any depth."""
+    """Returns the names directly inside a folder on the paths to these files."""
     return {composed(file.relative_to(folder).parts[0]) for file in files}
 
 
 def _parts_of(folders: Sequence[Path]) -> tuple[Path | None, Path | None]:
-    """Returns those of these folders that hold what is trained on, and what judges."""
+    """Returns which of these folders holds the training images, and which the validation images."""
     return part_of(folders, TRAIN), part_of(folders, _HELD_OUT)

@@ -33,7 +33,7 @@ class LabelledFiles:
 
     Attributes:
         files: the images.
-        labels: position of their class in `classes`.
+        labels: position of each image's class in `classes`.
         classes: names.
     """
 
@@ -54,7 +54,7 @@ class LabelledFiles:
         )
 
     def parted(self, fraction: float) -> tuple[LabelledFiles, LabelledFiles]:
-        """Splits by a hash of the names: most, and the share that is held out."""
+        """Splits by a hash of the names, into the rest and the held-out fraction."""
         parts: tuple[list[int], list[int]] = ([], [])
         for position, file in enumerate(self.files):
             parts[held_out(name_of(file), fraction)].append(position)
@@ -71,7 +71,7 @@ class LabelledFiles:
 
         Args:
             size: side in pixels.
-            read: reads one; where it gives None, the file is left out.
+            read: reads one image; files for which it returns None are left out.
         """
         images, labels = [torch.empty(0, 3, size, size, dtype=torch.uint8)], []
         for file, label in zip(self.files, self.labels, strict=True):
@@ -83,7 +83,7 @@ class LabelledFiles:
 
 
 def name_of(item: ImageItem) -> str:
-    """Returns a name that stays when the data set moves: folder and file."""
+    """Returns folder and file name, which stay the same when the data set moves."""
     return "/".join(item.parts[-2:]) if isinstance(item, Path) else str(item)
 
 
@@ -91,7 +91,7 @@ def labelled_files(source: LabelledSource, split: str) -> LabelledFiles:
     """Lists a split with its labels.
 
     Raises:
-        FileNotFoundError: no such data.
+        FileNotFoundError: the data is missing.
         ValueError: the images have no labels.
     """
     classes, labels = source.labels(split)
@@ -99,7 +99,7 @@ def labelled_files(source: LabelledSource, split: str) -> LabelledFiles:
 
 
 class Square(NamedTuple):
-    """An image `(3, S, S)` uint8 and its position; black, and why, where it cannot be read."""
+    """An image `(3, S, S)` uint8 and its position; if unreadable, a black one and the reason."""
 
     image: Tensor
     position: int
@@ -133,20 +133,20 @@ class Squares(Dataset[Square]):
 
 
 def collate_squares(squares: Sequence[Square]) -> tuple[Tensor, Tensor, list[str]]:
-    """Stacks images `(B, 3, S, S)` and positions `(B,)`; beside them what cannot be read."""
+    """Stacks images `(B, 3, S, S)` and positions `(B,)`, and lists the unreadable ones."""
     images, positions, problems = zip(*squares, strict=True)
     return torch.stack(images), torch.tensor(positions), list(filter(None, problems))
 
 
 @dataclass  # not frozen: Lightning rebuilds batches to move them
 class ProbeBatch:
-    """Which images are meant; their features are known already.
+    """Refers to images by position: their features have been computed already.
 
     Attributes:
         indices: positions in the split, `(B,)`.
         labels: `(B,)`.
-        mirrored: whether the mirror image is meant, `(B,)` of 0 and 1.
-        unreadable: none; other batches name files here that were skipped.
+        mirrored: 1 for the mirror image, else 0, `(B,)`.
+        unreadable: always empty; other batches list skipped files here.
     """
 
     indices: Tensor
@@ -181,18 +181,18 @@ def _probe_batch(draws: Sequence[Draw], labels: Tensor, seed: int | None) -> Pro
 
 
 class LabelledDataModule(ImageDataModule):
-    """Training images, a part of them held out for choices, and the test images.
+    """Training images, a part of them held out to make choices, and the test images.
 
-    The data set's own `val` split is the test set, or its `test` where it has both: then `val` is
-    what is held out. The test set is never used to choose anything. Every image is looked at once,
-    by `images`; the loaders then only say which ones make a batch.
+    The test set is the data set's `test` split, and `val` is held out; without `test`, it is `val`.
+    The test set is never used to choose anything. `images` reads every image once; the other
+    loaders only say which images make a batch.
 
     Args:
         source: the data set.
         image_size: side of the images in pixels.
         loading: batches, workers, seed.
-        val_fraction: share of the training images that is held out, where no split is.
-        most: images of training and of test, evenly spaced; None: all.
+        val_fraction: share of the training images to hold out, if no split is for that.
+        most: at most so many images of each split, evenly spaced; None: all.
 
     Attributes:
         splits: `train`, `val` (held out) and `test`.
@@ -220,7 +220,7 @@ class LabelledDataModule(ImageDataModule):
             ValueError: training and test images do not have the same classes, or there is no test
                 image.
         """
-        # The last one alone where choices are made on a split of the data set's own.
+        # Three names only if `val` is a split of its own to make choices on.
         splits = dict.fromkeys((self.source.split, self.source.judged_split, "val"))
         train, test, *val = (labelled_files(self.source, split) for split in splits)
         if train.classes != test.classes:
@@ -236,14 +236,14 @@ class LabelledDataModule(ImageDataModule):
             )
         if not len(test):
             raise ValueError(
-                f"None of {count(len(train), 'image')} is left to judge by: give them a val/ "
-                "folder, or raise --data.val_fraction."
+                f"None of {count(len(train), 'image')} is left for the test: add a val/ folder, or "
+                "raise --data.val_fraction."
             )
         if unseen := sorted(set(range(len(train.classes))) - set(train.labels)):
             every = count(len(train.classes), "class")
             rank_zero_warn(
-                f"{len(unseen)} of {every} without a training image, as "
-                f"{train.classes[unseen[0]]}: a linear classifier cannot tell what it never saw."
+                f"{len(unseen)} of {every} without a training image, such as "
+                f"{train.classes[unseen[0]]}: a linear classifier cannot learn what it never saw."
             )
         if self.most is not None:
             train, test, *val = (part.evenly(self.most) for part in (train, test, *val))
@@ -257,13 +257,13 @@ class LabelledDataModule(ImageDataModule):
         return self.splits["test"].files
 
     def images(self, split: str) -> BatchLoader:
-        """Every image of a split once, as `collate_squares` gives them."""
+        """Every image of a split once, in batches made by `collate_squares`."""
         return self.loading.every(
             Squares(self.splits[split].files, self.image_size), collate_squares
         )
 
     def refuse_unreadable(self) -> NoReturn:
-        """Names all images that cannot be read, where a first one was found.
+        """Reports all unreadable images, once a first one has been found.
 
         Raises:
             ValueError: a probe needs every image.

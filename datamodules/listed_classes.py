@@ -1,4 +1,4 @@
-"""Data sets whose classes people write down themselves."""
+"""Data sets whose classes the user lists in a file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from utils.text import printable
 
 
 class ListedClasses(MaskedSource):
-    """A data set with a list of its classes, which is read when they are asked for.
+    """A data set with a list of its classes, which is read on demand.
 
     Attributes:
-        learnt: what a checkpoint tells apart, for a run that is taken where its data is not.
+        learnt: the classes of a checkpoint, for machines that do not have its data.
     """
 
     learnt: tuple[str, ...] = ()
@@ -34,11 +34,11 @@ class ListedClasses(MaskedSource):
 
         Raises:
             FileNotFoundError: there is no list.
-            ValueError: it cannot be understood.
+            ValueError: an entry is not valid.
         """
 
     def of_checkpoint(self) -> ClassList:
-        """Returns what is known without any data, and says so."""
+        """Returns the classes that the checkpoint knows, and warns that the data is missing."""
         console.warning(
             "There is no %s: the classes are those of the checkpoint, in colours of our own.",
             printable(self.root),

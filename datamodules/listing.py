@@ -1,4 +1,4 @@
-"""Which files belong to a data set: folders as people have them, and lists of names."""
+"""Which files belong to a data set: folders as found in practice, and lists of names."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ IMAGE_SUFFIXES = JPEG_SUFFIXES | {
     *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".j2k", ".avif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
-# Of cameras and programs, which Pillow does not open by itself.
+# Formats of cameras and programs that Pillow alone cannot open.
 _OTHER_PICTURES = frozenset(
     {
         *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".dcm"),
         *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
     }
 )
-# What people call the folders of the parts of a data set, in upper case as well.
+# Usual names for the folders of splits; upper case works as well.
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-# What systems leave in folders, beside names that begin with a dot (macOS's copies `._x.jpg` too).
+# Folders made by operating systems; names that begin with a dot (macOS's `._x.jpg`) are hidden too.
 _OF_SYSTEMS = frozenset(
     {
         *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
@@ -57,7 +57,7 @@ def image_files(folder: Path) -> list[Path]:
     found = sorted(files_below(folder), key=attrgetter("parts"))  # as paths sort, but faster
     for file in found:
         if not is_image(file) and file.is_symlink() and not file.exists():
-            rank_zero_warn(f"{file} is a link to nothing, left out: a folder that moved?")
+            rank_zero_warn(f"{file} is a broken link, left out: did its folder move?")
     files = list(filter(is_image, found))
     if not files:
         holds = f"; {count(len(found), 'file')}, as {printable(found[0].name)}" if found else ""
@@ -68,21 +68,21 @@ def image_files(folder: Path) -> list[Path]:
     if others := [file for file in found if file.suffix.lower() in _OTHER_PICTURES]:
         rank_zero_warn(
             f"{count(len(others), 'file')} below {printable(folder)} left out, as "
-            f"{printable(others[0].name)}: pictures, but not as they are read. Convert them, to "
+            f"{printable(others[0].name)}: pictures in formats that are not read. Convert them to "
             "PNG or JPEG."
         )
     return files
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yields the files below a folder, links followed, what is hidden or a system's own left out.
+    """Yields the files below a folder. Follows links; leaves out hidden and system files.
 
-    A link to a folder it lies in leads in a circle and is not followed.
+    A link to one of its own parent folders would never end and is not followed.
 
     Raises:
         PermissionError: a folder may not be read.
     """
-    above: dict[Path, frozenset[tuple[int, int]]] = {}  # the real folders on the way to each
+    above: dict[Path, frozenset[tuple[int, int]]] = {}  # the real parent folders of each
     for name, folders, files in os.walk(folder, followlinks=True, onerror=_stop):
         place = Path(name)
         status = place.stat()
@@ -96,18 +96,18 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Lists the folders right inside a folder but for what is hidden or a system's own."""
+    """Lists the folders directly inside a folder, without hidden and system folders."""
     _, inner, _ = next(os.walk(folder), ("", [], []))
     return [folder / name for name in sorted(inner) if not _is_hidden(name)]
 
 
 def root_nearby(root: Path, fits: Callable[[Path], object], option: str) -> str:
-    """Returns ` Did you mean OPTION …?` where a folder right above or below is the right one.
+    """Returns ` Did you mean OPTION …?` if the parent or a child of a wrong folder fits.
 
     Args:
-        root: that was given, which is not; it need not exist.
-        fits: says whether a folder is, by what it returns being true.
-        option: under which it was given.
+        root: the wrong folder; it need not exist.
+        fits: returns something true for the right folder.
+        option: the option that `root` was given by.
     """
     found = None
     with suppress(OSError):  # a folder that may not be read
@@ -116,7 +116,7 @@ def root_nearby(root: Path, fits: Callable[[Path], object], option: str) -> str:
 
 
 def part_of(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
-    """Returns the folder that has the first of these names, in upper or lower case."""
+    """Returns the folder with the first of these names that exists, in upper or lower case."""
     there = {folder.name.lower(): folder for folder in folders}
     return next(filter(None, map(there.get, names)), None)
 
@@ -130,17 +130,17 @@ def _stop(error: OSError) -> NoReturn:
 
 
 def read_list(listing: Path, name: Callable[[str], str] = str) -> list[str]:
-    """Reads names from a text file, one a line, as any editor saved it.
+    """Reads names from a text file, one per line, in whatever encoding an editor saved it.
 
     Args:
         listing: UTF-8 or other bytes, with or without byte order mark; UTF-16 with one.
-        name: makes a name of a line that is not empty.
+        name: extracts the name from a line that is not empty.
 
     Returns:
-        Each name once; repeated ones are said.
+        Each name once; warns about repeated ones.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not a text file.
     """
     content = listing.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # what Windows calls Unicode
@@ -152,7 +152,7 @@ def read_list(listing: Path, name: Callable[[str], str] = str) -> list[str]:
     if damaged:
         raise ValueError(
             f"{listing} is no list of names: line {damaged} holds a NUL byte. Save it as plain "
-            "text, or get it again."
+            "text, or download it again."
         )
     names = [name(line) for line in map(str.strip, lines) if line]
     single = list(dict.fromkeys(names))
@@ -171,7 +171,7 @@ def by_stem(files: Iterable[Path], folder: Path) -> dict[str, list[Path]]:
 
 
 def places(images: Iterable[ImageItem]) -> set[ImageItem]:
-    """Returns images by where they really lie: folders may have several names, as by links."""
+    """Returns images with links in their folders resolved, so that each has one path only."""
     real = cache(Path.resolve)
     return {real(each.parent) / each.name if isinstance(each, Path) else each for each in images}
 
@@ -182,17 +182,17 @@ def composed(name: str) -> str:
 
 
 def held_out(name: str, fraction: float) -> bool:
-    """Whether an image of this name belongs to the share that is not trained on.
+    """Whether the image of this name is held out from training.
 
-    A hash decides, so that adding images never moves one between the splits, nor copying them.
+    A hash of the name decides: adding or copying images never moves one to the other split.
     """
     return _place(name) < fraction
 
 
 def judging_place(file: Path, folder: Path) -> float:
-    """Returns where a file inside a folder stands, 0 to 1: below a fraction, it is judged by.
+    """Returns a hash of a path inside a folder, 0 to 1; files below the fraction form the test set.
 
-    It is another hash than `held_out` has, so that a share of the others can be held out.
+    It differs from the hash of `held_out`, so that a share of the other files can be held out.
     """
     return _place(f"test/{file.relative_to(folder).as_posix()}")
 
@@ -200,12 +200,12 @@ def judging_place(file: Path, folder: Path) -> float:
 def set_apart(
     files: Sequence[Path], folder: Path, fraction: float
 ) -> tuple[list[Path], list[Path]]:
-    """Splits files by a hash of their paths inside a folder: most, and a share to judge by.
+    """Splits files by a hash of their paths inside a folder, into training and test files.
 
-    The share is at least one.
+    There is at least one test file.
 
     Raises:
-        ValueError: there is one file only.
+        ValueError: there are fewer than two files.
     """
     if len(files) < 2:
         raise ValueError(f"{folder} holds {count(len(files), 'image')}, expected at least two.")

@@ -49,7 +49,7 @@ class Batch:
     def previews(self, count: int) -> dict[str, Tensor]:
         """Returns copies of the views of the first images, `(n, 3, H, W)` uint8 each, by name.
 
-        Of views of two sizes (multi-crop) the large ones are global, the small ones local.
+        If views have two sizes (multi-crop), the large ones are global, the small ones local.
         """
         sides = [chunks[0].shape[-1] for chunks in self.views]
         several = len(set(sides)) > 1
@@ -57,7 +57,7 @@ class Batch:
         for number, (side, chunks) in enumerate(zip(sides, self.views, strict=True)):
             kind = "global " if side == max(sides) else "local "
             name = f"{kind * several}view {number + 1}\n{side} px"
-            # No view onto more than is shown: these may be kept while the batch is not.
+            # Copied: a slice would keep the whole batch in memory.
             few = [chunk[:count] for chunk in chunks[:count]]
             found[name] = torch.cat(few)[:count].clone()
         return found
@@ -71,7 +71,7 @@ def collate(samples: Sequence[Sample]) -> MicroBatch:
 
 
 def join(parts: Sequence[MicroBatch]) -> Batch:
-    """Makes one batch of micro-batches."""
+    """Joins micro-batches to one batch."""
     return Batch(
         tuple(list(view) for view in zip(*(part.views for part in parts), strict=True)),
         torch.cat([part.indices for part in parts]),
@@ -80,17 +80,17 @@ def join(parts: Sequence[MicroBatch]) -> Batch:
 
 
 class BatchLoader:
-    """Groups what a DataLoader gives into batches.
+    """Groups the micro-batches of a DataLoader into batches.
 
-    Workers prepare micro-batches, so that several share one large batch.
+    Workers prepare micro-batches, so that several workers share one large batch.
 
     Args:
         micro_batches: the loader.
-        per_batch: how many of its items make a batch.
-        join: makes the batch of them.
+        per_batch: micro-batches per batch.
+        join: joins them to a batch.
 
     Attributes:
-        workers: the processes that prepare them.
+        workers: the processes that prepare micro-batches.
     """
 
     def __init__(
@@ -106,15 +106,15 @@ class BatchLoader:
         return len(self.micro_batches) // self.per_batch
 
     def start(self) -> Iterator[Any]:
-        """Starts the processes, unless they are there, and returns their micro-batches."""
+        """Starts the processes, unless they run already, and returns their micro-batches."""
         with self.workers.starting():
             return iter(self.micro_batches)
 
     def stop(self) -> None:
         """Ends the processes; another pass starts new ones.
 
-        Left to the garbage collector they are waited for, five seconds each: it may end the queue
-        that tells a process to leave before torch writes to it.
+        The garbage collector would wait five seconds for each: it may close the queue through which
+        torch tells a process to end before torch has done so.
         """
         loader: Any = self.micro_batches
         if loader._iterator is not None:
@@ -125,8 +125,8 @@ class BatchLoader:
         """Yields batches.
 
         Raises:
-            ValueError: the data set is broken; in the words of the worker that found it.
-            WorkerKilledError: a worker is no more.
+            ValueError: the data set is broken; has the message of the worker that noticed.
+            WorkerKilledError: a worker was killed.
         """
         parts: list[Any] = []
         try:
@@ -141,12 +141,13 @@ class BatchLoader:
             if isinstance(error, ValueError):
                 # A worker's error arrives with its traceback as the message.
                 raise ValueError(str(error).rpartition("ValueError: ")[2].strip()) from error
-            if killed and isinstance(error, RuntimeError | EOFError):  # the latter inside a tensor
+            # EOFError: killed while sending a tensor.
+            if killed and isinstance(error, RuntimeError | EOFError):
                 raise killed from error
             raise
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: the position follows from the trainer's step. Tells Lightning it can resume."""
+        """Empty: the trainer's step gives the position. Tells Lightning that this can resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -154,7 +155,7 @@ class BatchLoader:
 
 
 def loaders_in(loaders: Any) -> list[BatchLoader]:
-    """Returns those of a stage of Lightning's trainer, which has one, a list, or none."""
+    """Returns the loaders of one stage of Lightning's trainer: one, a list, or none."""
     each = loaders if isinstance(loaders, list) else [loaders]
     return [loader for loader in each if isinstance(loader, BatchLoader)]
 
@@ -163,18 +164,18 @@ def loaders_in(loaders: Any) -> list[BatchLoader]:
 class Loading:
     """How batches are loaded; see `DataHparams` and `TrainerHparams`."""
 
-    batch_size: int | None  # None: not known before the images are counted
+    batch_size: int | None  # None: `auto`, until the images are counted
     num_workers: int = 0
     seed: int = 0
     chunk_size: int | None = None
     limit_train_batches: int | None = None
-    pin_memory: bool = False  # where they go on to a GPU
+    pin_memory: bool = False  # if they are copied to a GPU
 
     def check(self, images: int) -> int:
-        """Returns the batch size, if so many images are enough for it.
+        """Returns the batch size, after checking that there are enough images for it.
 
         Raises:
-            ValueError: the batch is larger than the data set, or not known yet.
+            ValueError: the batch is larger than the data set, or its size is not known yet.
         """
         if self.batch_size is None:
             raise ValueError("The batch size is still to be chosen: data.batch_size is auto.")
@@ -194,16 +195,16 @@ class Loading:
         collate: Callable[[list[Any]], Any] = collate,
         join: Callable[[list[Any]], Any] = join,
     ) -> BatchLoader:
-        """Loads full batches only: a short last batch would be a different correlation.
+        """Loads full batches only: a correlation over a shorter last batch is not comparable.
 
-        With several processes each loads its part of every batch.
+        With several training processes, each loads its part of every batch.
 
         Args:
             dataset: indexed by draws.
-            first_batch: batches of the run that are already done, see `MicroBatchSampler`. Where it
-                stays 0 every pass is the same.
-            collate: makes a micro-batch of samples.
-            join: makes a batch of micro-batches.
+            first_batch: number of batches the run has done, see `MicroBatchSampler`. If it stays 0,
+                every pass is the same.
+            collate: makes a micro-batch from samples.
+            join: makes a batch from micro-batches.
 
         Raises:
             ValueError: the batch is larger than the data set.
@@ -220,7 +221,7 @@ class Loading:
         return BatchLoader(self._data_loader(dataset, sampler, collate), len(sizes), join)
 
     def every(self, dataset: Sized, collate: Callable[[list[Any]], Any]) -> BatchLoader:
-        """Loads every item once, by one of the processes; each has equally many batches.
+        """Loads every item once, in one of the training processes; all have as many batches.
 
         Raises:
             ValueError: fewer items than processes.
@@ -232,7 +233,7 @@ class Loading:
             )
         draws = [(0, index) for index in range(process_rank(), len(dataset), parts)]
         wanted = -(-len(dataset) // (parts * max(1, (self.batch_size or 1) // parts)))
-        shared = min(wanted, len(dataset) // parts)  # some have one image less
+        shared = min(wanted, len(dataset) // parts)  # some processes have one image less
         bounds = [i * len(draws) // shared for i in range(shared + 1)]
         batches = [draws[start:end] for start, end in pairwise(bounds)]
         return BatchLoader(self._data_loader(dataset, batches, collate), 1, itemgetter(0))
@@ -249,10 +250,10 @@ class Loading:
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # Page-locked memory holds all of them: with many cores and large batches gigabytes.
+            # Not more: pinned memory holds all of them, gigabytes with many cores.
             prefetch_factor=2 if self.num_workers else None,
             pin_memory=self.pin_memory,
-            # Its own generator: otherwise every epoch takes a draw from the model's random state.
+            # Its own generator: otherwise every epoch would draw from the model's random state.
             generator=torch.Generator(),
             worker_init_fn=begin,
         )

@@ -28,7 +28,7 @@ from utils.palette import VOID
 from utils.spacing import evenly
 from utils.text import count, percent, printable
 
-# Of more masks than this so many are looked at, evenly spaced.
+# At most so many masks are looked at, evenly spaced.
 MAX_MASKS = 5000
 _FORMAT = 3  # since labels in colours of 16 bits are refused
 _NAMED = 8  # classes whose shares are printed
@@ -36,11 +36,11 @@ _NAMED = 8  # classes whose shares are printed
 
 @dataclass(frozen=True)
 class Census:
-    """What the masks of a list hold.
+    """What a list of masks contains.
 
     Attributes:
-        pixels: how many each label has, void last.
-        fits: names of images with an EXIF orientation by how their mask lies on them.
+        pixels: number of pixels of each label, void last.
+        fits: names of images with an EXIF orientation, by how their masks fit them.
     """
 
     pixels: tuple[int, ...]
@@ -56,20 +56,20 @@ def check_masks(
     cache: Path,
     threads: int = 1,
 ) -> Census:
-    """Checks that masks can be read, fit their images and hold known labels; says what they hold.
+    """Checks that masks can be read, fit their images and have known labels; prints their shares.
 
     Args:
         source: says what values of masks mean.
         pairs: image and mask files.
-        what: to call the images.
-        judged: images of an evaluation, which cannot do without them: here one that cannot be read
-            is a problem, where training passes over it.
-        cache: folder that keeps what was found, until a file changes.
-        threads: that read files at a time.
+        what: the name of the images in messages.
+        judged: images of an evaluation, which needs every one: here an unreadable image is an
+            error, while training skips it.
+        cache: folder that keeps the result, until a file changes.
+        threads: number of threads that read files.
 
     Raises:
-        ValueError: some cannot be used, or no image can be read, and names the first; or all but
-            one class is void.
+        ValueError: some masks cannot be used, or no image can be read (names the first); or the
+            masks hold a single class, or none, and the rest is void.
     """
     chosen = evenly(pairs, MAX_MASKS)
     warn_of_several([mask for _, mask in pairs], f"the masks of the {what}")
@@ -77,7 +77,7 @@ def check_masks(
     census = _recalled(known)
     if census is None:
         census = _take(source, chosen, what, judged, threads)
-        with suppress(OSError):  # without it the masks are looked at again
+        with suppress(OSError):  # then the next run looks at the masks again
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(known, json.dumps(asdict(census)))
     _say(census, source.classes, f"{len(chosen):,} of {len(pairs):,} {what}")
@@ -102,12 +102,12 @@ def _recalled(file: Path) -> Census | None:
 
 
 class _Problem(NamedTuple):
-    """Why a pair is of no use.
+    """Why a pair cannot be used.
 
     Attributes:
-        words: names the file.
-        is_foreign: whether its mask holds what is no class.
-        is_passed_over: whether it is an image that training goes on without.
+        words: the reason, with the name of the file.
+        is_foreign: whether its mask holds values that are no class.
+        is_passed_over: whether it is an unreadable image, which training skips.
     """
 
     words: str
@@ -145,7 +145,7 @@ def _take(
 def _look(
     source: MaskedSource, pair: FilePair, is_judged: bool
 ) -> tuple[NDArray[np.int64], Fit] | _Problem:
-    """Returns how many pixels of a pair each label has, 0 to 255, and how its mask lies."""
+    """Returns the number of pixels of each label, 0 to 255, and how the mask fits the image."""
     try:
         found = read_pair(*pair, len(source.classes), source.meanings)
     except UnreadableImageError as error:
@@ -159,7 +159,7 @@ def _look(
 def _refuse(
     source: MaskedSource, pairs: Sequence[FilePair], what: str, problems: Sequence[_Problem]
 ) -> None:
-    """Names the first pairs that are of no use, where that ends the run.
+    """Ends the run if there are pairs it cannot do without, and names the first ones.
 
     Raises:
         ValueError: some cannot be used, or no image can be read.
@@ -181,10 +181,10 @@ def _refuse(
 def _check_classes(
     source: MaskedSource, census: Census, pairs: Sequence[FilePair], what: str
 ) -> None:
-    """Refuses masks in which all but one class is void: any network is perfect on them.
+    """Refuses masks with a single class and void, on which any network is perfect.
 
     Raises:
-        ValueError: they are such.
+        ValueError: the masks are like that, or all void.
     """
     *labelled, void = census.pixels
     occurring = [name for name, pixels in zip(source.classes, labelled, strict=True) if pixels]
@@ -203,13 +203,13 @@ def _check_classes(
 
 @rank_zero_only
 def warn_of_unseen(classes: Sequence[str], judged: Census, learnt: Census, what: str) -> None:
-    """Says which classes are judged and will not be found, as no training mask shows them.
+    """Warns of classes that are evaluated but cannot be learnt: no training mask has them.
 
     Args:
         classes: names by label.
-        judged: what masks hold that judge.
-        learnt: what those of the training images hold.
-        what: to call the images that judge.
+        judged: census of the masks of the evaluation.
+        learnt: census of the training masks.
+        what: the name of the evaluated images in messages.
     """
     *pairs, _ = zip(judged.pixels, learnt.pixels, strict=True)  # the last is void
     unseen = [

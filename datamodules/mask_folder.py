@@ -1,4 +1,4 @@
-"""Images and masks of your own, in folders, with a list of their classes."""
+"""Your own images and masks, in folders, with a list of their classes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _LAYOUT = "images/train, images/val, masks/train, masks/val"
 class MaskFolder(ListedClasses):
     """`root/images/{train,val}` and `root/masks/{train,val}`, at any depth; `root/classes.yaml`.
 
-    Also `training`, `valid`, `validation`, `testing` and upper case, of images and masks alike. An
-    image and its mask have the same name but for the suffix. What is judged in the end is `val`, or
-    `test` where that has masks; then `val` is what choices are made on. Without `val`, also without
-    `train`, a share of the images is set apart by a hash of their names.
+    The folders may also be called `training`, `valid`, `validation` and `testing`, and in upper
+    case. An image and its mask have the same name but for the suffix. The final evaluation uses
+    `test` if it has masks, and then choices are made on `val`; otherwise it uses `val`. Without
+    `val` (and also without `train`), a hash of the names sets a share of the images apart for it.
 
     Args:
         root: the folder.
         split: what is trained on.
-        val_fraction: share of the images that is set apart where there is no `val` folder.
+        val_fraction: share of the images to set apart if there is no `val` folder.
     """
 
     def __init__(self, root: str, split: str = "train", val_fraction: float = 0.1) -> None:
@@ -68,7 +68,7 @@ class MaskFolder(ListedClasses):
         file = self.root / CLASS_LIST
         if file.exists():
             return
-        # Of all parts: a class may be rare, and be shown by images that judge alone.
+        # Masks of all parts: a rare class may occur in images of the evaluation only.
         pairs = [*self.pairs("train"), *(self.held_out() or ()), *self.pairs("val")]
         found = survey([mask for _, mask in pairs])
         written = proposal(found)
@@ -84,7 +84,7 @@ class MaskFolder(ListedClasses):
         )
 
     def files(self, split: str) -> list[Path]:
-        """See `ImageSource.files`; also `all` and `all_minus_val`, without what is judged."""
+        """See `ImageSource.files`; also `all`, and `all_minus_val` without the test images."""
         if split == "all":
             return image_files(self._folder("images"))
         if split == "all_minus_val":
@@ -107,7 +107,7 @@ class MaskFolder(ListedClasses):
 
     @cached_property
     def _parts(self) -> dict[str, _Part]:
-        """Images to train on, to judge by (`test`) and, where both are there, to choose by."""
+        """Images to train on, to evaluate on (`test`) and, if there are both, to choose on."""
         images, masks = self._folder("images"), self._folder("masks")
         known = {"train": TRAIN, "val": VAL, "test": TEST}
         folders = folders_in(images)

@@ -1,4 +1,4 @@
-"""What masks hold, whatever it stands for: to write a list of classes, and to give advice."""
+"""Which values and colours masks contain: to propose a list of classes and to give advice."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from utils.spacing import evenly
 from utils.text import count, percent, printable
 
 _MOST_MASKS = 1000
-_MOST_CODES, _MOST_OF_JPEG = 256, 2  # of one mask: more are no classes
-_MOST_USUAL = 40  # of all masks: more are most often shades between classes
+_MOST_CODES, _MOST_OF_JPEG = 256, 2  # in one mask: more cannot be classes
+_MOST_USUAL = 40  # in all masks: more are most often shades between classes
 _NAMED = 8
 _BLENDED = (
     "resized with interpolation or saved as JPEG: make them anew, resized by the nearest pixel and "
@@ -40,16 +40,16 @@ _BLENDED = (
 
 @dataclass
 class Survey:
-    """Pixels of masks by what they hold.
+    """Counts of pixels in masks by value and by colour.
 
     Attributes:
-        masks: how many were looked at.
-        values: pixels by grey level or palette index, of masks that have them.
-        colours: pixels by colour, 0xrrggbb, of masks of 8 bits.
-        palettes: indices of each colour in masks with a palette.
-        coloured: masks that have nothing but colours.
-        rich: the first mask that holds more than classes can be.
-        unread: the first mask that could not be looked at, and why.
+        masks: number of masks looked at.
+        values: pixels by grey level or palette index, of masks that have these.
+        colours: pixels by colour, 0xrrggbb, of 8-bit masks.
+        palettes: the palette indices of each colour.
+        coloured: number of masks that have only colours.
+        rich: the first mask with more values or colours than there can be classes.
+        unread: the first mask that could not be read, and why.
     """
 
     masks: int = 0
@@ -62,22 +62,22 @@ class Survey:
 
     @property
     def by_colour(self) -> bool:
-        """Whether colours tell classes: there is nothing else, or palettes differ in order."""
+        """Whether colours encode the classes: there is nothing else, or palettes differ."""
         return self.coloured > 0 or any(len(found) > 1 for found in self.palettes.values())
 
     @property
     def found(self) -> Mapping[int, int]:
-        """Pixels by what tells classes."""
+        """Pixels by what encodes the classes: colour or value."""
         return self.colours if self.by_colour else self.values
 
     def doubts(self, expected: int = 0) -> str:
-        """Says why that may be no classes; nothing where they are few, or few above `expected`."""
+        """Says why these may not be classes; empty if they are few, or few above `expected`."""
         if len(self.found) <= max(_MOST_USUAL, 2 * expected):
             return ""
         return f"So many are most often shades between classes, in masks that were {_BLENDED}"
 
     def shares(self) -> str:
-        """Says what was found, the most frequent first."""
+        """Lists what was found with its share, the most frequent first."""
         total = max(1, sum(self.found.values()))
         spelt = as_hex if self.by_colour else str
         common = sorted(self.found.items(), key=lambda item: (-item[1], item[0]))
@@ -86,7 +86,7 @@ class Survey:
 
 
 def survey(masks: Sequence[Path]) -> Survey:
-    """Looks at masks, evenly spaced where there are many; what cannot be read is left out."""
+    """Looks at masks, evenly spaced if there are many; unreadable ones are left out."""
     chosen, found = evenly(masks, _MOST_MASKS), Survey()
     with ThreadPoolExecutor() as pool:
         seen = track(pool.map(_look, chosen), "Looking at masks", len(chosen), transient=True)
@@ -102,7 +102,7 @@ _Counts = dict[int, int]
 
 
 def _look(file: Path) -> tuple[_Counts | None, _Counts | None, dict[int, int]] | str:
-    """Returns pixels by value, by colour, and the index of each colour of a palette; or why not."""
+    """Returns pixels by value, by colour, and the index of each palette colour; or an error."""
     try:
         mask = read_values(file)
         values = values_of(mask)
@@ -115,7 +115,7 @@ def _look(file: Path) -> tuple[_Counts | None, _Counts | None, dict[int, int]] |
     if mask.mode == "P" and values is not None and colours is not None:
         found, first = np.unique(values, return_index=True)
         order = dict(zip(colours.ravel()[first].tolist(), found.tolist(), strict=True))
-        if len(order) < len(found):  # colours that are the same tell nothing
+        if len(order) < len(found):  # several indices share a colour
             order = {}
     return _counted(values), _counted(colours), order
 
@@ -147,10 +147,10 @@ def _add(
 
 
 def proposal(found: Survey) -> str:
-    """Returns a list of classes for what was found, with names to be replaced.
+    """Returns a `classes.yaml` for what was found, with names for the user to replace.
 
     Raises:
-        ValueError: it cannot be classes.
+        ValueError: what was found cannot be classes.
     """
     negative = _negative(found)
     codes = [code for code in sorted(found.found) if code not in negative]
@@ -177,7 +177,7 @@ def proposal(found: Survey) -> str:
 
 
 def _negative(found: Survey) -> list[int]:
-    """Returns values that cannot be those of classes: -1 is a usual void."""
+    """Returns negative values, which cannot be classes: -1 usually means void."""
     return [] if found.by_colour else sorted(value for value in found.values if value < 0)
 
 
@@ -195,7 +195,7 @@ _RESAVED = "JPEG changes the colours of masks: they have to be PNGs from the beg
 
 
 def advice(found: Survey, classes: ClassList, masks: Sequence[Path]) -> str:
-    """Says in words how masks and a list of classes could be made to fit; nothing of no masks."""
+    """Says how masks and a list of classes could be made to fit; empty if no mask was read."""
     if not (found.found or found.rich):
         return ""
     if any(mask.suffix.lower() in JPEG_SUFFIXES for mask in masks):

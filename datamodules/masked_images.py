@@ -22,9 +22,9 @@ Prepare = Callable[[Pixels, Tensor], Pair]  # from an image, and its labels as s
 
 
 class LabelledSample(NamedTuple):
-    """An image `(3, h, w)`, its labels `(H, W)`, its position, and files skipped to get at it.
+    """An image `(3, h, w)`, its labels `(H, W)`, its position, and the unreadable files skipped.
 
-    From a cache, also its features.
+    If it comes from a cache, also its features.
     """
 
     image: Tensor
@@ -40,12 +40,12 @@ class SegmentationBatch:
 
     Attributes:
         images: `(B, 3, h, w)` uint8.
-        labels: `(B, H, W)` uint8, void where there is no image; of the images' size in training,
-            of the size that is judged in evaluation.
+        labels: `(B, H, W)` uint8, void in the padding; as large as the images in training, as the
+            masks that count in evaluation.
         sizes: `(B, 4)`: height and width of each image, then of its labels.
         indices: `(B,)` positions in the data set.
         unreadable: names of files that were skipped.
-        stored: from a cache, features of each image; else empty.
+        stored: features of each image, if they come from a cache; else empty.
     """
 
     images: Tensor
@@ -66,7 +66,7 @@ class SegmentationBatch:
         return replace(self, images=images, labels=labels, stored=stored)
 
     def to(self, device: torch.device) -> SegmentationBatch:
-        """Moves what is computed with; numbers that the host reads stay with it."""
+        """Moves images, labels and features; the numbers that only the host reads stay there."""
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -94,12 +94,12 @@ class MaskedImages(Dataset[LabelledSample]):
 
     Args:
         pairs: image and mask files.
-        prepare: from an image `(H, W, 3)` and its labels as stored to what is loaded.
+        prepare: turns an image `(H, W, 3)` and its stored labels into a pair to load.
         num_classes: labels are 0 … num_classes - 1, and 255 void.
         meanings: see `MaskedSource.meanings`.
         seed: makes random preparations a function of (seed, epoch, index).
-        skip_unreadable: replace an image that cannot be read by the next one, and name it; in an
-            evaluation every image counts, so there it is an error.
+        skip_unreadable: replace an unreadable image by the next one, and report it; otherwise it is
+            an error, because an evaluation needs every image.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class MaskedImages(Dataset[LabelledSample]):
         """Reads image `index` as seen in `epoch`.
 
         Raises:
-            ValueError: a mask that cannot be one of this image; names the file.
+            ValueError: the mask cannot belong to this image; names the file.
         """
         epoch, index = draw
         unreadable: list[str] = []

@@ -1,4 +1,4 @@
-"""Training images with masks as squares: for readouts that compare images with images."""
+"""Training images with masks, cut to squares: for readouts that compare images with each other."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Square = tuple[Tensor, Tensor]
 
 
 class MaskedSquares:
-    """Images and masks, cut to the centred square; a file that cannot be read is left out.
+    """Images and masks, cut to the centred square; unreadable files are left out.
 
-    What is decoded is held as uint8, size² * 3 bytes an image and a byte a pixel of its mask.
+    The decoded images stay in memory: size² * 3 bytes each, and one byte per pixel of the mask.
 
     Args:
         source: says what values of masks mean.
@@ -49,7 +49,7 @@ class MaskedSquares:
         """Yields images `(3, size, size)` and labels as stored, `(s, s)`, both uint8.
 
         Raises:
-            ValueError: a mask that cannot be one of this image; names the file.
+            ValueError: the mask cannot belong to this image; names the file.
         """
         for position in range(len(self.pairs)):
             square = self.decoded.get(position, partial(self._read, position))
@@ -65,8 +65,8 @@ class MaskedSquares:
             return None
         image = F.center_crop(Image.fromarray(pixels), [min(pixels.shape[:2])])
         image = F.resize(image, [self.size] * 2, InterpolationMode.BICUBIC)
-        # Its own side: an over-large image is read smaller than its mask. A copy: the crop alone
-        # would keep the whole mask.
+        # The mask's own side, because an over-large image is read smaller than its mask. Copied,
+        # because the crop alone would keep the whole mask in memory.
         labels = F.center_crop(labels[None], [min(labels.shape)])[0].clone()
         return F.pil_to_tensor(image), labels
 
@@ -77,13 +77,13 @@ def masked_squares(
     """Returns training images with masks, and a share of them held out by a hash of their names.
 
     Args:
-        source: the data set; its `val` images are not looked at.
-        count: images of both parts together, evenly spaced over the training list.
-        fraction: share of the second part.
+        source: the data set; its `val` images are not used.
+        count: number of images in both parts, evenly spaced over the training list.
+        fraction: share of the images in the second part.
         size: side in pixels.
 
     Raises:
-        FileNotFoundError: the masks are not there.
+        FileNotFoundError: there are no masks.
     """
     pairs = source.pairs("train")
     parts: tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] = ([], [])

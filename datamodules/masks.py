@@ -34,8 +34,8 @@ def read_labels(file: Path, num_classes: int, meanings: Meanings | None = None) 
         meanings: see `MaskedSource.meanings`.
 
     Raises:
-        ForeignPixelsError: it holds what is no class; names the file.
-        ValueError: not readable.
+        ForeignPixelsError: it holds values that are no class; names the file.
+        ValueError: it cannot be read.
     """
     try:
         mask = read_values(file)
@@ -49,7 +49,7 @@ def read_labels(file: Path, num_classes: int, meanings: Meanings | None = None) 
 
 
 class Fit(Enum):
-    """How a mask lies on an image with an EXIF orientation."""
+    """How a mask fits an image with an EXIF orientation."""
 
     DISPLAYED = "as the image is displayed, or it has no orientation"
     STORED = "only as the image is stored: turned with it"
@@ -61,8 +61,8 @@ class Pair(NamedTuple):
 
     Attributes:
         pixels: of the image in RGB, `(h, w, 3)`.
-        labels: `(H, W)` uint8, of the image's whole size, also where it had to be reduced.
-        fit: how they belong together.
+        labels: `(H, W)` uint8, of the image's full size, even if the image had to be reduced.
+        fit: how the mask fits the image.
     """
 
     pixels: Pixels
@@ -75,7 +75,7 @@ def read_pair(image: Path, mask: Path, num_classes: int, meanings: Meanings | No
 
     Raises:
         UnreadableImageError: the image cannot be decoded.
-        ValueError: a mask that cannot be one of this image; names the file.
+        ValueError: the mask cannot belong to this image; names the file.
     """
     picture = read_picture(image)
     labels = read_labels(mask, num_classes, meanings)

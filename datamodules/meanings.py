@@ -1,4 +1,4 @@
-"""What the pixels of mask files stand for: grey levels, palette indices or colours to labels."""
+"""What the pixels of masks mean: from grey levels, palette indices or colours to labels."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Codes = NDArray[np.int64]  # (H, W): grey levels or palette indices, or colours 
 
 CLASS_LIST = "classes.yaml"
 _INDEXED = ("P", "L")
-_WITHOUT_COLOURS = ("I", "F")  # and I;16, whose grey levels may be beyond 255
-_BITS = "1"  # mode of masks of 1 bit
+_WITHOUT_COLOURS = ("I", "F")  # and I;16, with grey levels beyond 255
+_BITS = "1"  # Pillow's mode of 1-bit masks
 _NAMED = 5  # values that a message names
 _WHITE = 0xFFFFFF
 _GREY = 0x010101  # times its level
@@ -28,7 +28,7 @@ _RAMP = [level for level in range(256) for _ in "rgb"]  # a palette of grey leve
 
 
 class ForeignPixelsError(ValueError):
-    """A mask holds what stands for nothing: the message continues, or has, the name of its file."""
+    """A mask holds values or colours without a meaning; its message follows the file's name."""
 
 
 class Meanings(ABC):
@@ -39,22 +39,22 @@ class Meanings(ABC):
         """Returns the labels of a decoded mask, `(H, W)`.
 
         Raises:
-            ForeignPixelsError: it holds what stands for nothing.
+            ForeignPixelsError: it holds values or colours without a meaning.
         """
 
     @property
     @abstractmethod
     def facts(self) -> Any:
-        """What labels follow from, as JSON has it: caches of labels depend on it."""
+        """Everything that determines the labels, for JSON: caches of labels depend on it."""
 
 
 @dataclass(frozen=True)
 class IndexMeanings(Meanings):
-    """Palette indices or grey levels of 8 bits.
+    """The meanings of palette indices or 8-bit grey levels.
 
     Attributes:
-        table: label of each that may occur.
-        expected: names them in messages.
+        table: label of each value that may occur.
+        expected: describes these values in messages.
     """
 
     table: Mapping[int, int]
@@ -63,7 +63,7 @@ class IndexMeanings(Meanings):
     @classmethod
     @cache
     def of_labels(cls, num_classes: int) -> IndexMeanings:
-        """Indices are labels, and 255 is void."""
+        """Values are labels, and 255 is void."""
         table = {label: label for label in (*range(num_classes), VOID)}
         return cls(table, f"0 to {num_classes - 1}")
 
@@ -86,7 +86,7 @@ class IndexMeanings(Meanings):
 
     @cached_property
     def _foreign(self) -> int:
-        # What no label is; -1: each of 256 values has a label of its own.
+        # A value that is no label; -1 if all 256 values are labels.
         return min({*range(256)} - {*self.table.values()}, default=-1)
 
     @cached_property
@@ -101,12 +101,11 @@ class IndexMeanings(Meanings):
 
 @dataclass(frozen=True)
 class DeclaredMeanings(Meanings):
-    """Whatever a list of classes says of masks of any kind.
+    """The meanings that a list of classes declares, for masks of any kind.
 
-    A mask is read by its colours where all of them are declared, else by its values. One in grey
-    levels is first read by these: black alone is a colour as well, and may be that of another class
-    than 0 has. One of 1 bit is read by its colours where black and white both are some, else by its
-    values.
+    A mask is read by its colours if all of them are declared, else by its values. A grey mask is
+    first read by its levels: black may be the colour of another class than the one of level 0. A
+    1-bit mask is read by colour only if both black and white are declared.
 
     Attributes:
         values: label of each grey level or palette index.
@@ -144,9 +143,10 @@ class DeclaredMeanings(Meanings):
 
     @cached_property
     def _of_levels(self) -> Mapping[int, int]:
-        """What grey levels mean, whatever colours do: white may be a class, where 255 is none.
+        """The labels of grey levels.
 
-        Colours that are all grey are levels themselves.
+        If all declared colours are grey, they are the levels. Otherwise the declared values are,
+        without 255 if white is a class: such a pixel is white, not void.
         """
         if self.colours and all(colour == (colour & 255) * _GREY for colour in self.colours):
             return {colour & 255: label for colour, label in self.colours.items()}
@@ -156,7 +156,7 @@ class DeclaredMeanings(Meanings):
 
     @cached_property
     def _of_bits(self) -> Mapping[int, int]:
-        """What 0 and 1 of a mask of 1 bit mean, whichever of them it holds."""
+        """The labels of 0 and 1 in a 1-bit mask."""
         shown = {0: 0, 1: _WHITE}
         if all(colour in self.colours for colour in shown.values()):
             return {value: self.colours[colour] for value, colour in shown.items()}
@@ -192,9 +192,9 @@ def look_up(codes: Codes, table: Mapping[int, int]) -> tuple[NDArray[np.uint8], 
 
 
 def values_of(mask: Image.Image) -> Codes | None:
-    """Returns grey levels or palette indices, 0 and 1 of a mask of 1 bit; None of one in colours.
+    """Returns grey levels, palette indices, or the 0 and 1 of a 1-bit mask; None for a colour mask.
 
-    A mask in RGB is grey where its three channels are the same.
+    A mask in RGB is grey if its three channels are equal.
 
     Raises:
         ForeignPixelsError: its numbers are not whole.
@@ -204,21 +204,21 @@ def values_of(mask: Image.Image) -> Codes | None:
     pixels = np.asarray(mask)
     if pixels.ndim == 2:
         if mask.mode == "F" and not (np.isfinite(pixels) & (pixels == np.floor(pixels))).all():
-            raise ForeignPixelsError("has numbers that are not whole, which are no labels.")
+            raise ForeignPixelsError("has numbers that are not whole: these cannot be labels.")
         return pixels.astype(np.int64)
     grey = mask.mode in ("RGB", "RGBA") and (pixels[..., :3] == pixels[..., :1]).all()
     return pixels[..., 0].astype(np.int64) if grey else None
 
 
 def is_in_levels(mask: Image.Image) -> bool:
-    """Whether a mask is stored as grey levels of 8 bits; also as indices of a palette of these."""
+    """Whether a mask is 8-bit grey, or its palette maps each index to the grey of that level."""
     palette = (mask.getpalette() or []) if mask.mode == "P" else []
     is_ramp = len(palette) > len("rgb") and palette == _RAMP[: len(palette)]
     return mask.mode == "L" or is_ramp
 
 
 def colours_of(mask: Image.Image) -> Codes | None:
-    """Returns colours as 0xrrggbb; None of grey levels of more than 8 bits."""
+    """Returns colours as 0xrrggbb; None for grey levels of more than 8 bits."""
     if mask.mode.startswith(_WITHOUT_COLOURS):
         return None
     pixels = np.asarray(mask.convert("RGB"), np.int64)
@@ -231,7 +231,7 @@ def as_hex(code: int) -> str:
 
 
 def in_words(values: Iterable[int]) -> str:
-    """Returns sorted values, runs of more than two as `3 to 9`, the first few of many."""
+    """Writes sorted values, runs of more than two as `3 to 9`; cut short if there are many."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:

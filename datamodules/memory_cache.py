@@ -1,4 +1,4 @@
-"""Decoded images that are asked for again and again, held in memory as long as there is room."""
+"""Keeps decoded images that are needed again and again in memory, up to a limit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Value = TypeVar("Value", bound=Tensor | tuple[Tensor, ...] | None)
 
 
 class MemoryCache:
-    """What has been made of images: 320 squares of 224 px with masks of 375 px are 93 MB.
+    """Decoded images by key: 320 squares of 224 px with masks of 375 px take 93 MB.
 
     Args:
-        most_bytes: beyond that, images are made anew every time.
+        most_bytes: once it is full, further images are made anew every time.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -25,11 +25,11 @@ class MemoryCache:
         self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """Returns what is held under a key, and makes it if nothing is.
+        """Returns the value of a key, and makes it if it is missing.
 
         Args:
-            key: says all that it is made from.
-            make: makes a tensor, several, or None where there is no image.
+            key: contains everything the value depends on.
+            make: makes a tensor, a tuple of them, or None if there is no image.
         """
         if key in self._values:
             value: Value = self._values[key]

@@ -1,4 +1,4 @@
-"""The one place where image files are decoded: as they are displayed, in 8 bits, within bounds.
+"""The one place where image files are decoded: turned upright, in 8 bits, of bounded size.
 
 Orientation is EXIF 2.32, tag 274.
 """
@@ -28,21 +28,21 @@ from datamodules.grey_levels import (
 from datamodules.transforms.operators import Pixels, cv2
 from utils.text import printable
 
-# Pixels that are kept, 100 MB in RGB; a larger picture is reduced by 2 or, JPEG, 4.
+# 100 MB in RGB; a larger picture is reduced by 2, a JPEG by up to 4.
 MAX_PIXELS = 2**25
-# Longer side over shorter. Beyond 17 random crops (8 % of the area and more, to 4:3) see only the
-# middle; resized by its shorter side, as protocols do, a thread of pixels fills gigabytes.
+# Longer side over shorter. Beyond 17, random crops (at least 8 % of the area, up to 4:3) see only
+# the middle. And protocols resize the shorter side: a thin strip would fill gigabytes.
 MAX_ASPECT = 100
-# Resized from twice the size a picture is as good as from its whole size (`Image.thumbnail`).
+# Resizing from twice the final size is as good as from the full size (`Image.thumbnail`).
 _GAP = 2.0
 _END_OF_JPEG = b"\xff\xd9"  # ITU-T T.81, B.1.1.3
-# Pillow refuses before a JPEG can be reduced while it is decoded: the limit is here instead.
+# Pillow's own limit would refuse JPEGs before they can be reduced; ours is `MAX_PIXELS`.
 Image.MAX_IMAGE_PIXELS = None
-# A colour profile or a program's notes of 1 MB would make a PNG unreadable; of all texts of a file
-# together it reads 64 MB.
+# Pillow refuses a PNG with a colour profile or text of more than 1 MB; here it may be as large as
+# all texts of a file together, 64 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
-# How stored pixels are turned to be displayed. From 5 on width and height change places.
+# How stored pixels are turned for display. From 5 on, width and height are swapped.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,7 +55,7 @@ _TURNS = {
 
 
 class UnreadableImageError(OSError):
-    """An image that cannot be decoded. The message names the file, and says why in brackets."""
+    """An image cannot be decoded. The message names the file, and the reason in brackets."""
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{printable(file)} ({reason})")
@@ -63,7 +63,7 @@ class UnreadableImageError(OSError):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image inside a larger file: its name, by which it is known, and its pixels `(H, W, 3)`."""
+    """An image inside a larger file: a unique name and the pixels `(H, W, 3)`."""
 
     name: str
     pixels: Pixels = field(compare=False, repr=False)
@@ -91,15 +91,15 @@ class Picture(NamedTuple):
 
     @property
     def image(self) -> Image.Image:
-        """The pixels as an image of Pillow's: a copy."""
+        """The pixels, copied to a Pillow image."""
         return Image.fromarray(self.pixels)
 
 
 class Opened:
-    """An image whose header has been read, and whose pixels have not.
+    """An image of which only the header has been read.
 
     Args:
-        name: file, to be named in errors.
+        name: the file, for errors.
         image: as Pillow opens it.
 
     Attributes:
@@ -109,10 +109,10 @@ class Opened:
     def __init__(self, name: Path, image: Image.Image) -> None:
         self._name = name
         self._image = image
-        # Before its orientation is looked for, for which a PNG is decoded.
+        # Before the orientation, for which a PNG is decoded.
         self._reduction = _reduction(image)
         self._orientation = _orientation(image)
-        # A TIFF has the size that it will have once Pillow has turned it.
+        # For a TIFF, Pillow gives the size as displayed, before it has turned the pixels.
         swapped = swaps_sides(self._orientation) and not isinstance(image, TiffImageFile)
         self.size = image.size[::-1] if swapped else image.size
 
@@ -120,12 +120,12 @@ class Opened:
         """Decodes the pixels.
 
         Args:
-            scale: what the picture is going to be resized to, over its size. A JPEG comes reduced
-                by 2, 4 or 8 where it stays twice as large as that: decoding it takes less time.
+            scale: size the picture will be resized to, over its own size. A JPEG is decoded reduced
+                by 2, 4 or 8, which is faster, as long as it stays twice that size.
 
         Raises:
-            UnreadableImageError: that fails; it is far too large or too long; no file says what its
-                white is.
+            UnreadableImageError: decoding fails; the picture is far too large or too long; its
+                format does not define which level is white.
         """
         with _naming(self._name):
             stored, factor = self._image.size, self._reduction
@@ -144,7 +144,7 @@ class Opened:
 
     def _by_pillow(self, factor: int) -> Pixels:
         stored = self._image.size
-        if factor > 1:  # nothing happens to what is no JPEG
+        if factor > 1:  # affects JPEGs only
             self._image.draft(None, (max(1, stored[0] // factor), max(1, stored[1] // factor)))
         self._image.load()
         image = in_rgb(self._image)
@@ -156,16 +156,16 @@ class Opened:
 
 @contextmanager
 def opened(item: ImageItem) -> Iterator[Opened]:
-    """Opens an image: its size is known before it is decoded.
+    """Opens an image, so that its size is known before it is decoded.
 
     Raises:
-        UnreadableImageError: that fails.
+        UnreadableImageError: it cannot be opened.
     """
     if isinstance(item, StoredImage):
         yield Opened(Path(item.name), Image.fromarray(item.pixels))
         return
     with ExitStack() as stack:
-        with _naming(item):  # but not what is done to the opened image
+        with _naming(item):  # errors of the caller do not name it
             found = Opened(item, stack.enter_context(_image_of(item)))
         yield found
 
@@ -174,13 +174,13 @@ def read_rgb(item: ImageItem) -> Image.Image:
     """Decodes an image as it is displayed, in RGB.
 
     Raises:
-        UnreadableImageError: that fails.
+        UnreadableImageError: see `Opened.decode`.
     """
     return read_picture(item).image
 
 
 def read_picture(item: ImageItem) -> Picture:
-    """Decodes an image, and says what of it is not to be seen.
+    """Decodes an image, with the size and orientation of its file.
 
     Raises:
         UnreadableImageError: see `Opened.decode`.
@@ -190,20 +190,20 @@ def read_picture(item: ImageItem) -> Picture:
 
 
 def read_values(file: Path) -> Image.Image:
-    """Decodes a file whose values are no colours, such as a mask: as displayed, in its own mode.
+    """Decodes a file of labels rather than colours, a mask: as displayed, in its own mode.
 
     Raises:
-        UnreadableImageError: that fails.
+        UnreadableImageError: it cannot be decoded.
     """
     with _naming(file), _image_of(file) as image:
-        _reduction(image)  # never reduced, but not larger either
+        _reduction(image)  # masks are never reduced, only refused
         largest, is_cut = largest_level(image), is_cut_to_8_bits(image)
         image.load()
-        # Labels, of which nothing is left; colours of 16 bits are told apart by their upper 8.
+        # Labels in the lower 8 bits would all become 0; colours differ in their upper 8 bits.
         if is_cut and not np.asarray(image)[..., :3].any() and _lower_bytes(file).any():
             raise ValueError(
-                "16 bits a channel, of which the upper 8 are read, and those hold nothing: save it "
-                "with 8 bits a channel, or as grey of 16"
+                "16 bits a channel, of which only the upper 8 are read, and these are all 0: save "
+                "it with 8 bits a channel, or as 16-bit grey"
             )
         values = image if largest is None else unstretched(image, largest)
         return turned(values, _orientation(image))
@@ -246,9 +246,9 @@ def swaps_sides(orientation: int) -> bool:
 
 @contextmanager
 def _image_of(file: Path) -> Iterator[Image.Image]:
-    if not file.is_file() and file.exists():  # a pipe would be waited for
+    if not file.is_file() and file.exists():  # reading a pipe would block
         raise ValueError("no file, but a folder, pipe or device")
-    # From a stream: what Pillow maps into memory (grey TIFFs) it turns wrongly, as of 13.0.
+    # From a stream: given a path, Pillow maps grey TIFFs into memory and turns them wrongly (13.0).
     with file.open("rb") as stream, Image.open(stream) as image:
         yield image
 
@@ -260,18 +260,18 @@ def _naming(file: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UnreadableImageError(file, "not a picture in a known format") from error
     except Exception as error:
-        # Pillow's formats raise whatever their parsing ran into.
+        # Pillow's parsers may raise anything.
         raise UnreadableImageError(file, str(error) or type(error).__name__) from error
 
 
 def _whole_jpeg(image: Image.Image) -> Pixels | None:
     """Decodes a JPEG in colour by OpenCV, which takes four fifths of Pillow's time.
 
-    Both use the same library in the same way; here nothing has to be unpacked from 4 bytes a pixel.
+    Both use the same library in the same way; Pillow also has to unpack 4 bytes per pixel.
 
     Returns:
-        What Pillow would give. None without OpenCV, of other images, and of what does not end as a
-        JPEG does: Pillow refuses a file that was cut, OpenCV leaves the rest grey.
+        What Pillow would give. None without OpenCV, for other images, and for files without the end
+        mark of JPEG: Pillow refuses a truncated file, OpenCV would fill the rest with grey.
     """
     if not (cv2 and isinstance(image, JpegImageFile) and image.mode == "RGB" and image.fp):
         return None
@@ -281,11 +281,11 @@ def _whole_jpeg(image: Image.Image) -> Pixels | None:
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    return pixels  # None of what Pillow may still read, or says why not
+    return pixels  # if None, Pillow may still read it, or says why not
 
 
 def _reduction(image: Image.Image) -> int:
-    """Returns 1, 2 or 4: what the sides have to be divided by."""
+    """Returns by how much the sides have to be divided: 1, 2 or 4."""
     pixels, factor = image.width * image.height, 1
     while pixels > MAX_PIXELS * factor**2:
         factor *= 2
@@ -300,9 +300,9 @@ def _reduction(image: Image.Image) -> int:
 
 def _orientation(image: Image.Image) -> int:
     if isinstance(image, PngImageFile) and "exif" not in image.info:
-        image.load()  # `getexif` would, as it may come last; damaged pixels are no damaged EXIF
+        image.load()  # EXIF may come last; outside of `try`, as damaged pixels are an error
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF, as of `_opened`; the pixels may be well
+    except Exception:  # damaged EXIF; the pixels may be intact
         return 1
     return found if found in _TURNS else 1

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-Draw = tuple[int, int]  # (epoch, index of an image)
+Draw = tuple[int, int]  # (epoch, index of the image)
 
 
 def mix(*key: int) -> int:
@@ -35,19 +35,19 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class MicroBatchSampler(Sampler[list[Draw]]):
-    """Yields the draws of one micro-batch after the other, from any batch of the run on.
+    """Yields the draws of one micro-batch after the other, starting at any batch of the run.
 
-    Batch number b of a run belongs to epoch b // n at position b % n, where n is the number of
-    batches an epoch; its images are a slice of that epoch's permutation. An iterator that starts at
-    b therefore continues an interrupted epoch exactly.
+    With n batches per epoch, batch b of a run is number b % n of epoch b // n; its images are a
+    slice of that epoch's permutation. An iterator that starts at b therefore continues an
+    interrupted epoch exactly.
 
     Args:
         num_images: size of the data set.
-        sizes: images of each micro-batch; together they make this process's part of a batch.
+        sizes: number of images in each micro-batch of this process's part of a batch.
         batches_per_epoch: n.
         seed: seed of the permutations.
-        first_batch: asked at the start of every iteration.
-        part: number of this process's part of every batch, and how many parts there are.
+        first_batch: returns b; called at the start of every iteration.
+        part: number of this process's part of every batch, and the number of parts.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class MicroBatchSampler(Sampler[list[Draw]]):
     def order(self, epoch: int) -> list[int]:
         """The epoch's permutation of all images.
 
-        Never the order of the files, which lie by class in many folders: to what judges a batch as
-        a whole, one of a single class is another batch than those that are trained on.
+        Never the order of the files, which folders often sort by class: a batch of a single class
+        would not be comparable with those of training where a loss depends on the whole batch.
         """
         draws = generator(self.seed, epoch)
         return torch.randperm(self.num_images, generator=draws).tolist()

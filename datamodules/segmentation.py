@@ -1,4 +1,4 @@
-"""Segmentation data: crops to train on, whole images to judge by."""
+"""Segmentation data: crops for training, whole images for evaluation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCr
 
 
 class SegmentationDataModule(ImageDataModule):
-    """Training images, a part of them held out for choices, and the test images.
+    """Training images, a part of them held out to make choices, and the test images.
 
-    The data set's own `val` split is the test set: it is never used to choose anything. What is
-    watched while training is cut from the training images by a hash of their names.
+    The data set's own `val` split is the test set, which is never used to choose anything. A hash
+    of the names takes the held-out images from the training images, unless the data set says which.
 
     Args:
         source: the data set.
-        protocol: how images are judged.
+        protocol: how images are evaluated.
         image_size: side of the training crops in pixels.
         loading: batches, workers, seed.
         val_fraction: share of the training images that is held out.
-        fixed_views: what is trained on; None: random crops.
-        test_protocol: `protocol` for another size of the test images; None: the same.
+        fixed_views: the views to train on; None: random crops.
+        test_protocol: `protocol` with another size for the test images; None: the same.
     """
 
     source: MaskedSource
@@ -59,8 +59,8 @@ class SegmentationDataModule(ImageDataModule):
         self.fixed_views = fixed_views
         self.cache: FeatureCache | None = None
         self.caches_test = False
-        self.censuses: dict[str, Census] = {}  # as are pairs
-        self._pairs: dict[str, list[FilePair]] = {}  # by what to call the images
+        self.censuses: dict[str, Census] = {}  # both by the name of the images in messages
+        self._pairs: dict[str, list[FilePair]] = {}
 
     def list_images(self, stage: str) -> None:
         """Lists the images; for a test the test images only."""
@@ -74,7 +74,7 @@ class SegmentationDataModule(ImageDataModule):
             )
 
     def check_masks(self, cache: Path) -> None:
-        """See `ImageDataModule.check_masks`; says what the masks hold."""
+        """See `ImageDataModule.check_masks`; also prints the shares of the classes."""
         judged = {*self.val_files, *(image for image, _ in self._pairs["test images"])}
         for what, pairs in self._pairs.items():
             self.censuses[what] = check_masks(
@@ -92,9 +92,9 @@ class SegmentationDataModule(ImageDataModule):
 
     @property
     def class_pixels(self) -> tuple[int, ...]:
-        """How many pixels each class has, as `check_masks` found.
+        """Number of pixels of each class, as `check_masks` counted.
 
-        Of all images of the split: those set apart by a hash to choose a checkpoint are among them.
+        In all images of the split, including those that a hash holds out to choose a checkpoint.
         """
         return self.censuses["training images"].pixels[: self.num_classes]
 
@@ -120,7 +120,7 @@ class SegmentationDataModule(ImageDataModule):
             crop = TrainingCrop(self.image_size, self.protocol)
             return self._images(pairs, crop, self.loading.seed, skip_unreadable=True)
         views = [
-            # Not the run's seed: the views, and so their features, are the same for all seeds.
+            # Not the run's seed, so that runs of all seeds share the views and their features.
             self._cached(
                 self._images(pairs, self.fixed_views.view(number), number, skip_unreadable=True),
                 pairs,
@@ -153,25 +153,25 @@ class SegmentationDataModule(ImageDataModule):
         return self.cache.of(images, facts, name)
 
     def cache_features(self, root: Path, facts: dict[str, Any], encode: Encode, test: bool) -> None:
-        """Reads images and their features from caches from now on, which are built if need be.
+        """Reads images and their features from caches from now on; builds missing caches.
 
         Args:
             root: folder of all caches.
-            facts: what the features follow from, beside the images.
+            facts: what determines the features besides the images.
             encode: computes them.
-            test: whether test images are seen whole and once, so that theirs can be cached as well.
+            test: whether to cache test images too: they are seen whole and in one view.
 
         Raises:
-            ValueError: the folder cannot be written, or there is not enough room.
+            ValueError: the folder cannot be written, or the disk is full.
         """
         self.cache = FeatureCache(root, facts, encode, self.loading, collate, LabelledSample)
         self.caches_test = test
         self.list_images("fit")
-        # Reading is memory mapping: handing tensors from process to process would cost more.
+        # Reads are memory-mapped: sending tensors between processes would take longer.
         self.loading = replace(self.loading, num_workers=0)
 
     def whole_training_images(self) -> BatchLoader:
-        """The training images but the held-out ones, whole and once, as test images are seen."""
+        """The training images without the held-out ones, each once and whole, as in a test."""
         chosen = set(self.train_files)
         pairs = [pair for pair in self._pairs["training images"] if pair[0] in chosen]
         images = self._images(pairs, self.protocol, self.loading.seed, skip_unreadable=True)
@@ -179,7 +179,7 @@ class SegmentationDataModule(ImageDataModule):
 
     @property
     def judged_files(self) -> Sequence[ImageItem]:
-        """The test images; training lists with some of them are refused."""
+        """The test images; a training list must not contain any of them."""
         return [image for image, _ in self._pairs["test images"]]
 
     def train_dataloader(self) -> BatchLoader:

@@ -22,11 +22,11 @@ _LOOKED_AT = 16  # images whose size is compared with the views'
 
 
 class ViewsDataModule(ImageDataModule):
-    """Views of a data set's images for training, and of its validation images beside it.
+    """Views of the training images, and of the validation images.
 
     Args:
         source: the data set.
-        views: from an image to its views.
+        views: draws the views of an image.
         image_size: side of the views in pixels.
         loading: batches, workers, seed.
     """
@@ -46,12 +46,12 @@ class ViewsDataModule(ImageDataModule):
         """Takes the labelled images for readouts from another data set, and lists them.
 
         Raises:
-            FileNotFoundError, ValueError: they are not there, or have no labels.
+            FileNotFoundError, ValueError: they are missing, or have no labels.
         """
         self._labelled_elsewhere = labelled_files(source, "train")
 
     def list_images(self, stage: str) -> None:
-        """Lists the images, and says so when they are smaller than the views."""
+        """Lists the images, and warns if they are smaller than the views."""
         self.train_files = self.source.files(self.source.split)
         self.val_files = self.source.files("val")
         seed = self.loading.seed
@@ -71,10 +71,10 @@ class ViewsDataModule(ImageDataModule):
 
     @cached_property
     def labelled(self) -> LabelledFiles | None:
-        """Labelled training images, listed when they are first looked at; None without labels.
+        """Labelled training images, listed on first use; None without labels.
 
-        One class for all of them, as of photographs in one folder, tells nothing: any features are
-        perfect on it.
+        Images of a single class, such as photographs in one folder, count as unlabelled: any
+        features are perfect on them.
         """
         elsewhere = self._labelled_elsewhere
         found = self._own_labels() if elsewhere is None else elsewhere
@@ -100,7 +100,7 @@ class ViewsDataModule(ImageDataModule):
 
     @property
     def validates(self) -> bool:
-        """A correlation needs two images, of every process."""
+        """Whether every process gets the two images that a correlation needs."""
         return len(self.val_files) >= 2 * num_processes()
 
     @property
@@ -115,7 +115,7 @@ class ViewsDataModule(ImageDataModule):
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The same views of the same images every time, so that the loss is comparable.
 
-        In batches that are mixed as those of training are.
+        Batches are shuffled, as in training.
         """
         if not self.validates:
             return []

@@ -1,9 +1,9 @@
 """A generated stand-in for Pascal VOC: textured shapes on a ground of noise, in VOC's layout.
 
-One large object, sometimes smaller ones behind it. Shape and texture tell the classes apart;
-colours change from place to place in object and ground alike and say nothing. So what two crops of
-an image have in common is its object, and a network that makes them agree has to find it. Masks
-have a void border: whatever works on VOC can be tried here first, without a download.
+One large object, sometimes smaller ones behind it. Shape and texture distinguish the classes;
+colours vary from place to place in object and ground alike and are not informative. So two crops of
+an image have only its object in common, and a network that makes them agree has to find it. Masks
+have a void border: everything meant for VOC can be tried here first, without a download.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLASSES = (
 NUM_TRAIN, NUM_VAL = 1024, 256
 # Levels of the colours, of 255.
 _GROUND, _DARK, _LIGHT = (60.0, 200.0), (0.0, 90.0), (150.0, 255.0)
-# Of the drawing: a folder that holds another one is drawn anew.
+# Version of the drawing: a folder with another version is refused.
 _VERSION, _MARKER = 2, "drawing.txt"
 
 # One outline a class: from object coordinates to inside or not.
@@ -55,7 +55,7 @@ _OUTLINES: tuple[Callable[[Field, Field], Field], ...] = (
     lambda u, v: abs(u) + abs(v) < 1,
     lambda u, v: (np.hypot(u, v) < 1) & (np.hypot(u - 0.5, v) > 0.75),
 )
-# One texture a class, in the same coordinates: a field in 0 … 1 between two random colours.
+# One texture a class, in the same coordinates: 0 … 1 blends two random colours.
 _TEXTURES: tuple[Callable[[Field, Field], Field], ...] = (
     lambda u, v: 0.5 + 0.5 * np.sign(np.sin(9 * u)),
     lambda u, v: 0.5 + 0.5 * np.sign(np.sin(7 * u) * np.sin(7 * v)),
@@ -99,11 +99,11 @@ def _add_object(
     """Draws an object of a random class over what is there.
 
     Args:
-        rng: where everything random comes from.
+        rng: source of all random numbers.
         canvas: `(H, W, 3)`, drawn on.
         labels: `(H, W)`, drawn on.
-        radius: over the height, smallest and largest.
-        place: of its centre over width and height, smallest and largest.
+        radius: smallest and largest, as a share of the height.
+        place: smallest and largest position of the centre, as a share of width and height.
     """
     height, width = labels.shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
@@ -121,7 +121,7 @@ def _add_object(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float) -> Field:
-    """Returns colours between two levels that change every ten pixels, `(H, W, 3)`."""
+    """Returns random colours between two levels that vary every ten pixels, `(H, W, 3)`."""
     cells = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
     smooth = Image.fromarray(cells).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return low + np.asarray(smooth) / 255 * (high - low)
@@ -147,21 +147,21 @@ def generate(
 ) -> Path:
     """Writes the data set once, in `root/VOCdevkit/VOC2012`.
 
-    It is drawn into a temporary folder and moved into place whole: an interrupted run leaves
-    nothing half-done, and of two runs that start together one wins and the other uses its files.
+    It is drawn in a temporary folder and moved into place when complete: an interrupted run leaves
+    nothing half-done, and if two runs start together, one wins and the other uses its files.
 
     Args:
-        root: where; it is made.
-        num_train: images of the training split.
-        num_val: images of the validation split.
-        option: under which `root` was given.
+        root: the folder, created if missing.
+        num_train: number of training images.
+        num_val: number of validation images.
+        option: the option that `root` was given by.
 
     Returns:
         The folder that holds JPEGImages.
 
     Raises:
-        FileExistsError: other images are there, or these as an earlier version drew them.
-        OSError: they cannot be written there.
+        FileExistsError: the folder holds other images, or those of an earlier version.
+        OSError: the folder cannot be written.
     """
     final = root / "VOCdevkit"
     remove_abandoned(root.glob(".drawing*"))
@@ -196,7 +196,7 @@ def _check_version(folder: Path, option: str) -> None:
     if not marker.is_file() or marker.read_text().strip() != str(_VERSION):
         raise FileExistsError(
             f"{folder} was not drawn by this version of the generated images. Remove it, or set "
-            f"{option} to a place for them; a run of before wants the images of before."
+            f"{option} to another folder; an earlier run needs the earlier images."
         )
 
 
@@ -215,9 +215,9 @@ def _write(folder: Path, num_train: int, num_val: int) -> None:
         (lists / f"{split}.txt").write_text("\n".join(members) + "\n")
 
 
-@cache  # a run asks for labels, and in the end whether there are classes
+@cache  # a run asks for labels, and at its end whether there are classes
 def _largest(mask: Path) -> int:
-    """Returns the object that has most pixels, 0 the first after the background."""
+    """Returns the class with the most pixels; 0 is the first after the background."""
     pixels = np.bincount(read_labels(mask, len(CLASSES)).numpy().ravel(), minlength=VOID + 1)
     return int(pixels[1 : len(CLASSES)].argmax())
 
@@ -240,7 +240,7 @@ class Shapes(MaskedSource, LabelledSource):
         return voc_pairs(self._generated(), split)
 
     def labels(self, split: str) -> tuple[tuple[str, ...], list[int]]:
-        """See `LabelledSource.labels`: the class of the object that has most pixels."""
+        """See `LabelledSource.labels`: the class with the most pixels."""
         return CLASSES[1:], [_largest(mask) for _, mask in self.pairs(split)]
 
     def _generated(self) -> Path:

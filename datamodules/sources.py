@@ -1,4 +1,4 @@
-"""Where images, their masks and their classes lie: what every data set says of itself."""
+"""The interfaces of data sets: where their images, masks and labels are."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class ImageSource(ABC):
         split: what is trained on, a name that `files` knows.
 
     Attributes:
-        root_option: under which `root` was given, as messages name it; who gave it under another
-            says so.
+        root_option: the option that `root` was given by, for messages; set it if it was another.
     """
 
     root_option = "--data.root"
@@ -34,14 +33,14 @@ class ImageSource(ABC):
         self.split = split
 
     def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
-        """Downloads or draws what is missing; once, before anything is listed."""
+        """Downloads or draws what is missing; called once, before anything is listed."""
 
     @abstractmethod
     def files(self, split: str) -> Sequence[ImageItem]:
         """Returns the images of a split: `train`, `val` (never trained on) and others of its own.
 
         Raises:
-            FileNotFoundError: the data is not where it should be; says what to do.
+            FileNotFoundError: the data is missing; says what to do.
             ValueError: there is no such split.
         """
 
@@ -55,16 +54,16 @@ class MaskedSource(ImageSource):
         """Names by label; `background` first where there is one. A class attribute will do."""
 
     def propose_classes(self) -> None:
-        """Writes a list of classes where the data set needs one and there is none.
+        """Writes a list of classes if the data set needs one and has none.
 
         Raises:
-            FileNotFoundError: one has been written, to be edited.
+            FileNotFoundError: a list has been written, for the user to edit.
             ValueError: what the masks hold cannot be classes.
         """
 
     @property
     def meanings(self) -> Meanings | None:
-        """What the pixels of mask files stand for; None: values are labels, and 255 void."""
+        """What the pixels of masks mean; None: values are labels, and 255 is void."""
         return None
 
     @property
@@ -81,15 +80,15 @@ class MaskedSource(ImageSource):
         return {}
 
     def advice(self, masks: Sequence[Path]) -> str:
-        """Says what could be done when some of these masks cannot be used; nothing by default."""
+        """Says what to do if some of these masks cannot be used; empty by default."""
         return ""
 
     @abstractmethod
     def pairs(self, split: str) -> list[FilePair]:
-        """Returns images and their masks of a split; otherwise as `files`."""
+        """Returns the images of a split with their masks; otherwise like `files`."""
 
     def held_out(self) -> list[FilePair] | None:
-        """Returns what choices are made on; None: a share of the training images."""
+        """Returns the images to make choices on; None: a share of the training images."""
         return None
 
 
@@ -98,11 +97,11 @@ class LabelledSource(ImageSource):
 
     @property
     def judged_split(self) -> str:
-        """What a probe is judged by. Where that is not `val`, choices are made on `val`."""
+        """The split that a probe is tested on. If it is not `val`, choices are made on `val`."""
         return "val"
 
     def place_of(self, split: str) -> str:
-        """Returns where a split lies, as messages name it; its name will do."""
+        """Returns the name of a split for messages, such as its folder."""
         return split
 
     @abstractmethod
@@ -110,6 +109,6 @@ class LabelledSource(ImageSource):
         """Returns the names of the classes, and the class of each of `files(split)`.
 
         Raises:
-            FileNotFoundError: as `files`.
+            FileNotFoundError: see `files`.
             ValueError: the images have no labels, or there is no such split.
         """

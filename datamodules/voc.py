@@ -59,13 +59,13 @@ def voc_files(folder: Path, split: str) -> list[Path]:
     """Lists the images of a split, JPEGs or others.
 
     Args:
-        folder: the one that holds JPEGImages and ImageSets.
+        folder: holds JPEGImages and ImageSets.
         split: `train`, `val`: the segmentation lists; `trainaug`: that list with the extra masks;
             `all`: every image; `all_minus_val`.
 
     Raises:
         FileNotFoundError: a list, or a listed image, is missing.
-        ValueError: an empty list, or a training list that holds validation images.
+        ValueError: the list is empty, or a training list with validation images.
     """
     if split == "all":
         return image_files(folder / "JPEGImages")
@@ -98,7 +98,7 @@ def _listed(listing: Path) -> list[str]:
     names = read_list(listing, _name)
     if not names:
         raise ValueError(f"{listing} lists no images.")
-    # The lists of a class say beside each image whether it is there: 1, -1 or, hard to tell, 0.
+    # Lists of one class add to each image whether it shows the class: 1, -1, or 0 if unclear.
     flagged = [_WITH_FLAG.fullmatch(name) for name in names]
     return [found[1] for found in flagged if found] if all(flagged) else names
 
@@ -111,7 +111,7 @@ def _name(line: str) -> str:
 
 
 def _named(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
-    """Returns the file of each name; where one lacks the usual suffix, that of an image."""
+    """Returns the file of each name, with the usual suffix or else that of any image."""
     usual = [folder / f"{name}{suffix}" for name in names]
     if all(file.exists() for file in usual):
         return usual
@@ -126,7 +126,7 @@ def require(files: list[Path], listing: Path, what: str) -> None:
     """Checks that listed files are there.
 
     Raises:
-        FileNotFoundError: says how many are missing, and names the first.
+        FileNotFoundError: some are missing; says how many, and names the first.
     """
     missing = [file for file in files if not file.exists()]
     if missing:
@@ -139,8 +139,8 @@ def voc_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
     """Lists images and masks of `train`, `val` or `trainaug`.
 
     Raises:
-        FileNotFoundError: no masks at all, or one is missing.
-        ValueError: a split that has no masks.
+        FileNotFoundError: some or all masks are missing.
+        ValueError: the split has no masks.
     """
     if split not in ("train", "val", AUGMENTED):
         raise ValueError(f"--data.split {split}: VOC has masks for train and {AUGMENTED} only.")
@@ -159,7 +159,7 @@ def voc_pairs(folder: Path, split: str) -> list[tuple[Path, Path]]:
 class VOC(ListedClasses):
     """VOC 2012: the segmentation lists (1,464 / 1,449 images), trainaug (10,582), or all 17,125.
 
-    Other data in its layout has a list of its classes, `classes.yaml`, beside JPEGImages.
+    Other data in VOC's layout needs a list of its classes, `classes.yaml`, beside JPEGImages.
     """
 
     def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
@@ -168,10 +168,10 @@ class VOC(ListedClasses):
 
     @property
     def folder(self) -> Path:
-        """The one that holds JPEGImages: `root` itself or a usual place below it.
+        """The folder that holds JPEGImages: `root` itself or a usual place below it.
 
         Raises:
-            FileNotFoundError: there is none; says where it was looked for.
+            FileNotFoundError: there is none; lists the places.
         """
         found = _holds_images(self.root)
         if found is None:
@@ -184,13 +184,13 @@ class VOC(ListedClasses):
         return found
 
     def prepare(self) -> None:
-        """Downloads with torchvision when asked to and not there yet."""
+        """Downloads the data with torchvision if that was asked for and it is missing."""
         if self.download and _holds_images(self.root) is None:
             VOCSegmentation(str(self.root), year="2012", image_set="train", download=True)
 
     @cached_property
     def class_list(self) -> ClassList:
-        """See `ListedClasses.class_list`; VOC's where there is none, or no data (yet)."""
+        """See `ListedClasses.class_list`; VOC's if there is no list, or no data (yet)."""
         if self.learnt not in ((), CLASSES) and not self.root.is_dir():
             return self.of_checkpoint()
         try:

@@ -13,28 +13,28 @@ from multiprocessing.queues import Queue
 
 from utils.signals import STOPPING
 
-_KILLED = -9  # by SIGKILL, which Windows has no name for
-_NOTHING_HANDED_OVER = 74  # EX_IOERR of sysexits.h
+_KILLED = -9  # SIGKILL, a name that Windows lacks
+_COULD_NOT_SEND = 74  # EX_IOERR of sysexits.h
 
 
 class WorkerKilledError(ChildProcessError):
-    """A process that loads images is no more.
+    """A process that loads images has died.
 
     Args:
-        code: how it ended; the negative number of the signal that killed it.
-        workers: how many there were.
+        code: its exit code; if a signal killed it, the negative number of that.
+        workers: number of such processes.
 
     Attributes:
-        advice: options with which the run can go on.
+        advice: options with which the run can continue.
     """
 
     def __init__(self, code: int, workers: int) -> None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        if code == _NOTHING_HANDED_OVER:
+        if code == _COULD_NOT_SEND:
             how = (
-                "could not hand over what it had loaded: shared memory (/dev/shm) is full, of "
-                "which a container has little unless told (docker run --shm-size 8g), or the name "
-                "of $TMPDIR is too long"
+                "could not hand over what it had loaded: shared memory (/dev/shm) is full, which "
+                "is small in a container by default (docker run --shm-size 8g), or the name of "
+                "$TMPDIR is too long"
             )
         self.advice = f"--data.num_workers {workers // 2}"
         memory = ", most often because memory ran out" if code == _KILLED else ""
@@ -45,10 +45,10 @@ class WorkerKilledError(ChildProcessError):
 
 
 class Workers:
-    """Those of one DataLoader.
+    """The worker processes of one DataLoader.
 
     Args:
-        count: how many it starts; 0: images are loaded by the process that trains.
+        count: how many it starts; 0: the training process loads the images.
     """
 
     def __init__(self, count: int) -> None:
@@ -57,7 +57,7 @@ class Workers:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Remembers the processes that are started meanwhile.
+        """Remembers the processes that are started inside this context.
 
         Raises:
             OSError: the system does not let them start.
@@ -75,30 +75,30 @@ class Workers:
         self._processes |= set(multiprocessing.active_children()) - before
 
     def killed(self) -> WorkerKilledError | None:
-        """Returns the error of one that is no more; None while all live, or have ended well."""
+        """Returns the error of a worker that died; None if all are alive or ended normally."""
         codes = [process.exitcode for process in self._processes]
         return next((WorkerKilledError(code, self.count) for code in codes if code), None)
 
 
 def _allow_open_files() -> None:
-    """Lets this process have as many files open as the system permits it.
+    """Raises the limit of open files to what the system permits.
 
-    A tensor that a worker hands over is one for as long as it lives. The views of a large batch in
-    small chunks come to thousands, and most systems let a process have 1,024 unless it asks.
+    A tensor from a worker keeps a file open for as long as it exists. The views of a large batch in
+    small chunks come to thousands; the default limit of most systems is 1,024.
     """
     try:
         import resource
-    except ImportError:  # Windows, which hands tensors over otherwise
+    except ImportError:  # Windows, which shares tensors without files
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS permits fewer than it says
+    with suppress(OSError, ValueError):  # macOS refuses the limit it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def begin(_: int) -> None:
-    """Prepares a process to load images, whatever its number."""
+    """Prepares a worker process; its number does not matter."""
     _leave_stopping_to_the_main_process()
-    # Python would print what it could not send, and the main process wait for it for ever.
+    # Otherwise Python prints the error and lives on, and the main process waits for ever.
     setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (private to mypy)
 
 
@@ -106,18 +106,18 @@ def _end(error: Exception, _: object) -> None:
     print(
         f"A process that loads images cannot hand them over: {error}", file=sys.stderr, flush=True
     )
-    os._exit(_NOTHING_HANDED_OVER)
+    os._exit(_COULD_NOT_SEND)
 
 
 def _leave_stopping_to_the_main_process() -> None:
-    """Lets a worker outlive what stops the run, until the main process ends it.
+    """Makes a worker ignore the signals that stop a run, until the main process ends it.
 
-    Ctrl-C, the end of a terminal, and the SIGTERM of SLURM and `timeout`, reach all processes of a
-    run; the main process finishes its step and saves first, and needs its workers for that long.
+    Ctrl-C, a closed terminal, and SIGTERM from SLURM or `timeout` reach all processes of a run. The
+    main process first finishes its step and saves, and needs its workers for that.
     """
     for number in set(STOPPING) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # Linux: it tells who sends
+    if hasattr(signal, "sigwaitinfo"):  # Linux: tells which process sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_main_process_says, daemon=True).start()
 

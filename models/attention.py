@@ -1,4 +1,4 @@
-"""Requests for attention, their answers, and how both pass through a network."""
+"""Requests for a network's attention, and the answers: softmax rows, or queries and keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AttentionRequest:
         queries: `cls`: the row of the first prefix token | `mean`: the rows of all patches,
             averaged, i.e. the attention a token receives | `all`: every row | `factors`: queries
             and keys, from which all of these follow (`AttentionFactors`).
-        num_images: the first n images of the batch only; None: all. The cost is that of one unfused
+        num_images: only for the first n images of the batch; None: all. It costs one unfused
             attention for these images.
     """
 
@@ -41,11 +41,11 @@ class AttentionRequest:
         """Returns the blocks counted from the front.
 
         Args:
-            depth: how many blocks the network has.
-            option: that asks for them, for the message.
+            depth: number of blocks in the network.
+            option: the option that asks for them, for the message.
 
         Raises:
-            ValueError: a block outside the network.
+            ValueError: there is no such block.
         """
         return resolve_indices(self.blocks, depth, "block", option)
 
@@ -82,8 +82,9 @@ class AttentionFactors:
         k: the same of the keys; attention is softmax(q kᵀ).
         grid: `(h, w)` of the patches.
         num_prefix: P, the tokens before the patches.
-        num_position: the last of the d dimensions that carry relative positions, not content.
-        has_cls: whether the first prefix token stands for the image; else all are registers.
+        num_position: how many of the d dimensions, the last ones, encode relative positions and not
+            content.
+        has_cls: whether the first prefix token is CLS; else all are registers.
     """
 
     block: int
@@ -95,10 +96,10 @@ class AttentionFactors:
     has_cls: bool = False
 
     def rows(self, queries: Queries) -> Attention:
-        """Returns the attention of the asked queries; see `attention_rows`.
+        """Returns the attention of the requested queries; see `attention_rows`.
 
         Raises:
-            ValueError: `cls` is asked of a network without CLS token.
+            ValueError: `cls` is requested, but there is no CLS token.
         """
         if queries == "cls" and not self.has_cls:
             raise ValueError("This backbone has no CLS token; ask for queries 'mean' or 'all'.")
@@ -109,10 +110,11 @@ class AttentionFactors:
         """Returns one head's attention between patches, `(B, h*w, h*w)`.
 
         Args:
-            head: which one.
-            pair: what is compared. `qk`: as in the network; rows sum to at most 1, the rest goes to
-                prefix tokens. `qq`, `kk`: the patches' queries, or keys, among themselves, by
-                content and not by position, divided by the root of their width; rows sum to 1.
+            head: index of the head.
+            pair: what is compared. `qk`: queries with keys, as in the network; rows sum to at most
+                1, the rest goes to prefix tokens. `qq`, `kk`: the patches' queries, or keys, with
+                each other, by content and not by position, divided by the root of their width; rows
+                sum to 1.
         """
         content = self.q.shape[-1] - self.num_position
         with unrounded_factors(self.q.device):
@@ -154,11 +156,11 @@ def pass_with_attention(
 ) -> tuple[Result, tuple[Answer, ...]]:
     """Runs a forward pass and computes the requested attention from the inputs of its modules.
 
-    Forward pre-hooks sit on the requested modules for the length of the pass, an error included.
-    The modules themselves compute as ever (fused), so that a request changes nothing else; the
-    answers are part of the graph, and recomputing the pass (checkpointing) computes them again.
-    It runs uncompiled inside of `torch.compile`, which does not guard hooks: a graph traced without
-    them would be used again and leave the request unanswered.
+    The requested modules have forward pre-hooks during the pass, which are removed even after an
+    error. The modules compute as usual (fused), so a request changes nothing else. The answers are
+    part of the graph; recomputing the pass (checkpointing) computes them again. `torch.compile`
+    leaves this function out, because it does not guard hooks: it would reuse a graph traced without
+    them, and the request would stay unanswered.
 
     Args:
         run: the forward pass.
@@ -170,7 +172,7 @@ def pass_with_attention(
         What `run` returns, and one answer per requested block, shallow to deep.
 
     Raises:
-        ValueError: a block outside the network.
+        ValueError: there is no such block.
     """
     answers: dict[int, Answer] = {}
 
@@ -190,11 +192,11 @@ def pass_with_attention(
 
 
 def mass_mask(maps: Tensor, mass: float) -> Tensor:
-    """Marks the fewest patches that hold at least `mass` of a map.
+    """Marks the fewest patches that hold at least the share `mass` of a map.
 
     Args:
         maps: `(..., h, w)`, not negative.
-        mass: in 0 … 1, of the map's own sum.
+        mass: 0 … 1, relative to the map's own sum.
 
     Returns:
         `(..., h, w)` bool.
@@ -207,7 +209,7 @@ def mass_mask(maps: Tensor, mass: float) -> Tensor:
 
 
 def attention_rows(q: Tensor, k: Tensor, num_prefix: int, queries: Queries) -> Tensor:
-    """Returns softmax(q kᵀ) for the asked queries, in float32 or better.
+    """Returns softmax(q kᵀ) for the requested queries, in float32 or better.
 
     Args:
         q: `(B, heads, N, d)`, times the scale of the logits.

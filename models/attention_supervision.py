@@ -1,4 +1,4 @@
-"""The auxiliary loss of a segmentation on the attention of its backbone and its fusions."""
+"""The auxiliary losses of segmentation on the attention of the backbone and the fusions."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def attention_loss(
     terms: Sequence[str],
     backbone_learns: bool,
 ) -> dict[str, Tensor]:
-    """Returns the chosen terms that have something to train, each with its weight in it.
+    """Returns the chosen terms that have something to train, already weighted.
 
-    `mass`, `shape` and `diversity` are of the heads of each block (when the backbone learns) and
-    of the class queries of fusion 3, where every class has a map of its own; `affinity` is of the
-    edges of fusion 2.
+    `mass`, `shape` and `diversity` apply to the heads of each block (if the backbone is trained)
+    and to the class queries of fusion 3, where every class has its own map. `affinity` applies to
+    the edges of fusion 2.
 
     Args:
         features: with attention.
-        looks: of the fusions, in the pass that is trained.
-        labels: `(B, H, W)` of what the features cover, padding included; 255 void.
-        classes: names by label; a background is no object.
-        terms: of `config.names.ATTENTION_LOSSES`.
-        backbone_learns: whether attention itself has a gradient.
+        looks: what the fusions attended to in this training pass.
+        labels: `(B, H, W)`, of the padded images; 255 void.
+        classes: names by label; the background is not an object.
+        terms: names from `config.names.ATTENTION_LOSSES`.
+        backbone_learns: whether the attention itself has a gradient.
     """
     found: dict[str, list[Tensor]] = {}
 
@@ -83,7 +83,7 @@ def attention_loss(
 def _of_own_map(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor], maps: Tensor, shares: Tensor, valid: Tensor
 ) -> Tensor:
-    # Every class that occurs against its own map: a batch of single heads and single objects.
+    # Compares every class that occurs with its own map: a batch of one head and one object each.
     image, label = (shares.sum(-1) > 0).nonzero(as_tuple=True)
     if not len(image):
         return maps.sum() * 0

@@ -13,7 +13,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def teacher_of(student: Network) -> Network:
-    """Returns a copy that gets no gradients, drops nothing, and starts equal."""
+    """Returns an equal copy without gradients and dropout."""
     teacher = deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
         if isinstance(module, DropPath):
@@ -26,7 +26,7 @@ def teacher_of(student: Network) -> Network:
 def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """θ_t ← m θ_t + (1 - m) θ_s, parameters only.
 
-    BatchNorm statistics stay the teacher's own, which is run in training mode (official code).
+    The teacher keeps its own BatchNorm statistics: it runs in training mode (official code).
     """
     get_ema_multi_avg_fn(momentum)(
         [p.detach() for p in teacher.parameters()], [p.detach() for p in student.parameters()], 0

@@ -1,4 +1,4 @@
-"""Networks as other programs run them: uint8 images in, named tensors out, nothing to set."""
+"""Networks to export to other programs: uint8 images in, named tensors out, no settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from models.segmenter import Segmenter
 
 
 class Exported(nn.Module, ABC):
-    """Images `(B, 3, H, W)` uint8 of any size to tensors, normalisation inside.
+    """Maps images `(B, 3, H, W)` uint8 of any size to tensors; normalises them itself.
 
     It is frozen and in eval mode.
 
     Attributes:
-        name: of the part.
+        name: of the exported part.
         multiple: image sides must be multiples of this many pixels.
-        fixed_side: the one side of square images that it takes, in pixels; None: any.
+        fixed_side: side of the square images that it takes, in pixels; None: any size.
         traces_any_size: see `Backbone`.
-        outputs: each tensor's name and shape.
-        classes: names by label, where labels come out.
+        outputs: name and shape of each tensor.
+        classes: names by label, if it returns labels.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Exported(nn.Module, ABC):
 
 
 class ExportedBackbone(Exported):
-    """The features of a backbone: one vector an image, and its maps from shallow to deep."""
+    """The features of a backbone: one vector per image, and maps from shallow to deep."""
 
     name = "backbone"
 
@@ -69,7 +69,7 @@ class ExportedSegmenter(Exported):
     """The logits of a segmenter for every pixel; an image is seen whole and once.
 
     Raises:
-        ValueError: its fusion reads the attention of another image, of which there may be none.
+        ValueError: its fusion reads the attention of another image, which may not exist.
     """
 
     name = "segmenter"
@@ -78,7 +78,7 @@ class ExportedSegmenter(Exported):
         if network.fusion.control == "shuffled":
             raise ValueError(
                 "--segmentation.fusion_control shuffled reads the attention of another image, "
-                "of which an exported network may see none. It cannot be exported."
+                "but an exported network may see only one image. It cannot be exported."
             )
         super().__init__(network.backbone, 1, {"logits": f"(B, {len(classes)}, H, W)"})
         self.network = network
@@ -90,8 +90,8 @@ class ExportedSegmenter(Exported):
         network, (height, width) = self.network, images.shape[-2:]
         features = network.fusion.controlled_batch(network.encode(images))
         logits = network.padded_logits(features, (height, width))
-        # Not a slice: whether one is contiguous depends on the size, and torch.export keeps what
-        # was so when it traced.
+        # Not a slice: whether it is contiguous depends on the size, but torch.export assumes what
+        # it saw when tracing.
         for dimension, side in ((-2, height), (-1, width)):
             logits = logits.index_select(dimension, torch.arange(side, device=logits.device))
         return (logits,)

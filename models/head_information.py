@@ -1,7 +1,8 @@
-"""Attention heads that tell more: a label-free term beside any self-supervised loss.
+"""A label-free term for any self-supervised loss that makes attention heads differ.
 
-It rewards heads of a block for looking at different patches: the information I(head; patch) of
-their attention (`models.losses.attention.head_information`), as a share of the most there can be.
+It rewards the heads of a block for attending to different patches: the mutual information
+I(head; patch) of their attention (`models.losses.attention.head_information`), as a share of its
+maximum.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from models.losses.attention import head_information
 
 
 class HeadInformation:
-    """Adds -weight * information to a loss; with weight 0 it asks for nothing and adds nothing.
+    """Adds -weight * information to a loss; with weight 0 it requests and adds nothing.
 
-    The information of each image travels as one more column of its pooled features, so that it
-    passes through chunks, recomputation and gathering as they do.
+    The information of each image is one more column of its pooled features, so that it passes
+    through chunks, recomputation and gathering like them.
 
     Args:
-        backbone: whose heads.
+        backbone: the network with the heads.
         weight: of the term.
-        blocks: whose attention, negative from the end.
+        blocks: indices of the blocks, negative ones from the end.
 
     Raises:
-        ValueError: a weight, and a backbone without several heads; or a block outside.
+        ValueError: the weight is not 0, and the backbone has fewer than two heads or no such block.
     """
 
     def __init__(self, backbone: Backbone, weight: float, blocks: Sequence[int]) -> None:
@@ -43,7 +44,9 @@ class HeadInformation:
         self.request = AttentionRequest(tuple(blocks), backbone.trained_queries)
         read = self.request.resolve(backbone.depth, "--head_information.blocks")
         if any(backbone.attention_heads[block] < 2 for block in read):
-            raise ValueError("--head_information.weight: a single head has nothing to differ from.")
+            raise ValueError(
+                "--head_information.weight: a single head has no other to differ from."
+            )
 
     def pooled(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Returns pooled features `(n, D)`, with the information as column D + 1 if it counts."""
@@ -56,7 +59,7 @@ class HeadInformation:
         return torch.cat([pooled, mutual_information[:, None].to(pooled.dtype)], 1)
 
     def split(self, views: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        """Takes the column away again.
+        """Removes the column again.
 
         Returns:
             Features `(N, D)` of every view, and the mean information; None if it does not count.
@@ -69,7 +72,7 @@ class HeadInformation:
     def added(
         self, loss: Tensor, mutual_information: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Adds the term to a loss if it counts, and names the information for what is logged."""
+        """Adds the term to a loss if it counts, and returns the information to log."""
         if mutual_information is None:
             return loss, {}
         return loss - self.weight * mutual_information, {
@@ -77,5 +80,5 @@ class HeadInformation:
         }
 
     def without(self, total: Tensor, named: Mapping[str, Tensor | float]) -> Tensor:
-        """Returns the method's own loss, of what `added` returned; not to be differentiated."""
+        """Returns the method's own loss from the results of `added`; without gradient."""
         return total.detach() + self.weight * named.get("head_information", 0.0)

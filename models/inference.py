@@ -19,10 +19,10 @@ class Inference:
     """A recipe for labelling images, as in mmsegmentation's slide mode and test-time augmentation.
 
     Attributes:
-        window: side of the windows in pixels, None: the whole image.
+        window: side of the windows in pixels; None: the whole image.
         stride: pixels from one window to the next; None: two thirds of the window.
-        scales: sides of the views, e.g. 0.5, 1, 1.5; images are given at the largest.
-        flip: mirror images as well.
+        scales: relative sizes of the views, e.g. 0.5, 1, 1.5; images are given at the largest.
+        flip: whether to use mirror images as well.
     """
 
     window: int | None = None
@@ -31,7 +31,7 @@ class Inference:
     flip: bool = False
 
     def __str__(self) -> str:
-        """`whole`, or what else is done, such as `window 512, stride 256, scales 0.5 1, flip`."""
+        """`whole`, or the settings, such as `window 512, stride 256, scales 0.5 1, flip`."""
         parts = [] if self.window is None else [f"window {self.window}"]
         if self.stride is not None:
             parts.append(f"stride {self.stride}")
@@ -43,8 +43,8 @@ class Inference:
         """Labels images `(B, 3, H, W)` uint8.
 
         Returns:
-            `(B, C, H, W)`: the logits of a single view; of several the logarithm of their mean
-            probabilities.
+            `(B, C, H, W)`: the logits of a single view, or the logarithm of the mean probabilities
+            of several.
         """
         relative = [scale / max(self.scales) for scale in self.scales]
         views = [(scale, mirror) for scale in relative for mirror in (False, True)[: 1 + self.flip]]
@@ -78,10 +78,10 @@ class Inference:
         return total / count
 
 
-WHOLE = Inference()  # an image is seen once and as it is
+WHOLE = Inference()  # one pass over the whole image
 
 
 def starts(length: int, window: int, stride: int) -> Sequence[int]:
-    """Returns where windows begin along a side; the last one ends with it."""
+    """Returns where windows start along a side; the last one ends where the side does."""
     last = max(0, length - window)
     return [*range(0, last, stride), last]

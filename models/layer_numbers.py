@@ -1,4 +1,4 @@
-"""Which layers or blocks of a network are meant: numbers from 0, negative ones from the end."""
+"""Resolves indices of layers or blocks: from 0, negative ones from the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ def parse_layers(layers: str, count: int) -> tuple[int, ...]:
     """Turns `last`, `last4` or `2,5,8,11` into indices, shallow to deep.
 
     Raises:
-        ValueError: something else, or an index outside the network.
+        ValueError: the format is wrong, or there is no such layer.
     """
     number = layers.removeprefix("last")
     try:
@@ -28,13 +28,13 @@ def resolve_indices(
     """Turns negative indices into positive ones and sorts them.
 
     Args:
-        indices: in a network.
-        count: how many there are.
-        what: to call one of them.
-        option: that asks for them, for the message.
+        indices: of layers or blocks.
+        count: number of layers or blocks in the network.
+        what: the name of one of them in the message.
+        option: the option that asks for them, for the message.
 
     Raises:
-        ValueError: an index outside `count`.
+        ValueError: an index is out of range.
     """
     resolved = sorted({index + count if index < 0 else index for index in indices})
     if not resolved or resolved[0] < 0 or resolved[-1] >= count:

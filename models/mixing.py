@@ -24,7 +24,7 @@ class Mixing:
 
     @classmethod
     def draw(cls, count: int, generator: torch.Generator) -> Self:
-        """Draws α evenly from 0 … 1, which is Beta(1, 1), and a permutation of n images."""
+        """Draws α uniformly from 0 … 1, which is Beta(1, 1), and a permutation of the images."""
         alpha = float(torch.rand((), generator=generator))
         return cls(alpha, torch.randperm(count, generator=generator))
 
@@ -43,6 +43,6 @@ class Mixing:
         return [torch.lerp(b.float(), a.float(), self.alpha).round().byte() for a, b in pairs]
 
     def over(self, processes: int) -> Tensor:
-        """Returns the permutation of the images of several processes, each mixing its own n."""
+        """Returns the permutation of the images of all processes; each process mixes its own n."""
         count = len(self.order)
         return torch.cat([self.order + rank * count for rank in range(processes)])

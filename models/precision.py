@@ -1,4 +1,4 @@
-"""Losses and attention logits are computed in float32 or better, whatever autocast gives."""
+"""Helpers to compute losses and attention logits in float32 or better, even under autocast."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @contextmanager
 def unrounded_factors(device: torch.device) -> Iterator[None]:
-    """Multiplies float32 matrices as they are, without autocast and without TF32.
+    """Multiplies float32 matrices in full precision, without autocast and TF32.
 
-    Factors of a half-precision run are rounded, to 7 or 10 bits, which losses and statistics bear
-    (`utils.device.use_tensor_cores`). Products that are ranked do not: many become equal. Nor do
-    logits of attention where all are large and what counts is by how little they differ.
+    Half-precision runs round factors to 7 or 10 bits (`utils.device.use_tensor_cores`). Losses and
+    statistics tolerate that. Products to be ranked do not, because many become equal. Nor do large
+    attention logits that differ by little.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

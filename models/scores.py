@@ -1,7 +1,7 @@
-"""Queries, keys and bias of any attention module: what it hands to torch's fused attention.
+"""Gets queries, keys and bias from any attention module: its arguments to torch's fused attention.
 
-Norms, rotary positions, shared keys and relative positions are then as the module has computed
-them, whatever library it is from, and nothing of it is written a second time.
+These include norms, rotary positions, shared keys and relative positions as the module computed
+them, whatever its library, so that nothing has to be implemented a second time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class Scores:
     Attributes:
         q: `(B, heads, N, d)`, times the scale of the logits.
         k: `(B, heads, N, d)`.
-        bias: of relative positions and masks, broadcasts to `(B, heads, N, N)`; None: there is
-            none.
+        bias: of relative positions and masks, broadcasts to `(B, heads, N, N)`; None without.
     """
 
     q: Tensor
@@ -44,9 +43,9 @@ class Scores:
             return (logits if self.bias is None else logits + self.bias).softmax(-1)
 
     def extended(self) -> tuple[Tensor, Tensor, int]:
-        """Returns queries and keys whose product has the bias in it, `(B, heads, N, d + n)`, and n.
+        """Returns queries and keys whose product includes the bias, `(B, heads, N, d + n)`, and n.
 
-        Every key is given a dimension of its own, in which a query has its bias.
+        Every key gets a dimension of its own, in which queries have their bias for it.
         """
         if self.bias is None:
             return self.q, self.k, 0
@@ -57,14 +56,14 @@ class Scores:
 
 
 class _Reached(Exception):
-    """The module has handed over what was wanted of it."""
+    """The module has reached its attention: its arguments are known."""
 
 
 class _Watch(TorchFunctionMode):
-    """Keeps what fused attention is called with.
+    """Records the arguments of calls of fused attention.
 
     Args:
-        stop: raise `_Reached` instead of computing it.
+        stop: raise `_Reached` instead of computing attention.
     """
 
     def __init__(self, stop: bool) -> None:
@@ -102,13 +101,13 @@ def scores_of(module: nn.Module, *inputs: Any, **named: Any) -> Scores:
     """Runs an attention module up to its attention.
 
     Args:
-        module: computes attention by `scaled_dot_product_attention`, once; or does so while its
-            attribute `fused_attn` is true, as timm's modules.
-        inputs: the module's own.
-        named: the same.
+        module: computes attention once by `scaled_dot_product_attention`, perhaps only while its
+            attribute `fused_attn` is true, as in timm.
+        inputs: positional arguments of the module.
+        named: keyword arguments of the module.
 
     Raises:
-        ValueError: it does not, or hides tokens from others.
+        ValueError: it does not, or it masks tokens.
     """
     with _fused(module), _Watch(stop=True) as watch, suppress(_Reached):
         module.forward(*inputs, **named)

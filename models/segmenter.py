@@ -20,12 +20,12 @@ from utils.palette import MEAN_COLOUR, VOID
 class Segmenter(nn.Module):
     """A head on the features of a backbone: images `(B, 3, H, W)` uint8 to logits.
 
-    `encode` gives features, the fusion's control decides which attention they carry, `decode` fuses
-    and gives logits, `labels_of` labels. Any head will do, that of Strudel et al.'s Segmenter
-    (`models.heads.segmenter`) being one of them.
+    `encode` returns features, the fusion's control may replace their attention, `decode` fuses and
+    returns logits, `labels_of` turns these into labels. It works with any head; that of Strudel et
+    al.'s Segmenter (`models.heads.segmenter`) is one of them.
 
     Args:
-        backbone: gives the features; where it is frozen no graph is built through it.
+        backbone: gives the features; no graph is built through a frozen one.
         head: features to logits.
         fusion: brings the backbone's attention to the head, if it is not empty.
 
@@ -38,12 +38,12 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.head = head
         self.fusion = fusion
-        # Maps then cover the padded image exactly, so that logits can be cut back to the image.
+        # Then maps cover the padded image exactly, and logits can be cropped to the image.
         self.multiple = max(backbone.patch_multiple, *backbone.map_strides)
         self._training_pass = fusion.features
 
     def compile_training_pass(self) -> None:
-        """Compiles what `encode` does with crops; a copy made afterwards would train this one."""
+        """Compiles `encode` for training crops; a copy made afterwards would train this network."""
         self._training_pass = torch.compile(self.fusion.features, dynamic=False)
 
     def encode(self, images: Tensor, stored: Sequence[Stored] = ()) -> Features:
@@ -51,21 +51,21 @@ class Segmenter(nn.Module):
 
         Args:
             images: of one size.
-            stored: features of each of them from a cache, which are given back instead.
+            stored: features of each image from a cache, which are returned instead.
         """
         if stored:
             return unpack(stored, self.backbone)
-        # Whole images have many sizes: each would be compiled anew.
+        # Not for whole images: each of their many sizes would be compiled anew.
         run = self._training_pass if self.training else self.fusion.features
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             return run(self.backbone, pad_to_multiple(images, self.multiple))
 
     @torch.no_grad()
     def stored_features(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Returns what `encode` gives as what a cache keeps of each image, see `pack`.
+        """Returns the features of `encode` as tensors of each image for a cache, see `pack`.
 
         Raises:
-            ValueError: a number that half precision cannot hold.
+            ValueError: a value exceeds the range of half precision.
         """
         return pack(self.encode(images.to(self.backbone.mean.device)))
 
@@ -73,29 +73,29 @@ class Segmenter(nn.Module):
         """Fuses attention in and returns logits `(B, C, H / stride, W / stride)`.
 
         Args:
-            features: of images, with attention as it is to be used.
+            features: of images, with the attention to use.
             size: `(H, W)` of the images before they were padded.
             stride: image pixels per logit.
         """
         return self.of_pixels(self.fusion(self.head, features), size, stride)
 
     def of_pixels(self, logits: Tensor, size: Size, stride: int = 1) -> Tensor:
-        """Returns fused logits at the head's own resolution as `decode` does."""
+        """Returns fused logits at the resolution of `decode`, from the head's own resolution."""
         padded = self._upsampled(logits, size, stride)
         return padded[..., : size[0] // stride, : size[1] // stride]
 
     def padded_logits(self, features: Features, size: Size) -> Tensor:
-        """Does what `decode` does, but leaves the padding: `(B, C, H', W')`."""
+        """Does what `decode` does, but keeps the padding: `(B, C, H', W')`."""
         return self._upsampled(self.fusion(self.head, features), size, 1)
 
     def _upsampled(self, logits: Tensor, size: Size, stride: int) -> Tensor:
-        # In float32 or better: in half precision neighbouring classes would tie along every border,
-        # and the first of them win.
+        # In float32 or better: in half precision classes would tie along their borders, and the
+        # first would win.
         (logits,) = at_least_float32(logits)
         padded = [_padded(side, self.multiple) for side in size]
         if not any(side % stride for side in padded):
             return resize(logits, (padded[0] // stride, padded[1] // stride))
-        # A logit stands for `stride` pixels also where these do not divide the padded sides.
+        # A logit covers `stride` pixels even if the padded sides are not multiples of it.
         cells = zip(padded, logits.shape[-2:], strict=True)
         scale = [side / (count * stride) for side, count in cells]
         return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -116,9 +116,9 @@ class Segmenter(nn.Module):
 
         Args:
             images: `(3, H, W)` uint8 of any sizes.
-            sizes: what their logits are upsampled to, one image at a time: all would be large.
-            stored: features of each of them from a cache, for images seen whole and once.
-            inference: how images are seen.
+            sizes: size of the logits of each; upsampled one image at a time to save memory.
+            stored: features of each image from a cache, for whole images in a single view.
+            inference: windows, scales and flips.
         """
         for size, logits in zip(sizes, self._logits(images, stored, inference), strict=True):
             yield resize(logits[None].float(), size)[0]
@@ -126,7 +126,7 @@ class Segmenter(nn.Module):
     def _logits(
         self, images: Sequence[Tensor], stored: Sequence[Stored], inference: Inference
     ) -> list[Tensor]:
-        # Images of one size pass together; padding them to a common one would change the result.
+        # Only images of one size pass together: padding to a common size would change the result.
         by_size: dict[Size, list[int]] = {}
         for position, image in enumerate(images):
             by_size.setdefault(_size(image), []).append(position)
@@ -159,7 +159,7 @@ def labels_of(logits: Tensor) -> Tensor:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pads images `(B, 3, H, W)` uint8 at the right and bottom with the mean colour."""
     height, width = images.shape[-2:]
-    # An exported network cannot ask: it would do for all sizes what it did for the first.
+    # No test whether padding is needed: torch.export would fix the answer of the traced size.
     if not torch.compiler.is_exporting() and not (height % multiple or width % multiple):
         return images
     colour = torch.tensor(MEAN_COLOUR, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
@@ -170,7 +170,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def pad_labels(labels: Tensor, multiple: int) -> Tensor:
-    """Pads labels `(…, H, W)` as `pad_to_multiple` pads their images: void, where there is none."""
+    """Pads labels `(…, H, W)` with void, as `pad_to_multiple` pads their images."""
     right, bottom = -labels.shape[-1] % multiple, -labels.shape[-2] % multiple
     return F.pad(labels, (0, right, 0, bottom), value=VOID)
 

@@ -1,4 +1,4 @@
-"""Finds a network among the tensors of a file, whatever stands in front of its names."""
+"""Finds a network among the tensors of a file, whatever the prefix of its names."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of several networks in a file the one that its authors evaluate: a teacher or an average (DINO,
-# EMA), but the trained one where a slow copy only serves the training (MoCo, BYOL, solo-learn).
+# If a file has several networks, take the one that its authors evaluate: a teacher or an average
+# (DINO, EMA), but the trained network if the momentum copy only serves training (MoCo, BYOL).
 _FIRST = re.compile(r"(?:^|[._])(?:teacher|ema|target_encoder)(?:[._]|$)")
 _LAST = re.compile(r"(?:^|[._])(?:student|momentum|encoder_k|target)(?:[._]|$)")
 
-# Of a list of averaged parameters, whose names nobody kept: before the number of one.
+# Names of lists of averaged parameters, before the index of one.
 _NAMELESS = re.compile(r"((?:^|.*[._])(?:ema|shadow|averaged?)(?:[._].*)?)\.\d+")
 
-# Of what torch and FSDP wrap around modules, wherever they do.
+# Wrappers of torch and FSDP, anywhere in a name.
 _WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
-# Of blocks, before the number of one: `blocks.0.` of `blocks.0.2.norm1.weight`.
+# Chunks of blocks, before the index of a block: `blocks.0.` in `blocks.0.2.norm1.weight`.
 _CHUNK = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
-_WHOLE = 0.9  # of a network's tensors; with fewer it is another network, not a damaged one
+_WHOLE = 0.9  # share of the most tensors found under a prefix; below it, another network
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Network:
     """One of the networks in a file.
 
     Attributes:
-        prefix: what its names have in front in the file, containers included: `teacher.backbone.`.
-        state: its tensors, names without the prefix and, where they are known, as here.
-        others: prefixes of the networks in the file that would have fitted as well.
+        prefix: of its names in the file, including containers: `teacher.backbone.`.
+        state: its tensors, without the prefix, renamed as in our network if the names are known.
+        others: prefixes of other networks in the file that would fit as well.
     """
 
     prefix: str
@@ -48,18 +48,18 @@ def find_network(
     """Finds the prefix under which most of a network's names are.
 
     Containers and wrappers (`state_dict`, `module.`, `_orig_mod.`, `model.`, `encoder_q.`) need no
-    list: whatever stands in front of a known name is one. A teacher or an average is taken before
-    its student, and a trained network before a momentum copy of it; also one that has lost a few
-    tensors, which whoever loads it will miss: the other one would be loaded without a word.
+    list: anything before a known name is a prefix. A teacher or an average is preferred to its
+    student, and a trained network to its momentum copy. This holds even if a few of its tensors are
+    missing: loading it then fails, which is better than silently loading the other network.
 
     Args:
         tensors: see `utils.checkpoints.tensors_in`.
-        namings: the ways in which others may have named the network's tensors, the likeliest first;
-            each from their names to its own.
+        namings: possible names of the network's tensors, the likeliest first; each maps foreign
+            names to its own.
         source: for messages.
 
     Raises:
-        ValueError: several networks fit alike and differ.
+        ValueError: several networks fit equally well, and they differ.
     """
     tensors = _without_wrappers(tensors)
     counted = [(naming, _prefixes(tensors, naming)) for naming in namings]
@@ -86,7 +86,7 @@ def find_network(
 def nameless_averages(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Returns where a file keeps averaged weights in lists, such as `ema.shadow_params`.
 
-    They are in the order of the parameters of whoever wrote it, which the file does not tell.
+    They are in the order of the parameters in the code that wrote the file, which it does not tell.
 
     Args:
         tensors: of a file, by name.
@@ -96,28 +96,28 @@ def nameless_averages(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def without_chunks(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
-    """Names blocks as a network does that has them one by one.
+    """Removes the chunk numbers from the names of blocks.
 
-    DINOv2's training keeps them in chunks, `blocks.<chunk>.<block>.`, but numbers them through all
-    chunks: a chunk begins with placeholders for the blocks of those before it.
+    DINOv2's training code keeps blocks in chunks, `blocks.<chunk>.<block>.`, but counts blocks
+    across all chunks: each chunk begins with placeholders for earlier blocks.
 
     Args:
         tensors: of a file, by name.
-        own: names of the network's tensors, which may have stages of blocks itself.
+        own: names of the network's tensors; unchanged if these have two numbers as well.
     """
     named = {_CHUNK.sub("blocks.", key): tensor for key, tensor in tensors.items()}
-    numbered_anew = len(named) < len(tensors)  # in every chunk: somebody else's
+    numbered_anew = len(named) < len(tensors)  # in every chunk: not DINOv2's
     return tensors if numbered_anew or any(map(_CHUNK.search, own)) else named
 
 
 def _without_wrappers(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Names modules as if none were compiled, checkpointed or sharded on its own."""
+    """Removes the names that compiling, checkpointing or sharding a module adds."""
     named = {_WRAPPER.sub("", key): tensor for key, tensor in tensors.items()}
-    return named if len(named) == len(tensors) else tensors  # else beside what they wrap
+    return named if len(named) == len(tensors) else tensors  # else a name would occur twice
 
 
 def _prefixes(tensors: Mapping[str, Tensor], naming: Mapping[str, str]) -> Counter[str]:
-    # How many of the names stand behind each prefix; prefixes end with a dot, or are empty.
+    # The number of known names after each prefix; prefixes end with a dot, or are empty.
     counts: Counter[str] = Counter()
     for key in tensors:
         cuts = [0, *(dot.end() for dot in re.finditer(r"\.", key))]

@@ -1,4 +1,4 @@
-"""How checkpoints are written and read: whole, proven, and never without one to go back to."""
+"""Writes and reads checkpoints: complete and verified, and there is always one to go back to."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from utils.console import console
 from utils.files import replacing
 from utils.run_folder import RunFolder
 
-Contents = list[tuple[str, int, int]]  # parts of an archive: names, sizes, CRC-32 sums
+Contents = list[tuple[str, int, int]]  # name, size and CRC-32 of each part of an archive
 
 
 class RunCheckpoints(CheckpointIO):
-    """Writes a checkpoint beside its place, reads it back, and only then replaces the one before.
+    """Writes a checkpoint to a temporary file, reads it back, and then replaces the old one.
 
-    Lightning's own goes through $TMPDIR, which may be on another file system: there the move is a
-    copy over the only checkpoint there is. `last.ckpt` becomes `previous.ckpt` when it is replaced;
-    one that this process neither wrote nor read may be damaged, and is not kept in its place. When
-    the newest epoch is the best, both checkpoints are one file with two names.
+    Lightning's own writes via $TMPDIR. If that is on another file system, moving the file means
+    copying over the only checkpoint. Here `last.ckpt` becomes `previous.ckpt` when it is replaced,
+    unless this process has neither written nor read it, as it may be damaged. If the newest epoch
+    is the best, both checkpoints are one file with two names.
 
     Args:
         folder: of the run.
-        before_saving: called before each checkpoint, for what has to be on the disk by then.
-        chooses_anew: what was best so far does not compare with what is to come, and is forgotten.
-        other_loss: nor do the gradients that were measured.
+        before_saving: called before each checkpoint, to write what must be on disk by then.
+        chooses_anew: forget the best result so far, as it is not comparable with the next ones.
+        other_loss: forget the measured gradients, as they are not comparable either.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class RunCheckpoints(CheckpointIO):
         """Replaces a checkpoint.
 
         Raises:
-            OSError: it cannot be written; the one before is still there.
-            ValueError: what was written cannot be read; the one before is still there.
+            OSError: it cannot be written; the old one is still there.
+            ValueError: the new file cannot be read; the old one is still there.
         """
         file = Path(path).resolve()
         self.before_saving()
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Into memory first: errors of the disk pass through torch's writer without their reason.
+        # To memory first, because torch's writer hides the reason of disk errors.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         contents = _contents(content)
@@ -82,7 +82,7 @@ class RunCheckpoints(CheckpointIO):
         self._proven.add(file)
 
     def _is_there(self, contents: Contents, file: Path) -> bool:
-        """Gives the newest checkpoint a second name if it is the same and its disk can do that."""
+        """Gives the newest checkpoint a second name, if it is the same and the disk allows that."""
         if self._newest is None or self._newest[1] != contents:
             return False
         try:
@@ -105,7 +105,7 @@ class RunCheckpoints(CheckpointIO):
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, or its weights are no numbers.
+            ValueError: it is damaged, or its weights are not finite.
         """
         file = Path(path).resolve()
         checkpoint: dict[str, Any] = read_checkpoint(file)
@@ -130,7 +130,7 @@ class RunCheckpoints(CheckpointIO):
 
 
 def resumable(folder: RunFolder) -> Path | None:
-    """Returns the checkpoint to go on from: the last, or the one before where that is damaged.
+    """Returns the checkpoint to resume from: the last, or the previous one if that is damaged.
 
     Returns:
         None when the run has no checkpoint yet.
@@ -150,18 +150,18 @@ def resumable(folder: RunFolder) -> Path | None:
 
 
 def or_best(folder: RunFolder) -> str:
-    """Says that a run can go on from its best checkpoint, where that can be read."""
+    """Returns the advice to resume from the best checkpoint, if that can be read."""
     found, _ = _first_readable(folder.best)
     return f", or copy {found} to {folder.last}" if found else ""
 
 
 def best_or_last(folder: RunFolder) -> Path:
-    """Returns the checkpoint that validated best, the last where none did or it is damaged.
+    """Returns the best checkpoint by validation; the last if there is none or it is damaged.
 
-    As both may be one file, that before the last where they are damaged.
+    Both may be one file: if that is damaged, returns the previous one.
 
     Returns:
-        `last.ckpt`, which may not exist, when there is neither.
+        `last.ckpt`, which may not exist, if there is no checkpoint.
 
     Raises:
         ValueError: none of them can be read; names them.
@@ -175,16 +175,15 @@ def best_or_last(folder: RunFolder) -> Path:
 
 
 def check_weights(file: Path, checkpoint: Mapping[str, Any], optimizer: bool = False) -> None:
-    """Checks that the weights of a run's checkpoint are numbers.
+    """Checks that the weights of a run's checkpoint are finite.
 
     Args:
         file: in the folder of a run.
         checkpoint: its content.
-        optimizer: what that remembers of them is looked at as well: the next step would make it a
-            part of them.
+        optimizer: also check the optimizer's state, which the next step adds to the weights.
 
     Raises:
-        ValueError: some are not; names the newest checkpoint beside it in which all are.
+        ValueError: some are not; names the newest checkpoint beside it that is finite.
     """
     try:
         _check_numbers(file, checkpoint, optimizer)
@@ -204,7 +203,7 @@ def _check_numbers(file: Path, checkpoint: Mapping[str, Any], optimizer: bool) -
 
 
 def broken(file: Path, optimizer: bool = False) -> str:
-    """Says what is the matter with a checkpoint and its weights; nothing where all is well."""
+    """Says what is wrong with a checkpoint or its weights; empty if nothing is."""
     try:
         _check_numbers(file, map_run_checkpoint(file), optimizer)
     except ValueError as error:
@@ -213,7 +212,7 @@ def broken(file: Path, optimizer: bool = False) -> str:
 
 
 def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
-    """Returns the first file that can be read, and what is the matter with those before it."""
+    """Returns the first file that can be read, and what is wrong with those before it."""
     damage: list[str] = []
     for file in files:
         if not file.exists():
@@ -233,10 +232,10 @@ def _contents(checkpoint: io.BytesIO) -> Contents:
 
 
 def _name(file: Path, name: Path) -> None:
-    """Gives a file a second name, in the place of what has that.
+    """Gives a file a second name (hard link), replacing any file of that name.
 
     Raises:
-        OSError: the disk knows no second names.
+        OSError: the file system does not support hard links.
     """
     link = name.with_name(f".{name.name}.{os.getpid()}")
     link.unlink(missing_ok=True)
@@ -245,8 +244,8 @@ def _name(file: Path, name: Path) -> None:
 
 
 def _keep(last: Path, previous: Path) -> None:
-    # A second name, so that there is a last one at any moment; where a file cannot have two, there
-    # is none for a moment, and `resumable` finds the previous.
+    # A second name, so that `last` always exists. Without hard links it is missing for a moment,
+    # and `resumable` finds the previous one.
     try:
         _name(last, previous)
     except OSError:
@@ -255,7 +254,7 @@ def _keep(last: Path, previous: Path) -> None:
 
 
 def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
-    # Else its score would keep its place, and the run would be judged by a damaged file, or none.
+    # Otherwise its score would stay the best, and the run would be evaluated from a damaged file.
     if not state["best_model_path"]:
         return {}
     best = Path(state["best_model_path"])
@@ -267,13 +266,13 @@ def _without_damaged_best(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _no_best() -> dict[str, Any]:
-    # Of a state of Lightning's `ModelCheckpoint`, whose next validation then is the best.
+    # A state of Lightning's `ModelCheckpoint` with which the next validation is the best.
     return {"best_model_path": "", "best_model_score": None, "best_k_models": {}}
 
 
 def _moved(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    # ModelCheckpoint forgets the best score when its folder was moved, and the next checkpoint
-    # would replace a better one.
+    # If its folder was moved, ModelCheckpoint forgets the best score, and a worse checkpoint would
+    # replace the best one.
     def here(path: str) -> str:
         return str(folder / Path(path).name) if path else path
 

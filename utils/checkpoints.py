@@ -1,4 +1,4 @@
-"""Reads weight files of every common layout, without running code they may carry."""
+"""Reads weight files of every common layout, without running code in them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ Source = Callable[[], dict[str, Tensor]]  # fetches public weights
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a file of anybody's; see `read_checkpoint` and `tensors_in`.
+    """Reads the tensors of any weight file; see `read_checkpoint` and `tensors_in`.
 
-    What else it holds, such as settings, is passed over without loading it.
+    Everything else in it, such as settings, is skipped without loading it.
     """
     return tensors_in(read_checkpoint(file, without_classes=True), str(file))
 
@@ -43,15 +43,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def read_checkpoint(file: Path, without_classes: bool = False) -> Any:
     """Loads a file with torch's safe unpickler, or a safetensors file.
 
-    `argparse.Namespace`, which official checkpoints carry, is the only class allowed in addition.
+    The only additional class it allows is `argparse.Namespace`, which official checkpoints contain.
 
     Args:
         file: of weights.
-        without_classes: read objects of other classes as nothing, see `read_without_classes`.
+        without_classes: skip objects of other classes, see `read_without_classes`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a weight file, or one that would run code when loaded.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a weight file, or loading it would run code.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no weight file {file}. {instead_of_none(file)}.")
@@ -62,7 +62,7 @@ def read_checkpoint(file: Path, without_classes: bool = False) -> Any:
 
 
 def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
-    """Loads a checkpoint that a run has left; otherwise as `read_checkpoint`.
+    """Loads a checkpoint of a run; otherwise like `read_checkpoint`.
 
     Raises:
         ValueError: it is something else.
@@ -71,7 +71,7 @@ def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
 
 
 def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
-    """Does what `read_run_checkpoint` does, but leaves tensors on the disk until they are used.
+    """Does what `read_run_checkpoint` does, but reads tensors from disk only when used.
 
     Raises:
         ValueError: it is damaged, or something else.
@@ -79,8 +79,8 @@ def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
     return _of_a_run(_mapped(file), file)
 
 
-# Of what kind the entries of a run's checkpoint are, and what those hold that hold others: first of
-# those that all have.
+# The types of the entries of a run's checkpoint, and of the items of those that are containers;
+# first the entries that all checkpoints have.
 _NEEDED: dict[str, type] = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
 _ENTRIES: dict[str, type] = {
     "callbacks": Mapping,
@@ -111,7 +111,7 @@ def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
     for name in _ENTRIES:
         if name in parts and not _is_sound(name, parts[name]):
             raise ValueError(
-                f"{file} is damaged: its {name} are not what such a checkpoint has, but "
+                f"{file} is damaged: its {name} are not those of a checkpoint, but "
                 f"{reprlib.repr(parts[name])}."
             )
     return parts
@@ -140,17 +140,17 @@ def _mapped(file: Path) -> Any:
 
 
 def _check_sums(file: Path) -> None:
-    """Compares a zip archive, as torch writes, with its CRC-32 sums, which torch never reads.
+    """Verifies the CRC-32 sums of a zip archive of torch, which torch itself never reads.
 
     Raises:
-        ValueError: a byte of it has changed, or it is another archive.
+        ValueError: a byte has changed, or it is another kind of archive.
     """
     try:
         if not zipfile.is_zipfile(file):
-            return  # a format of old, or cut: loading it will tell
+            return  # an old format, or truncated: loading it will tell
         with zipfile.ZipFile(file) as archive:
             damaged, parts = archive.testzip(), archive.namelist()
-    except Exception as error:  # whatever a changed byte of the directory leads to
+    except Exception as error:  # a changed byte in the directory may raise anything
         raise ValueError(f"{file} is damaged: {error}.") from error
     if damaged is not None:
         raise ValueError(f"{file} is damaged: the checksum of its part {damaged} is wrong.")
@@ -162,13 +162,13 @@ def _load(file: Path, mmap: bool = False, without_classes: bool = False) -> Any:
     with torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-        except Exception as error:  # a damaged file makes the unpickler trip over anything
+        except Exception as error:  # with a damaged file, the unpickler may raise anything
             refused = isinstance(error, pickle.UnpicklingError) and is_pickle(file)
             if refused and without_classes:
                 found = read_without_classes(file, foreign_names(file))
                 if found is not None:
                     return found
-            # Not in torch's words, which advise to load what could run code.
+            # Not torch's message, which advises to load code that could be harmful.
             raise ValueError(refusal(file) if refused else damage(file)) from error
 
 
@@ -187,20 +187,20 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    # The length of a header in JSON, which follows: whatever the file is called.
+    # It begins with the length of a JSON header. The file may have any name.
     begins = first_bytes(file)
     length = int.from_bytes(begins[:8], "little")
     return begins[8:9] == b"{" and length < file.stat().st_size
 
 
 def tensors_in(checkpoint: Any, source: str) -> dict[str, Tensor]:
-    """Finds all tensors of a checkpoint, however deep its containers lie.
+    """Finds all tensors of a checkpoint, at any depth of containers.
 
     Returns:
-        By the names of the containers and of the tensor, joined by dots: `state_dict.fc.weight`.
+        By the names of the containers and the tensor, joined by dots: `state_dict.fc.weight`.
 
     Raises:
-        ValueError: no tensors in it, or such as only few operators take.
+        ValueError: there are no tensors, or they are of a kind that few operators support.
     """
     try:
         tensors = dict(_walk(checkpoint, ""))
@@ -233,10 +233,10 @@ def _walk(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Checks that weights are numbers.
+    """Checks that weights are finite.
 
     Raises:
-        ValueError: NaN or infinity among them; names the first tensor with some.
+        ValueError: there are NaN or infinity; names the first such tensor.
     """
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
@@ -247,20 +247,20 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def download(url: str) -> dict[str, Tensor]:
-    """Fetches official weights into torch's cache, unless they are there.
+    """Downloads official weights to torch's cache, unless they are there.
 
     Raises:
-        ValueError: they cannot be fetched, or are damaged; the message names the file to get by
-            hand, or to remove.
+        ValueError: the download fails, or the file is damaged; names the file to fetch by hand or
+            to remove.
     """
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
     if not file.exists():
-        begins = torch.hub.HASH_REGEX.search(file.name)  # of its SHA-256, where the name tells
+        begins = torch.hub.HASH_REGEX.search(file.name)  # of the SHA-256, if the name has it
         console.info("downloading %s to %s", url, file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), begins[1] if begins else None)
-        except (OSError, RuntimeError) as error:  # the latter of another hash
+        except (OSError, RuntimeError) as error:  # RuntimeError: wrong hash
             raise ValueError(
                 f"Could not download {url} ({error}). Fetch it by hand and pass its path: "
                 "--backbone.weights FILE (or --segmentation.head_weights FILE)."

@@ -1,4 +1,4 @@
-"""How a batch is split into chunks: by the loaders, and by what computes on them."""
+"""How a batch is split into chunks, in the loaders and in the computation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 def chunk_sizes(batch_size: int, chunk_size: int | None) -> list[int]:
     """Splits a batch into even chunks of at most `chunk_size` images.
 
-    No chunk has a single image, on which BatchNorm is undefined: for an odd batch in chunks of two
-    one chunk has three.
+    No chunk has a single image, for which BatchNorm is undefined: an odd batch in chunks of two has
+    one chunk of three.
 
     Raises:
-        ValueError: sizes below 2.
+        ValueError: a size is below 2.
     """
     if batch_size < 2 or (chunk_size is not None and chunk_size < 2):
         raise ValueError(

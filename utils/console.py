@@ -1,4 +1,4 @@
-"""What the user reads while a run works."""
+"""Messages on the console during a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ console = logging.getLogger("twinsight")
 
 
 def outlive_terminal(stream: TextIO) -> None:
-    """Lets who prints go on when the terminal is closed, as by logging out of a run with `&`.
+    """Keeps printing from failing after the terminal is closed (log out of a run with `&`).
 
-    What is printed from then on is lost.
+    Everything printed after that is lost.
     """
 
     def lasting(act: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,16 +36,16 @@ def outlive_terminal(stream: TextIO) -> None:
 
 
 def quiet_libraries() -> None:
-    """Shows our messages plainly and silences notices a user can do nothing about."""
+    """Shows our messages plainly and silences notices of libraries that a user cannot act on."""
     if not console.handlers:
         console.addHandler(_ToStderr())
         console.setLevel(logging.INFO)
         console.propagate = False
-    # What a library cannot write to its log would be a traceback a line: wandb's has the system's
-    # encoding, names of classes may have other letters.
+    # Otherwise a library that cannot write a line to its log prints a traceback: wandb's log has
+    # the system's encoding, which may lack letters in class names.
     logging.raiseExceptions = False
     warnings.formatwarning = _plainly  # type: ignore[assignment]
-    # One-process runs: tips, hardware lines and notes on saving of Lightning.
+    # Lightning's tips, hardware lines and notes on saving.
     parts = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
     for part in parts:
         logging.getLogger(f"pytorch_lightning.{part}").addFilter(_no_tips)
@@ -53,7 +53,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # On purpose: micro-batches stay on the host until they are needed.
     warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
-    # On purpose: a resumed run goes on in its folder, and the tuner's probe needs no validation.
+    # On purpose: a resumed run continues in its folder, and the tuner's probe needs no validation.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
     # A run that stops before its first validation has no best checkpoint; the last one counts.
@@ -62,26 +62,26 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # On purpose: --trainer.accelerator cpu.
     warnings.filterwarnings("ignore", message="GPU available but not used.*")
-    # What is the same on all processes, or adds up over them, is logged as it should be.
+    # Not needed: logged values are the same on all processes, or summed over them.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    # A resumed run may look at less; what it has to keep is checked (`agents/resuming.py`).
+    # A resumed run may drop readouts; `agents/resuming.py` checks what it has to keep.
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
-    # What is transparent is read as its colour.
+    # Transparency is ignored: pixels are read as their colour.
     warnings.filterwarnings("ignore", message="Palette images with Transparency")
-    # In 16-mixed a step whose gradients overflow is left out, often the first ones.
+    # 16-mixed skips steps whose gradients overflow, often the first ones.
     warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")
     # Frozen backbones are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
 
 class _ToStderr(logging.Handler):
-    # Not a StreamHandler: that would keep the stream there was when it was made.
+    # Not a StreamHandler, which would keep the `sys.stderr` of its creation.
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def _plainly(message: Warning | str, *_: Any) -> str:
-    # The place in the source tells a user nothing.
+    # Without the place in the source, which does not help a user.
     return f"warning: {message}\n"
 
 

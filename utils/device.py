@@ -1,4 +1,4 @@
-"""What the machine can do, and a clear stop where it cannot."""
+"""What the machine can do, and clear errors if it cannot do what was asked."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 _OLDER_TORCH = "pip install -r requirements-pascal.txt  (torch 2.7.1, built for CUDA 12.6)"
 _DRIVER_FOR_CUDA_13 = 580
-VOLTA, _AMPERE = (7, 0), (8, 0)  # the first with tensor cores, with bfloat16 and TF32
+VOLTA, _AMPERE = (7, 0), (8, 0)  # the first with tensor cores; with bfloat16 and TF32
 
 
 def check_accelerator(accelerator: str) -> None:
-    """Stops when there is an NVIDIA card that torch cannot use, instead of training on the CPU.
+    """Raises if torch cannot use an NVIDIA card, instead of silently training on the CPU.
 
     Raises:
         ValueError: says what to install, or how to ask for the CPU.
@@ -41,7 +41,7 @@ def check_accelerator(accelerator: str) -> None:
 
 
 def nvidia_cards() -> list[str]:
-    """Names the NVIDIA cards the driver sees; empty without driver or card."""
+    """Returns the names of the NVIDIA cards the driver sees; empty without driver or card."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -69,10 +69,11 @@ def _check_architecture() -> None:
 
 
 def _runs_on(card: tuple[int, int], name: str) -> bool:
-    """Whether code of an architecture, as `get_arch_list` names it, runs on a card.
+    """Whether code for an architecture, as `get_arch_list` names it, runs on a card.
 
-    Machine code (sm_) does on what is newer of the same generation, code that the driver compiles
-    (compute_) on all that is newer; what ends in a letter uses what others lack.
+    Machine code (sm_) runs on cards of the same generation that are at least as new; PTX
+    (compute_), which the driver compiles, on all that are at least as new. A name that ends in `a`
+    is for this card only, in `f` for this generation.
     """
     least = _capability(name)
     if name.endswith("a"):
@@ -97,11 +98,11 @@ def _remedy() -> str:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """Turns `auto` into bf16-mixed where the GPU has it, 16-mixed from Volta on, else 32-true.
+    """Resolves `auto`: bf16-mixed if the GPU has bfloat16, 16-mixed from Volta on, else 32-true.
 
     Raises:
-        ValueError: 16-mixed on a CPU, in whose place Lightning would train in bf16-mixed; or
-            bf16-mixed on a GPU that has no bfloat16, and would imitate it slowly or not at all.
+        ValueError: 16-mixed on a CPU, for which Lightning would use bf16-mixed instead; or
+            bf16-mixed on a GPU without bfloat16, which would emulate it slowly or fail.
     """
     device = best_device(accelerator).type
     if precision == "16-mixed" and device == "cpu":
@@ -126,11 +127,11 @@ def _best_precision() -> str:
 
 
 def precision_here(precision: str, device: torch.device) -> str:
-    """Returns the precision of a run that is judged again, where this machine has it, else 32-true.
+    """Returns the precision to evaluate a run in: its own if this machine has it, else 32-true.
 
     Args:
         precision: of the run; `auto` stays.
-        device: that will judge.
+        device: used for the evaluation.
     """
     on_gpu = device.type == "cuda"
     if precision == "16-mixed":
@@ -143,18 +144,18 @@ def precision_here(precision: str, device: torch.device) -> str:
 
 
 def is_mixed(precision: str) -> bool:
-    """Whether passes run in half precision, beside weights in float32."""
+    """Whether passes run in half precision, with weights in float32."""
     return precision in ("bf16-mixed", "16-mixed")
 
 
 def use_tensor_cores(precision: str, device: torch.device) -> bool:
-    """Lets float32 matrices be multiplied in TF32 beside half precision, from Ampere on.
+    """Allows TF32 for float32 matrix products in half-precision runs, from Ampere on.
 
-    What a run computes in float32 then, losses and statistics of features that were computed in
-    half precision, keeps float32's range and sums, with factors rounded to 10 bits as float16's.
+    Such runs use float32 for losses and statistics of features computed in half precision. TF32
+    keeps float32's range and sums; factors are rounded to 10 bits, like float16's.
 
     Returns:
-        Whether it does.
+        Whether TF32 is allowed.
     """
     tf32 = (
         is_mixed(precision)
@@ -162,14 +163,14 @@ def use_tensor_cores(precision: str, device: torch.device) -> bool:
         and torch.cuda.get_device_capability() >= _AMPERE
     )
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32  # else convolutions use it whatever is asked for
+    torch.backends.cudnn.allow_tf32 = tf32  # on by default for convolutions
     return tf32
 
 
 def arithmetic(device: torch.device) -> dict[str, str | bool]:
-    """Returns what passes in float32 follow from beside the network: the device, and TF32.
+    """Returns what affects float32 passes besides the network: the device, and TF32.
 
-    Nothing of a CPU, in whose name all was kept before the two were told apart.
+    Empty for a CPU, so that caches made before this was recorded count as those of a CPU.
     """
     if device.type == "cpu":
         return {}
@@ -181,27 +182,27 @@ def arithmetic(device: torch.device) -> dict[str, str | bool]:
 
 
 def check_compiles(device: torch.device) -> None:
-    """Stops where torch.compile has no compiler for the card.
+    """Checks that torch.compile supports the card.
 
     Raises:
-        ValueError: a card before Volta.
+        ValueError: the card is older than Volta.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability() < VOLTA:
         raise ValueError(
-            f"--trainer.compile true: {torch.cuda.get_device_name()} is too old for what it makes "
-            "(compute capability 7.0 or newer). Leave it out."
+            f"--trainer.compile true: {torch.cuda.get_device_name()} is too old for it (needs "
+            "compute capability 7.0 or newer). Leave it out."
         )
 
 
 def use_same_numbers(wanted: bool, device: torch.device) -> None:
-    """Keeps attention from kernels whose gradient sums in any order, where a run asks for that.
+    """Forbids or allows attention kernels whose gradients sum in any order.
 
-    They have a deterministic way that PyTorch takes only where all that is not deterministic is
-    refused, and the gradient of bicubic interpolation on a GPU is not. Else they are allowed.
+    PyTorch uses their deterministic variants only if everything non-deterministic is an error, and
+    the gradient of bicubic interpolation on a GPU would be one.
 
     Args:
-        wanted: see `run.deterministic`.
-        device: that trains; a CPU's kernels give the same numbers.
+        wanted: whether to forbid them, see `run.deterministic`.
+        device: of the training; on a CPU all kernels are deterministic.
     """
     allowed = not (wanted and device.type == "cuda")
     torch.backends.cuda.enable_flash_sdp(allowed)
@@ -210,18 +211,18 @@ def use_same_numbers(wanted: bool, device: torch.device) -> None:
 
 
 def use_own_gpu() -> None:
-    """Makes the card of this process, of several, the current one, as Lightning does later.
+    """Makes this process's own card the current one, as Lightning does later.
 
-    Before that memory is measured and features are computed, which would be on the first card.
+    Until then memory is measured and features are computed, which would all use the first card.
     """
-    # Of torchrun, and Lightning's own processes; of srun.
+    # Set by torchrun and Lightning; by srun.
     rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "")
     if rank.isdigit() and int(rank) < torch.cuda.device_count():
         torch.cuda.set_device(int(rank))
 
 
 def device_name(accelerator: str) -> str:
-    """Names what the run trains on."""
+    """Returns the name of the device that the run trains on."""
     device = best_device(accelerator)
     if device.type == "cuda":
         return torch.cuda.get_device_name()
@@ -229,7 +230,7 @@ def device_name(accelerator: str) -> str:
 
 
 def usable_device(accelerator: str) -> torch.device:
-    """Returns `best_device`, which torch can use.
+    """Returns `best_device`, after checking that torch can use it.
 
     Raises:
         ValueError: see `check_accelerator`.
@@ -239,9 +240,9 @@ def usable_device(accelerator: str) -> torch.device:
 
 
 def best_device(accelerator: str) -> torch.device:
-    """Returns the NVIDIA GPU if allowed and there, else the CPU; Apple's only if asked for.
+    """Returns the NVIDIA GPU if allowed and present, else the CPU; Apple's only if asked for.
 
-    Its `type` is what Lightning is told, whose own `auto` takes Apple's unasked.
+    Lightning gets its `type`, because Lightning's own `auto` would choose Apple's GPU.
     """
     if accelerator == "mps":
         return torch.device("mps")

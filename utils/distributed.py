@@ -1,4 +1,4 @@
-"""What several processes, one per GPU, have to say to each other; alone, all of it is nothing."""
+"""Communication between processes, one per GPU; a single process does nothing here."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 
 
 def num_processes() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """Number of this process among them."""
+    """Rank of this process among them."""
     return dist.get_rank() if num_processes() > 1 else 0
 
 
 class OtherProcessError(RuntimeError):
-    """What several processes compute together failed on another one."""
+    """A joint computation failed on another process."""
 
     def __init__(self) -> None:
         super().__init__("it failed on another process")
@@ -34,13 +34,13 @@ _failing_together = ContextVar("failing_together", default=False)
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Lets what fails inside on one process fail on all, where the others would wait for it.
+    """Makes an error inside on one process an error on all; otherwise the others would hang.
 
-    The processes ask one another before whatever they say inside by the functions of this module,
-    and at the end. What torch says by itself, as for `SyncBatchNorm`, is not looked after.
+    The processes check on each other before every communication of this module inside, and at the
+    end. Communication by torch itself, as for `SyncBatchNorm`, is not covered.
 
     Raises:
-        OtherProcessError: it failed on another process.
+        OtherProcessError: there was an error on another process.
     """
     token = _failing_together.set(True)
     try:
@@ -106,18 +106,18 @@ def gather_rows(rows: Tensor) -> Tensor:
 def gather_batch(features: Tensor) -> Tensor:
     """Returns the features `(n, D)` of all processes, `(N, D)`, for a loss over the whole batch.
 
-    All have equally many rows. For losses that every process computes alike from all N rows, under
-    DistributedDataParallel, which *averages* gradients: what follows the features has the same
-    gradient everywhere, and the average leaves it; what precedes them has on each process only that
-    of its own rows, which is therefore multiplied by the number of processes. (Official Barlow
-    Twins lacks this factor: its gradients are off by 1/processes.)
+    All have the same number of rows. This is for losses that every process computes from all N
+    rows, under DistributedDataParallel, which *averages* gradients. Layers after the features have
+    the same gradient on all processes, which the average does not change. Layers before them have
+    on each process only the gradient of its own rows, which is therefore multiplied by the number
+    of processes. (Official Barlow Twins lacks this factor: its gradients are off by 1/processes.)
     """
     if num_processes() == 1:
         return features
-    own = features * 1.0  # a node of its own: the hook must not change other uses of `features`
+    own = features * 1.0  # a new node, so that the hook does not change other uses of `features`
     if own.requires_grad:
         own.register_hook(lambda gradient: gradient * num_processes())
-    # Not `gather_rows`, whose counts the host would wait for in the middle of a step.
+    # Not `gather_rows`, where the host would wait for the GPU in the middle of a step.
     sent = features.detach().contiguous()
     parts = [torch.empty_like(sent) for _ in range(num_processes())]
     _meet()

@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, machine."""
+"""Records what a run was made with: code, packages, machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PACKAGES = (
     "opencv-python-headless"
 )
 _ROOT = Path(__file__).parents[1]
-# Where new files count: elsewhere may lie anything, such as an environment of Python's.
+# Where new files belong to the code; elsewhere may be anything, such as a virtual environment.
 _CODE = ("agents", "callbacks", "config", "datamodules", "models", "utils")
 
 
 def record_environment(folder: RunFolder, device: str) -> None:
-    """Writes environment.json, and code.patch when the code differs from the commit."""
+    """Writes environment.json, and code.patch if the code differs from the commit."""
     status = _git(_ROOT, "status", "--porcelain")
     environment = {
         "name": folder.name,
@@ -43,7 +43,7 @@ def record_environment(folder: RunFolder, device: str) -> None:
 
 
 def changes(repository: Path) -> bytes:
-    """Returns what differs from the commit as a patch: of files it knows, and new ones of code."""
+    """Returns the difference to the commit as a patch: tracked files, and new files of code."""
     new = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", *_CODE)
     paths = [os.fsdecode(path) for path in new.split(b"\0") if path]
     diff = ("diff", "--binary", "--no-color", "--no-ext-diff")

@@ -1,4 +1,4 @@
-"""One look for every picture."""
+"""The common style of all figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-# No screen is needed. What shows a notebook's own figures needs none either, and stays.
+# A backend without a screen. That of a notebook needs none either, and stays.
 if not os.environ.get("MPLBACKEND", "").startswith("module://"):
     matplotlib.use("Agg")
 
@@ -32,7 +32,7 @@ CORRELATION = LinearSegmentedColormap.from_list(
     "correlation",
     [(0.0, "#1b0c42"), (0.25, "#4146a8"), (0.5, "#27bceb"), (0.75, "#f3d23b"), (1.0, "#d41200")],
 )
-_LONGEST_NAME = 32  # letters, of a class or file
+_LONGEST_NAME = 32  # letters in the name of a class or file
 # One colour per attention head, the same in every figure; neighbours differ most.
 _BRIGHT, _DARK = sns.color_palette("bright", 10), sns.color_palette("dark", 10)
 HEADS: list[tuple[float, float, float]] = [
@@ -44,33 +44,33 @@ matplotlib.rcParams.update(
         **sns.axes_style("whitegrid"),
         "font.size": 9,
         "axes.titlesize": 9,
-        # Where a title stands anyway: to look for a place for it, an axis lays out all its ticks.
+        # The usual place of a title, set so that axes need not lay out all ticks to find it.
         "axes.titley": 1.0,
         "figure.titlesize": 11,
         "image.interpolation": "nearest",
         "figure.dpi": 120,
     }
 )
-# Names of classes and files may hold letters that no font here has; a box stands for each.
+# Names of classes and files may have letters that the fonts lack; a box replaces each.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 
 def plain(text: str) -> str:
-    """Returns text that a figure shows letter by letter: dollars would begin mathematics."""
+    """Returns text that a figure shows literally: a dollar sign would begin mathematics."""
     return text.replace("$", r"\$")
 
 
 def name(text: str) -> str:
-    """Returns a name for a figure: plain, and no longer than leaves room for what is drawn."""
+    """Returns a name for a figure: plain, and short enough to leave room for the drawing."""
     if len(text) > _LONGEST_NAME:
         end = _LONGEST_NAME // 3
         text = f"{text[: _LONGEST_NAME - 1 - end]}…{text[-end:]}"
-    # A legend leaves out what begins with an underscore; here it begins with a space of no width.
+    # A legend leaves out names that begin with an underscore: put a zero-width space before it.
     return plain(f"\u200b{text}" if text.startswith("_") else text)
 
 
 def save(figure: Figure, file: Path, **settings: Any) -> None:
-    """Writes a PNG that is whole or not there; `settings` are those of `Figure.savefig`."""
+    """Writes a PNG, completely or not at all; `settings` are those of `Figure.savefig`."""
     with replacing(file) as stream:
         figure.savefig(stream, format="png", **settings)
 
@@ -100,7 +100,7 @@ def show_image(axis: Axes, image: NDArray[np.generic], **settings: object) -> ob
 def panels(rows: int, columns: int, title: str = "") -> tuple[Figure, NDArray[Any]]:
     """Makes a figure of `(rows, columns)` charts with titles and labels, of 3.6 x 2.4 inches each.
 
-    Their room is set, not measured as in `grid`: twenty charts are drawn in 0.6 of the time.
+    Margins are fixed, not measured as in `grid`: twenty charts take 0.6 of the time.
 
     Returns:
         The figure and its axes, always a two-dimensional array.
@@ -111,7 +111,7 @@ def panels(rows: int, columns: int, title: str = "") -> tuple[Figure, NDArray[An
     figure.suptitle(plain(title), y=1 - 0.05 / size[1], va="top")
     axes = np.empty((rows, columns), object)
     for row, column in np.ndindex(rows, columns):
-        # Inches from the lower left; what the axes leave of a panel is for its words.
+        # Inches from the lower left; the rest of each panel is for its title and labels.
         corner = np.array([3.6 * column + 0.7, 2.4 * (rows - 1 - row) + 0.5])
         axes[row, column] = figure.add_axes((*corner / size, *np.array([2.75, 1.65]) / size))
     return figure, axes
@@ -123,11 +123,11 @@ class Sheet:
     A picture is 1 wide; rows and columns are numbered from the upper left.
 
     Args:
-        axis: whole of which is taken.
-        rows: of pictures.
-        columns: of pictures.
+        axis: to draw on; used completely.
+        rows: number of rows of pictures.
+        columns: number of pictures per row.
         height: of a picture, relative to its width.
-        foot: between rows.
+        foot: space below each row, relative to the width.
     """
 
     _GAP = 0.07  # between columns
@@ -141,7 +141,7 @@ class Sheet:
 
     @classmethod
     def width(cls, columns: int) -> float:
-        """Returns that of a row, gaps included."""
+        """Returns the width of a row, including gaps."""
         return columns * (1 + cls._GAP) - cls._GAP
 
     def corner(self, row: int, column: int) -> tuple[float, float]:
@@ -153,7 +153,7 @@ class Sheet:
         x, y = self.corner(row, column)
         limits = self.axis.axis()
         shown = self.axis.imshow(image, extent=(x, x + 1, y + self.height, y), **settings)
-        self.axis.axis(limits)  # which imshow narrows to its image
+        self.axis.axis(limits)  # because imshow narrows them to its image
         return shown
 
     def above(self, column: int, words: str, **settings: Any) -> None:
@@ -168,7 +168,7 @@ class Sheet:
         self.axis.text(x + 0.5, foot, words, ha="center", va="top", fontsize=7)
 
     def caption(self, words: str) -> None:
-        """Writes words below all pictures, close to them however tall the figure is."""
+        """Writes words below all pictures, at a fixed distance for any height of the figure."""
         left, right, bottom, _ = self.axis.axis()
         middle = (left + right) / 2
         self.axis.text(middle, bottom + 0.06, words, ha="center", va="top", fontsize=8)
@@ -192,16 +192,16 @@ def sheet(
     """Makes a figure of `(rows, columns)` pictures.
 
     Args:
-        rows: of pictures.
-        columns: of pictures.
+        rows: number of rows of pictures.
+        columns: number of pictures per row.
         cell: width of a picture, in inches.
         title: of the figure.
         height: of a picture, relative to its width.
-        foot: what is left between rows, relative to the width: words need 0.2.
-        beside: inches for what stands left or right of them.
+        foot: space below each row, relative to the width: words need 0.2.
+        beside: inches for titles left or right of the pictures.
     """
     wide = columns * cell
-    # As tall as pictures of that width are, or there would be empty paper above and below.
+    # As tall as the pictures: otherwise there would be empty space above and below.
     size = (wide + beside, rows * (height + foot) * wide / Sheet.width(columns))
     figure, axes = grid(1, 1, size, title)
     return figure, Sheet(axes[0, 0], rows, columns, height, foot)
@@ -209,11 +209,11 @@ def sheet(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it was drawn.
+    """A drawn figure.
 
     Attributes:
         pixels: `(H, W, 3)`.
-        png: the same, encoded.
+        png: the encoded pixels.
         title: of the figure.
     """
 
@@ -223,12 +223,12 @@ class Picture:
 
 
 def picture(figure: Figure) -> Picture:
-    """Draws a figure, for whoever wants its pixels or its file."""
+    """Draws a figure once, for its pixels and its file."""
     figure.canvas.draw()
     # Not `savefig`, which would draw twice: once for the layout, once for the file.
     pixels = np.array(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     file = io.BytesIO()
-    # The least effort takes 0.6 of the time, and a tenth more of the disk.
+    # The lowest compression takes 0.6 of the time, and a tenth more disk space.
     Image.fromarray(pixels).save(file, "png", compress_level=1)
     return Picture(pixels, file.getvalue(), figure.get_suptitle())
 
@@ -239,5 +239,5 @@ def close(figure: Figure) -> None:
 
 
 def close_all() -> None:
-    """Frees every figure, those as well whose drawing was given up."""
+    """Frees all figures, including those whose drawing failed."""
     plt.close("all")

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were: written beside their place, flushed, then moved there."""
+"""Atomic writing: to a temporary file, flushed, then moved into place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FIVE_MINUTES, _DAY = 300, 86_400  # seconds
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, where there is none yet.
+    """Makes a folder and its parents, if they do not exist.
 
     Raises:
         OSError: it cannot be made; names it, the reason and what to do, with its `errno`.
@@ -35,9 +35,9 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[BinaryIO]:
-    """Opens a stream whose content takes the place of a file when the block ends well.
+    """Opens a stream whose content replaces a file if the block ends without an error.
 
-    A reader sees the old content or the new. When the process is killed, the disk is full or the
+    A reader sees the old content or the new. If the process is killed, the disk is full or the
     machine loses power, the old content stays.
 
     Args:
@@ -68,9 +68,10 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 
 def append(file: Path, content: str) -> None:
-    """Adds to a file that exists.
+    """Appends to an existing file.
 
-    Whatever of it was there stays: a killed process may leave a part of the new, a full disk none.
+    Its old content always stays: a killed process may leave a part of the new content, a full disk
+    none of it.
 
     Raises:
         OSError: it cannot be written; names the file, the reason and what to do.
@@ -88,12 +89,12 @@ def append(file: Path, content: str) -> None:
 
 
 def is_temporary(file: Path) -> bool:
-    """Whether a file is one that `replacing` had begun."""
+    """Whether a file is a temporary file of `replacing`."""
     return _TEMPORARY.fullmatch(file.name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes had begun, in a folder that nobody writes in, and below."""
+    """Removes temporary files of killed processes at any depth; nobody may write there now."""
     for file in folder.rglob(".*"):
         if is_temporary(file) and file.is_file():
             with suppress(OSError):
@@ -101,16 +102,16 @@ def sweep(folder: Path) -> None:
 
 
 def owner() -> str:
-    """Returns what says, in the name of a folder, which process is filling it."""
-    return f"@{socket.gethostname()}@{os.getpid()}"  # no name of a machine has an @
+    """Returns a part for the name of a folder that says which process is filling it."""
+    return f"@{socket.gethostname()}@{os.getpid()}"  # host names have no @
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
     """Removes folders that killed processes were filling.
 
-    All are known by their age, a day without a new byte. Five minutes are enough where the process
-    in the name (`owner`) is one of this machine, and gone: containers may have the machine's name,
-    and processes that others do not see.
+    A folder is abandoned after a day without a change. Five minutes are enough if its name
+    (`owner`) says that the process ran on this machine, and it is gone. Not less, because a
+    container may have the machine's host name, and processes that are not visible here.
     """
     of_this_machine = re.compile(rf"@{re.escape(socket.gethostname())}@(\d+)")
     for folder in folders:
@@ -123,7 +124,7 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads an object; empty where there is no file, or a damaged one, which is named."""
+    """Reads an object; empty if there is no file, or it is damaged (with a warning)."""
     try:
         content = json.loads(file.read_text())
         if not isinstance(content, dict):
@@ -137,13 +138,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def name_damaged(file: Path, reason: str) -> None:
-    """Says that a file is damaged; once for each state it is in."""
+    """Warns that a file is damaged; once, until the file changes."""
     _name_once(file, file.stat().st_mtime_ns, reason)
 
 
 @cache
 def _name_once(file: Path, changed: int, reason: str) -> None:
-    console.warning("%s is damaged (%s): what cannot be read no longer counts.", file, reason)
+    console.warning("%s is damaged (%s): what cannot be read is ignored.", file, reason)
 
 
 def _told(what: str, error: OSError) -> OSError:
@@ -164,7 +165,7 @@ def _reason(error: OSError) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    # Without this a loss of power may undo the move; not every system lets folders be opened.
+    # Otherwise a power failure may undo the move. Not every system allows opening folders.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

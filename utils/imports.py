@@ -1,4 +1,4 @@
-"""Imports what a table names, and looks whether optional packages are there."""
+"""Imports objects by name, and checks for optional packages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def load(target: str) -> Any:
-    """Returns what `module:attribute` names.
+    """Imports `module:attribute`.
 
     Raises:
         ValueError: there is no such module or attribute.
@@ -23,8 +23,8 @@ def load(target: str) -> Any:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package that may be missing can be imported."""
+    """Whether an optional package can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # it is known not to be importable
+    except ValueError:  # it is in sys.modules, but not importable
         return False

@@ -11,14 +11,14 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def claimed(file: Path, timeout: float = 0) -> Iterator[bool]:
-    """Keeps a lock file while the block runs; a process that dies keeps nothing.
+    """Holds a lock file while the block runs; a lock ends with its process.
 
     Args:
         file: the lock.
         timeout: seconds to wait for another process; -1: as long as it takes.
 
     Yields:
-        False where another process has it.
+        Whether this process has the lock.
 
     Raises:
         OSError: its folder cannot be written.

@@ -1,4 +1,4 @@
-"""How agents and callbacks report: one door to every logger and to the run folder."""
+"""How agents and callbacks report to all loggers and to the run folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from utils.files import replacing, write_atomically
 from utils.metrics_file import MetricsFile
 from utils.run_folder import RunFolder
 
-SAVE_SECONDS = 30  # at most so much of metrics.csv is lost when a machine dies
+SAVE_SECONDS = 30  # if a machine crashes, metrics.csv lacks at most the last 30 seconds
 
 
 class RunFolderLogger(Logger):
     """Scalars to metrics.csv, figures to figures/<kind>/step-*.png.
 
-    On resume, rows of steps that the checkpoint does not know are dropped: they never counted. A
-    file that cannot be written while training is said, once, and ends nothing.
+    On resume, rows of steps after the checkpoint are dropped, because these steps are repeated. If
+    a file cannot be written during training, this warns once, and the run continues.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -51,7 +51,7 @@ class RunFolderLogger(Logger):
         return self.folder.name
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Nothing: hparams.yaml is written when the run starts."""
+        """Does nothing: hparams.yaml is written when the run starts."""
 
     def forget_from(self, step: int) -> None:
         """Drops rows from a step on."""
@@ -66,7 +66,7 @@ class RunFolderLogger(Logger):
     def log_figure(
         self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
     ) -> None:
-        """Saves a figure, and what it was drawn from in place of the last one's."""
+        """Saves a figure and its arrays; the arrays replace those of the previous figure."""
         file = self.folder.figures / kind / f"step-{step:07d}.png"
         with self._saying():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,21 +77,21 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes metrics.csv, but not after every step: Lightning calls this that often."""
+        """Writes metrics.csv at intervals, as Lightning calls this after every step."""
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is new to metrics.csv if it can be written."""
+        """Writes new scalars to metrics.csv, if it can be written."""
         self._saved = time.monotonic()
         with self._saying():
             self.metrics.write()
 
     def flush_for_checkpoint(self) -> None:
-        """Writes what lies behind a checkpoint, which no resumed run would log again.
+        """Writes the scalars up to a checkpoint, which a resumed run would not log again.
 
-        Lightning logs the means of an epoch, or the step of an interruption, right after the
-        checkpoint: they are written as soon as they come.
+        Lightning logs the means of an epoch, or of an interrupted step, right after the checkpoint:
+        these are then written at once.
         """
         self.flush()
         self._saved = -math.inf
@@ -107,14 +107,14 @@ class RunFolderLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes metrics.csv a last time, a row a step; Lightning does so when training ends."""
+        """Rewrites metrics.csv with one row per step; Lightning calls this when training ends."""
         with self._saying():
             self.metrics.rewrite()
 
 
 @runtime_checkable
 class TakesFigures(Protocol):
-    """A logger of ours that takes figures."""
+    """A logger that accepts figures."""
 
     def log_figure(
         self, kind: str, picture: Picture, step: int, arrays: Mapping[str, NDArray[Any]] | None
@@ -142,14 +142,14 @@ class TakesMasks(Protocol):
 
 @dataclass(frozen=True)
 class Chart:
-    """A table, and how a logger draws it that can.
+    """A table, and how loggers that can should draw it.
 
     Attributes:
         title: of the drawing.
-        columns: their names.
+        columns: names of the columns.
         rows: of the table.
-        kind: `bars` of the second column by the first | `confusion`: how often the first column
-            was taken for the second, in the third | None: as it is.
+        kind: `bars`: of the second column by the first | `confusion`: true class, predicted class
+            and their number in three columns | None: not drawn.
     """
 
     title: str
@@ -180,7 +180,7 @@ def log_figure(
         trainer: whose loggers and step are used.
         kind: e.g. `attention_maps/val`; the folder and the key of the picture.
         figure: closed afterwards.
-        arrays: what it is drawn from, for figures of several runs; only the newest are kept.
+        arrays: its data, for figures that compare runs; only the newest are kept.
     """
     drawn, step = picture(figure), trainer.global_step
     close(figure)
@@ -253,7 +253,7 @@ def log_histograms(
 
     Args:
         trainer: whose loggers and step are used.
-        kind: begins their keys.
+        kind: prefix of their keys.
         counts: by name, `(B,)`.
         edges: of the bins, `(B + 1,)`.
     """
@@ -264,7 +264,7 @@ def log_histograms(
 
 @rank_zero_only
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """Sends finite scalars to every active logger, as measured before the step to come.
+    """Sends finite scalars to all active loggers, as measured before the next step.
 
     Args:
         trainer: whose loggers are used.
@@ -274,9 +274,9 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
 
 
 def log_after_step(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """The same of what is measured after a step, before the checkpoint that follows.
+    """The same for scalars measured after a step, before its checkpoint.
 
-    Steps count from 0. What is logged under the step to come is forgotten when a run goes on from
+    Steps count from 0. Scalars logged for the next step would be dropped when a run resumes from
     that checkpoint.
     """
     _log_scalars(trainer, scalars, trainer.global_step - 1)
@@ -289,5 +289,5 @@ def _log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> N
 
 
 def one_of_many(name: str) -> bool:
-    """Whether a scalar of this name is that of one layer, head or class among many."""
+    """Whether a scalar of this name belongs to one of many layers, heads or classes."""
     return name.count("/") > 1

@@ -12,12 +12,12 @@ import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
-_MUCH = 0.25  # of a GPU's memory; what CUDA takes for itself, and a desktop, are less
+_CGROUP = Path("/sys/fs/cgroup")  # version 2, as seen inside a container
+_MUCH = 0.25  # of a GPU's memory; CUDA itself and a desktop take less
 
 
 def reset_peak(device: torch.device) -> None:
-    """Starts a new peak; without effect on systems that cannot."""
+    """Resets the peak; no effect on systems that do not support it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
@@ -30,14 +30,14 @@ def reset_peak(device: torch.device) -> None:
 def peak_mb(device: torch.device) -> float:
     """Peak memory in MiB since `reset_peak`: allocated on the GPU, else resident on the host.
 
-    0 where the system does not tell.
+    0 if it is not known.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if _STATUS.exists():
         return _kilobytes(_STATUS, "VmHWM") / 1024
     try:
-        import resource  # Windows has none
+        import resource  # not on Windows
     except ImportError:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,32 +49,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # The last two of cuBLAS and cuDNN, which finds no algorithm whose workspace there is room for.
+    # The last two are messages of cuBLAS and of cuDNN, when no algorithm's workspace fits.
     words = ("out of memory", "can't allocate", "_status_alloc_failed", "unable to find an engine")
     return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 
 def free_unused(device: torch.device) -> None:
-    """Frees what nobody holds any more: reference cycles, and what torch keeps of a GPU."""
+    """Frees unused memory: reference cycles, and torch's cache on a GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def free_mb(device: torch.device) -> float:
-    """Memory in MiB a training could still take on its device."""
+    """Memory in MiB that a training could still allocate on its device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     return available_mb()
 
 
 def held_by_others(device: torch.device) -> str:
-    """Says, in words to add, that other programs hold much of a GPU's memory; else nothing."""
+    """Returns a sentence if other programs hold much of a GPU's memory, else an empty string."""
     if device.type != "cuda":
         return ""
     try:
         free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:  # there is not even room to begin with
+    except RuntimeError:  # not enough memory to start CUDA
         return " Other programs hold the GPU's: nvidia-smi names them."
     others = total - free - torch.cuda.memory_reserved(device)
     if others < _MUCH * total:
@@ -84,7 +84,7 @@ def held_by_others(device: torch.device) -> str:
 
 
 def available_mb() -> float:
-    """Memory in MiB this process could still take on the CPU; infinite where it is not known."""
+    """Memory in MiB this process could still allocate on the CPU; infinite if not known."""
     if not _MEMINFO.exists():
         return float("inf")
     available = _kilobytes(_MEMINFO, "MemAvailable") / 1024
@@ -96,22 +96,22 @@ def available_mb() -> float:
 
 
 def _reclaimable() -> int:
-    # Bytes of files that were read, such as images: they count as used, and are given up at need.
+    # Bytes of cached files, such as images: they count as used, but are freed when needed.
     stat = _CGROUP / "memory.stat"
     match = re.search(r"^inactive_file (\d+)", stat.read_text(), re.M) if stat.exists() else None
     return int(match[1]) if match else 0
 
 
 def resident_mb() -> float:
-    """Memory in MiB this process holds now (0 where it is not known)."""
+    """Memory in MiB this process holds now; 0 if not known."""
     return _kilobytes(_STATUS, "VmRSS") / 1024 if _STATUS.exists() else 0.0
 
 
 def return_freed_memory() -> None:
-    """Gives memory that was freed but is still held back to the system (glibc only, else nothing).
+    """Returns freed memory that glibc still holds to the system; no effect without glibc.
 
-    Between large arrays that come and go, a few small ones that stay are enough to make glibc's
-    heap grow and grow: it cannot reuse the holes, and does not return them by itself.
+    A few small arrays that stay between large temporary ones make glibc's heap grow without limit:
+    it cannot reuse the holes, and does not return them by itself.
     """
     if _LIBC is not None:
         _LIBC.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""metrics.csv: every scalar, a row a step."""
+"""metrics.csv: all scalars, one row per step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from utils.text import count
 class MetricsFile:
     """Scalars by step, and the file they are kept in.
 
-    What is new is added at its end, as long as it has the columns: a step that goes on has another
-    line then, the last of which holds all. `rewrite` makes one line of each step.
+    `write` appends new rows, unless there are new columns. If a step gets further scalars, it is
+    appended again: its last line has all of them. `rewrite` keeps one line per step.
 
     Args:
-        file: read if it is there.
+        file: read if it exists.
 
     Attributes:
         rows: scalars by step.
@@ -29,7 +29,7 @@ class MetricsFile:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows, self._whole = _read(file)
-        self._columns: list[str] = []  # of the file, as far as it is ours
+        self._columns: list[str] = []  # of the file, if this process has written it
         self._size = 0  # of the file in bytes
         self._names = _names(self.rows)
         self._changed: set[int] = set()
@@ -41,13 +41,13 @@ class MetricsFile:
         self._changed.add(step)
 
     def forget_from(self, step: int) -> None:
-        """Drops rows from a step on; the file has them until it is rewritten."""
+        """Drops rows from a step on; the file keeps them until it is rewritten."""
         self.rows = {key: row for key, row in self.rows.items() if key < step}
         self._names = _names(self.rows)
         self._columns = []
 
     def write(self) -> None:
-        """Writes what is new.
+        """Writes new scalars.
 
         Raises:
             OSError: it cannot be written.
@@ -60,9 +60,9 @@ class MetricsFile:
             self._note()
 
     def rewrite(self) -> None:
-        """Replaces the file: rows in the order of their steps, columns in that of the alphabet.
+        """Replaces the file: rows in the order of steps, columns in alphabetical order.
 
-        One that could not be read in full stays beside it, as `metrics.damaged.csv`.
+        A file that could not be read completely is kept as `metrics.damaged.csv`.
 
         Raises:
             OSError: it cannot be written.
@@ -74,7 +74,7 @@ class MetricsFile:
         header = io.StringIO()
         csv.writer(header).writerow(columns)
         write_atomically(self.file, header.getvalue() + self._lines(columns, self.rows))
-        self._columns = columns  # only now: of a full disk the file still has others
+        self._columns = columns  # only now: after an error the file still has the old ones
         self._note()
 
     def _lines(self, columns: Sequence[str], steps: Iterable[int]) -> str:
@@ -96,27 +96,27 @@ def last_values(rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     return {name: value for _, row in sorted(rows.items()) for name, value in row.items()}
 
 
-# What earlier versions called the two numbers that Barlow Twins' loss is read against. DINO has a
-# chance level as well, and keeps it.
+# Names in earlier versions of the two reference values of Barlow Twins' loss. DINO still has a
+# `chance level`.
 _RENAMED = {"chance_level": "noise_floor", "rank_bound": "lower_bound"}
 
 
 def read_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """Reads metrics.csv: scalars by step; empty when there is no file.
+    """Reads metrics.csv: scalars by step; empty if there is no file.
 
-    Rows that cannot be read are left out, counted and said.
+    Rows that cannot be read are left out, with a warning that says how many.
     """
     return _read(file)[0]
 
 
 def _read(file: Path) -> tuple[dict[int, dict[str, float]], bool]:
-    """Returns scalars by step, and whether all of the file could be read."""
+    """Returns scalars by step, and whether the whole file could be read."""
     if not file.exists():
         return {}, True
     if not file.is_file():
         name_damaged(file, "it is no file")
         return {}, True
-    # Excel begins with a mark of the encoding.
+    # Excel writes a byte order mark.
     header, *lines = file.read_text("utf-8-sig", errors="replace").split("\n")
     columns: list[str] = []
     with suppress(csv.Error):
@@ -130,8 +130,8 @@ def _read(file: Path) -> tuple[dict[int, dict[str, float]], bool]:
     names = [renamed.get(name, name) for name in columns]
     rows: dict[int, dict[str, float]] = {}
     lost = sum(map(bool, lines))
-    for line in lines[:-1]:  # a cut line says nothing
-        # Numbers alone, each line by itself: to a csv.reader a stray quote begins a text of many.
+    for line in lines[:-1]:  # the last line may be cut
+        # Line by line: for csv.reader a stray quote would begin a text of many lines.
         with suppress(ValueError, OverflowError):
             row = {
                 name: float(cell) for name, cell in zip(names, line.split(","), strict=True) if cell

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def entries(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every value of a nested dict with its dotted path, empty dicts among them.
+    """Yields every value of a nested dict, including empty dicts, with its dotted path.
 
-    A path comes twice where the dict has it both dotted and nested.
+    A path comes twice if the dict has it both dotted and nested.
     """
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -36,7 +36,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns two nested dicts as one; where both have a value, that of `above` counts."""
+    """Merges two nested dicts; values of `above` override those of `below`."""
     result = dict(below)
     for name, value in above.items():
         under = result.get(name)

@@ -1,4 +1,4 @@
-"""Whether somebody is there, without waiting for long."""
+"""Checks whether a service can be reached, without waiting for long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANSWER_TIMEOUT = 4.0  # seconds
 
 
 def answers(address: str) -> bool:
-    """Whether a service answers a request at all, and is not broken."""
+    """Whether a service answers requests, and not with a server error."""
     answered = False
 
     def ask() -> None:
@@ -25,22 +25,22 @@ def answers(address: str) -> bool:
         except urllib.error.HTTPError as error:
             answered = error.code < 500
         except urllib.error.URLError as error:
-            # It is there; whether its certificate is one to trust others decide.
+            # It answers; whether to trust its certificate is decided elsewhere.
             answered = isinstance(error.reason, ssl.SSLError)
         except (OSError, ValueError, http.client.HTTPException):
-            # The time is over; no address; what answers speaks another language.
+            # Timeout, no address, or an answer that is not HTTP.
             pass
 
-    # The timeout of the connection does not cover the look-up of the name.
+    # The timeout of the connection does not include the DNS look-up.
     ends_within(ANSWER_TIMEOUT, ask)
     return answered
 
 
 def ends_within(seconds: float, work: Callable[[], object]) -> bool:
-    """Works on a thread, which is left behind when the time is over.
+    """Runs `work` in a thread, which is abandoned after `seconds`.
 
     Returns:
-        Whether it came to its end, which an error keeps it from.
+        Whether it finished in time and without an error.
     """
     ended = False
 

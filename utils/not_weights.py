@@ -1,4 +1,4 @@
-"""What a file is that cannot be read as weights, in words."""
+"""Explains what a file is, if it cannot be read as weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-# What is taken for weights where a download did not give them, by its first bytes.
+# What downloads give instead of weights, by the first bytes.
 _INSTEAD = {
     b"version https://git-lfs": "a pointer of Git LFS, not the weights: git lfs pull fetches them",
     b"<": "a page of the web, not the weights: download the file itself",
@@ -24,7 +24,7 @@ _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".ckpt"}
 
 
 def instead_of_none(file: Path) -> str:
-    """Says what may be meant by the name of a weight file that is not there."""
+    """Says what the name of a missing weight file may mean."""
     if file.is_dir():
         inside = sorted(each for each in file.iterdir() if each.suffix in _SUFFIXES)
         if inside:
@@ -36,20 +36,20 @@ def instead_of_none(file: Path) -> str:
 
 
 def first_bytes(file: Path) -> bytes:
-    """Returns what a file begins with."""
+    """Returns the first bytes of a file."""
     with file.open("rb") as opened:
         return opened.read(64)
 
 
 def instead(file: Path) -> str | None:
-    """Says what a file is in the place of weights, by its first bytes; None where they do not."""
+    """Says what a file is instead of weights, by its first bytes; None if they do not tell."""
     begins = first_bytes(file).lstrip()
     found = (what for beginning, what in _INSTEAD.items() if begins.startswith(beginning))
     return next((f"{file} is {what}." for what in found), None)
 
 
 def archive_instead(file: Path, parts: Sequence[str]) -> str | None:
-    """Says what a zip archive is that torch.save has not written; None where it may have.
+    """Says what a zip archive is if torch.save has not written it; None if it may have.
 
     Args:
         file: for the message.
@@ -72,22 +72,22 @@ def archive_instead(file: Path, parts: Sequence[str]) -> str | None:
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file is a pickle or, as torch writes it, an archive with one inside."""
+    """Whether a file is a pickle, or an archive that contains one, as torch writes it."""
     if zipfile.is_zipfile(file):
         return True
     try:
         with file.open("rb") as opened:
             for _ in pickletools.genops(opened):
                 pass
-    except Exception:  # whatever a stream of other bytes leads to
+    except Exception:  # other bytes may raise anything
         return False
     return True
 
 
 def foreign_names(file: Path) -> list[str]:
-    """Returns what a pickle names besides tensors and plain values.
+    """Returns the names of classes and functions in a pickle besides tensors and plain values.
 
-    Nothing where it is of an older layout, in which it cannot be listed.
+    Empty for older layouts, where they cannot be listed.
     """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
@@ -107,7 +107,7 @@ def refusal(file: Path) -> str:
 
 
 def damage(file: Path) -> str:
-    """Says what is the matter with a file that torch cannot read."""
+    """Says what is wrong with a file that torch cannot read."""
     if not file.is_file():
         return f"{file} is no file."
     if what := instead(file):

@@ -1,4 +1,4 @@
-"""Optimizers, with weight decay on matrices that are no biases."""
+"""Optimizers, with weight decay for matrices except biases."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Official Barlow Twins: learning rate 0.0048 for biases and norms beside 0.2 for matrices. LARS
-# does not adapt their step to the size of the weights: the same rate would be far too large.
+# Official Barlow Twins: learning rate 0.0048 for biases and norms, 0.2 for matrices. LARS does not
+# adapt the steps of biases and norms to the size of the weights: 0.2 would be far too large.
 LARS_UNADAPTED_LR = 0.0048 / 0.2
 
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices, not to norms and biases.
 
-    What is learnt for a position or a token (`pos_embed`, `cls_token`, BoTNet's `rel_height`) is a
-    matrix among others, as in the official code of DINO and Barlow Twins. Biases may be tables:
-    Swin's `relative_position_bias_table`, which Swin does not decay either.
+    Learnt positions and tokens (`pos_embed`, `cls_token`, BoTNet's `rel_height`) count as matrices,
+    as in the official code of DINO and Barlow Twins. Swin's `relative_position_bias_table` counts
+    as a bias; Swin does not decay it either.
     """
     return parameter.ndim > 1 and "bias" not in name.rpartition(".")[2]
 
@@ -31,19 +31,19 @@ def parameter_groups(
     """Splits trainable parameters: matrices decay, norms and biases do not.
 
     Args:
-        modules: each with the factor on `lr` for its parameters; what several have in common is the
-            first one's.
+        modules: each with the factor on `lr` for its parameters; shared parameters belong to the
+            first module.
         lr: learning rate.
         weight_decay: of the matrices.
 
     Returns:
-        At most two groups a module, matrices first, and whether each `decays`; frozen parameters
+        At most two groups per module, matrices first, and whether each `decays`; frozen parameters
         are left out.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    # What several modules have in common has a name in each; only one of them may tell a bias.
+    # Shared parameters have a name in each module, and perhaps only one of them says bias.
     undecayed = {
         parameter
         for module in modules
@@ -67,9 +67,8 @@ def parameter_groups(
 def adamw(groups: list[dict[str, Any]]) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019), fused on CUDA.
 
-    The kernel is chosen for the groups, not for the optimizer: one that is fused as a whole takes a
-    gradient scaler's division upon itself, so that under 16-mixed whatever clips or measures the
-    gradients before the step would see them still multiplied.
+    `fused` is set in the groups, not for the optimizer: a fused optimizer unscales gradients itself
+    (16-mixed), so that clipping and readouts before the step would see scaled gradients.
     """
     fused = all(p.is_cuda for group in groups for p in group["params"])
     return torch.optim.AdamW([{**group, "fused": fused} for group in groups])
@@ -78,7 +77,7 @@ def adamw(groups: list[dict[str, Any]]) -> Optimizer:
 def lars(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
     """LARS (You et al. 2017) as in Barlow Twins: norms and biases neither decay nor adapt.
 
-    Matrices adapt whether they decay or not; timm's own rule is that only what decays does.
+    Matrices adapt even without weight decay; in timm only parameters with weight decay do.
     """
     rated = []
     for group in groups:
@@ -94,9 +93,9 @@ def sgd(groups: list[dict[str, Any]], momentum: float = 0.9) -> Optimizer:
 
 
 def clip_each(parameters: Iterable[Tensor], limit: float) -> None:
-    """Scales every gradient whose own norm exceeds `limit` down to it (DINO's official code).
+    """Clips the norm of every single gradient to `limit` (DINO's official code).
 
-    As `clip_grad_norm_` of one tensor after the other, for all of them together.
+    Like `clip_grad_norm_` for one tensor after the other, but for all of them at once.
 
     Args:
         parameters: on one device.

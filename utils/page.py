@@ -1,4 +1,4 @@
-"""Pages of one file each that need no network: templates and the pictures they hold."""
+"""Pages in a single file that need no network: templates, with embedded pictures."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from PIL import Image
 from utils.text import format_value
 
 MAX_BYTES = 20_000_000
-# Tried in this order until a page is small enough, in pixels; None: as the picture is.
+# Widths in pixels to try until a page is small enough; None: the picture's own.
 _WIDTHS = (None, 1500, 1100, 800, 560, 400, 280, 200)
 _MAX_WEBP_SIDE = 16_383
 
 
 def with_code(text: str) -> Markup:
-    """Returns a text for HTML in which what stands between backticks is code."""
+    """Returns a text as HTML, with `<code>` for backticks."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def with_whole_options(text: str) -> Markup:
-    """Returns a text for HTML in which no line ends within the beginning of an option."""
+    """Returns a text as HTML in which lines do not break inside the first word of an option."""
     return Markup(re.sub(r"\(?--\w+", r"<span class=option>\g<0></span>", str(escape(text))))
 
 
@@ -47,7 +47,7 @@ def render(template: str, **values: Any) -> str:
     """Fills a template of `utils/templates/`; in HTML every value is escaped.
 
     Raises:
-        jinja2.UndefinedError: the template asks for a value that is not given.
+        jinja2.UndefinedError: the template needs a value that is not given.
     """
     return _ENVIRONMENT.get_template(template).render(values)
 
@@ -56,11 +56,11 @@ def fit(draw: Callable[[int | None], str], widest: int | None = None) -> str:
     """Returns a page of at most `MAX_BYTES`, with pictures as large as that allows.
 
     Args:
-        draw: returns the page with pictures at most so many pixels wide; None: as they are.
-        widest: what the last page had, which is not going to be smaller; None: not known.
+        draw: returns the page with pictures of at most this width in pixels; None: their own.
+        widest: width in the previous page, to start with, as pages only grow; None: not known.
 
     Returns:
-        The page with the narrowest pictures where none is small enough.
+        The page with the narrowest pictures, if none is small enough.
     """
     for width in _WIDTHS[_WIDTHS.index(widest) :]:
         page = draw(width)
@@ -70,9 +70,9 @@ def fit(draw: Callable[[int | None], str], widest: int | None = None) -> str:
 
 
 def data_uri(image: Image.Image, width: int | None = None) -> str:
-    """Returns an image as text that a page can hold, its pixels unchanged.
+    """Returns an image as text to embed in a page, its pixels unchanged.
 
-    In figures whose colour is a value, lossy compression would change the value.
+    Lossy compression would change the values that colours stand for.
 
     Args:
         image: any.
@@ -85,7 +85,7 @@ def data_uri(image: Image.Image, width: int | None = None) -> str:
     file = io.BytesIO()
     kind = "webp" if max(image.size) <= _MAX_WEBP_SIDE else "png"
     if kind == "webp":
-        # More effort than this takes up to twice as long and gains a tenth.
+        # Higher compression takes up to twice as long and saves a tenth.
         image.save(file, "WEBP", lossless=True, exact=True, quality=20, method=1)
     else:
         image.save(file, "PNG")

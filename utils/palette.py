@@ -1,4 +1,4 @@
-"""Colours of labels, which are Pascal VOC's, and of padding."""
+"""Colours of labels (those of Pascal VOC) and of padding."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 VOID = 255  # pixels that count for nothing
-BACKGROUND = "background"  # the name of what is no object, in any case
+BACKGROUND = "background"  # name of the class of pixels without an object, in upper or lower case
 VOID_GREY = (190, 190, 190)
-# Of padded images: ImageNet's mean, close to 0 once a backbone has normalised it.
+# Padding of images: ImageNet's mean, close to 0 after a backbone's normalisation.
 MEAN_COLOUR = (124, 116, 104)
-# Magenta, no colour of VOC's, before others.
-_APART = 150  # sum of the differences of three channels by which colours are told apart
+# Magenta first, which is not among VOC's colours.
+_APART = 150  # least sum of differences of the three channels to distinguish colours
 _LOUD = ((255, 0, 255), (255, 96, 0), (0, 255, 255), (200, 255, 0), (212, 18, 0))
 
 
@@ -30,14 +30,15 @@ def voc_palette() -> NDArray[np.uint8]:
 
 
 def has_background(classes: Sequence[str]) -> bool:
-    """Returns whether label 0 of a data set is what belongs to no class."""
+    """Returns whether label 0 of a data set is the background."""
     return bool(classes) and classes[0].lower() == BACKGROUND
 
 
 def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
     """Returns a colour for every label of a data set, void grey, `(256, 3)`.
 
-    VOC's own; without a background, which is black there, the first class has the first colour.
+    They are VOC's. Without a background, which is black in VOC, the first class gets the first
+    other colour.
     """
     colours = voc_palette()
     if not has_background(classes):
@@ -47,7 +48,7 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def with_colours(colours: NDArray[np.uint8], own: Sequence[int]) -> NDArray[np.uint8]:
-    """Returns a copy in which the first labels have colours of their own, given as 0xrrggbb."""
+    """Returns a copy in which the first labels have the colours `own`, given as 0xrrggbb."""
     changed = colours.copy()
     for label, code in enumerate(own):
         changed[label] = code >> 16, code >> 8 & 255, code & 255
@@ -55,9 +56,9 @@ def with_colours(colours: NDArray[np.uint8], own: Sequence[int]) -> NDArray[np.u
 
 
 def unlike(colours: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Returns a loud colour that none of `colours` `(n, 3)` can be taken for.
+    """Returns a bright colour that is easy to distinguish from `colours`, `(n, 3)`.
 
-    Magenta where that is possible; where all are near one, the one that is least near.
+    Magenta if possible; if all candidates are close to a colour, the most distant one.
     """
     others = colours.reshape(-1, 3).astype(int)
     distance = {loud: int(np.abs(others - loud).sum(1).min(initial=3 * 255)) for loud in _LOUD}
@@ -65,7 +66,7 @@ def unlike(colours: NDArray[np.uint8]) -> tuple[int, int, int]:
 
 
 def label_image(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:
-    """Returns labels `(H, W)` as a palette image, as VOC stores them."""
+    """Returns labels `(H, W)` as a palette image, like VOC's masks."""
     image = Image.fromarray(labels)  # putpalette turns L into P
     image.putpalette(colours.ravel().tolist())
     return image
@@ -82,7 +83,7 @@ def overlay(
     colours: NDArray[np.uint8],
     strength: float = 0.6,
 ) -> Image.Image:
-    """Paints labels over an image; black, the background, stays as it is."""
+    """Paints labels over an image; leaves out black, the background."""
     pixels, paint = np.asarray(image).astype(np.float32), colours[labels]
     painted = (1 - strength) * pixels + strength * paint
     shown = np.where(paint.any(-1, keepdims=True), painted, pixels)

@@ -1,4 +1,4 @@
-"""Random states of torch, so that looking changes nothing and resuming continues."""
+"""Random states of torch, so that readouts do not change training and resuming is exact."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ CPU = torch.device("cpu")
 def random_state(device: torch.device) -> dict[str, Any]:
     """Returns torch's random states as plain tensors: the CPU's, and on a GPU those of every GPU.
 
-    Of Apple's there is one.
-
     Args:
-        device: that computes. A GPU that is there is none that a run on the CPU should use.
+        device: of the run. A run on the CPU must not touch a GPU of the machine.
     """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -28,9 +26,9 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restores what `random_state` returned; GPU states only where there are as many GPUs."""
+    """Restores what `random_state` returned; GPU states only if the number of GPUs is the same."""
     torch.set_rng_state(state["cpu"].cpu())
-    if device.type not in state:  # of a run on another device
+    if device.type not in state:  # the run was on another device
         return
     if device.type == "mps":
         torch.mps.set_rng_state(state["mps"].cpu())
@@ -40,7 +38,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def rng_preserved(device: torch.device) -> Iterator[None]:
-    """Leaves the random states of what computes on a device as they were."""
+    """Restores the random states of a device after the block."""
     state = random_state(device)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A run's folder: where everything it produces lies, and what it is repeated from."""
+"""A run's folder: contains everything that it produces, and everything to repeat it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _ADJECTIVES = (
 )
 _NOUNS = "brook cloud dawn dew field forest gorge hill lake leaf meadow rain river sky valley"
 
-# What a run leaves before its first checkpoint, but for its settings.
+# What a run writes before its first checkpoint, besides its settings.
 _REMAINS = (
     *("metrics.csv", "metrics.damaged.csv", "summary.json", "report.html"),
     *("code.patch", "figures", "tensorboard"),
 )
 
-_TOLD = "TWINSIGHT_RUN_FOLDER"  # tells the processes Lightning starts which folder was made
+_TOLD = "TWINSIGHT_RUN_FOLDER"  # passes the new folder to processes that Lightning starts
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RunFolder:
         return self.path.name
 
     def called(self, runs_dir: str) -> str:
-        """Returns what finds it beside this --run.dir: its name, its path if it lies elsewhere."""
+        """Returns how to refer to it with this --run.dir: its name, or its path if elsewhere."""
         inside = (Path(runs_dir) / self.name).resolve() == self.path.resolve()
         return self.name if inside else str(self.path)
 
@@ -70,12 +70,12 @@ class RunFolder:
 
     @property
     def previous(self) -> Path:
-        """The one before it, for when that is damaged."""
+        """The checkpoint before the last, in case that is damaged."""
         return self.checkpoints / "previous.ckpt"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to resume from."""
+        """Whether there is a checkpoint to resume from."""
         return self.last.exists() or self.previous.exists()
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
 
     @property
     def exported(self) -> Path:
-        """The same for other programs, written by `--export`."""
+        """The network for other programs, written by `--export`."""
         return self.checkpoints / "backbone.safetensors"
 
     @property
@@ -110,7 +110,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the run came to."""
+        """The results of the run."""
         return self.path / "summary.json"
 
     @property
@@ -120,11 +120,11 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """All of it on one page."""
+        """The whole run on one page."""
         return self.path / "report.html"
 
     def read_summary(self) -> dict[str, Any]:
-        """Returns summary.json, empty before there is one and when it is damaged."""
+        """Returns summary.json; empty if it does not exist or is damaged."""
         return read_json(self.summary)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ class RunFolder:
         write_atomically(self.summary, json.dumps(dict(summary), indent=2) + "\n")
 
     def read_environment(self) -> dict[str, Any]:
-        """Returns environment.json, empty before there is one and when it is damaged."""
+        """Returns environment.json; empty if it does not exist or is damaged."""
         return read_json(self.environment)
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ class RunFolder:
         write_atomically(self.environment, json.dumps(dict(environment), indent=2) + "\n")
 
     def check_places(self) -> None:
-        """Checks that nothing else is where a run is going to write, before it trains for days.
+        """Checks that the places where a run will write are free, before it trains for days.
 
         Raises:
             ValueError: a folder is in the place of a file, or the other way round; names it.
@@ -158,17 +158,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has finished."""
         return self.read_summary().get("status") == "finished"
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from training the run; a process that dies holds nothing.
+        """Keeps other processes from training the run; the lock ends with the process.
 
         Raises:
             ValueError: another process holds it.
         """
-        # A second: longer than others take to look whether it is held.
+        # A second is longer than `busy` of another process holds it.
         with claimed(self.path / ".lock", timeout=1) as mine:
             if not mine:
                 raise ValueError(
@@ -179,7 +179,7 @@ class RunFolder:
 
     @property
     def busy(self) -> bool:
-        """Whether a process holds it."""
+        """Whether a process is training the run."""
         if not self.path.is_dir():
             return False
         with claimed(self.path / ".lock") as free:
@@ -187,18 +187,18 @@ class RunFolder:
 
     @property
     def abandoned(self) -> bool:
-        """Whether a run was killed here before its first checkpoint, and nothing else is here."""
+        """Whether it only has the files of a run that was killed before its first checkpoint."""
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
         if not began or self.summary.exists():
             return False
-        # Hidden files are those of `replacing`, and of systems: .DS_Store, .nfs*.
+        # Hidden files come from `replacing` and operating systems: .DS_Store, .nfs*.
         if not all(file.name.startswith(".") for file in self.checkpoints.iterdir()):
             return False
         known = {"checkpoints", "environment.json", "hparams.yaml", "wandb", *_REMAINS}
         return all(file.name in known or file.name[0] == "." for file in self.path.iterdir())
 
     def clear(self) -> None:
-        """Removes what a run left that starts anew."""
+        """Removes the old files of a run that starts again."""
         for name in _REMAINS:
             place = self.path / name
             if place.is_dir():
@@ -207,10 +207,10 @@ class RunFolder:
                 place.unlink(missing_ok=True)
 
     def newest_arrays(self, kind: str) -> dict[str, NDArray[Any]] | None:
-        """Returns what the last picture of a kind was drawn from.
+        """Returns the data of the last picture of a kind.
 
         Returns:
-            None before there is one, and when it is damaged, which is named.
+            None if there is none, or it is damaged (with a warning).
         """
         file = self.figures / kind / "newest.npz"
         if not file.exists():
@@ -233,13 +233,13 @@ def named_run(weights: str, runs_dir: str) -> RunFolder | None:
 
 
 def create(runs_dir: str, name: str | None, experiment: str | None = None) -> RunFolder:
-    """Makes the folder of a new run, or takes that of one over that left no checkpoint.
+    """Makes the folder of a new run, or takes over that of a run without a checkpoint.
 
     Args:
         runs_dir: folder of all runs.
-        name: None: that of the experiment, or of the run whose settings it is, with a number from
-            the second run on.
-        experiment: None: words and the time.
+        name: of the run; None: that of the experiment, with a number from the second run on.
+        experiment: name of the experiment, or of the run whose settings are used; None: the name
+            is made of random words and the time.
 
     Raises:
         ValueError: a run of this name exists; it is never overwritten.
@@ -273,17 +273,17 @@ def _free_name(runs: Path, experiment: str | None) -> str:
         stem = file.absolute().parent.name if of_a_run else file.stem
         numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
         return next(name for name in numbered if not (runs / name).exists())
-    # Not the seeded generator: two runs with one seed need two names.
+    # Not the seeded generator, because two runs with the same seed need different names.
     words = random.SystemRandom()
     generated = f"{words.choice(_ADJECTIVES.split())}-{words.choice(_NOUNS.split())}"
     return f"{generated}-{datetime.now():%m%d-%H%M%S}"
 
 
 def folder_of_leader(runs_dir: str, name: str | None) -> RunFolder:
-    """Returns the folder that the leading process made for a run of several processes.
+    """Returns the folder that the main process made for a run of several processes.
 
     Raises:
-        ValueError: its name is not known here.
+        ValueError: this process does not know its name.
     """
     if name is not None:
         return RunFolder(Path(runs_dir) / name)

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step, so that resuming needs no state."""
+"""Schedules as pure functions of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def warmup_cosine(step: int, total: int, warmup: int, final_lr_ratio: float = 0.
         step: optimizer step, from 0.
         total: steps of the whole run; the last one, total - 1, gets `final_lr_ratio`.
         warmup: steps until the peak.
-        final_lr_ratio: factor at the end, kept beyond it.
+        final_lr_ratio: factor at the end and after it.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""What asks a process to stop, and who hears it."""
+"""Signals that ask a process to stop, and their handlers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 Previous = Mapping[signal.Signals, Any]
 
-# A terminal that is closed, and SLURM's `--signal=USR1@120`; Windows has none of both.
+# Sent when a terminal is closed, and by SLURM's `--signal=USR1@120`; Windows has neither.
 _OTHERS = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 TERMINATING: tuple[signal.Signals, ...] = (signal.SIGTERM, *_OTHERS)
 STOPPING: tuple[signal.Signals, ...] = (signal.SIGINT, *TERMINATING)
@@ -20,10 +20,10 @@ STOPPING: tuple[signal.Signals, ...] = (signal.SIGINT, *TERMINATING)
 def listen(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
 ) -> Previous:
-    """Lets a handler hear signals, but for those that `nohup` keeps away.
+    """Sets a handler for signals, except for those that `nohup` ignores.
 
     Returns:
-        Who listened before, by signal; nothing in a thread, which hears of none.
+        The previous handlers by signal; empty in a thread, where handlers cannot be set.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -32,7 +32,7 @@ def listen(
 
 
 def restore(previous: Previous) -> None:
-    """Lets those listen again who did before `listen`."""
+    """Restores the handlers from before `listen`."""
     for number, handler in previous.items():
         signal.signal(number, handler)
 
@@ -41,7 +41,7 @@ def restore(previous: Previous) -> None:
 def listening(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals]
 ) -> Iterator[None]:
-    """Does what `listen` does, for a while."""
+    """Does what `listen` does, only for the block."""
     previous = listen(handler, numbers)
     try:
         yield

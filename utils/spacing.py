@@ -1,7 +1,7 @@
-"""A few of many, evenly spaced; which of the ends are among them is the difference between these.
+"""Chooses a few of many items, evenly spaced; the functions differ in which ends they include.
 
-Images of a set are all alike, and each stands for those that follow it. What is shown over time is
-shown from the first to the last, and of a network the last layer says most.
+For images, each represents those that follow it. A development over time is shown from the first
+to the last, and among the layers of a network the last matters most.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ Item = TypeVar("Item")
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """Returns at most `count` of them, evenly spaced, the first among them."""
+    """Returns at most `count` of them, evenly spaced, including the first."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def evenly_to_last(items: Sequence[Item], count: int) -> list[Item]:
-    """Returns at most `count` of them, evenly spaced, the last among them."""
+    """Returns at most `count` of them, evenly spaced, including the last."""
     count = min(count, len(items))
     return [items[(i + 1) * len(items) // count - 1] for i in range(count)]
 
 
 def evenly_from_first_to_last(items: Sequence[Item], count: int) -> list[Item]:
-    """Returns at most `count` of them, evenly spaced, both ends among them; the first of one."""
+    """Returns at most `count` of them, evenly spaced, with both ends; the first if `count` is 1."""
     count = min(count, len(items))
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]

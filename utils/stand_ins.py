@@ -1,9 +1,8 @@
-"""Reads the tensors of pickles that name classes of others, none of which is loaded.
+"""Reads the tensors of pickles that name classes of other libraries, without loading these.
 
 Checkpoints hold more than tensors: settings (OmegaConf, Lightning, mmengine), paths, NumPy's
-numbers, such as the learning rates of official DINO. In the place of whatever they name stands
-something that does nothing, in torch's safe unpickler: no code of a file, or that a file names, is
-run or imported.
+numbers, such as the learning rates of official DINO. In torch's safe unpickler, a class that does
+nothing stands in for every name: no code that a file contains or names is run or imported.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of Python's own modules, whose functions are what attacks call, those that settings are made of.
+# Modules of Python that settings may name; others are refused, as attacks call their functions.
 _OF_SETTINGS = "argparse collections copyreg datetime decimal enum pathlib types typing uuid"
 _OTHERS = {*sys.stdlib_module_names, *REVERSE_IMPORT_MAPPING.values()} - {*_OF_SETTINGS.split()}
 
 
 class _Nothing:
-    """Stands for what keeps its state in a form of its own, as NumPy's."""
+    """Stands in for objects with their own form of state, such as NumPy's."""
 
     def __new__(cls, *_: Any) -> _Nothing:
         return object.__new__(cls)
@@ -35,25 +34,25 @@ class _Nothing:
 
 
 def read_without_classes(file: Path, names: Sequence[str]) -> Any:
-    """Reads a pickle with nothing in the place of what it names.
+    """Reads a pickle with stand-ins for the classes that it names.
 
     Args:
-        file: that torch's safe unpickler refuses.
-        names: what for.
+        file: a file that torch's safe unpickler refuses.
+        names: the names for which it is refused.
 
     Returns:
-        Its content; None where it names what no settings are made of, or keeps tensors in objects
-        of others, as a whole pickled network does.
+        Its content; None if it names functions or classes that are not for settings, or keeps
+        tensors in objects of other classes, like a pickled network.
     """
     if not names or not all(map(_may_be_settings, names)):
         return None
     stand_ins: list[Any] = []
 
     class Settings:
-        """Stands for an object that others keep things in: what is in it, without it."""
+        """Stands in for an object: has its items and attributes, but not its methods."""
 
         def __new__(cls, *given: Any) -> Any:
-            stand_in: Any = Counter()  # takes items and attributes, as the unpickler gives them
+            stand_in: Any = Counter()  # accepts items and attributes from the unpickler
             stand_in.given = given
             stand_ins.append(stand_in)
             return stand_in
@@ -64,18 +63,18 @@ def read_without_classes(file: Path, names: Sequence[str]) -> Any:
     with torch.serialization.safe_globals(kinds):
         try:
             found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # of an object that is built in yet another way
+        except Exception:  # some object is built in another way
             return None
     if any(_holds_tensors(vars(each), set()) for each in stand_ins):
         return None
     for each in stand_ins:
-        vars(each).clear()  # one may be called `items`, as what reads mappings
+        vars(each).clear()  # one may be called `items`, like the method of mappings
     return found
 
 
 def _may_be_settings(name: str) -> bool:
     module, _, rest = name.partition(".")
-    if module == "builtins":  # `list`, and what names a method (mmengine), but not `exec`
+    if module == "builtins":  # `list`, and `getattr` for a method (mmengine), but not `exec`
         return rest == "getattr" or isinstance(getattr(builtins, rest, None), type)
     return module not in _OTHERS
 

@@ -1,4 +1,4 @@
-"""How long the parts of a run take."""
+"""Measures how long the parts of a run take."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds by phase. A phase within another one counts for itself alone.
+    """Seconds by phase. The time of a nested phase does not count for the outer one.
 
     Args:
-        now: the time in seconds.
+        now: returns the time in seconds.
 
     Attributes:
         seconds: of each phase, so far.
@@ -26,7 +26,7 @@ class Stopwatch:
 
     @contextmanager
     def timing(self, phase: str) -> Iterator[None]:
-        """Counts what happens inside for `phase`."""
+        """Adds the time of the block to `phase`."""
         self._turn()
         self._within.append(phase)
         try:

@@ -1,4 +1,4 @@
-"""YAML as people's files need it: plain values only, every key once, nothing inside itself."""
+"""Strict YAML for files of users: plain values only, every key once, nothing inside itself."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MOST_VALUES = 1_000_000  # aliases of aliases grow exponentially
 
 
 def load_yaml(text: str | bytes, source: str) -> Any:
-    """Returns what a YAML text means.
+    """Parses a YAML text.
 
     Raises:
-        ValueError: it is not valid; begins with `source` and the line.
+        ValueError: it is not valid; the message begins with `source` and the line.
     """
     try:
         return yaml.load(text, StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        problem = str(error.problem)  # which may quote all there is
+        problem = str(error.problem)  # may quote the whole text
         if len(problem) > _LONGEST_PROBLEM:
             problem = problem[:_LONGEST_PROBLEM] + "…"
         raise ValueError(f"{source}{line}: {problem}.") from error
@@ -41,10 +41,10 @@ def load_yaml(text: str | bytes, source: str) -> Any:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """SafeLoader with its silences broken; a date is a text like any other.
+    """A SafeLoader without its silent surprises.
 
-    So are `010`, which it takes for 8, and `2:30`, which it takes for 150. It refuses keys given
-    twice, of which SafeLoader takes the last, and anchors inside themselves.
+    Dates, `010` (8 for SafeLoader) and `2:30` (150 for SafeLoader) are texts. Keys given twice, of
+    which SafeLoader takes the last, are errors, as are anchors inside themselves.
     """
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
@@ -61,7 +61,7 @@ class StrictLoader(yaml.SafeLoader):
         """Returns the document before it becomes values.
 
         Raises:
-            ConstructorError: a key given twice, an anchor inside itself, too much.
+            ConstructorError: a key is given twice, an anchor is inside itself, or it is too large.
         """
         document = super().get_single_node()
         if document is not None:
@@ -73,7 +73,7 @@ class StrictLoader(yaml.SafeLoader):
         """Returns the value of a node.
 
         Raises:
-            ConstructorError: it is none, such as `!!int x`.
+            ConstructorError: it does not fit its type, such as `!!int x`.
         """
         try:
             return super().construct_object(node, deep)

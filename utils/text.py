@@ -9,23 +9,23 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-# What it means that a run is marked, wherever it is.
+# Explains the mark of such runs, everywhere.
 TRANSDUCTIVE = "training, or that of the weights, saw images that judge it"
 
 
 def format_value(value: Any) -> str:
-    """Spells a setting or a fact as JSON does, but strings bare and floats with five digits."""
+    """Formats a setting or a fact like JSON, but strings unquoted and floats with five digits."""
     if isinstance(value, float):
         return f"{value:.5g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def format_result(value: Any, missing: str = "–") -> str:
-    """Writes what a run came to, floats with four digits.
+    """Formats a result of a run, floats with four digits.
 
     Args:
-        value: a number or a word such as a run's status; None: the run has none.
-        missing: stands for None.
+        value: a number or a word, such as a run's status; None: the run has none.
+        missing: replaces None.
     """
     if value is None:
         return missing
@@ -56,9 +56,9 @@ def did_you_mean(word: str, known: Collection[str], alike: float = 0.6) -> str:
     """Returns ` Did you mean …?` with the nearest known word, or an empty string.
 
     Args:
-        word: that is not known.
-        known: words that are.
-        alike: how much so the nearest has to be, 0 to 1 (`difflib`).
+        word: an unknown word.
+        known: the known words.
+        alike: how similar the nearest word must be, 0 to 1 (`difflib`).
     """
     spelt = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word.lower(), spelt, 1, alike)
@@ -66,18 +66,18 @@ def did_you_mean(word: str, known: Collection[str], alike: float = 0.6) -> str:
 
 
 def one_line(text: str, most: int = 1200) -> str:
-    """Returns a sentence without line breaks, and without the middle of what is far too long."""
+    """Returns a sentence without line breaks; if it is far too long, without its middle."""
     line = " ".join(text.split())
     half = most // 2
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
 
 
-# Ends of lines, and what a terminal obeys.
+# Line breaks, and control characters of terminals.
 _NOT_IN_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""Spells a file name, which on Linux may hold anything, in one line: `caf\xe9.jpg`, `a\nb`."""
+    r"""Escapes a file name, which on Linux may contain anything, as in `caf\xe9.jpg`, `a\nb`."""
     text = os.fsencode(name).decode(errors="backslashreplace")
     return _NOT_IN_A_LINE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -86,7 +86,7 @@ _NAMED = 4  # classes, on either side
 
 
 def best_and_worst(by_class: Sequence[tuple[str, float]]) -> list[str]:
-    """Says how well classes do: the best and the worst few, or each where there are no more.
+    """Says how well classes do: the best and the worst few, or all if there are few.
 
     Args:
         by_class: names and IoU, the best first.

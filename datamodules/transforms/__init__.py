@@ -1,1 +1,1 @@
-"""Augmentations. They work on arrays of 8 bits and draw from the torch generator only."""
+"""Augmentations of 8-bit arrays. Their random numbers come from torch's generator only."""

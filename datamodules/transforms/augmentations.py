@@ -1,6 +1,6 @@
-"""What the views of Barlow Twins, DINO and LeJEPA are made of.
+"""Random crops and colours, from which Barlow Twins, DINO and LeJEPA make their views.
 
-A view is drawn first and cut later: a photograph need not be decoded larger than its views need.
+A view is drawn first and cut later, so that a photograph is decoded only as large as needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class View:
         box: left, top, width and height in pixels of the whole image.
         side: in pixels.
         mirrored: left to right.
-        changes: of colours and sharpness, in their order.
+        changes: of colours and sharpness, in the order to apply them.
     """
 
     box: tuple[int, int, int, int]
@@ -38,14 +38,14 @@ class View:
 
     @property
     def scale(self) -> float:
-        """Its pixels over those of the image; by side, the larger one."""
+        """Side of the view over that of its box; the larger ratio of both sides."""
         return self.side / min(self.box[2:])
 
     def cut(self, pixels: Pixels, size: tuple[int, int]) -> Tensor:
-        """Makes it, `(3, side, side)` uint8.
+        """Cuts the view, `(3, side, side)` uint8.
 
         Args:
-            pixels: of the image, `(H, W, 3)`, which may have been decoded smaller than it is.
+            pixels: of the image, `(H, W, 3)`, possibly decoded smaller than its full size.
             size: width and height of the whole image.
         """
         left, top, width, height = self.box
@@ -60,14 +60,14 @@ class View:
 class RandomView:
     """Draws a random crop in random colours.
 
-    Barlow Twins and DINO jitter colours alike (BYOL's recipe) and differ in the other numbers. The
-    draws are those of torchvision's transforms, one after the other.
+    Barlow Twins and DINO jitter colours alike (BYOL's recipe) and differ in the other numbers.
+    Random numbers are drawn as torchvision's transforms would draw them one after the other.
 
     Args:
         side: in pixels; smaller images are enlarged.
         scale: share of the image's area, smallest and largest.
-        blur: probability.
-        solarize: probability.
+        blur: probability of blurring.
+        solarize: probability of solarizing.
     """
 
     grey = 0.2
@@ -107,10 +107,10 @@ class RandomView:
 
 
 def colour_changes(drawn: dict[str, Any], order: Iterable[int]) -> list[Change]:
-    """Returns what one of torchvision's transforms of colours has drawn.
+    """Returns the changes of colour that torchvision's transform has drawn.
 
     Args:
-        drawn: its parameters; a factor that is None changes nothing.
+        drawn: the drawn parameters; a factor of None changes nothing.
         order: of 0 brightness, 1 contrast, 2 saturation and 3 hue, torchvision's numbers.
     """
     changes = (
@@ -129,10 +129,10 @@ def _part(start: int, length: int, scale: float) -> slice:
 
 
 def happens(probability: float) -> bool:
-    """Draws, also where the outcome is certain."""
+    """Draws a yes or no; consumes a random number even if the outcome is certain."""
     return torch.rand(1).item() < probability
 
 
 def blank(size: tuple[int, int]) -> Tensor:
-    """Returns an image without pixels of its own: torchvision asks it for its size only."""
+    """Returns an image that takes no memory: torchvision asks only for its size."""
     return torch.empty(()).expand(3, size[1], size[0])

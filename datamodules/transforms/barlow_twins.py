@@ -11,7 +11,7 @@ class BarlowTwinsViews:
     Args:
         image_size: side of the views in pixels.
         scale: share of the image's area, smallest and largest.
-        blur: with blur; images of 32 px are trained on without.
+        blur: whether to blur; not usual for images of 32 px.
 
     Attributes:
         sizes: side of each view in pixels.

@@ -14,7 +14,7 @@ class MultiCropViews:
         local_number: how many local views; 0: no multi-crop.
         global_scale: share of the image's area in a global view, smallest and largest.
         local_scale: the same of a local view.
-        blur: with blur; images of 32 px are trained on without.
+        blur: whether to blur; not usual for images of 32 px.
 
     Attributes:
         sizes: side of each view in pixels.

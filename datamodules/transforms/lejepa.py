@@ -14,9 +14,9 @@ class LeJEPAViews:
 
     Args:
         image_size: side of the views in pixels.
-        number: V.
+        number: number of views V.
         scale: share of the image's area, smallest and largest.
-        blur: with blur; images of 32 px are trained on without.
+        blur: whether to blur; not usual for images of 32 px.
 
     Attributes:
         sizes: side of each view in pixels.

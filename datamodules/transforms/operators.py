@@ -1,7 +1,7 @@
-"""What views are made with: operators on pixels, by OpenCV where it is installed, else by Pillow.
+"""Operators on pixels that make views, by OpenCV where it is installed, else by Pillow.
 
-Pixels are `(H, W, 3)` uint8, and every operator rounds to that, as torchvision's do on PIL images:
-the formulas are theirs. Colours are affine maps but for the hue.
+Pixels are `(H, W, 3)` uint8. Formulas and rounding after every operator are those of torchvision's
+transforms on PIL images. All changes of colour but that of hue are affine maps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ try:
 except ImportError:
     cv2 = None
 else:
-    # Its threads do not survive the fork of a worker; and every core has a worker.
+    # OpenCV's threads do not survive the fork of a worker, and every core has a worker.
     cv2.setNumThreads(0)
 
 Pixels = NDArray[np.uint8]
@@ -43,33 +43,33 @@ def say_if_slow() -> None:
 
 
 def resized(pixels: Pixels, height: int, width: int, mode: str) -> Pixels:
-    """Resizes with antialiasing, by torch's kernels for 8 bits.
+    """Resizes with antialiasing, by torch's 8-bit kernels.
 
     Args:
-        pixels: may be a part of a larger image.
+        pixels: an image, or a slice of one.
         height: in pixels.
         width: in pixels.
         mode: `bilinear` or `bicubic`.
     """
-    # A copy: only a contiguous image is read, and written, as it lies in memory: channels last.
+    # Copied, because torch keeps the channels-last layout of contiguous pixels only.
     image = torch.from_numpy(np.array(pixels))[None].permute(0, 3, 1, 2)
     scaled = F.interpolate(image, (height, width), mode=mode, antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()
 
 
 def resized_part(pixels: Pixels, height: int, width: int, rows: slice, columns: slice) -> Pixels:
-    """Returns a part of what `resized` gives, bilinear.
+    """Returns a part of the image that a bilinear `resized` would give.
 
     Args:
         pixels: of the image.
-        height: that the whole would have, in pixels.
-        width: as well.
-        rows: of it.
-        columns: of it.
+        height: of the whole resized image, in pixels.
+        width: of the whole resized image, in pixels.
+        rows: the part's rows in it.
+        columns: the part's columns in it.
     """
     if cv2 is None or height <= pixels.shape[0]:
         return resized(pixels, height, width, "bilinear")[rows, columns]
-    # Enlarging needs no antialiasing, so that each pixel is made of four; centres lie at a half.
+    # Enlarging needs no antialiasing: each pixel depends on four. Pixel centres lie at a half.
     down, across = pixels.shape[0] / height, pixels.shape[1] / width
     left, top = (columns.start + 0.5) * across - 0.5, (rows.start + 0.5) * down - 0.5
     return np.asarray(
@@ -100,7 +100,7 @@ def saturation(pixels: Pixels, factor: float) -> Pixels:
 
 
 def hue(pixels: Pixels, factor: float) -> Pixels:
-    """Turns the hue of HSV by a share of the circle, in steps of 1 / 256."""
+    """Rotates the hue of HSV by a fraction of the circle, in steps of 1 / 256."""
     steps = round(factor * 256)
     if cv2:
         hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
@@ -112,22 +112,22 @@ def hue(pixels: Pixels, factor: float) -> Pixels:
 
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:
-    """Convolves with a Gaussian, cut at 3 sigma; the edge goes on outside of the image."""
-    if cv2 is None:  # three box filters come near
+    """Convolves with a Gaussian, cut at 3 sigma; the border is replicated."""
+    if cv2 is None:  # Pillow approximates it by three box filters
         return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma)))
     kernel = cv2.getGaussianKernel(2 * round(3 * sigma) + 1, sigma, cv2.CV_32F)
-    # Half the time of cv2.GaussianBlur, whose fixed-point sums are the same to rounding.
+    # Takes half the time of cv2.GaussianBlur, and is the same up to rounding.
     edge = cv2.BORDER_REPLICATE
     return np.asarray(cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=edge))
 
 
 def solarized(pixels: Pixels) -> Pixels:
-    """Inverts what is 128 or brighter: of a value and its inverse that is the darker."""
+    """Inverts values from 128 on, which is the smaller of a value and its inverse."""
     return np.minimum(pixels, ~pixels)
 
 
 def channels_first(pixels: Pixels, mirrored: bool = False) -> Tensor:
-    """Returns a tensor `(3, H, W)`, of the mirror image if asked to."""
+    """Returns a tensor `(3, H, W)`, mirrored if asked for."""
     if cv2:
         return torch.from_numpy(np.stack(cv2.split(cv2.flip(pixels, 1) if mirrored else pixels)))
     seen = pixels[:, ::-1] if mirrored else pixels

@@ -23,29 +23,30 @@ _PADDING = {tv_tensors.Mask: VOID, "others": MEAN_COLOUR}  # any subclass of PIL
 
 
 class Protocol(ABC):
-    """A complete recipe: what the network sees, and which labels count.
+    """A complete recipe for evaluation: what the network sees, and which labels count.
 
-    Logits are always upsampled to the labels this gives, before argmax; label 255 never counts.
+    Logits are always upsampled to the size of these labels before argmax; label 255 never counts.
 
     Attributes:
         needs_background: whether label 0 has to be background.
-        side: of the squares that all images become, in pixels; None: they keep their aspect.
+        side: side of the squares that images are squashed to, in pixels; None: they keep their
+            aspect.
     """
 
     needs_background = False
     side: int | None = None
 
     def __call__(self, pixels: Pixels, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `image` and `labels` of an image and its mask."""
+        """Applies `image` to an image and `labels` to its mask."""
         return self.image(Image.fromarray(pixels)), self.labels(labels)
 
     @abstractmethod
     def image(self, image: Image.Image) -> Tensor:
-        """Returns what the network is evaluated on, `(3, h, w)` uint8."""
+        """Returns the network's input, `(3, h, w)` uint8."""
 
     @abstractmethod
     def labels(self, labels: Tensor) -> Tensor:
-        """Returns what it is evaluated against, from the mask as stored, `(H, W)` uint8."""
+        """Returns the labels that count, from the mask as stored, `(H, W)` uint8."""
 
     def training_labels(self, labels: Tensor) -> Tensor:
         """Returns the labels that training crops are cut from, `(H, W)` uint8."""
@@ -53,10 +54,10 @@ class Protocol(ABC):
 
 
 class Standard(Protocol):
-    """`voc12_standard`: aspect kept, judged at the original resolution, void left out.
+    """`voc12_standard`: keeps the aspect, evaluates at the original resolution, ignores void.
 
     Args:
-        image_size: what the shorter side is resized to (bilinear, antialiased), in pixels.
+        image_size: the shorter side after resizing (bilinear, antialiased), in pixels.
         scale: a factor on it.
     """
 
@@ -75,12 +76,12 @@ class Standard(Protocol):
 class Seed224(Protocol):
     """`voc12_seed224`: image and mask squashed to 224 x 224, void counted as background.
 
-    Only to compare with the study (Apavou & Zucker 2022); its numbers and those of VOC's own rules
-    must not be mixed: the same network scores differently.
+    Only to compare with the study (Apavou & Zucker 2022). Do not mix its numbers with those of
+    VOC's own rules: the same network scores differently.
 
     Args:
-        image_size: of no effect, 224 is part of the recipe.
-        scale: a factor on the 224 that the network sees; what it is judged at stays.
+        image_size: ignored, 224 is part of the recipe.
+        scale: a factor on the network's input size; the labels stay at 224.
     """
 
     needs_background = True
@@ -94,7 +95,7 @@ class Seed224(Protocol):
         return F.pil_to_tensor(F.resize(image, [self.seen, self.seen]))
 
     def labels(self, labels: Tensor) -> Tensor:
-        """Nearest label of each of 224 x 224 points; 255 becomes 0."""
+        """The nearest label at each of 224 x 224 points; 255 becomes 0."""
         resized = F.resize(labels[None], [self.side, self.side], InterpolationMode.NEAREST_EXACT)[0]
         return self.training_labels(resized)
 
@@ -106,10 +107,10 @@ class Seed224(Protocol):
 class TrainingCrop:
     """A random square of a randomly scaled image, as in mmsegmentation and DeepLab.
 
-    The shorter side becomes 0.5 to 2 times `image_size`, then a square is cut (where the image is
-    smaller it is padded, and the padding is void), flipped left to right or not. Its colours are
-    distorted as in torchvision (Liu et al. 2016, SSD), which permutes the channels of half the
-    crops: mmsegmentation does not.
+    The shorter side becomes 0.5 to 2 times `image_size`, then a square is cut and randomly mirrored
+    (a smaller image is padded, and the padding is void). Its colours are distorted as in
+    torchvision (Liu et al. 2016, SSD), which unlike mmsegmentation permutes the channels of half
+    the crops.
 
     Args:
         image_size: side of the crop in pixels.
@@ -159,13 +160,13 @@ class TrainingCrop:
 
 
 class FixedViews:
-    """Each image and its mirror image at chosen scales, cut to a square that never changes.
+    """Each image and its mirror image at given scales, cut to squares that never change.
 
     Args:
         image_size: side of the crop in pixels.
         protocol: says which labels count.
-        scales: shorter sides over `image_size`.
-        crops: per scale and mirroring.
+        scales: shorter side over `image_size`.
+        crops: number of crops per scale and mirroring.
     """
 
     def __init__(
@@ -185,12 +186,12 @@ class FixedViews:
         return len(self.kinds)
 
     def view(self, number: int) -> FixedView:
-        """Returns what makes one of the views of an image."""
+        """Returns the transform that makes one of the views."""
         return FixedView(self.image_size, self.protocol, *self.kinds[number])
 
 
 class FixedView:
-    """One of `FixedViews`: where the crop lies is drawn from torch's generator."""
+    """One of `FixedViews`: draws the place of the crop from torch's generator."""
 
     def __init__(self, image_size: int, protocol: Protocol, scale: float, mirrored: bool) -> None:
         self.protocol = protocol
@@ -212,15 +213,15 @@ class FixedView:
 
 
 def _overlap(start: int, side: int, length: int) -> tuple[slice, slice]:
-    """Returns what of a window there is of a picture: positions in the window, and in it."""
+    """Returns where a window and a picture overlap: as positions in the window, in the picture."""
     first, last = max(start, 0), min(start + side, length)
     return slice(first - start, last - start), slice(first, last)
 
 
 def _nearest(stored: int, scaled: int) -> NDArray[np.int64]:
-    """Returns which stored label lies under the centre of each of the scaled positions.
+    """Returns the index of the stored label under the centre of each scaled pixel.
 
-    As torch's `nearest-exact`. Its `nearest`, which torchvision takes for masks, moves them to the
+    This is torch's `nearest-exact`. `nearest`, which torchvision uses for masks, shifts them to the
     upper left of their image by half a pixel.
     """
     step = np.float32(stored) / np.float32(scaled)

@@ -1,1 +1,1 @@
-"""Backbones: every one takes uint8 images and gives `Features`."""
+"""Backbones: all take uint8 images and return `Features`."""

@@ -1,4 +1,4 @@
-"""The contract every backbone keeps."""
+"""The interface of all backbones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Features:
         maps: one `(B, C, h, w)` per chosen layer, shallow to deep, after the final norm.
         prefix: one `(B, P, C)` per map: CLS and register tokens; P = 0 for convolutional networks.
         strides: image pixels per map cell, one per map.
-        attention: one per requested block, None when not asked for.
-        factors: the same where `factors` were asked for.
+        attention: one per requested block; None if not requested.
+        factors: the same if `factors` were requested.
     """
 
     pooled: Tensor
@@ -49,16 +49,16 @@ class Backbone(nn.Module, ABC):
         net: the wrapped network; its state dict has the architecture's public key names.
         embed_dim: D, width of `Features.pooled`.
         patch_multiple: image sides must be multiples of this many pixels.
-        has_cls: whether a token of its own stands for the image, the first of `Features.prefix`.
-        fixed_side: the one side of square images that it takes, in pixels; None: any.
-        traces_any_size: whether torch.export can follow it for images of any size in one program.
-        layers: which of its layers are maps, shallow to deep.
+        has_cls: whether the first token of `Features.prefix` is CLS.
+        fixed_side: side of the square images that it takes, in pixels; None: any size.
+        traces_any_size: whether torch.export can make one program of it for images of any size.
+        layers: indices of the layers that become maps, shallow to deep.
         map_channels: C of each of `Features.maps`.
         map_strides: stride of each of `Features.maps`.
         sources: public weights by name, each a function that fetches a state dict.
-        replaced: modules of its public layout for which it has something else on purpose.
-        plain: the Python expression by which others build `net`; None where nobody else has it.
-        memory_format: of weights and maps with which it is fastest on a GPU.
+        replaced: modules of its public layout that it replaces on purpose.
+        plain: Python expression that builds `net` without this project; None if there is none.
+        memory_format: the fastest one for weights and maps on a GPU.
     """
 
     memory_format: torch.memory_format = torch.contiguous_format
@@ -96,8 +96,8 @@ class Backbone(nn.Module, ABC):
         """Runs the network once.
 
         Raises:
-            ValueError: sides that are no multiple of `patch_multiple`, or attention asked of a
-                network that has none.
+            ValueError: sides are not multiples of `patch_multiple`, or the network cannot give the
+                requested attention.
         """
 
     @abstractmethod
@@ -106,29 +106,29 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Runs the network and keeps what every layer adds up to.
+        """Runs the network and returns the map after every layer.
 
         Returns:
-            By the layer's name in `net`, shallow to deep, `(B, C, h, w)`: the residual stream
-            before any final norm (the sum of a normalised token's channels has no gradient).
+            `(B, C, h, w)` by the layer's name in `net`, shallow to deep: the residual stream before
+            any final norm (the sum of a normalised token's channels has no gradient).
         """
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """Expresses what this network does without by weights that it has, where that is exact.
+        """Folds weights that this network lacks into weights that it has, if that is exact.
 
         Args:
             state: of a file, in float32 or better, names as in `net`.
 
         Returns:
-            The same function in fewer tensors, and what was done in words.
+            The same function in fewer tensors, and a description of what was done.
         """
         return state, ()
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resizes a foreign weight to this network where that is meaningful, else returns it.
+        """Resizes a weight of a file to this network if that makes sense, else returns it as it is.
 
         Raises:
-            ValueError: it says too little of itself to be resized; in words, without the file.
+            ValueError: its layout is ambiguous; the message does not name the file.
         """
         return value
 
@@ -136,7 +136,7 @@ class Backbone(nn.Module, ABC):
         """Freezes parameters and buffers for good; the last `unfreeze_last` stages stay trained.
 
         Raises:
-            ValueError: more stages than there are.
+            ValueError: there are not so many stages.
         """
         stages = self.stages()
         if not 0 <= unfreeze_last <= len(stages):
@@ -149,17 +149,17 @@ class Backbone(nn.Module, ABC):
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing in it is trained, so that a training pass needs no graph."""
+        """Whether it is fully frozen, so that a training pass needs no graph through it."""
         return self._trainable == ()
 
     @property
     def trained_stages(self) -> tuple[nn.Module, ...]:
-        """What is trained of a backbone whose rest is frozen; empty of any other."""
+        """The unfrozen stages of a partly frozen backbone; empty for any other."""
         return self._trainable or ()
 
     @property
     def recipe(self) -> str:
-        """How it is built: of the same weights other sizes, such as heads, make another network."""
+        """How it is built: the same weights with other sizes, such as heads, act differently."""
         return self.plain or type(self).__name__
 
     def train(self, mode: bool = True) -> Backbone:
@@ -173,10 +173,10 @@ class Backbone(nn.Module, ABC):
         return self
 
     def check_side(self, side: int, setting: str) -> None:
-        """Checks the side of images that are going to come, in pixels.
+        """Checks the side that a setting gives to images, in pixels.
 
         Raises:
-            ValueError: it is no multiple of `patch_multiple`, or not `fixed_side`; names the
+            ValueError: it is not a multiple of `patch_multiple`, or not `fixed_side`; names the
                 setting.
         """
         if self.fixed_side not in (None, side):
@@ -192,14 +192,14 @@ class Backbone(nn.Module, ABC):
             )
 
     def side_near(self, side: int) -> int:
-        """Returns the side of images that it takes at or next below one, in pixels."""
+        """Returns the largest valid image side up to the given one, in pixels."""
         return self.fixed_side or max(1, side // self.patch_multiple) * self.patch_multiple
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Checks the size and returns images with mean and deviation taken out.
+        """Checks the size and returns images normalised by mean and standard deviation.
 
         Raises:
-            ValueError: sides that are no multiple of `patch_multiple`, or not `fixed_side`.
+            ValueError: sides are not multiples of `patch_multiple`, or not `fixed_side`.
         """
         height, width = images.shape[-2:]
         if self.fixed_side is not None and (height, width) != (self.fixed_side, self.fixed_side):
@@ -213,7 +213,7 @@ class Backbone(nn.Module, ABC):
                 f"{self.patch_multiple}. Change --data.image_size, or pad."
             )
         scale = 255 if images.dtype == torch.uint8 else 1
-        fresh = images.to(self.mean.dtype, copy=True)  # all the memory that this takes
+        fresh = images.to(self.mean.dtype, copy=True)  # the only copy: changed in place below
         return fresh.div_(scale).sub_(self.mean).div_(self.std)
 
 
@@ -221,8 +221,8 @@ class AttentionBackbone(Backbone):
     """A backbone that answers attention requests.
 
     Attributes:
-        attention_heads: heads of each block that has attention.
-        num_prefix: tokens before the patches.
+        attention_heads: number of heads of each block with attention.
+        num_prefix: number of tokens before the patches.
         pool: `cls` or `mean`; with `mean` the last block's CLS attention is never trained.
     """
 
@@ -237,12 +237,12 @@ class AttentionBackbone(Backbone):
 
     @property
     def trained_queries(self) -> Literal["cls", "mean"]:
-        """Whose attention the pooled features teach: that of CLS, or of all patches together."""
+        """Which attention the pooled features train: that of CLS, or the mean of all patches."""
         return "cls" if self.pool == "cls" else "mean"
 
 
 class GlobalAttentionBackbone(AttentionBackbone):
-    """One in whose attention every patch sees every other: it answers `factors` as well."""
+    """A backbone in which every patch attends to every other; it answers `factors` as well."""
 
     def token_features(
         self,
@@ -254,10 +254,10 @@ class GlobalAttentionBackbone(AttentionBackbone):
         """Turns the tokens of a plain ViT into `Features`.
 
         Args:
-            last: after the last block and the final norm.
-            layers: the same of the chosen blocks.
+            last: tokens after the last block and the final norm.
+            layers: the same after each of the chosen blocks.
             grid: `(h, w)`.
-            answers: to an attention request.
+            answers: to the attention request.
         """
         return Features(
             pooled=self.pooled(last),
@@ -281,7 +281,7 @@ class GlobalAttentionBackbone(AttentionBackbone):
         request: AttentionRequest,
         num_position: int = 0,
     ) -> Attention | AttentionFactors:
-        """Answers a request from what `AttentionFactors` has of a block."""
+        """Answers a request from the queries and keys of a block, see `AttentionFactors`."""
         prefix = self.num_prefix
         factors = AttentionFactors(block, q, k, grid, prefix, num_position, self.has_cls)
         return factors if request.queries == "factors" else factors.rows(request.queries)

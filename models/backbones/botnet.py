@@ -1,4 +1,4 @@
-"""BoTNet-50 (Srinivas et al. 2021, arXiv 2101.11605): ResNet-50 with a last stage that attends."""
+"""BoTNet-50 (Srinivas et al. 2021, arXiv 2101.11605): ResNet-50, its last stage with attention."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Grid = tuple[int, int]
 class RelativeAttention2d(nn.Module):
     """All-to-all attention on a map, with relative positions (section 3 and figure 4).
 
-    logits of query (i, j) and key (k, l): q · (key + r_h[k - i] + r_w[l - j]) / √d, r_h and r_w
-    learnt and shared by the heads. On another grid than the native one they are interpolated.
+    Logits of query (i, j) and key (k, l): q · (key + r_h[k - i] + r_w[l - j]) / √d, with r_h and
+    r_w learnt and shared by the heads. They are interpolated to any other grid than the native one.
 
     Args:
         channels: width C.
@@ -62,8 +62,8 @@ class RelativeAttention2d(nn.Module):
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns queries and keys `(B, heads, N, d + h + w)` whose products are the logits.
 
-        A query's last entries are its position logits for every row and column of the grid; a key's
-        say which row and column it lies in.
+        The last entries of a query are its position logits for every row and column of the grid;
+        those of a key encode its row and column (one-hot).
         """
         grid = (x.shape[2], x.shape[3])
         q, k, _ = self._qkv(x)
@@ -98,7 +98,7 @@ class RelativeAttention2d(nn.Module):
 
 def _relative(table: Tensor, side: int) -> Tensor:
     """Returns the embeddings of all pairs of `side` positions, `(side, side, d)`."""
-    # On the native grid it changes nothing; an exported network cannot ask which one it has.
+    # Without a test for the native grid, where this changes nothing: torch.export cannot branch.
     if torch.compiler.is_exporting() or len(table) != 2 * side - 1:
         table = F.interpolate(table.T[None], size=2 * side - 1, mode="linear", align_corners=True)[
             0
@@ -108,10 +108,10 @@ def _relative(table: Tensor, side: int) -> Tensor:
 
 
 class BoTNet(ResNet, GlobalAttentionBackbone):
-    """A ResNet whose last stage's 3 x 3 convolutions are all-to-all attention.
+    """A ResNet whose last stage has all-to-all attention instead of 3 x 3 convolutions.
 
-    Where that stage halves the resolution, its first block attends before and averages 2 x 2 after.
-    There is no CLS token. A ResNet's weights fit but for the replaced convolutions.
+    If that stage halves the resolution, its first block attends first and then averages 2 x 2.
+    There is no CLS token. Weights of a ResNet fit, except for the replaced convolutions.
     """
 
     num_prefix = 0
@@ -166,7 +166,7 @@ def botnet50(
     """BoTNet-50: 2048 features, 18.8 M parameters at 224 px; `output_stride 16` is BoTNet-S1.
 
     Raises:
-        ValueError: another stride than 16 and 32.
+        ValueError: the stride is not 16 or 32.
     """
     if output_stride == 8:
         raise ValueError("--backbone.output_stride 8: botnet50 attends at 16 or 32.")

@@ -1,4 +1,4 @@
-"""What of a weight file and of a network found no counterpart, and whether it matters."""
+"""Tensors of a weight file or a network without a counterpart, and whether they matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ANOTHER_ARCHITECTURE = (
     "(of a ResNet: stem) fit the file (null: the architecture's own value)."
 )
 
-# Counters, what a network derives from its sizes, and the token that stands for hidden patches.
+# Counters, tensors computed from the sizes of the network, and mask tokens.
 _NO_EFFECT = re.compile(
     r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params|mask_token|masked_embed|attn_mask"
     r"|relative_position_index)$"
@@ -23,7 +23,7 @@ _AFTER = re.compile(
     r"\w*(head|classifier|projector|projection|predict|prototype|decoder|queue)\w*"
     r"|fc|last_layer|pooler|pre_logits|logit_scale|logit_bias"
 )
-# What networks of nearly the same names compute in addition, by the names of its weights.
+# What similar networks compute in addition, by the names of the weights for it.
 _PARTS = {
     r"lora_|\.base_layer\.": "adapters (LoRA), which have to be merged into the weights first",
     r"reg_token|register_token|storage_token": "register tokens, --backbone.registers",
@@ -37,7 +37,7 @@ _PARTS = {
     r"fc_norm": "a norm after the pooling",
     r"attn_pool": "pooling by attention",
     r"[qk]_norm|[qk]_ln": "norms of queries and keys",
-    r"[qkv]_bias|[qkv]_proj": "queries, keys or values apart",
+    r"[qkv]_bias|[qkv]_proj": "separate queries, keys or values",
     r"qkv\.bias": "a bias of queries, keys and values",
     r"gamma_\d": "LayerScale as DeiT-III (timm/deit3_small_patch16_224) and networks with rotary "
     "positions (timm/vit_small_patch16_rope_ape_224) spell it, which --backbone.name tells apart",
@@ -50,12 +50,12 @@ _PARTS = {
 
 
 def is_derived(key: str) -> bool:
-    """Whether this tensor only counts, follows from the sizes, or stands for hidden patches."""
+    """Whether this tensor is a counter, a mask token, or computed from the sizes."""
     return bool(_NO_EFFECT.search(key))
 
 
 def has_no_effect(key: str) -> bool:
-    """Whether the features of a file's network are the same without this tensor."""
+    """Whether this tensor of a file does not affect the features."""
     return is_derived(key) or bool(_AFTER.fullmatch(key.partition(".")[0]))
 
 
@@ -65,8 +65,8 @@ class Leftovers:
 
     Attributes:
         source: where the weights are from.
-        unexpected: names in the file for which the network has no place.
-        missing: names of the network that are not in the file.
+        unexpected: names in the file that the network does not have.
+        missing: names of the network that the file does not have.
     """
 
     source: str
@@ -74,24 +74,24 @@ class Leftovers:
     missing: Sequence[str]
 
     def refuse(self, own: Collection[str], theirs: Collection[str]) -> None:
-        """Checks that what is left does not matter to the features.
+        """Checks that these tensors do not affect the features.
 
         Args:
             own: names of the network's tensors.
             theirs: names in the file.
 
         Raises:
-            ValueError: it does; names what.
+            ValueError: some do; names them.
         """
         extra = [key for key in self.unexpected if not has_no_effect(key)]
         if not extra and not self.missing:
             return
-        # `blocks.11.norm1.weight` beside `blocks.5.norm1.weight`: a matter of depth.
+        # The rest are parts that both sides have, such as norms of more blocks: another depth.
         named, places = _split(extra, own)
         absent, lacking = _split(self.missing, theirs)
         said = [
             f"{verb}: " + ", ".join(f"{part} ({key})" for part, key in parts) + "."
-            for verb, parts in (("It has what this backbone has not", named), ("It lacks", absent))
+            for verb, parts in (("It has what this backbone lacks", named), ("It lacks", absent))
             if parts
         ] or [*_of_other_sizes(places, lacking), ANOTHER_ARCHITECTURE]
         raise ValueError(
@@ -107,7 +107,7 @@ def _of_other_sizes(places: Sequence[str], lacking: Sequence[str]) -> Iterator[s
 
 
 def _split(keys: Sequence[str], others: Collection[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Splits names into parts that only one side has, each with its first name, and the rest."""
+    """Splits names into known parts that the other side lacks, with an example, and the rest."""
     patterns = {re.sub(r"\d+", "N", key) for key in others}
     parts: dict[str, str] = {}
     rest = []

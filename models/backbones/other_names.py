@@ -1,4 +1,4 @@
-"""Names of a ViT's and a ConvNeXt's weights in other libraries, as timm's."""
+"""Renames the weights of ViTs and ConvNeXts from other libraries to timm's names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-_ROUNDED = 1e-2  # of periods that are kept in bfloat16
+_ROUNDED = 1e-2  # relative error of periods stored in bfloat16
 
 _VIT, _CONVNEXT = "blocks.0.attn.qkv.weight", "stages.0.blocks.0.conv_dw.weight"  # of timm
 
-# Each library by what it is a network of and a name that only it has; its names with timm's.
-# Whatever is in front stays.
+# For each library: timm's name that tells the kind of network, a name that only this library has,
+# and its names with timm's. Prefixes stay.
 _LIBRARIES = {
-    # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3; also as its version 5 has the
-    # first three in memory
+    # Hugging Face's transformers: ViT, DINO, MAE, DINOv2, DINOv3; the first three also with the
+    # names that version 5 uses in memory
     (_VIT, r"embeddings\.patch_embeddings\."): {
         r"embeddings\.(cls_token|mask_token|register_tokens)$": r"\1",
         r"embeddings\.position_embeddings$": "pos_embed",
@@ -72,22 +72,22 @@ _LIBRARIES = {
 
 
 def in_timms_names(tensors: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
-    """Names a network of another library as timm does; joins a ViT's queries, keys and values.
+    """Renames weights of another library as in timm; joins a ViT's queries, keys and values.
 
     Args:
         tensors: of a file, by name.
-        own: names of the network's tensors; of others than timm's nothing is named anew.
+        own: names of the network's tensors; unless it is timm's, nothing is renamed.
     """
     named = dict(tensors)
     for (network, mark), names in _LIBRARIES.items():
         if network in own and any(re.search(mark, key) for key in tensors):
             rules = {re.compile(rf"(?<![^.]){theirs}"): ours for theirs, ours in names.items()}
             anew = {_renamed(key, rules): tensor for key, tensor in named.items()}
-            # Those of ConvNeXt V2 have three axes more.
+            # Those of ConvNeXt V2 have three more axes.
             named = {key: t.flatten() if ".mlp.grn." in key else t for key, t in anew.items()}
-    if len(named) < len(tensors):  # two have one name: it is something else
+    if len(named) < len(tensors):  # two got the same name: another kind of network
         return tensors
-    apart_here = any(key.endswith("attn.q.weight") for key in own)  # as in a CaiT's last blocks
+    apart_here = any(key.endswith("attn.q.weight") for key in own)  # as in CaiT's last blocks
     return _joined(named) if _VIT in own and not apart_here else named
 
 
@@ -98,7 +98,7 @@ def _renamed(key: str, rules: Mapping[re.Pattern[str], str]) -> str:
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns queries, keys and values that are apart as one; keys may do without a bias."""
+    """Joins separate queries, keys and values to one tensor; keys may have no bias."""
     joined = dict(tensors)
     for key in tensors:
         found = re.fullmatch(r"(.*\battn\.)q\.(weight|bias)", key)
@@ -116,11 +116,11 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def in_the_names_of(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names what official files of DeiT-III, DINOv2 and DINOv3 have as a network of timm does.
+    """Renames weights of official DeiT-III, DINOv2 and DINOv3 files as in a network of timm.
 
     Args:
-        net: of timm, with LayerScale and registers or without.
-        state: of a file; what `net` has no place for stays as it is.
+        net: of timm, with or without LayerScale and registers.
+        state: of a file; names without a place in `net` stay as they are.
     """
     named, own = dict(state), net.state_dict()
     for theirs in ("register_tokens", "storage_tokens"):
@@ -134,7 +134,7 @@ def in_the_names_of(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 def _of_dinov3(
     net: nn.Module, own: Collection[str], state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Names LayerScale, and leaves out the positions and biases that timm computes without."""
+    """Renames LayerScale; drops positions that timm computes itself, and biases that are 0."""
     known = dict(net.named_buffers()).get("rope.periods")
     named = {re.sub(r"\bls(\d)\.gamma$", r"gamma_\1", key): value for key, value in state.items()}
     periods = named.get("rope_embed.periods")
@@ -143,11 +143,11 @@ def _of_dinov3(
         named = {k: v for k, v in named.items() if not alike or k != "rope_embed.periods"}
     for key in [key for key in named if key.endswith("attn.qkv.bias") and key not in own]:
         mask = named.pop(f"{key}_mask", torch.ones_like(named[key]))
-        bias = named.pop(key).masked_fill(mask == 0, 0)  # of keys
+        bias = named.pop(key).masked_fill(mask == 0, 0)  # the bias of keys
         q, k, v = bias.chunk(3)
         stem = key.removesuffix("qkv.bias")
         if f"{stem}q_bias" in own and not k.any():
             named |= {f"{stem}q_bias": q, f"{stem}v_bias": v}
-        elif bias.any():  # it has none in the distilled ones, for which timm has networks without
+        elif bias.any():  # 0 in the distilled networks, which timm builds without it
             named[key] = bias
     return named

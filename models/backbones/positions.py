@@ -1,4 +1,4 @@
-"""Position embeddings of another image size, or of another number of tokens before the patches."""
+"""Fits position embeddings of another image size, or another number of tokens before patches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 def fitted_positions(value: Tensor, grid: tuple[int, int], num_prefix: int) -> Tensor:
     """Resamples positions of a file to a grid (bicubic).
 
-    Files have a position for all of the tokens before the patches, for CLS alone (DINOv2 with
-    registers), or for none (DeiT-III): adding nothing to a token is adding a zero.
+    Files have positions for all tokens before the patches, for CLS alone (DINOv2 with registers),
+    or for none of them (DeiT-III); a missing position becomes 0.
 
     Args:
-        value: `(1, P' + h'*w', C)`, of a square grid, P' one of 0, 1 and P.
+        value: `(1, P' + h'*w', C)`, from a square grid; P' is 0, 1 or P.
         grid: `(h, w)`.
         num_prefix: P.
 
     Returns:
-        `(1, P + h*w, C)`; unchanged where that is its shape.
+        `(1, P + h*w, C)`; unchanged if it has this shape already.
 
     Raises:
-        ValueError: its grid is not square, and nothing in a file says which one it is.
+        ValueError: its grid is not square, so that its sides are not known.
     """
     count = value.shape[1]
     if count == num_prefix + grid[0] * grid[1]:
@@ -45,16 +45,16 @@ def fitted_positions(value: Tensor, grid: tuple[int, int], num_prefix: int) -> T
 
 
 def cls_with_its_place(state: Mapping[str, Tensor], patches: int) -> dict[str, Tensor]:
-    """Adds CLS's position to CLS, for a network that has positions of patches alone.
+    """Adds CLS's position to CLS, for a network that has positions only for patches.
 
-    DINOv2's files with registers have one, timm's networks with registers have none.
+    DINOv2's files with registers have a position of CLS, timm's networks with registers do not.
 
     Args:
         state: of a file.
-        patches: of the network.
+        patches: number of patches in the network.
 
     Returns:
-        CLS and the other positions; nothing where the file has none of CLS.
+        CLS and the positions of the patches; empty if the file has no position of CLS.
     """
     token, places = state.get("cls_token"), state.get("pos_embed")
     if token is None or places is None or places.ndim != 3 or places.shape[2:] != token.shape[2:]:
@@ -69,11 +69,11 @@ def fitted_biases(value: Tensor, attention: nn.Module) -> Tensor:
     """Resamples biases of relative positions to another window (bicubic).
 
     Args:
-        value: `(positions, heads)` of a file; those of CLS, where there are some, come last.
-        attention: the module of timm that they are for.
+        value: `(positions, heads)` of a file; those of CLS, if any, come last.
+        attention: timm's module that uses them.
 
     Returns:
-        Biases of its shape; unchanged where the file's are of no square window.
+        Biases of the module's shape; unchanged if the file's window is not square.
     """
     own: Any = attention.relative_position_bias_table
     window: Any = attention.window_size

@@ -84,10 +84,10 @@ def make_net(
     """Builds torchvision's network.
 
     Returns:
-        It, and the strides of its four stages.
+        The network, and the strides of its four stages.
 
     Raises:
-        ValueError: a stride this network cannot have.
+        ValueError: the network cannot have this stride.
     """
     if output_stride != 32 and (not dilatable or stem != "imagenet"):
         raise ValueError(
@@ -114,7 +114,7 @@ def resnet50_sources(output_stride: int) -> dict[str, Callable[[], StateDict]]:
     """Returns the public weights of ResNet-50 by name.
 
     Args:
-        output_stride: `coco` was trained with 8, dilated, and computes something else with another.
+        output_stride: `coco` was trained with 8 (dilated) and is offered only for this stride.
     """
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
     dilated = {"coco": partial(download, COCO)} if output_stride == 8 else {}
@@ -126,7 +126,7 @@ def resnet50_sources(output_stride: int) -> dict[str, Callable[[], StateDict]]:
 
 
 def _plain(name: str, stem: str) -> str | None:
-    # timm's network has torchvision's key names and, unlike it, does without a classifier.
+    # timm's network has torchvision's key names, and it can be built without a classifier.
     return f'timm.create_model("{name}", num_classes=0)' if stem == "imagenet" else None
 
 

@@ -1,4 +1,4 @@
-"""`Features` of single images as half-precision tensors by name, to be kept and joined again."""
+"""Converts `Features` to half-precision tensors for each image, to store, and back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Stored = Mapping[str, Tensor]  # of one image
 def pack(features: Features) -> list[dict[str, Tensor]]:
     """Splits the features of B images into B sets of tensors in float16, on the CPU.
 
-    Attention is kept as it was asked for: queries and keys, or the rows of one query.
+    Attention is stored as requested: queries and keys, or the rows of one query.
 
     Raises:
-        ValueError: a number that float16 cannot hold.
+        ValueError: a value exceeds the range of float16.
     """
     named: dict[str, Tensor] = {"pooled": features.pooled}
     for index, (each, prefix) in enumerate(zip(features.maps, features.prefix, strict=True)):
@@ -46,7 +46,7 @@ def pack(features: Features) -> list[dict[str, Tensor]]:
 
 
 def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
-    """Puts the features of images of one size together, in the precision of the backbone."""
+    """Joins the features of images of one size to a batch, in the precision of the backbone."""
     first = images[0]
 
     def batched(name: str) -> Tensor:

@@ -26,14 +26,14 @@ class Swin(TimmBackbone):
     """timm's Swin without classifier; the four stages' outputs are the maps.
 
     The final norm belongs to the last stage: the other maps are the residual stream. There is no
-    CLS token. Attention is given over the whole grid: 0 outside a token's window, and rows lack
-    what falls on the padding of windows at the border.
+    CLS token. Attention covers the whole grid, with 0 outside a token's window; at the border, rows
+    sum to less than 1 because some attention goes to padding.
     """
 
     num_prefix = 0
     pool = "mean"
 
-    # Windows that are padded, shifted and cut: torch.export does not come to an end with that.
+    # torch.export does not finish with windows that are padded, shifted and cut.
     traces_any_size = False
 
     def __init__(self, net: Any, layers: str = "last") -> None:
@@ -55,7 +55,7 @@ class Swin(TimmBackbone):
                 "A Swin has no CLS token and no global attention; ask for queries 'mean' or 'all'."
             )
         (last, stages), answers = self.intermediates(images, attention, indices=list(self.layers))
-        # timm gives the last stage normalised, (B, h, w, C), beside the stages asked for.
+        # timm returns the normalised last stage, (B, h, w, C), beside the requested stages.
         maps = [*stages[:-1], last.movedim(-1, 1)] if self.layers[-1] == _STAGES - 1 else stages
         return Features(
             pooled=last.mean((1, 2)),
@@ -66,7 +66,7 @@ class Swin(TimmBackbone):
         )
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.layer_maps`; timm gives stages, so that hooks keep their blocks."""
+        """See `Backbone.layer_maps`; timm returns only stages, so hooks collect the blocks."""
         maps: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -94,12 +94,12 @@ class Swin(TimmBackbone):
 
         Args:
             size: height and width of the images in pixels.
-            request: of queries `mean` or `all`.
+            request: for queries `mean` or `all`.
             block: index from the front.
             attn: the block's attention module.
-            tokens: normalised, shifted, padded and in windows, `(B * windows, area, C)`.
+            tokens: normalised, shifted, padded and cut into windows, `(B * windows, area, C)`.
             mask: of a shifted block, `(windows, area, area)`.
-            inputs: none.
+            inputs: unused.
         """
         number, layout = self._blocks()[block]
         stride = int(self.net.feature_info[number]["reduction"])
@@ -117,21 +117,21 @@ class Swin(TimmBackbone):
         return [*stages, nn.ModuleList([last, self.net.norm])]
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """See `Backbone.fold`: names of Swin's own code."""
+        """See `Backbone.fold`: renames weights of Swin's official code."""
         return merged_where_a_stage_begins(state), ()
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resamples relative positions of another window size (bicubic)."""
+        """Resamples relative positions from another window size (bicubic)."""
         if not key.endswith("bias_table"):
             return value
         return fitted_biases(value, self.net.get_submodule(key.rpartition(".")[0]))
 
 
 def merged_where_a_stage_begins(state: StateDict) -> StateDict:
-    """Returns weights of a Swin with the names that timm gives to the merging of patches.
+    """Renames the patch-merging layers of a Swin as in timm, where they begin a stage.
 
-    In Swin's own code, and in timm before 0.9, they are merged where a stage ends: the first one
-    has such a layer, and the last one none.
+    In Swin's official code, and in timm before 0.9, they end a stage: the first stage has one, and
+    the last one does not.
     """
     if not any(key.startswith("layers.0.downsample.") for key in state):
         return state
@@ -144,7 +144,7 @@ def merged_where_a_stage_begins(state: StateDict) -> StateDict:
 
 
 def _windows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    # As in the block: shift (B, h, w, C), pad, cut into windows. Returns (B * windows, area, C).
+    # Shifts (B, h, w, C), pads and cuts into windows (B * windows, area, C), as the block does.
     if any(block.shift_size):
         x = torch.roll(x, (-block.shift_size[0], -block.shift_size[1]), (1, 2))
     return window_partition(_padded(block, x), block.window_size).flatten(1, 2)
@@ -152,7 +152,7 @@ def _windows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _token_ids(block: SwinTransformerBlock, grid: tuple[int, int], device: torch.device) -> Tensor:
-    # (windows, area): which token lies where; the number of tokens stands for padding.
+    # (windows, area): the index of the token at each place; the number of tokens means padding.
     count = grid[0] * grid[1]
     ids = torch.arange(1, count + 1, device=device).view(1, *grid, 1)
     found = _windows(block, ids)[..., 0]
@@ -160,7 +160,7 @@ def _token_ids(block: SwinTransformerBlock, grid: tuple[int, int], device: torch
 
 
 def _on_grid(rows: Tensor, ids: Tensor, grid: tuple[int, int], queries: str) -> Tensor:
-    """Puts attention in windows back where its tokens lie; 0 outside a token's window.
+    """Puts attention in windows back to the places of its tokens; 0 outside a token's window.
 
     Args:
         rows: `(B, heads, windows, area, area)`.
@@ -183,7 +183,7 @@ def _on_grid(rows: Tensor, ids: Tensor, grid: tuple[int, int], queries: str) -> 
 
 
 def _padded(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    # (B, h, w, C) to the size of whole windows.
+    # Pads (B, h, w, C) to whole windows.
     height, width = block.window_size
     return F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
 
@@ -199,8 +199,8 @@ def build(
     layers: str = "last",
     window_size: int = 7,
 ) -> Swin:
-    """Builds a Swin of any size; windows shrink to the grid where that is smaller."""
-    # The grid that windows are made for; images of other sizes keep these windows.
+    """Builds a Swin of any size; windows shrink to the grid if that is smaller."""
+    # The windows fit this grid; images of other sizes keep these windows.
     side = -(-image_size // 32) * 32
     net = SwinTransformer(
         img_size=side,

@@ -10,18 +10,19 @@ from models.backbones.timm_maps import TimmMaps
 from utils.text import count
 
 _TABLE = "relative_coords_table"
-_ROUNDED = 5e-3  # of coordinates that were kept in 16 bits
+_ROUNDED = 5e-3  # absolute error of coordinates stored in 16 bits
 
 
 class SwinV2(TimmMaps):
     """timm's Swin V2 without classifier; the four stages' outputs are the maps."""
 
     def fold(self, state: StateDict) -> tuple[StateDict, tuple[str, ...]]:
-        """See `Backbone.fold`: names of Swin's own code, and the positions that it writes down.
+        """See `Backbone.fold`: renames weights of Swin's official code, drops stored coordinates.
 
-        The bias of a position is an MLP of its coordinates, which timm derives from the sizes of
-        the windows, those of the pretraining included. Of the same windows with other coordinates
-        it would be another bias: they are left in, and the file is refused for them.
+        The bias of a position is an MLP of its coordinates, which timm computes from the window
+        sizes, including those of the pretraining. If the windows are the same but the stored
+        coordinates differ, the biases would differ too: the coordinates are left in, and the file
+        is refused because of them.
         """
         own = dict(self.net.named_buffers())
         others = []

@@ -1,9 +1,8 @@
-"""Any network of timm that gives its intermediate features, by its name there.
+"""Any network of timm that returns intermediate features, by its name there.
 
-What it is follows from the network, not from its name: a sketch of it, without memory or numbers
-(torch's meta device), runs once and shows its maps, its pooled features and whether it attends
-globally. A ViT-like network becomes a `TimmViT`, a Swin a `Swin` or `SwinV2`, any other a
-`TimmMaps`.
+Its kind follows from the network, not from its name: a sketch of it on torch's meta device, which
+needs no memory, runs once and shows its maps, its pooled features and whether it attends globally.
+A ViT-like network becomes a `TimmViT`, a Swin a `Swin` or `SwinV2`, any other a `TimmMaps`.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from models.backbones.vit import ViT
 
 
 class TimmViT(ViT):
-    """A ViT-like network as timm builds it, pooled as timm pools it.
+    """A ViT-like network as timm builds it, with timm's pooling.
 
-    Of CLS, of the mean with a norm behind it, or by attention: what its weights were trained with.
+    That is CLS, the mean followed by a norm, or attention: whatever its weights were trained with.
     """
 
     def __init__(self, net: Any, layers: str = "last") -> None:
@@ -47,7 +46,7 @@ class TimmViT(ViT):
         return vector
 
     def stages(self) -> list[nn.Module]:
-        """The blocks; what comes after them belongs to the last one."""
+        """The blocks; everything after them belongs to the last one."""
         return stages_of(self.net, layer_names(self.net))
 
 
@@ -65,16 +64,16 @@ def build(
 
     Args:
         model: its name there, with or without the tag of its weights: `convnext_tiny.fb_in1k`.
-        image_size: side of the images that it is made for, in pixels.
+        image_size: side of the images that it is built for, in pixels.
         layers: see `parse_layers`.
         patch_size: in pixels; None: the model's own.
         drop_path: stochastic depth rate of the last block.
         output_stride: of a convolutional network, by dilation; 32: the model's own.
-        more: what else `timm.create_model` takes.
+        more: further arguments of `timm.create_model`.
 
     Raises:
-        ValueError: there is no such model, it has no such setting, or it gives no intermediate
-            features at this size; names the nearest models, or says what timm says.
+        ValueError: there is no such model, it does not have one of the settings, or it returns no
+            intermediate features at this size; names similar models, or repeats timm's message.
     """
     _check_name(model)
     options = dict(more)
@@ -86,7 +85,7 @@ def build(
         options["drop_path_rate"] = drop_path
     try:
         options, side, fixed, outline = _looked_at(model, options, image_size)
-    except Exception as error:  # whatever a network of timm trips over, at any of its settings
+    except Exception as error:  # timm's networks may raise anything for a setting
         said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         told = f" and {_words(options)}" if options else ""
         raise ValueError(
@@ -121,7 +120,7 @@ def _check_name(model: str) -> None:
 def _looked_at(
     model: str, options: Mapping[str, Any], image_size: int
 ) -> tuple[dict[str, Any], int, bool, Outline]:
-    """Finds out how a network is built for images of a size (see `_sized`), and what it then gives.
+    """Finds out how to build a network for an image size (see `_sized`), and its outline.
 
     Raises:
         Exception: anything that timm or torch raise.
@@ -135,17 +134,17 @@ def _looked_at(
 
     try:
         return look("meta")
-    except Exception:  # what older versions, and a few models, cannot do without numbers
+    except Exception:  # older versions, and a few models, fail on the meta device
         return look("cpu")
 
 
 def _sized(
     sketch: Any, options: Mapping[str, Any], image_size: int
 ) -> tuple[dict[str, Any], int, bool]:
-    """Says how a network is built for images of a size: options, side in pixels, whether fixed.
+    """Returns how to build a network for an image size: options, side in pixels, whether fixed.
 
     Raises:
-        TypeError: it does not take one of the options.
+        TypeError: the network does not take one of the options.
     """
     known = _parameters(type(sketch))
     sized = dict(options)
@@ -155,7 +154,7 @@ def _sized(
     chosen = [name for name in flexible if name in known][:1]
     sized |= {name: flexible[name] for name in chosen}
     side = image_size
-    if chosen:  # whole patches: images of other sizes interpolate the positions
+    if chosen:  # whole patches: positions are interpolated for other image sizes
         multiple = int(sketch.feature_info[-1]["reduction"])
         side = -(-image_size // multiple) * multiple
     if "img_size" in known:
@@ -164,7 +163,7 @@ def _sized(
 
 
 def _parameters(kind: type) -> set[str]:
-    """Returns what a class can be told, its bases included where it passes on what is left."""
+    """Returns the parameters of a class, with those of its bases if it passes on the others."""
     found: set[str] = set()
     for each in kind.__mro__:
         own = inspect.signature(each).parameters.values()
@@ -189,7 +188,7 @@ def _wrapped(net: Any, outline: Outline, layers: str) -> Backbone:
 
 
 def _describe(backbone: Backbone, model: str, options: Mapping[str, Any]) -> None:
-    """Notes how timm builds the network, how its images are normalised and where weights are."""
+    """Sets how timm builds the network, how images are normalised and where weights are."""
     net: Any = backbone.net
     about = net.pretrained_cfg
     for buffer, values in ((backbone.mean, about["mean"]), (backbone.std, about["std"])):

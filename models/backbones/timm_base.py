@@ -1,4 +1,4 @@
-"""What backbones from timm share: timm runs its network, hooks answer attention requests."""
+"""Base of the backbones from timm: timm runs its network, hooks answer attention requests."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from models.layer_numbers import parse_layers
 class TimmBackbone(AttentionBackbone):
     """A network from timm with attention in its blocks, run by its own `forward_intermediates`.
 
-    A subclass names the attention modules, computes attention from what enters one of them, and
-    lays out what timm returns. Widths and strides of the maps are those of timm's `feature_info`.
+    A subclass returns the attention modules, computes attention from the input of one of them, and
+    converts timm's output to `Features`. Widths and strides of the maps are those of timm's
+    `feature_info`.
 
     Args:
         net: without classifier.
-        layers: which of the layers of `feature_info` are maps, see `parse_layers`.
+        layers: which layers of `feature_info` become maps, see `parse_layers`.
         patch_multiple: see `Backbone`.
     """
 
-    net: Any  # timm's networks share methods, but no class that has them
+    net: Any  # timm's networks share methods, but no base class
 
     def __init__(self, net: Any, layers: str, patch_multiple: int) -> None:
         info = net.feature_info
@@ -63,7 +64,7 @@ class TimmBackbone(AttentionBackbone):
             block: index from the front.
             attn: the block's attention module.
             tokens: its normalised input.
-            inputs: what else the block passes to it, such as masks.
+            inputs: further inputs that the block passes to it, such as masks.
         """
 
     def intermediates(
@@ -80,7 +81,7 @@ class TimmBackbone(AttentionBackbone):
             What timm returns, and one answer per requested block.
 
         Raises:
-            ValueError: sides that are no multiple of `patch_multiple`, or a block outside.
+            ValueError: sides are not multiples of `patch_multiple`, or there is no such block.
         """
         run = partial(self.net.forward_intermediates, self.normalise(images), **options)
         if request is None:
@@ -92,20 +93,20 @@ class TimmBackbone(AttentionBackbone):
 
 
 def layer_names(net: Any) -> list[str]:
-    """Returns the names of a network's layers in it: of a ViT its blocks."""
+    """Returns the module names of a network's layers: for a ViT its blocks."""
     return [str(info["module"]) for info in net.feature_info]
 
 
 def stages_of(net: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
-    """Cuts a network behind each of its layers.
+    """Cuts a network after each of its layers.
 
     Args:
         net: registers its modules in the order in which they run.
         layers: names of modules in it, shallow to deep.
 
     Returns:
-        Every layer with what leads to it from the one before; what comes behind the last layer
-        belongs to that. Empty where the layers are no modules of it.
+        Every layer with the modules between the previous one and it; modules after the last layer
+        belong to that. Empty if some layer is not a module of the network.
     """
     stages: list[list[nn.Module]] = []
     found, between = [], []
@@ -122,7 +123,7 @@ def stages_of(net: nn.Module, layers: Sequence[str]) -> list[nn.Module]:
 
 
 def _parts(net: nn.Module, prefix: str, layers: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the largest modules that have no layer inside."""
+    """Yields the largest modules that contain no layer, and the layers."""
     for name, child in net.named_children():
         path = prefix + name
         if any(layer.startswith(path + ".") for layer in layers):
@@ -134,7 +135,7 @@ def _parts(net: nn.Module, prefix: str, layers: Sequence[str]) -> Iterator[tuple
 def attention_modules(net: Any) -> list[Any]:
     """Returns the attention module of every block of a ViT-like network."""
     blocks = [net.get_submodule(name) for name in layer_names(net)]
-    return [getattr(block, "attn", block) for block in blocks]  # some attend by themselves
+    return [getattr(block, "attn", block) for block in blocks]  # in some, the block itself is one
 
 
 def pretrained(model: str, **options: Any) -> StateDict:
@@ -145,7 +146,7 @@ def pretrained(model: str, **options: Any) -> StateDict:
     """
     try:
         net = timm.create_model(model, pretrained=True, num_classes=0, **options)
-    except Exception as error:  # of the disk, the connection, the hub's client or the file
+    except Exception as error:  # by disk, network, the hub's client or the file
         said = str(error).strip().partition("\n")[0].rstrip(".")
         about = timm.get_pretrained_cfg(model)
         page = f"https://huggingface.co/{about.hf_hub_id if about else 'timm'}"

@@ -1,4 +1,4 @@
-"""A network of timm that is known by its intermediate features only."""
+"""A network of timm of which only the intermediate features are used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from models.layer_numbers import parse_layers
 
 
 class TimmMaps(Backbone):
-    """A network of timm whose layers give maps; its attention, if it has any, is not shown.
+    """A network of timm whose layers give maps; its attention, if any, is not available.
 
     Args:
         net: without classifier.
         outline: of the network.
-        layers: which of its layers are maps, see `parse_layers`.
+        layers: which of its layers become maps, see `parse_layers`.
     """
 
     net: Any
@@ -52,7 +52,7 @@ class TimmMaps(Backbone):
         )
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.layer_maps`; its layers are those of timm's `feature_info`."""
+        """See `Backbone.layer_maps`; the layers are those of timm's `feature_info`."""
         maps = self.net.forward_intermediates(self.normalise(images), intermediates_only=True)
         names = layer_names(self.net)
         if len(set(names)) < len(names):
@@ -60,5 +60,5 @@ class TimmMaps(Backbone):
         return dict(zip(names, maps, strict=True))
 
     def stages(self) -> list[nn.Module]:
-        """What leads from one layer of `feature_info` to the next; none where timm names none."""
+        """The modules from one layer of `feature_info` to the next; none if timm names none."""
         return stages_of(self.net, layer_names(self.net))

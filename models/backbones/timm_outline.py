@@ -1,7 +1,7 @@
-"""What a network of timm gives, found out by running a sketch of it.
+"""Finds out the output shapes of a network of timm by running a sketch of it.
 
-A sketch lies on torch's meta device: it has neither numbers nor memory, only shapes. Where timm or
-torch need numbers it is the network itself on a CPU.
+A sketch lies on torch's meta device: it has only shapes, and takes no memory. If timm or torch need
+values, it is the network itself on a CPU.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from models.scores import all_scores_of
 
 @dataclass(frozen=True)
 class Outline:
-    """What a network gives, of all its layers, shallow to deep.
+    """The outputs of a network, for all its layers, shallow to deep.
 
     Attributes:
         width: D of its pooled features.
-        channels: of each map.
-        strides: image pixels per map cell.
+        channels: C of each map.
+        strides: image pixels per cell of each map.
         normed: whether it can apply its final norm to maps.
         attends: whether every block attends once, between all of its tokens.
     """
@@ -53,7 +53,7 @@ def outline_of(sketch: Any, side: int) -> Outline:
         side: of the image, in pixels.
 
     Raises:
-        ValueError: it gives no intermediate features. What timm raises passes through.
+        ValueError: it gives no intermediate features. Errors of timm pass through.
     """
     if not hasattr(sketch, "forward_intermediates"):
         raise ValueError("it gives no intermediate features (forward_intermediates)")
@@ -62,7 +62,7 @@ def outline_of(sketch: Any, side: int) -> Outline:
     normed = True
     try:
         last, maps = sketch.forward_intermediates(images, norm=True)
-    except AssertionError:  # Hiera's norm is made for its pooled features
+    except AssertionError:  # Hiera's norm works on its pooled features only
         normed = False
         last, maps = sketch.forward_intermediates(images)
     pooled = sketch.forward_head(last, pre_logits=True)
@@ -79,13 +79,13 @@ def outline_of(sketch: Any, side: int) -> Outline:
 
 
 def _stride(side: int, cells: int, declared: int) -> int:
-    # Borders (unpadded convolutions, 224 px in 4 cells of 64) leave timm's word as it is.
+    # timm's value stays if only the border differs (unpadded convolutions; 4 cells of 64 in 224).
     fits = 2 / 3 < side / (cells * declared) < 3 / 2
     return declared if fits else round(side / cells)
 
 
 def _attends_globally(sketch: Any, images: Tensor, patches: int) -> bool:
-    """Whether it is a ViT, every block of which attends once, between all of its tokens."""
+    """Whether it is a ViT in which every block attends once, between all of its tokens."""
     passes = inspect.signature(sketch.forward_intermediates).parameters
     if not {"return_prefix_tokens", "output_fmt"} <= passes.keys():
         return False

@@ -27,7 +27,7 @@ from models.scores import scores_of
 
 
 class ViT(TimmBackbone, GlobalAttentionBackbone):
-    """timm's ViT with its tokens as maps; any timm network of `blocks[i].attn.qkv` fits."""
+    """timm's ViT with its tokens as maps; fits any timm network with `blocks[i].attn.qkv`."""
 
     net: VisionTransformer
 
@@ -46,8 +46,8 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
     def forward(self, images: Tensor, attention: AttentionRequest | None = None) -> Features:
         """See `Backbone.forward`."""
         last = self.depth - 1
-        # The pooled features are the last block's too: asked for apart, they would be normalised
-        # a second time.
+        # Pooled features come from the last block's tokens: requested from timm as well, these
+        # would be normalised a second time.
         tokens, answers = self._tokens(
             images, attention, indices=sorted({*self.layers, last}), norm=True
         )
@@ -64,7 +64,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
     def _tokens(
         self, images: Tensor, attention: AttentionRequest | None = None, **options: Any
     ) -> tuple[list[Tokens], tuple[Attention | AttentionFactors, ...]]:
-        # NLC: a map laid out by timm is a copy.
+        # NLC, because timm's own maps (NCHW) are copies.
         tokens, answers = self.intermediates(
             images,
             attention,
@@ -98,7 +98,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         return [*blocks, nn.ModuleList([last, self.net.norm])]
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resamples positions and patch embeddings of another image or patch size (bicubic)."""
+        """Resamples positions and patch embeddings from another image or patch size (bicubic)."""
         if key == "pos_embed" and value.ndim == 3 and value.shape[-1] == self.embed_dim:
             height, width = self.net.patch_embed.grid_size
             own: Any = self.net.pos_embed
@@ -113,11 +113,10 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
         """See `Backbone.fold`: LayerScale into the layer before it, CLS's position; DINOv2's names.
 
         diag(gamma) (W x + b) = (diag(gamma) W) x + gamma b, so that a network without LayerScale
-        computes the same. What stands in no place of its own (q/k norms, a norm before the blocks,
-        rotary positions) cannot be folded, and files with it are refused. So is LayerScale in the
-        spelling `gamma_1`, but by a network that has one, such as timm's DeiT-III: timm's ViTs with
-        rotary positions have the names and shapes of a DeiT-III then, and nothing else in a file
-        tells the two apart. The report says what it was taken for.
+        computes the same. Other extra parts (q/k norms, a norm before the blocks, rotary positions)
+        cannot be folded, and files with them are refused. LayerScale spelt `gamma_1` is loaded only
+        into networks with LayerScale, such as timm's DeiT-III: the files of timm's ViTs with rotary
+        positions have the same names and shapes. The report says what a file was taken for.
         """
         folded = in_the_names_of(self.net, state)
         own, said = self.net.state_dict(), []
@@ -139,7 +138,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
 
 
 def _scaled(state: StateDict) -> dict[str, str]:
-    """Returns the LayerScales of a file, each with the layer whose output it multiplies."""
+    """Returns each LayerScale of a file with the layer whose output it multiplies."""
     layers = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
     found = {}
     for key, gamma in state.items():
@@ -171,7 +170,7 @@ def _build(
             f"backbone.embed_dim {embed_dim} is not a multiple of num_heads {num_heads}: set "
             "--backbone.num_heads to a divisor."
         )
-    # The grid that position embeddings are made for; images of other sizes interpolate them.
+    # The grid of the position embeddings; they are interpolated for other image sizes.
     side = -(-image_size // patch_size) * patch_size
     embed: dict[str, Any] = {"patch_size": patch_size}
     if stem is not None:
@@ -197,7 +196,7 @@ def _build(
     )
     if stem is not None:
         backbone.plain = _with_stem(stem, sizes)
-        return backbone  # nobody has weights for it
+        return backbone  # no published weights, and no other code builds it
     backbone.plain = f'timm.create_model("{name}_patch16_224", patch_size={patch_size}, {sizes})'
     backbone.sources |= published_for(name, patch_size)
     return backbone
@@ -223,11 +222,11 @@ def vit_demo(
     """The demonstration's toy: patch 8, depth 3, width 96, 3 heads; 0.4 M parameters.
 
     Its patches are embedded by 3 x 3 convolutions of stride 2 (Xiao et al. 2021, arXiv 2106.14881):
-    edges and textures are then there to be attended to from the first step, which a run of minutes
-    cannot learn from a linear embedding. LayerNorm between them, so that chunks stay exact.
+    these show edges and textures to attention from the first step, which a linear embedding cannot
+    learn in a run of minutes. LayerNorm between them keeps chunked batches exact.
 
     Raises:
-        ValueError: `patch_size` is no power of two.
+        ValueError: `patch_size` is not a power of two.
     """
     halvings = patch_size.bit_length() - 1
     if patch_size != 2**halvings or not halvings:

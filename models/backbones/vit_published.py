@@ -1,4 +1,4 @@
-"""Published weights of Vision Transformers: where they are, and how they take our images."""
+"""Published weights of Vision Transformers: where they are, and how to fit them to our images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _DINO_FILES = {
 
 
 def published_for(name: str, patch_size: int) -> dict[str, Callable[[], StateDict]]:
-    """Returns what fetches weights for a ViT, by what `backbone.weights` calls them.
+    """Returns functions that fetch weights for a ViT, by their name in `backbone.weights`.
 
     Args:
-        name: of the architecture; timm has it with patches of 16.
-        patch_size: that DINO's weights are for; timm's are resized.
+        name: of the architecture; timm's weights have a patch size of 16.
+        patch_size: must match for DINO's weights; timm's are resized.
     """
     found: dict[str, Callable[[], StateDict]] = {
         "pretrained": partial(_published, f"{name}_patch16_224")
@@ -44,15 +44,15 @@ def _published(model: str) -> StateDict:
 
 
 def for_our_images(state: StateDict, mean: tuple[float, ...], std: tuple[float, ...]) -> StateDict:
-    """Folds another normalisation of images into the patch embedding of a ViT, exactly.
+    """Folds another image normalisation into the patch embedding of a ViT, exactly.
 
     Args:
         state: of a network that was trained on (pixels - mean) / std.
-        mean: of each channel, of pixels between 0 and 1.
+        mean: of each channel, for pixels between 0 and 1.
         std: of each channel.
 
     Returns:
-        The same network on images with ImageNet's mean and deviation taken out.
+        The same network for images normalised with ImageNet's mean and standard deviation.
     """
     theirs, deviation = torch.tensor(mean), torch.tensor(std)
     scale = torch.tensor(IMAGENET_STD) / deviation

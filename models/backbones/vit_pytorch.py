@@ -91,7 +91,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
         return [*blocks, nn.ModuleList([last, self.net.transformer.norm])]
 
     def adapt(self, key: str, value: Tensor) -> Tensor:
-        """Resamples the position embedding of another image size (bicubic)."""
+        """Resamples the position embedding from another image size (bicubic)."""
         if key == "pos_embedding" and value.shape[-1] == self.embed_dim:
             tokens = value.reshape(1, -1, self.embed_dim)
             return fitted_positions(tokens, self.native_grid, self.num_prefix)[0]
@@ -113,7 +113,7 @@ def vit_pytorch(
     """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the width is not a multiple of the heads.
     """
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.")

@@ -1,4 +1,4 @@
-"""Puts weights into a backbone that then computes what their source computes, or refuses them."""
+"""Loads weights into a backbone if it then computes the same as their source, else refuses them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from utils.text import count, did_you_mean
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every key.
+    """What happened to every tensor.
 
     Attributes:
         source: file or name.
-        network: which of the networks in the file was taken.
+        network: the chosen network in the file.
         matched: tensors of the backbone that the file has.
         resized: those of them that had another shape.
-        folded: what the backbone does without and its weights have taken over, in words.
-        missing: tensors of the backbone that the file has not.
-        unexpected: tensors of the file's network without effect on the features, left out.
-        nameless: lists of averaged weights in the file, which have no names to be taken by.
-        coverage: share of the backbone's parameters that are matched.
+        folded: descriptions of parts that were folded into other weights.
+        missing: tensors of the backbone that the file does not have.
+        unexpected: tensors of the file's network that were left out, without effect on features.
+        nameless: lists of averaged weights in the file, unusable because they have no names.
+        coverage: matched share of the backbone's parameters.
     """
 
     source: str
@@ -84,8 +84,8 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
         The report, or None for `none`.
 
     Raises:
-        ValueError: this backbone has no such source, or the weights are not of this architecture.
-        FileNotFoundError: no such file or run.
+        ValueError: this backbone has no such source, or the weights are of another architecture.
+        FileNotFoundError: there is no such file or run.
     """
     if weights == "none":
         return None
@@ -98,14 +98,14 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
                 "docs/backbones.md). A file or run:NAME works too."
             )
         return load_state(backbone, backbone.sources[weights](), weights)
-    if weights == "run:":  # of an unset variable of a shell
+    if weights == "run:":  # an unset shell variable
         raise ValueError("--backbone.weights run: needs the name of a run, run:NAME.")
     run = named_run(weights, runs_dir)
     if run and run.hparams.is_file() and not run.backbone.is_file():
         raise FileNotFoundError(
-            f"--backbone.weights {weights}: {run.backbone} is not there: a run leaves it at its "
-            f"end. --run.resume {shlex.quote(run.called(runs_dir))} finishes it, and writes it "
-            "anew where it is lost."
+            f"--backbone.weights {weights}: {run.backbone} does not exist: a run writes it at its "
+            f"end. --run.resume {shlex.quote(run.called(runs_dir))} finishes it, or writes a "
+            "lost file again."
         )
     if run and not run.backbone.is_file():
         finished = [each.parts[-3] for each in Path(runs_dir).glob("*/checkpoints/backbone.pth")]
@@ -120,12 +120,12 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
 
 
 def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> LoadReport:
-    """Loads the network of this architecture among the tensors of a file; changes all or nothing.
+    """Loads the network of this architecture from the tensors of a file; changes all or nothing.
 
-    The architecture is what the settings say. A file's network is expressed in it exactly
-    (`Backbone.fold`) or not loaded: building what a file happens to hold would leave a checkpoint
-    of ours that the settings beside it cannot build. What no file says is taken on trust: the
-    number of heads, the activation, the images' normalisation.
+    The settings define the architecture. A file's network is expressed in it exactly
+    (`Backbone.fold`) or refused: if we built what a file contains, our checkpoints would not fit
+    the settings beside them. What no file records is assumed to match: the number of heads, the
+    activation, the normalisation of images.
 
     Args:
         backbone: changed in place.
@@ -133,7 +133,7 @@ def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -
         source: for messages.
 
     Raises:
-        ValueError: the backbone would compute something else, or nothing finite.
+        ValueError: the backbone would compute something else, or weights are not finite.
     """
     own = backbone.net.state_dict()
     network = _network(backbone, tensors, source)
@@ -168,7 +168,7 @@ def load_state(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _network(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> Network:
-    """Finds the network, by the names of its modules or by their numbers in an nn.Sequential."""
+    """Finds the network by the names of its modules, or their numbers in an nn.Sequential."""
     own = backbone.net.state_dict()
     numbers = {name: str(index) for index, (name, _) in enumerate(backbone.net.named_children())}
     parts = {key: key.partition(".") for key in own}
@@ -176,7 +176,7 @@ def _network(backbone: Backbone, tensors: Mapping[str, Tensor], source: str) -> 
     namings = [{key: key for key in own}, numbered]
     named = without_chunks(in_timms_names(tensors, own), own)
     found = find_network(named, namings, source)
-    # What an nn.Sequential has behind the features, such as a classifier, by its name.
+    # Modules of an nn.Sequential after the features, such as a classifier, get their names too.
     names = {number: name for name, number in numbers.items()}
     split = {key: key.partition(".") for key in found.state}
     state = {f"{names.get(a, a)}{dot}{b}": found.state[key] for key, (a, dot, b) in split.items()}
@@ -200,17 +200,17 @@ def _beyond(backbone: Backbone, keys: list[str]) -> list[str]:
 
 
 def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -> dict[str, Tensor]:
-    """Resizes what can be resized, and checks shapes and numbers.
+    """Resizes what can be resized, and checks shapes and values.
 
     Raises:
-        ValueError: another shape, nothing in it, whole numbers (quantised weights), NaN or
-            infinity.
+        ValueError: a tensor has another shape, is empty, or has integers (quantised weights), NaN
+            or infinity.
     """
     for key in own.keys() & state.keys():
         if own[key].numel() and not state[key].numel():
             raise ValueError(
                 f"{source} is not loaded: {key} is {tuple(state[key].shape)}, which holds nothing. "
-                "Whatever wrote the file has lost it: get the file again."
+                "It was lost when the file was written: get the file again."
             )
     try:
         fitted = {key: backbone.adapt(key, state[key]) for key in own if key in state}
@@ -230,11 +230,10 @@ def _fitted(backbone: Backbone, own: StateDict, state: StateDict, source: str) -
 
 def _of_other_channels(theirs: Tensor, own: Tensor) -> str:
     """Says why the shapes of two weights differ, and what to do."""
-    rgb = own.ndim == theirs.ndim == 4 and own.shape[1] == 3  # a convolution of images
+    rgb = own.ndim == theirs.ndim == 4 and own.shape[1] == 3  # a convolution on images
     if not rgb or theirs.shape[1] == 3 or theirs.shape[2:] != own.shape[2:]:
         return ANOTHER_ARCHITECTURE
     return (
         f"Its network reads images of {count(theirs.shape[1], 'channel')}, and images here have 3 "
-        "(RGB, grey ones too): what it would make of those no file says. Take weights for RGB "
-        "images."
+        "(RGB, grey ones too). Take weights for RGB images."
     )

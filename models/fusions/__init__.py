@@ -1,1 +1,1 @@
-"""What brings attention to a segmentation head, and the controls that say what it is worth."""
+"""Fusions bring attention to a segmentation head; their controls measure what that is worth."""

@@ -1,10 +1,10 @@
 """Fusion 2: patches that attend to each other share their logits or features.
 
 Personalised PageRank (Gasteiger et al. 2019, APPNP, eq. 4) on a graph whose edges are a learnt mix
-of the heads' attention, as AFA (Ru et al. 2022) refines activation maps, of queries that attend to
-queries and keys to keys (SCLIP, Wang et al. 2023), and of the similarity of keys, on which LOST
-(Siméoni et al. 2021) and TokenCut (Wang et al. 2022) cut their graphs. The similarity of the
-backbone's output, which needs no attention, is the rival.
+of: the heads' attention, as AFA (Ru et al. 2022) uses it to refine activation maps; queries that
+attend to queries and keys to keys (SCLIP, Wang et al. 2023); and the similarity of keys, on which
+LOST (Siméoni et al. 2021) and TokenCut (Wang et al. 2022) cut their graphs. The alternative to
+compare with is the similarity of the backbone's output, which needs no attention.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ from models.precision import at_least_float32
 _OF_HEADS = ("qk", "qq", "kk")
 _EDGES = (*_OF_HEADS, "keys", "tokens")
 
-_START = 0.05  # share of the neighbours at the start: nearly the head alone
+_START = 0.05  # α at the start: logits come almost only from the head
 _SHARPNESS = 2.0
-# Attention of all heads and images that is kept for backward; of more it is computed again.
+# Numbers of attention (all heads and images) to keep for backward; if more, it is recomputed.
 _MOST_ENTRIES = 2**26
 
 
 class AffinityPropagation(Fusion):
     """Z_{k+1} = (1 - α) Z_0 + α P Z_k, for k < `steps`.
 
-    W = Σ softmax(w)_e A_e over all edges e, S = (W + Wᵀ) / 2, P = row-normalised S^γ. Learnt: α, γ,
-    and w, one number for each of the edges.
+    W = Σ softmax(w)_e A_e over all graphs e, S = (W + Wᵀ) / 2, P = row-normalised S^γ. Learnt: α, γ
+    and w, one number for each graph.
 
     Args:
         channels: C of each map.
         strides: unused.
         num_classes: unused.
-        heads: of every block whose attention is given.
-        steps: how far labels travel.
-        edges: what makes patches neighbours, any of: `qk` (attention) | `qq`, `kk` (softmax of
-            queries, or keys, among themselves), of every head and block | `keys` (cosine of the
-            keys of all heads, of every block) | `tokens` (cosine in the deepest map). Cosines below
-            0 are cut off, rows sum to 1.
-        carries: `logits` of the head, or `features` before it, whose maps lie on the patches' grid.
+        heads: number of heads of every block whose attention is given.
+        steps: number of propagation steps.
+        edges: the graphs between patches, any of: `qk` (attention) | `qq`, `kk` (softmax of queries
+            with queries, or keys with keys), for every head and block | `keys` (cosine of the keys
+            of all heads, for every block) | `tokens` (cosine in the deepest map). Negative cosines
+            become 0, rows sum to 1.
+        carries: what is propagated: `logits` of the head, or `features` before it, whose maps must
+            lie on the patches' grid.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class AffinityPropagation(Fusion):
         self.kinds: tuple[Any, ...] = tuple(kind for kind in _EDGES if kind in edges)
         self.mix = nn.Parameter(torch.zeros(len(self._names())))
         self.alpha = nn.Parameter(torch.logit(torch.tensor(_START)))
-        self.gamma = nn.Parameter(torch.tensor(_SHARPNESS).expm1().log())  # of softplus
+        self.gamma = nn.Parameter(torch.tensor(_SHARPNESS).expm1().log())  # inverse of softplus
 
     def enrich(self, features: Features, edges: Tensor | None) -> Features:
         """See `Fusion.enrich`."""
@@ -84,9 +85,9 @@ class AffinityPropagation(Fusion):
         return replace(features, maps=tuple(self._propagated(x, edges) for x in features.maps))
 
     def refine(self, logits: Tensor, features: Features, edges: Tensor | None) -> Tensor:
-        """See `Fusion.refine`; logits finer than the patches are corrected by the difference.
+        """See `Fusion.refine`; adds the upsampled change to logits that are finer than the patches.
 
-        In float32 or better: a difference is small, and half precision is not averaged on a CPU.
+        In float32 or better: the change is small, and a CPU cannot average half precision.
         """
         if self.carries == "features":
             return logits
@@ -154,11 +155,11 @@ class AffinityPropagation(Fusion):
         return now.transpose(1, 2).unflatten(-1, x.shape[-2:]).to(x.dtype)
 
     def scalars(self) -> Sequence[nn.Parameter]:
-        """All of them."""
+        """All of its parameters."""
         return list(self.parameters())
 
     def learnt(self) -> dict[str, float]:
-        """alpha, gamma and the weight of each of the edges, blocks from shallow to deep."""
+        """alpha, gamma and the weight of each graph, blocks from shallow to deep."""
         return {
             "alpha": float(self.alpha.detach().sigmoid()),
             "gamma": float(F.softplus(self.gamma.detach())),
@@ -178,7 +179,7 @@ def _grid(features: Features) -> tuple[int, int]:
 
 
 def _cosines(vectors: Tensor) -> Tensor:
-    # (B, N, D) to (B, N, N): cosines, what is opposite cut off, rows summing to 1.
+    # (B, N, D) to (B, N, N): cosines, negative ones set to 0, rows summing to 1.
     vectors = F.normalize(vectors, dim=-1)
     cosines = (vectors @ vectors.transpose(1, 2)).relu()
     return cosines / cosines.sum(-1, keepdim=True).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The fusions of a run, and where the attention they read comes from."""
+"""The fusions of a run, and the attention that they read."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _OF_ONE_IMAGE = {"uniform": uniform, "local": local}
 
 
 class Looks(NamedTuple):
-    """What fusions looked at in a pass.
+    """What the fusions attended to in a pass.
 
     Attributes:
-        class_maps: what the classes of a fusion looked at, `(B, num_classes, h, w)` each.
+        class_maps: maps of the patches that each class attended to, `(B, num_classes, h, w)` each.
         edges: the graphs that fusions used, `(B, h*w, h*w)`, and their grids.
     """
 
@@ -41,9 +41,9 @@ class AttentionFusion(nn.Module):
 
     Args:
         fusions: by name; they enrich features in this order, then refine logits in this order.
-        request: what the backbone is asked for, None without fusions.
+        request: the attention to request from the backbone; None without fusions.
         control: see `models.fusions.controls`; `random_init` reads the attention of `twin`.
-        twin: a backbone of the same architecture at random, for that control.
+        twin: a randomly initialised backbone of the same architecture, for that control.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class AttentionFusion(nn.Module):
             twin.freeze()
 
     def features(self, backbone: Backbone, images: Tensor) -> Features:
-        """Runs the backbone once, with the attention that is asked for."""
+        """Runs the backbone once, with the requested attention."""
         features: Features = backbone(images, self.request)
         if self.twin is None:
             return features
@@ -71,16 +71,15 @@ class AttentionFusion(nn.Module):
         return replace(features, attention=other.attention, factors=other.factors)
 
     def controlled(self, groups: list[Group]) -> list[Group]:
-        """Takes the truth out of the attention of a batch, where a control asks for it."""
+        """Replaces the attention of a batch as the control says."""
         if self.control in _OF_ONE_IMAGE:
             change = _OF_ONE_IMAGE[self.control]
             return [(positions, change(features)) for positions, features in groups]
         return shuffled(groups) if self.control == "shuffled" else groups
 
     def controlled_batch(self, features: Features) -> Features:
-        """The same for a batch of images of one size."""
-        # How many images there are is asked for where it matters only: an exported network takes
-        # any number.
+        """Does the same for a batch of images of one size."""
+        # Reads the number of images only if it matters: exported networks take any number.
         positions = list(range(len(features.pooled))) if self.control == "shuffled" else []
         [(_, found)] = self.controlled([(positions, features)])
         return found
@@ -90,9 +89,9 @@ class AttentionFusion(nn.Module):
         return self.looking(head, features)[0]
 
     def looking(self, head: Head, features: Features) -> tuple[Tensor, Looks]:
-        """Returns the same logits, and what the fusions looked at to that end."""
+        """Returns the same logits, and what the fusions attended to."""
         grid = features.factors[0].grid if features.factors else (0, 0)
-        # What each fusion got from those before it, and its graph of that.
+        # For each fusion: the features from the previous one, and its graph for them.
         given: list[tuple[Features, Tensor | None]] = []
         for fusion in self._each():
             edges = fusion.edges(features)
@@ -110,11 +109,11 @@ class AttentionFusion(nn.Module):
         return cast(list[Fusion], list(self.fusions.values()))
 
     def scalars(self) -> nn.ParameterList:
-        """Returns the parameters of all fusions that need a rate of their own."""
+        """Returns the parameters of all fusions that need their own learning rate."""
         return nn.ParameterList(p for fusion in self._each() for p in fusion.scalars())
 
     def learnt(self) -> dict[str, float]:
-        """Returns what tells whether attention is used, e.g. `fusion2/alpha`."""
+        """Returns values that show whether attention is used, e.g. `fusion2/alpha`."""
         return {
             f"{fusion}/{name}": value
             for fusion, each in zip(self.fusions, self._each(), strict=True)
@@ -125,15 +124,15 @@ class AttentionFusion(nn.Module):
 def attention_request(
     backbone: Backbone, blocks: Sequence[int], all_pairs: bool
 ) -> AttentionRequest:
-    """Returns what a backbone is to be asked for so that fusions can work.
+    """Returns the attention request that the fusions need.
 
     Args:
         backbone: the run's.
-        blocks: whose attention, negative from the end.
-        all_pairs: whether attention between patches is needed.
+        blocks: indices of the blocks to read, negative ones from the end.
+        all_pairs: whether attention between all patches is needed.
 
     Raises:
-        ValueError: the backbone has no attention, or none between all patches; or a block outside.
+        ValueError: the backbone has no attention, or none between all patches, or no such block.
     """
     if not isinstance(backbone, AttentionBackbone):
         raise ValueError(
@@ -155,6 +154,6 @@ def attention_request(
 
 
 def attention_heads(backbone: Backbone, request: AttentionRequest) -> tuple[int, ...]:
-    """Returns the heads of every block that is asked for."""
+    """Returns the number of heads of every requested block."""
     assert isinstance(backbone, AttentionBackbone)
     return tuple(backbone.attention_heads[block] for block in request.resolve(backbone.depth))

@@ -1,4 +1,4 @@
-"""Fusion 3: class queries read the patches, guided by attention maps, and answer to them."""
+"""Fusion 3: class queries attend to the patches, guided by attention maps, and refine logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ClassQueries(Fusion):
 
     M_ci = Q_c K_i / √d + Σ_h b_ch log(N a_hi); q' = Q + softmax_i(M) V;
     X'_i = K_i + gate_i · Σ_c softmax_c(M)_ci W q'_c; logits gain s · LN_c(cos(q'_c, X'_i)), the
-    last as in Segmenter (Strudel et al. 2021). b and s start at 0: at first the head is alone.
+    last as in Segmenter (Strudel et al. 2021). b and s start at 0: at first only the head counts.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class ClassQueries(Fusion):
         return keys, matches + self.bias @ maps.transpose(1, 2)
 
     def scalars(self) -> Sequence[nn.Parameter]:
-        """What starts at 0."""
+        """The parameters that start at 0."""
         return [self.bias, self.strength]
 
     def learnt(self) -> dict[str, float]:
-        """strength: weight beside the head; map_bias: mean weight of a map."""
+        """strength: weight relative to the head; map_bias: mean weight of an attention map."""
         return {
             "strength": float(self.strength.detach()),
             "map_bias": float(self.bias.detach().abs().mean()),

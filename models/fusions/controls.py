@@ -1,6 +1,7 @@
-"""Controls of an attention fusion: the same parameters, without what is in the true attention.
+"""Controls of an attention fusion: the same parameters, without the true attention.
 
-A gain over the plain head shows that the fusion helps, one over its controls that attention does.
+A gain over the plain head shows that the fusion helps; a gain over its controls, that attention
+does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor
 from models.attention import Attention, AttentionFactors, attention_rows
 from models.backbones.base import Features
 
-# Images of one size, by their positions in the batch.
+# Images of one size: their positions in the batch, and their features.
 Group = tuple[list[int], Features]
 
 
 def uniform(features: Features) -> Features:
-    """Returns features whose attention is the same everywhere."""
+    """Returns features with uniform attention."""
     return replace(
         features,
         attention=_each(features.attention, _uniform_rows),
@@ -31,11 +32,11 @@ def uniform(features: Features) -> Features:
 
 
 def local(features: Features) -> Features:
-    """Returns features whose patches attend to their neighbourhood, whatever is in the image.
+    """Returns features whose patches attend to their neighbours, whatever the image shows.
 
-    What NACLIP (Hajimiri et al. 2024) adds to attention, alone: a Gaussian of the distance, of one
-    patch in the first head and a quarter of the grid's longer side in the last, so that a mix of
-    heads finds the best width. CLS looks around the middle.
+    This is only the term that NACLIP (Hajimiri et al. 2024) adds to attention: a Gaussian of the
+    distance. Its width is one patch in the first head and a quarter of the grid's longer side in
+    the last, so that a mix of heads can find the best width. CLS attends to the middle.
     """
     return replace(
         features,
@@ -45,10 +46,10 @@ def local(features: Features) -> Features:
 
 
 def shuffled(groups: Sequence[Group]) -> list[Group]:
-    """Gives every image the attention of the next one of the batch, resized to its grid.
+    """Gives every image the attention of the next one in the batch, resized to its grid.
 
     Raises:
-        ValueError: a batch of one image, which has no other.
+        ValueError: the batch has only one image.
     """
     where = {
         position: (features, row)
@@ -114,14 +115,14 @@ def _local_factors(factors: AttentionFactors, _: int) -> AttentionFactors:
 def _neighbourhoods(grid: tuple[int, int], prefix: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns queries and keys whose softmax is a Gaussian of the distance between patches.
 
-    Each position is on two circles, (cos θ, sin θ) of both its coordinates: products of queries
-    and keys, of queries, and of keys are all r (cos Δθ_y + cos Δθ_x), which is a constant less
-    r Δθ² / 2 to a twentieth while Δθ < π / 4, the grid's longer side.
+    Each coordinate of a position becomes a point (cos θ, sin θ) on a circle. Products of queries
+    with keys, of queries, and of keys are all r (cos Δθ_y + cos Δθ_x): a constant minus r Δθ² / 2,
+    with an error of a twentieth at most as Δθ < π / 4 along the grid's longer side.
 
     Args:
         grid: `(h, w)` of the patches.
         prefix: P, the tokens before them.
-        like: `(B, heads, …)`, on the device that is wanted.
+        like: `(B, heads, …)`, on the target device.
 
     Returns:
         Each `(B, heads, P + h*w, 4)`, in float32 or better; q is scaled as in `AttentionFactors`.
@@ -150,7 +151,7 @@ def _image(factors: AttentionFactors, row: int) -> AttentionFactors:
 
 
 def _joined(images: Sequence[AttentionFactors]) -> AttentionFactors:
-    # How many dimensions carry positions depends on the grid an image had: zeros change no product.
+    # The number of position dimensions depends on the image's grid: zeros change no product.
     widest = max(each.q.shape[-1] for each in images)
     q, k = (
         torch.cat([F.pad(part, (0, widest - part.shape[-1])) for part in parts])
@@ -161,7 +162,7 @@ def _joined(images: Sequence[AttentionFactors]) -> AttentionFactors:
 
 
 def _resized_rows(rows: Attention, row: int, grid: tuple[int, int]) -> Tensor:
-    # (1, heads, 1, P + h*w): attention an image's patches receive or CLS gives, on another grid.
+    # (1, heads, 1, P + h*w): one image's attention of CLS, or received by patches, on another grid.
     maps = rows.patch_maps()[row : row + 1, :, 0]
     scale = maps.shape[-2:].numel() / (grid[0] * grid[1])
     resized = F.interpolate(maps, grid, mode="bilinear", align_corners=False) * scale

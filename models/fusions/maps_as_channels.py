@@ -1,4 +1,4 @@
-"""Fusion 1: attention maps as further channels of the features."""
+"""Fusion 1: attention maps as additional channels of the features."""
 
 from __future__ import annotations
 
@@ -44,5 +44,5 @@ class MapsAsChannels(Fusion):
         return F.gelu(self.embed(self.norm(torch.cat(maps, 1).to(deepest.dtype))))
 
     def learnt(self) -> dict[str, float]:
-        """The size of the weights of each channel of maps."""
+        """map_weight: norm of the weights of an attention map, mean over maps."""
         return {"map_weight": float(self.embed.weight.detach().norm(dim=0).mean())}

@@ -1,1 +1,1 @@
-"""What stands on a backbone."""
+"""Heads on a backbone: projectors and decoders of segmentation."""

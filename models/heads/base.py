@@ -1,4 +1,4 @@
-"""The contract of segmentation heads: `Features` to logits of every pixel."""
+"""The interface of segmentation heads: `Features` to logits of every pixel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 
 class Head(nn.Module, ABC):
-    """Maps of a backbone to logits; built from `channels` and `strides` of the maps, `num_classes`.
+    """From maps to logits; built from `channels` and `strides` of the maps, and `num_classes`.
 
     Attributes:
         sources: public weights by name.
@@ -59,13 +59,13 @@ class SingleMapHead(Head):
 
 
 def concatenated(features: Features) -> Tensor:
-    """Stacks all maps along the channels, resized to the largest of them."""
+    """Concatenates all maps along the channels, resized to the largest of them."""
     largest = max((each.shape[-2], each.shape[-1]) for each in features.maps)
     return torch.cat([resize(each, largest) for each in features.maps], 1)
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
-    """Resizes `(B, C, h, w)` bilinearly; returns it as it is when the size is right."""
+    """Resizes `(B, C, h, w)` bilinearly, if its size differs."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

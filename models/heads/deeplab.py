@@ -20,8 +20,8 @@ NATIVE_STRIDE = 8
 class DeepLabV3(SingleMapHead):
     """Atrous spatial pyramid pooling, at rates 12, 24, 36 for maps of stride 8.
 
-    Coarser maps get rates in proportion, 6, 12, 18 at stride 16: a rate beyond the grid sees only
-    padding. Its image pooling has a BatchNorm, so training needs at least two images.
+    Rates are scaled down for coarser maps, to 6, 12, 18 at stride 16: a rate larger than the grid
+    sees only padding. Its image pooling has a BatchNorm, so training needs at least two images.
     `coco` weights: torchvision's, trained with a ResNet-50 on the COCO images of VOC's classes.
     """
 

@@ -22,8 +22,8 @@ class DINOHead(nn.Module):
         bottleneck_dim: width before the last layer.
         layers: linear layers of the MLP.
         norm_last_layer: keep the norms of the prototypes at 1; else they are trained.
-        batch_norm: BatchNorm between the layers of the MLP, as the official code has it to choose.
-            Then what an image gets depends on those that pass with it.
+        batch_norm: use BatchNorm between the layers of the MLP, an option of the official code.
+            Then the logits of an image depend on the other images of the pass.
 
     Attributes:
         batch_norm: see above.
@@ -64,10 +64,10 @@ class DINOHead(nn.Module):
     def of_views(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the logits `(N, out_dim)` of every view, in one pass.
 
-        A BatchNorm sees all of them, on all processes: then N is the batch of all processes.
+        N is n; with BatchNorm, which sees the images of all processes, it is their total.
 
         Args:
-            features: pooled, `(n, in_dim)` a view, of the images of this process.
+            features: pooled, `(n, in_dim)` per view, of the n images of this process.
         """
         seen = [gather_batch(view) for view in features] if self.batch_norm else features
         return list(self(torch.cat(list(seen))).chunk(len(features)))

@@ -1,4 +1,4 @@
-"""Fully convolutional head (Long et al. 2015; two convolutions and their input, as mmseg's)."""
+"""Fully convolutional head (Long et al. 2015), with two convolutions as in mmsegmentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WIDTH = 512
 
 
 class FCN(SingleMapHead):
-    """Two 3 x 3 convolutions, their result beside their input, a third, dropout 0.1, 1 x 1."""
+    """Two 3 x 3 convolutions; concatenated with their input, a third, dropout 0.1 and a 1 x 1."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)

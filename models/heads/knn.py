@@ -13,19 +13,19 @@ from models.measures.dense_knn import NEAREST, TEMPERATURE, PatchMemory
 class KNN(SingleMapHead):
     """Dense k-NN retrieval (Balažević et al. 2023), see `models.measures.dense_knn`.
 
-    Its logits are shares of the classes, so that what is upsampled and compared are shares. They
-    are no logits for a loss, and need no softmax.
+    Its "logits" are shares of the classes: these are upsampled and compared. They need no softmax
+    and are not meant for a loss.
 
     Args:
         channels: C of each map.
         strides: image pixels per cell of each map.
         num_classes: logits per pixel.
-        k: neighbours.
+        k: number of neighbours.
         temperature: of their weights.
 
     Attributes:
-        memory: a part of the checkpoint, as weights are: a run can label images wherever it is
-            taken, without the images it remembers.
+        memory: saved in the checkpoint, like weights: a run can label images on another machine,
+            without the images in its memory.
     """
 
     def __init__(

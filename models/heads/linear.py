@@ -10,7 +10,7 @@ from models.heads.base import SingleMapHead
 
 
 class Linear(SingleMapHead):
-    """One 1 x 1 convolution, then bilinear upsampling: the classes a hyperplane can separate."""
+    """One 1 x 1 convolution, then bilinear upsampling: separates classes by hyperplanes."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)

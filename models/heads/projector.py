@@ -10,17 +10,17 @@ from torch import nn
 def projector(
     in_dim: int, dim: int, layers: int = 3, hidden: int | None = None, bias: bool = False
 ) -> nn.Sequential:
-    """`(N, in_dim)` to `(N, dim)`: linear layers, BatchNorm and ReLU between them.
+    """`(N, in_dim)` to `(N, dim)`: linear layers with BatchNorm and ReLU between them.
 
     Args:
         in_dim: width of the backbone's pooled features.
         dim: width D of the last layer.
         layers: number of linear layers.
-        hidden: width of the layers before it; None: D.
-        bias: of the last layer; the others have BatchNorm's.
+        hidden: width of the other layers; None: D.
+        bias: whether the last layer has a bias; the others have that of BatchNorm.
 
     Raises:
-        ValueError: no layer.
+        ValueError: there are no layers.
     """
     if layers < 1:
         raise ValueError(f"projector_layers {layers}: expected at least 1.")

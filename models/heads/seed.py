@@ -1,6 +1,6 @@
-"""The heads of the study (Apavou & Zucker 2022, table 2), to reproduce its numbers with.
+"""The heads of the study (Apavou & Zucker 2022, table 2), to reproduce its numbers.
 
-They are not what their names say elsewhere: its "Linear" has a classifier per pixel of a patch, and
+Their names mean something else elsewhere: its "Linear" has a classifier per pixel of a patch, and
 its "PUP" has no nonlinearity, so it is a low-rank linear probe.
 """
 
@@ -27,7 +27,7 @@ class SeedLinear(SingleMapHead):
 
 
 class SeedNaive(SingleMapHead):
-    """1 x 1 of unchanged width with BatchNorm and ReLU, 1 x 1 to the classes; no LayerNorm."""
+    """1 x 1 of the same width with BatchNorm and ReLU, 1 x 1 to the classes; no LayerNorm."""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)
@@ -44,7 +44,7 @@ class SeedNaive(SingleMapHead):
 
 
 class SeedPUP(SingleMapHead):
-    """1 x 1 convolutions with doublings between them and nothing else: an affine map.
+    """1 x 1 convolutions with 2 x upsampling between them and nothing else: an affine map.
 
     Convolutions of size 1 commute with bilinear upsampling, so it equals one 1 x 1 convolution of
     rank at most `num_classes`, upsampled step by step.
@@ -53,7 +53,7 @@ class SeedPUP(SingleMapHead):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__(channels, strides, num_classes)
         width = self.in_channels // 4
-        # At patch 8 the study left one convolution and one doubling out.
+        # At patch 8 the study left out one convolution and one upsampling.
         count = 3 if self.stride == 8 else 4
         layers: list[nn.Module] = []
         for inputs in [self.in_channels] + [width] * (count - 1):

@@ -15,7 +15,7 @@ DROPOUT = 0.1
 
 
 class SegFormerMLP(Head):
-    """Each map to 256 channels, all at the finest resolution, fused by one layer, classified.
+    """Projects each map to 256 channels at the finest resolution, fuses and classifies them.
 
     Made for a pyramid (a Swin's or ResNet's four stages); several layers of a ViT work as well.
     """

@@ -16,9 +16,9 @@ HEAD_WIDTH = 64
 
 
 class SegmenterMask(SingleMapHead):
-    """One learned token a class joins the patches in two transformer blocks.
+    """One learned token per class joins the patches in two transformer blocks.
 
-    A patch's logit of a class is the cosine of the two, normalised over the classes by a LayerNorm.
+    The logit is the cosine of patch and class token, normalised over the classes by a LayerNorm.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:

@@ -34,10 +34,11 @@ class SETRNaive(SingleMapHead):
 
 
 class SETRPUP(SingleMapHead):
-    """Progressive upsampling: four 3 x 3 convolutions, each followed by a doubling.
+    """Progressive upsampling: four 3 x 3 convolutions, each followed by upsampling by 2.
 
-    The last doubling comes after the classifier. With fewer than four doublings to the image (patch
-    8: three) the first convolutions do without; what four cannot reach (patch 32) the end resizes.
+    The last upsampling comes after the classifier. If fewer than four are needed to reach the image
+    (patch 8: three), the first convolutions have none; if four are not enough (patch 32), the final
+    resize does the rest.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
@@ -56,10 +57,10 @@ class SETRPUP(SingleMapHead):
 
 
 class SETRMLA(Head):
-    """Multi-level aggregation of four layers, the deepest summed into the others from above.
+    """Multi-level aggregation of four layers: from the deepest on, each is added to the next.
 
     Raises:
-        ValueError: not four layers.
+        ValueError: there are not four layers.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
@@ -87,7 +88,7 @@ class SETRMLA(Head):
         for x in reversed(reduced[:-1]):
             summed.insert(0, x + resize(summed[0], (x.shape[-2], x.shape[-1])))
         smooth = [conv(x) for conv, x in zip(self.smooth, summed, strict=True)]
-        # Four times the grid, but never beyond the image.
+        # Four times the grid, but not larger than the image.
         scale = min(4, self.finest)
         finest = max((x.shape[-2], x.shape[-1]) for x in smooth)
         target = (finest[0] * scale, finest[1] * scale)

@@ -1,4 +1,4 @@
-"""Puts weights into a segmentation head."""
+"""Loads weights into a segmentation head."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:
 
     Args:
         head: changed in place.
-        weights: `none`, a public source of this head (`coco`), `run:NAME` or a file. Of a file with
-            a whole network (torchvision's, or a checkpoint of a run) only the head is read.
+        weights: `none`, a public source of this head (`coco`), `run:NAME` or a file. If the file
+            has a whole network (torchvision's, or a checkpoint of a run), only the head is read.
         runs_dir: folder in which `run:NAME` is looked up.
 
     Returns:
-        What was loaded, or None for `none`.
+        A description of what was loaded, or None for `none`.
 
     Raises:
-        ValueError: no such source, or the weights are of another head or number of classes, or no
-            numbers.
-        FileNotFoundError: no such file or run.
+        ValueError: there is no such source, or the weights are of another head or number of
+            classes, or not finite.
+        FileNotFoundError: there is no such file or run.
     """
     if weights == "none":
         return None

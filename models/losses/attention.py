@@ -1,7 +1,6 @@
-"""Losses that push attention towards objects, and towards saying more than one thing.
+"""Losses that push attention towards objects, and heads towards different patches.
 
-Void pixels count nowhere: a patch's share of a class is over its other pixels, and a patch of void
-alone is as if it were not there.
+Void pixels never count: a patch's class shares ignore them, and patches of only void are left out.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from models.precision import at_least_float32
 
-TEMPERATURE = 0.1  # of the choice of a head for an object
-SHARPNESS = 4.0  # of the step from below to above uniform attention in the shape loss
+TEMPERATURE = 0.1  # of the softmin that assigns a head to an object
+SHARPNESS = 4.0  # of the soft threshold at uniform attention in the shape loss
 _TINY = 1e-8
 
 
@@ -28,10 +27,10 @@ def patch_shares(labels: Tensor, grid: tuple[int, int], num_classes: int) -> tup
         num_classes: C.
 
     Returns:
-        `(B, C, h*w)` summing to 1 over the classes of a patch that counts and 0 elsewhere, and
+        `(B, C, h*w)`, summing to 1 over the classes for patches that count and 0 elsewhere, and
         `(B, h*w)` bool.
     """
-    # Class by class: all in one would need C times the memory of the masks, in eight bytes a pixel.
+    # Class by class: one-hot labels would need C times the memory of masks with 8 bytes a pixel.
     pooled = [
         F.adaptive_avg_pool2d((labels == each).float(), grid).flatten(1)
         for each in range(num_classes)
@@ -42,7 +41,7 @@ def patch_shares(labels: Tensor, grid: tuple[int, int], num_classes: int) -> tup
 
 
 def matched_heads(maps: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns how badly each head covers each object, and which head is meant for it.
+    """Returns how badly each head covers each object, and which head is assigned to it.
 
     Args:
         maps: attention over patches, `(B, heads, N)`, not negative.
@@ -50,8 +49,8 @@ def matched_heads(maps: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, 
         valid: `(B, N)` bool.
 
     Returns:
-        -log of the mass inside, `(B, C, heads)`; weights of the heads, summing to 1, the lowest
-        dominating (softmin); which objects are there, `(B, C)` bool.
+        -log of the mass inside, `(B, C, heads)`; its softmin over the heads as their weights, which
+        sum to 1; which objects occur, `(B, C)` bool.
     """
     inside = _renormalised(maps, valid) @ shares.transpose(1, 2)  # (B, heads, C)
     cost = -inside.transpose(1, 2).clamp_min(_TINY).log()
@@ -59,18 +58,18 @@ def matched_heads(maps: Tensor, shares: Tensor, valid: Tensor) -> tuple[Tensor, 
 
 
 def mass_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
-    """-log of the attention inside each object, of the head that covers it best; mean over objects.
+    """-log of the best-covering head's attention inside each object; mean over objects.
 
-    0 when for every object some head looks at nothing else. Arguments as in `matched_heads`.
+    0 if for every object some head attends to nothing else. Arguments as in `matched_heads`.
     """
     cost, weights, present = matched_heads(maps, shares, valid)
     return _mean_over((cost * weights).sum(-1), present)
 
 
 def shape_loss(maps: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
-    """1 - soft IoU of each object with the patches that its head attends to more than uniformly.
+    """1 - soft IoU of each object with the patches that its head attends to above average.
 
-    Keeps the mass loss from being met by a spike. Arguments as in `matched_heads`.
+    Prevents a single patch from satisfying the mass loss. Arguments as in `matched_heads`.
     """
     _, weights, present = matched_heads(maps, shares, valid)
     count = valid.sum(-1)[:, None, None]
@@ -94,20 +93,20 @@ def diversity_loss(maps: Tensor) -> Tensor:
 
 
 def affinity_loss(edges: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
-    """-log of the share of a patch's edges that lead to its own class; all classes weigh alike.
+    """-log of the share of a patch's edges that lead to its own class; classes weigh the same.
 
-    The purpose of AFA's affinity loss (Ru et al. 2022, eq. 6) for edges that sum to 1: more to the
-    same class is less to the others.
+    Serves the purpose of AFA's affinity loss (Ru et al. 2022, eq. 6) for edges that sum to 1: more
+    weight within the class means less to other classes.
 
     Args:
         edges: `(B, N, N)`, rows sum to 1.
-        shares: `(B, C, N)`; background is a class here.
+        shares: `(B, C, N)`, including the background.
         valid: `(B, N)` bool; edges to void patches are left out.
     """
     edges = edges * valid[:, None]
     edges = edges / edges.sum(-1, keepdim=True).clamp_min(_TINY)
     to_same = ((edges @ shares.transpose(1, 2)) * shares.transpose(1, 2)).sum(-1)  # (B, N)
-    best = shares.amax(1)  # what a patch of several classes can reach, by edges to its largest
+    best = shares.amax(1)  # the most that a patch of several classes can reach
     cost = -(to_same.clamp_min(_TINY) / best.clamp_min(_TINY)).log() * valid
     sizes = shares.sum((0, 2))  # patches of each class
     by_class = (shares * cost[:, None]).sum((0, 2)) / sizes.clamp_min(_TINY)
@@ -115,10 +114,10 @@ def affinity_loss(edges: Tensor, shares: Tensor, valid: Tensor) -> Tensor:
 
 
 def head_information(maps: Tensor) -> Tensor:
-    """How much a patch tells of the head that attends to it: I(head; patch) / log(heads), `(B,)`.
+    """Mutual information of head and attended patch, I(head; patch) / log(heads), `(B,)`.
 
-    The Jensen-Shannon divergence of the heads' attention (Lin 1991, eq. 4.1), H(mean) - mean(H).
-    1 when no two heads look at the same patch, 0 when all look alike. Needs no labels.
+    This is the Jensen-Shannon divergence of the heads' attention (Lin 1991, eq. 4.1),
+    H(mean) - mean(H): 1 if no two heads attend to the same patch, 0 if all do the same.
 
     Args:
         maps: `(B, heads, N)`, not negative, at least two heads.
@@ -129,7 +128,7 @@ def head_information(maps: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    # Not torch.special.entr, whose slope at 0 is infinite.
+    # Not torch.special.entr, whose gradient at 0 is infinite.
     return -(p * p.clamp_min(_TINY).log()).sum(-1)
 
 

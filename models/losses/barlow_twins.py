@@ -1,4 +1,4 @@
-"""Barlow Twins loss and the numbers to read it against (Zbontar et al. 2021, arXiv 2103.03230)."""
+"""Barlow Twins loss, and values to compare it with (Zbontar et al. 2021, arXiv 2103.03230)."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def barlow_twins_loss(correlation: Tensor, lambd: float) -> Tensor:
 
 
 def mixed_loss(mixed: Tensor, z1: Tensor, z2: Tensor, alpha: float, order: Tensor) -> Tensor:
-    """How far mixed images correlate otherwise than by what they are mixed of.
+    """How much correlations of mixed images differ from the mix of the correlations.
 
     Σ over both views v of ‖C(z_m, z_v) - α C(z1, z_v) - (1 - α) C(π z2, z_v)‖² (Mixed Barlow
     Twins, Bandara et al. 2023, arXiv 2312.02151; summed, with gradients through every term, as in
-    its official code for CIFAR). C is linear in its standardised arguments, so
-    that one matrix a view will do.
+    its official code for CIFAR). C is linear in its standardised arguments, so one matrix per view
+    is enough.
 
     Args:
         mixed: z_m, `(N, D)`, embeddings of α x1 + (1 - α) π x2.
@@ -78,7 +78,7 @@ def noise_floor(dim: int, batch_size: int, lambd: float) -> float:
     """Loss of perfectly invariant embeddings whose dimensions are independent.
 
     Correlations of N independent samples have variance 1/(N-1), so λ·D(D-1)/(N-1) remains: noise
-    that training cannot take away, but that features fitted to the batch can, see `lower_bound`.
+    that training cannot remove. Only features fitted to the batch can be lower, see `lower_bound`.
     """
     return lambd * dim * (dim - 1) / (batch_size - 1)
 
@@ -96,8 +96,8 @@ class CorrelationSummary:
     """A correlation matrix in two numbers.
 
     Attributes:
-        diagonal_mean: 1 when the views agree.
-        off_diagonal_rms: 0 when nothing is redundant; about 1/sqrt(N-1) for independent features.
+        diagonal_mean: 1 if the views agree.
+        off_diagonal_rms: 0 without redundancy; about 1/sqrt(N-1) for independent features.
     """
 
     diagonal_mean: Tensor

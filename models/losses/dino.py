@@ -45,14 +45,14 @@ def dino_loss(logits: Sequence[Tensor], targets: Sequence[Tensor], temperature: 
 
 
 def others(targets: Sequence[Tensor], view: int) -> list[Tensor]:
-    """Returns the targets that do not come from this view."""
+    """Returns the targets of all other views."""
     return [target for index, target in enumerate(targets) if index != view]
 
 
 def pieces(
     views: Sequence[Sequence[Tensor]], targets: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yields each micro-batch of each view, and the rows of the targets it is to be like.
+    """Yields each micro-batch of each view, and its rows of the targets.
 
     Args:
         views: each as micro-batches `(n, 3, H, W)`, n summing to N.
@@ -66,21 +66,21 @@ def pieces(
 
 
 def num_pairs(views: int, targets: int) -> int:
-    """Pairs of a target and another view, where the first views are the targets."""
+    """Number of pairs of a target and another view; the first views give the targets."""
     return targets * (views - 1)
 
 
 def held_bytes(outputs: int, rows: int, passing: int, of_logit: int) -> int:
-    """Returns the bytes that are held when the loss holds most.
+    """Returns the peak memory of the loss in bytes.
 
-    Of each row that is compared its logits, and what `teacher_targets` and `view_loss` make of them
-    in float32. What that takes on the way comes and goes.
+    That is for each compared row the logits, and the float32 results of `teacher_targets` and
+    `view_loss`, plus temporary float32 rows.
 
     Args:
         outputs: K.
-        rows: of the teacher, N for each target, and those of the student that pass together.
-        passing: rows of float32 that come and go.
-        of_logit: bytes of a logit, as the head gives it.
+        rows: N for each target of the teacher, plus the student's rows of one pass.
+        passing: temporary rows.
+        of_logit: bytes per logit of the head.
     """
     return outputs * (rows * (of_logit + 4) + passing * 4)
 
@@ -88,15 +88,15 @@ def held_bytes(outputs: int, rows: int, passing: int, of_logit: int) -> int:
 class Center(nn.Module):
     """Running mean of the teacher's outputs, which centring subtracts: c ← m c + (1 - m) mean(t).
 
-    What is collected counts only from the next `update` on, so that every batch is centred by what
-    came before it, and all batches of one accumulated step alike.
+    Collected outputs count only from the next `update` on. So every batch is centred by earlier
+    ones, and all batches of one step of gradient accumulation are centred in the same way.
 
     Args:
         dim: K.
         momentum: m.
 
     Attributes:
-        value: c, `(1, K)`; in the checkpoint.
+        value: c, `(1, K)`; saved in the checkpoint.
     """
 
     value: Tensor
@@ -117,7 +117,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves towards the mean of what was collected on all processes, and forgets it."""
+        """Updates c with the mean of the outputs collected on all processes, and clears them."""
         if self._sum is None:
             return
         count = self._sum.new_full((), self._count)
@@ -134,7 +134,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 def entropies(targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the mean entropy of targets `(N, K)`, and the entropy of their mean.
 
-    One of them after the other: together they would be copied, and with many outputs are large.
+    One target after the other: stacking would copy them, and with many outputs they are large.
     """
     of_each = torch.stack([entropy(each).mean() for each in targets]).mean()
     return of_each, entropy(torch.stack([each.mean(0) for each in targets]).mean(0))

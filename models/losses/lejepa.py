@@ -1,7 +1,7 @@
-"""LeJEPA's losses: views predict their mean, embeddings are an isotropic Gaussian.
+"""LeJEPA's losses: views predict their mean, embeddings become an isotropic Gaussian.
 
-Balestriero & LeCun 2025 (arXiv 2511.08544), after the formulae of the paper and the settings of its
-minimal example. The second loss is SIGReg, a sliced Epps-Pulley test (Epps & Pulley 1983).
+Balestriero & LeCun 2025 (arXiv 2511.08544): formulae of the paper, settings of its minimal example.
+The second loss is SIGReg, a sliced Epps-Pulley test (Epps & Pulley 1983).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.precision import at_least_float32
 def prediction_loss(views: Tensor) -> Tensor:
     """Mean over views and images of ‖z_v - z̄‖² / K, z̄ the mean over the views.
 
-    0 when the views of an image agree; 1 - 1/V for independent views of unit variance.
+    0 if the views of an image agree; 1 - 1/V for independent views of unit variance.
 
     Args:
         views: embeddings of V views of the same N images, `(V, N, K)`.
@@ -32,7 +32,7 @@ def prediction_loss(views: Tensor) -> Tensor:
 
 
 def random_directions(dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draws directions evenly over the sphere: `(dim, count)` float32, columns of length 1.
+    """Draws directions uniformly on the sphere: `(dim, count)` float32, columns of length 1.
 
     Args:
         dim: K.
@@ -45,13 +45,13 @@ def random_directions(dim: int, count: int, generator: torch.Generator) -> Tenso
 def sigreg(embeddings: Tensor, directions: Tensor, knots: int, limit: float) -> Tensor:
     """Epps-Pulley statistic against N(0, 1), mean over random directions (SIGReg).
 
-    Of each direction's N projections: N ∫ |φ̂(t) - exp(-t²/2)|² exp(-t²/2) dt from -limit to limit,
-    φ̂ their empirical characteristic function, by the trapezoidal rule on half the interval, which
-    is symmetric. What Gaussian embeddings give: `expected_sigreg`; embeddings that are all 0:
-    `collapsed_sigreg`.
+    For the N projections on a direction: N ∫ |φ̂(t) - exp(-t²/2)|² exp(-t²/2) dt from -limit to
+    limit, where φ̂ is their empirical characteristic function. The trapezoidal rule runs over half
+    of the symmetric interval. See `expected_sigreg` for the value of Gaussian embeddings, and
+    `collapsed_sigreg` for that of embeddings that are all 0.
 
     Args:
-        embeddings: `(N, K)`. All processes' at once: the statistic is not a mean over images.
+        embeddings: `(N, K)` of all processes: the statistic is not a mean over images.
         directions: unit vectors as columns, `(K, M)`.
         knots: number of points t in [0, limit].
         limit: where the integral ends.
@@ -60,7 +60,7 @@ def sigreg(embeddings: Tensor, directions: Tensor, knots: int, limit: float) -> 
         A scalar in float32, or float64 for float64 input, whatever autocast says.
 
     Raises:
-        ValueError: other shapes, or fewer than two images.
+        ValueError: shapes are wrong, or there are fewer than two images.
     """
     if embeddings.dim() != 2 or directions.shape[0] != embeddings.shape[1]:
         raise ValueError(
@@ -79,7 +79,7 @@ def sigreg(embeddings: Tensor, directions: Tensor, knots: int, limit: float) -> 
 
 
 def expected_sigreg(knots: int, limit: float) -> float:
-    """What SIGReg is on average for N samples of N(0, I), whatever N is.
+    """Mean of SIGReg for N samples of N(0, I); the same for any N.
 
     E|φ̂(t) - φ(t)|² = (1 - φ(t)²) / N for independent samples, and SIGReg multiplies by N.
     """
@@ -89,19 +89,19 @@ def expected_sigreg(knots: int, limit: float) -> float:
 
 
 def collapsed_sigreg(knots: int, limit: float, images: int) -> float:
-    """What SIGReg is for N embeddings that are all 0: φ̂ is 1 everywhere."""
+    """SIGReg of N embeddings that are all 0: φ̂ is 1 everywhere."""
     points, weights = _quadrature(knots, limit, torch.zeros((), dtype=torch.float64))
     gaussian = (-points.square() / 2).exp()
     return images * float(weights @ (gaussian * (1 - gaussian).square()))
 
 
 def _quadrature(knots: int, limit: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    # Points on [0, limit], and weights that count each twice, for the other half of the interval.
+    # Points on [0, limit]; their weights count twice, for the other half of the interval.
     if knots < 2 or not 0 < limit < math.inf:
         raise ValueError(f"knots {knots}, limit {limit}: expected at least 2 points up to a t > 0.")
     points = torch.linspace(0, limit, knots, dtype=like.dtype, device=like.device)
     weights = torch.full_like(points, 2 * limit / (knots - 1))
-    # One by one: an index of both would come from the host, and a GPU be waited for.
+    # Set one by one: a list of indices would have to be copied to the GPU, which waits for it.
     weights[0] /= 2
     weights[-1] /= 2
     return points, weights

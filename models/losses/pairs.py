@@ -1,4 +1,4 @@
-"""What a loss on two views of a batch needs."""
+"""Helpers for losses on two views of a batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_pair(z1: Tensor, z2: Tensor, statistic: str) -> None:
     Args:
         z1: of one view.
         z2: of the other.
-        statistic: what is computed over the batch, in words.
+        statistic: name of what is computed over the batch, for the message.
 
     Raises:
         ValueError: shapes differ, or fewer than two samples.
@@ -27,7 +27,7 @@ def check_pair(z1: Tensor, z2: Tensor, statistic: str) -> None:
 def off_diagonal_squares(matrix: Tensor) -> Tensor:
     """Returns Σ_{i≠j} M_ij² of a matrix `(D, D)`.
 
-    Nothing is subtracted, which would cancel, and no mask is made or indexed with, for whose count
-    a GPU would be waited.
+    Does not subtract the diagonal, which would lose precision, and does not index with a mask,
+    which would wait for the GPU to count it.
     """
     return matrix.square().fill_diagonal_(0).sum()

@@ -1,4 +1,4 @@
-"""Losses of semantic segmentation, in which void pixels count for nothing."""
+"""Losses of semantic segmentation, which ignore void pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that are not void; 0 when all are.
+    """Mean cross-entropy over the pixels that are not void; 0 if all are.
 
     Args:
         logits: `(B, C, H, W)`.
@@ -26,7 +26,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy in which a pixel counts as much as its class: `sum(w_y l) / sum(w_y)`.
+    """Cross-entropy with a weight for each class: `sum(w_y l) / sum(w_y)`.
 
     Args:
         weights: of the classes, `(C,)`.
@@ -42,16 +42,16 @@ class WeightedCrossEntropy(nn.Module):
         """See `cross_entropy`."""
         weights = self.weights.to(logits)
         total = F.cross_entropy(logits, labels, weights, ignore_index=VOID, reduction="sum")
-        # Void weighs nothing; picking it out would make the host wait for the GPU.
+        # Void gets weight 0; indexing it away would make the host wait for the GPU.
         counted = F.pad(weights, (0, VOID + 1 - len(weights)))[labels.long()].sum()
         return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
 
 def inverse_frequency(pixels: Sequence[int]) -> Tensor:
-    """Returns weights `(C,)` with which all classes count alike, on average 1 a pixel.
+    """Returns weights `(C,)` that give all classes the same total, and average to 1 per pixel.
 
     Args:
-        pixels: of each class; one that does not occur weighs as much as the rarest that does.
+        pixels: of each class; an absent class weighs as much as the rarest present one.
     """
     counts = torch.tensor(pixels, dtype=torch.float32)
     there = counts > 0
@@ -76,7 +76,7 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _published(name: str) -> nn.Module:
-    # Not at the top: of all that trains, only these losses need the package.
+    # Imported here, because only these losses need the package.
     from segmentation_models_pytorch import losses
 
     loss: nn.Module = getattr(losses, name)("multiclass")
@@ -93,7 +93,7 @@ def _of_present_classes(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tens
 
 
 def _valid(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    # (1, C, n) and (1, n): taking void pixels out makes any loss blind to them.
+    # (1, C, n) and (1, n): without void pixels, so that any loss ignores them.
     valid = labels != VOID
     return logits.movedim(1, -1)[valid].T[None], labels[valid][None]
 
@@ -109,7 +109,7 @@ class SegmentationLoss(nn.Module):
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         super().__init__()
         self.terms = list(zip(losses, weights, strict=True))
-        # Those with tensors follow to the device.
+        # Losses with tensors move to the device with this module.
         self.parts = nn.ModuleList(loss for loss in losses if isinstance(loss, nn.Module))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ _EPS = 1e-4  # added to the variances
 
 
 class VICRegTerms(NamedTuple):
-    """What VICReg sums with a weight each.
+    """The terms of VICReg, which are added with a weight each.
 
     Attributes:
         invariance: mean squared difference of the two views; 2 for independent ones of variance 1.
-        variance: what the deviations lack of 1, mean over dimensions and views.
+        variance: how much standard deviations fall short of 1, mean over dimensions and views.
         covariance: Σ_{i≠j} Cov_ij² / D of each view, summed over both.
     """
 
@@ -29,10 +29,10 @@ class VICRegTerms(NamedTuple):
 
 
 def vicreg_terms(z1: Tensor, z2: Tensor) -> VICRegTerms:
-    """Compares two batches of embeddings, and looks at the spread of each by itself.
+    """Compares two batches of embeddings, and measures the spread of each.
 
-    The batch enters through a mean for each dimension and each pair of them, and not, as in Barlow
-    Twins, through deviations that divide the embeddings as well.
+    Unlike in Barlow Twins, embeddings are not divided by the batch's standard deviation: the batch
+    matters only through means for each dimension and each pair of dimensions.
 
     Args:
         z1: `(N, D)`.

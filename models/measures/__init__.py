@@ -1,1 +1,1 @@
-"""What is measured of features, attention and labels: tensors in, numbers out."""
+"""Measures of features, attention and segmentations: tensors in, numbers out."""

@@ -1,9 +1,9 @@
-"""How well attention finds objects, in numbers against chance.
+"""How well attention finds objects, compared with chance.
 
 Jaccard after DINO (Caron et al. 2021, fig. 4; github.com/facebookresearch/dino/issues/54): the
-fewest patches with 60 % of a head's attention against every object, the best head counts. It
-chooses a head by the truth, so even random maps score well; the other numbers do not, and each is
-put beside what displaced maps reach: the same maps, shifted around the image.
+fewest patches with 60 % of a head's attention against every object; the best head counts. This
+choice uses the truth, so even random maps score well. The other numbers do not choose a head, and
+each is compared with chance, mostly with displaced maps: the same maps, shifted cyclically.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torchmetrics.functional.classification import binary_average_precision
 from models.attention import mass_mask
 from utils.palette import VOID
 
-_SHIFTS = 8  # displacements that make chance
-_MOST_HEADS = 12  # whose masks together are a code of that many bits
+_SHIFTS = 8  # displacements that estimate chance
+_MOST_HEADS = 12  # bits of the code that the masks of all heads form in a patch
 _TINY = 1e-12
 
 
@@ -29,15 +29,15 @@ class Quality:
 
     Attributes:
         jaccard: mean over images of the mean over their objects of the best head's IoU.
-        jaccard_chance: the same of displaced maps.
-        jaccard_by_head: the same of every head by itself, `(heads,)`.
-        lift: log2 of the attention on objects over their share of the area, `(heads,)`.
-        precision: average precision of attention as a score of object patches, `(heads,)`; NaN
-            where no object fills half a patch.
+        jaccard_chance: the same for displaced maps.
+        jaccard_by_head: the same for every single head, `(heads,)`.
+        lift: log2 of (attention on objects / their share of the area), `(heads,)`.
+        precision: average precision of attention as a score for object patches, `(heads,)`; NaN if
+            there are no object patches, which are covered by more than half.
         precision_chance: the share of object patches.
         information: share of the entropy of a patch's class that the masks of all heads together
-            tell, less what displaced masks seem to tell; NaN for more than 12 heads.
-        images: how many were measured.
+            explain, minus the same for displaced masks; NaN for more than 12 heads.
+        images: number of measured images.
     """
 
     jaccard: float
@@ -55,7 +55,7 @@ class Quality:
         return (self.jaccard - self.jaccard_chance) / (1 - self.jaccard_chance)
 
     def scalars(self) -> dict[str, float]:
-        """Returns one number of each kind; heads are averaged where none is chosen."""
+        """Returns one number of each kind, averaged over heads if none is chosen."""
         return {
             "jaccard": self.jaccard,
             "jaccard_chance": self.jaccard_chance,
@@ -71,18 +71,18 @@ class AttentionMeter:
     """Collects one block's attention on labelled images.
 
     Args:
-        mass: share of attention a mask holds.
+        mass: share of the attention inside a mask.
     """
 
     def __init__(self, mass: float = 0.6) -> None:
         self.mass = mass
-        self.generator = torch.Generator().manual_seed(0)  # displaces alike every time
+        self.generator = torch.Generator().manual_seed(0)  # the same shifts every time
         self.rows: dict[str, list[Tensor]] = {}
         self.joint: Tensor | None = None  # patches by class and code, (classes, 2^heads)
         self.joint_displaced: Tensor | None = None
 
     def update(self, maps: Tensor, counts: Tensor) -> None:
-        """Measures one image; one without objects, or without background, is left out.
+        """Measures one image; skips images without objects or without background.
 
         Args:
             maps: attention over patches, `(heads, h, w)`, not negative.
@@ -113,9 +113,10 @@ class AttentionMeter:
             self.joint_displaced = _codes(self.joint_displaced, displaced[0], counts)
 
     def _displaced(self, maps: Tensor, masks: Tensor) -> list[Tensor]:
-        """Returns the masks of displaced maps, which are the masks, displaced.
+        """Returns the masks of displaced maps.
 
-        But of patches with the same attention the first are taken, wherever the map lies.
+        They are the displaced masks, unless patches with equal attention lie on the border of a
+        mask: then `mass_mask` takes the first ones, which depends on the displacement.
         """
         least_inside = maps.masked_fill(~masks, math.inf).flatten(1).amin(1)
         tied = (least_inside <= maps.masked_fill(masks, -math.inf).flatten(1).amax(1)).any()
@@ -134,7 +135,7 @@ class AttentionMeter:
         """Returns the numbers.
 
         Raises:
-            ValueError: no image with objects was seen.
+            ValueError: no image was measured.
         """
         if "best" not in self.rows:
             raise ValueError("There is no image with objects and background to measure on.")
@@ -158,7 +159,7 @@ class AttentionMeter:
 
 
 def _codes(joint: Tensor | None, masks: Tensor, counts: Tensor) -> Tensor:
-    """Adds the patches of an image by class and code, the heads whose masks hold them."""
+    """Adds the patches of an image by class and code: one bit per head whose mask holds them."""
     valid = counts.sum(0) > 0
     classes, size = counts.argmax(0)[valid], 2 ** len(masks)
     code = (masks.flatten(1)[:, valid] * 2 ** torch.arange(len(masks))[:, None]).sum(0)
@@ -167,9 +168,9 @@ def _codes(joint: Tensor | None, masks: Tensor, counts: Tensor) -> Tensor:
 
 
 def pixel_counts(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """Counts the pixels of every class in every patch, void left out.
+    """Counts the pixels of every class in every patch, without void.
 
-    Pixels belong to patches as nearest-neighbour enlargement of a map gives them.
+    A pixel belongs to the patch that nearest-neighbour upsampling of a map would give it.
 
     Args:
         labels: `(H, W)`.
@@ -189,7 +190,7 @@ def pixel_counts(labels: Tensor, grid: tuple[int, int], num_classes: int) -> Ten
 
 
 def object_ious(masks: Tensor, counts: Tensor) -> Tensor:
-    """IoU, in pixels, of every head's patches with every class of the image but the background.
+    """IoU, in pixels, of every head's mask with every class in the image except the background.
 
     Args:
         masks: `(heads, h, w)` bool.
@@ -206,7 +207,7 @@ def object_ious(masks: Tensor, counts: Tensor) -> Tensor:
 
 
 def mass_lift(maps: Tensor, share: Tensor) -> Tensor:
-    """log2(Σ a m / mean m): 0 at chance, 1 for twice the share of the area.
+    """log2(Σ a m / mean m): 0 at chance, 1 for twice as much attention as area.
 
     Args:
         maps: `(heads, N)`, renormalised here.

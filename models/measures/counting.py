@@ -1,4 +1,4 @@
-"""Counting of classes that stays cheap in deterministic mode."""
+"""Confusion counts that stay cheap in deterministic mode."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 @contextmanager
 def counting() -> Iterator[None]:
-    """Lets torchmetrics count by `torch.bincount`, whatever the mode.
+    """Lets torchmetrics count by `torch.bincount`, even in deterministic mode.
 
-    Integers add up alike in any order. In deterministic mode it would compare every item with every
-    pair of classes instead: gigabytes for an image, or for a batch and the classes of ImageNet.
+    Sums of integers do not depend on their order. In deterministic mode torchmetrics would compare
+    every item with every pair of classes: gigabytes for an image, or for a batch of ImageNet.
     """
     mode = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("default")

@@ -1,9 +1,9 @@
 """Segmentation by the nearest patches of labelled images, without any training.
 
 Dense k-NN retrieval ("Hummingbird", Balažević et al. 2023, section 3): a memory of L2-normalised
-patch features, each with the shares of the classes among its pixels. A patch of another image takes
-the softmax(cosine / T)-weighted shares of the k nearest in memory. Their search is approximate and
-their memory a sample; here both are exact.
+patch features, each with the shares of the classes among its pixels. A patch of another image gets
+the mean shares of its k nearest neighbours, weighted by softmax(cosine / T). The paper searches
+approximately in a sample of patches; here the search is exact and the memory complete.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class PatchMemory(nn.Module):
     Args:
         width: D of the features.
         num_classes: C.
-        k: neighbours, where there are as many.
+        k: number of neighbours; all patches if there are fewer.
         temperature: a neighbour's shares weigh exp(cosine / temperature).
-        at_once: similarities, or shares of neighbours, that are held at a time, at least those of
-            one patch; changes nothing but the memory that is used. None: what suits the device.
+        at_once: number of similarities, or shares of neighbours, to hold at a time, at least those
+            of one patch; affects only the memory used. None: a default for the device.
 
     Attributes:
         features: `(N, D)` float32, of norm 1.
@@ -62,18 +62,18 @@ class PatchMemory(nn.Module):
 
     @property
     def neighbours(self) -> int:
-        """How many count: k, or the whole memory where that is smaller."""
+        """Number of neighbours: k, or the whole memory if that is smaller."""
         return min(self.k, len(self))
 
     def fill(self, features: Tensor, shares: Tensor) -> None:
-        """Remembers patches in place of those there were.
+        """Replaces the patches in memory.
 
         Args:
             features: `(N, D)`, normalised here.
             shares: `(N, C)`, see `labelled_patches`.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there are no patches.
         """
         if not len(features):
             raise ValueError(
@@ -85,7 +85,7 @@ class PatchMemory(nn.Module):
         self.shares = shares.float().to(device)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        # As many patches as the checkpoint has.
+        # Resized to the number of patches in the checkpoint.
         for name in ("features", "shares"):
             saved, own = state_dict.get(prefix + name), getattr(self, name)
             if saved is not None:
@@ -96,16 +96,16 @@ class PatchMemory(nn.Module):
     def forward(self, queries: Tensor) -> Tensor:
         """Returns the shares of the classes `(M, C)` float32 of patches `(M, D)`, summing to 1.
 
-        Of patches equally near, at the last of k places, any may count.
+        If several patches tie for the last of the k places, any of them may count.
 
         Raises:
-            ValueError: nothing is remembered.
+            ValueError: the memory is empty.
         """
         if not len(self):
             raise ValueError("dense k-NN: nothing is remembered yet.")
         suits = _ON_A_GPU if queries.device.type == "cuda" else _SIMILARITIES_AT_ONCE
         at_once = self.at_once or suits
-        # The shares that are gathered, (m, k, C), may take more than the similarities.
+        # The shares of the neighbours, (m, k, C), may take more memory than the similarities.
         k = self.neighbours
         rows = max(1, at_once // max(len(self), k * self.shares.shape[1]))
         found = []
@@ -124,11 +124,11 @@ class PatchMemory(nn.Module):
 
 
 def labelled_patches(maps: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Returns what a memory keeps of an image; patches of nothing but void are left out.
+    """Returns the patches of an image for the memory, without patches of only void.
 
     Args:
-        maps: its features, `(D, h, w)`.
-        labels: of what the maps cover, at any resolution, `(H, W)` uint8, 255 void.
+        maps: features of the image, `(D, h, w)`.
+        labels: of the same area at any resolution, `(H, W)` uint8, 255 void.
         num_classes: C.
 
     Returns:

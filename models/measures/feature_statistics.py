@@ -10,7 +10,7 @@ from torch import Tensor
 def mean_std(features: Tensor) -> Tensor:
     """Standard deviation of L2-normalised features `(N, D)`, mean over dimensions, times sqrt(D).
 
-    1 when directions are spread evenly, 0 after collapse.
+    1 if directions are spread evenly, 0 after collapse.
     """
     return F.normalize(features, dim=1).std(0, correction=0).mean() * features.shape[1] ** 0.5
 
@@ -28,8 +28,8 @@ def effective_rank(features: Tensor) -> Tensor:
     Args:
         features: `(N, D)`; the rank is at most min(N, D).
     """
-    # Of the smaller Gram matrix, which GPUs decompose much faster than the features themselves; in
-    # double precision, since its eigenvalues are squares. Apple's GPUs have none.
+    # From the smaller Gram matrix, which GPUs decompose much faster than the features. In float64,
+    # since its eigenvalues are squares; Apple's GPUs lack float64.
     exact = (features.cpu() if features.device.type == "mps" else features).double()
     gram = exact @ exact.T if len(exact) < exact.shape[1] else exact.T @ exact
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()

@@ -1,19 +1,19 @@
 """How much of a batch's gradient is noise, from the gradients of two batches.
 
 McCandlish et al. 2018, "An Empirical Model of Large-Batch Training" (arXiv 1812.06162), section 2
-and appendix A: the gradient of M images is G, which all batches have in common, plus noise of
-covariance Σ / M. Two batches have nothing but G in common.
+and appendix A: the gradient of M images is G, which is common to all batches, plus noise of
+covariance Σ / M. Two batches have only G in common.
 
-Gradients may shrink by orders of magnitude within a few steps, and sums would be those of the
-largest. Every measurement is therefore divided by the squared norm of a batch's gradient,
-Q = (|g1|² + |g2|²) / 2, whose mean is |G|² + tr Σ / m for m images. What is averaged are shares: of
-the signal, r = g1·g2 / Q, and of the noise, |g1 - g2|² / 2Q = 1 - r, which m makes that of one
-image. Their ratio is that of the products. Q is measured as well, so that shares are off by about
-its relative variance: a few per cent for batches of 16 images, less for more.
+Gradients may shrink by orders of magnitude within a few steps, so that the largest would dominate a
+sum. Every measurement is therefore divided by the squared norm of a batch's gradient,
+Q = (|g1|² + |g2|²) / 2, whose mean is |G|² + tr Σ / m for m images. Two shares are averaged: that
+of the signal, r = g1·g2 / Q, and that of the noise, |g1 - g2|² / 2Q = 1 - r, which times m is the
+noise of one image. Dividing by Q keeps their ratio. Q itself is noisy, so the shares are off by
+about its relative variance: a few per cent for batches of 16 images, less for larger ones.
 
-For a loss that judges a whole batch (Barlow Twins, SIGReg) it is an approximation: G then depends
-on M itself, and the noise need not fall like 1 / M. Measured, larger batches mostly agree more than
-it foretells (benchmarks/RESULTS.md, section 16).
+For a loss on a whole batch (Barlow Twins, SIGReg) this is an approximation: G then depends on M,
+and the noise need not fall like 1 / M. In measurements, larger batches mostly agree more than it
+predicts (benchmarks/RESULTS.md, section 16).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch import Tensor
 
 
 class GradientPair(NamedTuple):
-    """What the gradients g1, g2 of two batches say.
+    """A comparison of the gradients g1, g2 of two batches.
 
     Attributes:
         cosine: between g1 and g2.
-        signal: g1·g2 / Q, an estimate of |G|² / Q; of no dimension, -1 … 1.
-        noise: |g1 - g2|² / 2Q times the images of a batch, an estimate of tr Σ / Q, that of one
-            image. It is (Q - g1·g2) / Q times the images, without the cancellation.
+        signal: g1·g2 / Q, an estimate of |G|² / Q; dimensionless, -1 … 1.
+        noise: |g1 - g2|² / 2Q times the images of a batch, an estimate of tr Σ / Q, the noise of
+            one image. Equals (Q - g1·g2) / Q times the images, but without cancellation.
     """
 
     cosine: float
@@ -43,12 +43,12 @@ class GradientPair(NamedTuple):
 
 
 class GradientNoise(NamedTuple):
-    """Of the gradient of one image, in units of the squared norm of a batch's.
+    """Signal and noise of one image's gradient, in units of a batch's squared gradient norm.
 
     Attributes:
         signal: |G|² / Q, not below 0.
         noise: tr Σ / Q.
-        error: standard error of the signal; infinite of a single measurement.
+        error: standard error of the signal; infinite for a single measurement.
     """
 
     signal: float
@@ -57,9 +57,9 @@ class GradientNoise(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The simple noise scale tr Σ / |G|² in images: in a batch of so many, noise is half.
+        """The simple noise scale tr Σ / |G|²: the batch size at which noise is half of Q.
 
-        Infinite where nothing in common was found.
+        Infinite if there is no signal.
         """
         return self.noise / self.signal if self.signal else math.inf
 
@@ -68,7 +68,7 @@ class GradientNoise(NamedTuple):
         return _cosine(self.signal, self.noise / images)
 
     def cosine_range(self, images: float) -> tuple[float, float]:
-        """Returns what that is two standard errors of the signal below and above."""
+        """Returns that cosine for a signal two standard errors below and above."""
         if math.isinf(self.error):
             return 0.0, 1.0
         low, high = (max(0.0, self.signal + sign * 2 * self.error) for sign in (-1, 1))
@@ -98,7 +98,7 @@ def compare(first: Tensor, second: Tensor, images: int) -> GradientPair:
 
 
 def estimate(measured: Sequence[GradientPair]) -> GradientNoise:
-    """Returns signal and noise, averaged over measurements, each of which counts alike.
+    """Returns signal and noise, averaged over measurements with equal weights.
 
     Raises:
         ValueError: nothing was measured.

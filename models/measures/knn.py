@@ -20,18 +20,18 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Lets the k nearest of the bank vote, each with a weight in proportion to exp(cosine / T).
+    """Lets the k nearest of the bank vote, with weights proportional to exp(cosine / T).
 
     Args:
         queries: features `(M, D)`.
         bank: features `(N, D)`.
         labels: of the bank, `(N,)`.
         num_classes: C.
-        k: neighbours; all of the bank where it is smaller.
+        k: number of neighbours; the whole bank if it is smaller.
         temperature: T.
 
     Returns:
-        `(M, C)`, the shares of the votes, summing to 1; the largest wins.
+        `(M, C)`, the shares of the votes, summing to 1.
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     votes = []
@@ -52,6 +52,6 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries whose class `truth` `(M,)` gets most votes; otherwise as `knn_scores`."""
+    """Share of queries whose class `truth` `(M,)` gets most votes; see `knn_scores`."""
     scores = knn_scores(queries, bank, labels, num_classes, k, temperature)
     return float((scores.argmax(1) == truth).float().mean())

@@ -1,4 +1,4 @@
-"""The nearest of known features, searched exactly."""
+"""Exact search for nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def nearest(queries: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         queries: `(M, D)` float32, of norm 1.
         known: `(N, D)` float32, of norm 1.
-        k: at most N. Of those equally near, at the last place, any may be taken.
+        k: at most N. If several tie for the last place, any of them may be taken.
 
     Returns:
-        Their cosines and places among the known ones, both `(M, k)`. The cosines of all, `(M, N)`,
-        are held meanwhile, on CPU twice for a moment.
+        Their cosines and indices in `known`, both `(M, k)`. Needs memory for all cosines, `(M, N)`,
+        on CPU for a moment twice.
     """
     with unrounded_factors(queries.device):
         cosines, places = _products(queries, known).topk(k, dim=1)
@@ -27,7 +27,7 @@ def nearest(queries: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _products(queries: Tensor, known: Tensor) -> Tensor:
-    """`queries @ known.T`; on CPU by oneDNN, which MKL's product takes up to twice as long as."""
+    """`queries @ known.T`; on CPU by oneDNN, which is up to twice as fast as MKL's product."""
     by_onednn = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
     if queries.device.type != "cpu" or not by_onednn or not queries.numel():
         return queries @ known.T

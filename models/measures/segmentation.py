@@ -1,4 +1,4 @@
-"""What is counted of a segmentation."""
+"""The metrics of a segmentation."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class _Counts(MetricCollection):
 
 
 def mean_iou(num_classes: int) -> MetricCollection:
-    """The `miou` of `metrics` alone, in a quarter of the time."""
+    """Only the `miou` of `metrics`, in a quarter of the time."""
     return _Counts({"miou": MulticlassJaccardIndex(num_classes, average="macro", **_COMMON)})
 
 
 def metrics(num_classes: int) -> MetricCollection:
-    """The numbers of a segmentation, from one confusion over all pixels of all images.
+    """The metrics of a segmentation, from one confusion matrix over all pixels of all images.
 
     `miou` is the mean over the classes that occur or are predicted; `f1`, `precision` and `recall`
-    are macro averages over the same classes, `accuracy` counts pixels.
+    are macro averages over the same classes; `accuracy` is the share of correct pixels.
     """
     macro: dict[str, Any] = {"average": "macro", **_COMMON}
     return _Counts(
@@ -53,5 +53,5 @@ def metrics(num_classes: int) -> MetricCollection:
 
 
 def occurs(confusion: Tensor) -> Tensor:
-    """Marks the classes that occur or are predicted, `(C,)` bool: those a mean IoU is over."""
+    """Marks the classes that occur or are predicted, `(C,)` bool: the mean IoU is over these."""
     return (confusion.sum(0) + confusion.sum(1)) > 0

@@ -1,4 +1,4 @@
-"""A loss that is a sum of pieces, of which only one has its activations in memory at a time."""
+"""A loss that is a sum of pieces, with the activations of only one piece in memory at a time."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def sum_in_pieces(
 ) -> Tensor:
     """Returns Σ piece(), differentiated piece by piece.
 
-    Every piece is computed, differentiated and forgotten before the next one; what is returned
-    hands the summed gradients on when its own turn comes. Exact, without a second forward pass, for
-    losses that are sums over samples (DINO's views, https://github.com/facebookresearch/dino/issues/269).
+    Every piece is computed, differentiated and freed before the next one; the backward pass of the
+    result returns the summed gradients. Exact, without a second forward pass, for losses that are
+    sums over samples (DINO's views, https://github.com/facebookresearch/dino/issues/269).
 
     Args:
         pieces: compute scalar losses.
-        parameters: what the gradients are for.
-        scale: pieces are multiplied by it while they are differentiated, so that float16 gradients
-            do not vanish (the one of the gradient scaler).
+        parameters: the tensors to differentiate for.
+        scale: factor on the pieces while they are differentiated (that of the gradient scaler), so
+            that float16 gradients do not vanish.
 
     Raises:
         ValueError: there is no piece.
@@ -42,13 +42,13 @@ def sum_in_pieces(
     gradients: list[Tensor | None] = [None] * len(parameters)
     for piece in pieces:
         loss = piece()
-        # Backward passes are not made for autocast.
+        # Backward passes must not run under autocast.
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(scale * loss, parameters, allow_unused=True)
         for index, gradient in enumerate(found):
             if gradient is not None:
                 sofar = gradients[index]
-                # Not in place: what autograd gives may be one tensor for two parameters.
+                # Not in place: autograd may return the same tensor for two parameters.
                 gradients[index] = gradient if sofar is None else sofar + gradient
         total = loss.detach() if total is None else total + loss.detach()
     if total is None:

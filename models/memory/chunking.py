@@ -1,14 +1,14 @@
 """Exact large batches in small memory.
 
-The backbone sees a few images at a time and forgets its activations; only the pooled features of
-the whole batch are kept. Projector and loss then work on the whole batch, and the backward pass
-runs the backbone again, chunk by chunk. The cut lies at the *features*: a projector with BatchNorm
-has to see the whole batch (compare gradient caching, Gao et al. 2021, arXiv 2101.06983, which
-cuts at the embeddings).
+The backbone sees a few images at a time and frees its activations; only the pooled features of the
+whole batch are kept. Projector and loss then work on the whole batch, and the backward pass runs
+the backbone again, chunk by chunk. The cut is at the *features*, because a projector with BatchNorm
+has to see the whole batch (gradient caching, Gao et al. 2021, arXiv 2101.06983, cuts at the
+embeddings instead). The resulting gradient is
 
-* LayerNorm backbone without dropout: the gradient of the whole batch, to rounding.
-* With dropout or drop path: that of the plain chunk loop, since random states are restored.
-* BatchNorm backbone: that of chunk-wise BatchNorm; running statistics are updated once.
+* for a LayerNorm backbone without dropout: that of the whole batch, up to rounding.
+* with dropout or drop path: that of the plain chunk loop, since random states are restored.
+* for a BatchNorm backbone: that of chunk-wise BatchNorm; running statistics are updated once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from utils.memory import return_freed_memory
 
-# Returning memory costs the page faults to get it again, so not after every chunk.
+# Not after every chunk, because getting returned memory back costs page faults.
 _CHUNKS_PER_TRIM = 4
 
 
@@ -52,9 +52,9 @@ def forward_in_chunks(
     """Applies `forward` to each chunk and concatenates; activations are recomputed in backward.
 
     Args:
-        module: the network behind `forward`, whose BatchNorm statistics are to be updated once.
+        module: the network behind `forward`, whose BatchNorm statistics are updated once.
         forward: `(n, 3, H, W)` to `(n, D)`.
-        chunks: the images; they may stay on the host and are moved when they are needed.
+        chunks: the images; they may be on the host, and are moved when needed.
         device: where `module` lives.
 
     Returns:
@@ -69,8 +69,8 @@ def forward_in_chunks(
             return_freed_memory()
         return forward(images.to(device, non_blocking=True))
 
-    # checkpoint() saves the random state of the devices its arguments live on: without this empty
-    # tensor, images on the host would leave the GPU's dropout masks unrestored.
+    # checkpoint() saves the random state of its arguments' devices: with images on the host, only
+    # this empty tensor makes it restore the GPU's dropout masks.
     anchor = torch.empty(0, device=device)
     outputs = [
         checkpoint(run, index, images, anchor, use_reentrant=False, context_fn=contexts)

@@ -1,4 +1,4 @@
-"""What a pass costs: memory kept for the backward pass, and arithmetic, without training."""
+"""Measures the cost of a pass without training: memory for the backward pass, and FLOPs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbones.base import Backbone
 
-_FEW, _MORE = 2, 4  # images; BatchNorm is not defined on one
+_FEW, _MORE = 2, 4  # images; BatchNorm needs more than one
 
 
 def bytes_per_image(backbone: Backbone, side: int, mixed: bool) -> float:
-    """Returns the bytes that a training pass saves for the gradient, for each further image.
+    """Returns the bytes that autograd saves for each additional image in a training pass.
 
-    A copy of the backbone sees two images and then four, on the CPU; what autograd keeps of both
-    passes is counted. Their difference leaves out what does not grow with the batch, such as the
-    copies of the weights in half precision.
+    A copy of the backbone sees two images and then four, on the CPU. The difference of what
+    autograd saves excludes everything that does not grow with the batch, such as half-precision
+    copies of the weights.
 
     Args:
-        backbone: stays as it is.
+        backbone: not changed.
         side: of the images in pixels.
         mixed: whether it trains in half precision.
     """
@@ -31,18 +31,18 @@ def bytes_per_image(backbone: Backbone, side: int, mixed: bool) -> float:
         return 0.0
     network = copy.deepcopy(backbone).cpu().train()
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        network.requires_grad_(True)  # a teacher stands for the student it is the average of
+        network.requires_grad_(True)  # a teacher: measured like its student
     return (_saved(network, _MORE, side, mixed) - _saved(network, _FEW, side, mixed)) / (
         _MORE - _FEW
     )
 
 
 class Flops(NamedTuple):
-    """Operations of one image, a multiplication and an addition as two.
+    """Operations for one image; a multiplication and an addition count as two.
 
     Attributes:
-        forth: of its pass.
-        back: of the way back, two for each one forth, through what learns.
+        forth: of the forward pass.
+        back: of the backward pass: twice the forward operations of the trained parts.
     """
 
     forth: int
@@ -53,13 +53,13 @@ def flops(backbone: Backbone, side: int) -> Flops:
     """Counts the operations of matrices and convolutions, which are nearly all, on the CPU.
 
     Args:
-        backbone: stays as it is.
+        backbone: not changed.
         side: of the image in pixels.
     """
-    # Not within `no_grad`: the counter asks modules that learn for a gradient.
+    # Not under `no_grad`, where the counter fails for modules that require gradients.
     network = copy.deepcopy(backbone).cpu().eval().requires_grad_(False)
     image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    # Attention as products of matrices: older versions do not count the fused kernel of the CPU.
+    # Unfused attention, because older versions do not count the CPU's fused kernel.
     plainly = sdpa_kernel(SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, plainly:
         network(image)
@@ -70,7 +70,7 @@ def flops(backbone: Backbone, side: int) -> Flops:
     def within(module: nn.Module) -> int:
         if kinds := counts.get(names.get(module, "")):
             return sum(kinds.values())
-        # A list of modules is not called itself.
+        # A ModuleList is not called itself, only its modules.
         return sum(map(within, module.children()))
 
     forth = int(counter.get_total_flops())
@@ -90,7 +90,7 @@ def _saved(network: nn.Module, count: int, side: int, mixed: bool) -> int:
     images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        # Held until all is counted: a place that is freed would be used, and counted, again.
+        # Kept alive until all is counted: freed addresses would be reused and overwrite the count.
         held = network(images)
     total = sum(kept.values())
     del held

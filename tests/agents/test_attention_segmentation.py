@@ -454,7 +454,7 @@ def test_the_judged_image_is_that_of_the_largest_scale(shapes_root):
                 "segmentation.fusion_control": "random_init",
                 "segmentation.attention_loss": 0.1,
             },
-            "a network that stays as it is: choose one",
+            "a network that is not trained: choose one",
         ),
         ({"segmentation.attention_loss_terms": "mass"}, "without --segmentation.attention_loss"),
         (

@@ -498,7 +498,7 @@ def test_a_second_data_set_that_is_not_there_is_named_by_its_own_settings(train,
     (other / "VOCdevkit").mkdir(parents=True)
     shared |= {"probe__data__name": "shapes", "probe__data__root": other}
     assert train("run", **shared)[0] == 2
-    assert "set --probe.data.root to a place for them" in capsys.readouterr().err
+    assert "set --probe.data.root to another folder" in capsys.readouterr().err
 
 
 def test_an_online_probe_of_one_kind(train, tmp_path):

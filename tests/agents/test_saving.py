@@ -359,7 +359,7 @@ def test_a_checkpoint_with_a_nonsense_entry_is_damaged(train, capsys, entry):
         torch.save({**saved, entry: 3}, file)
     for action in ("--run.resume", "--evaluate", "--export"):
         assert main([action, "run", "--run.dir", str(folder.parent)]) == 2
-        assert f"ckpt is damaged: its {entry} are not what" in capsys.readouterr().err
+        assert f"ckpt is damaged: its {entry} are not those" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(train, capsys):

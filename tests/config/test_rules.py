@@ -343,7 +343,7 @@ TOGETHER: list[tuple[dict[str, Any], str | None]] = [
         },
         "nothing to train: diversity",
     ),
-    ({**SEGMENTATION, "segmentation.head": "knn"}, "nothing below it can be in training"),
+    ({**SEGMENTATION, "segmentation.head": "knn"}, "the backbone cannot be trained with it"),
     ({**SEGMENTATION, "segmentation.head": "knn", "backbone.freeze": True}, None),
     ({**LEJEPA, "lejepa.integration_limit": 3.0}, None),
     ({**LEJEPA, "lejepa.integration_limit": 3.1}, "lie 1.55 apart"),

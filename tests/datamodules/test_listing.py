@@ -150,7 +150,9 @@ def test_masks_that_are_taken_for_images_are_said(tmp_path, recwarn, part):
     source = ImageFolder(str(tmp_path))
     assert [len(source.files(split)) for split in ("all", "all")] == [3, 3]
     (warning,) = recwarn
-    assert f"{tmp_path / part / 'SegmentationClass'} is called as masks are" in str(warning.message)
+    assert f"{tmp_path / part / 'SegmentationClass'} has a usual name for masks" in str(
+        warning.message
+    )
     assert "set --data.root to a folder that holds the images alone" in str(warning.message)
 
 
@@ -200,7 +202,7 @@ def test_links_in_a_circle_end(tmp_path):
 def test_a_link_to_nothing_is_said(tmp_path):
     put(tmp_path / "a" / "1.png")
     (tmp_path / "b").symlink_to(tmp_path / "gone")
-    with pytest.warns(UserWarning, match=r"b is a link to nothing"):
+    with pytest.warns(UserWarning, match=r"b is a broken link"):
         assert names(tmp_path) == ["a/1.png"]
 
 

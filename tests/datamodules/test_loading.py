@@ -276,7 +276,7 @@ def test_a_probe_is_judged_by_test_and_chosen_by_val_where_both_are(tmp_path, re
     assert parts() == {"train": ({"train"}, 8), "val": ({"valid"}, 8), "test": ({"test"}, 8)}
     assert not recwarn
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "unknown")  # as of a competition
-    with pytest.warns(UserWarning, match=r"test is left out, and .*valid is what is judged"):
+    with pytest.warns(UserWarning, match=r"test is left out, and .*valid is the test set"):
         found = parts()
     assert found["test"] == ({"valid"}, 8)
     assert found["train"][0] == found["val"][0] == {"train"}
@@ -322,7 +322,7 @@ def test_few_images_of_a_class_may_all_fall_to_one_part(tmp_path):
     put(next(file for file in rare if judging_place(file, tmp_path) < 0.2))
     source = ImageFolder(str(tmp_path), val_fraction=0.2)
     data = LabelledDataModule(source, 8, Loading(2), val_fraction=0.0)
-    with pytest.warns(UserWarning, match="1 of 5 classes without a training image, as rare"):
+    with pytest.warns(UserWarning, match="1 of 5 classes without a training image, such as rare"):
         data.setup("fit")
 
 
@@ -332,7 +332,7 @@ def test_no_image_to_judge_a_probe_by_is_said_before_it_trains(train, tmp_path, 
             put(tmp_path / "few" / name / f"{index}.png")
     shared = {"data__name": "image_folder", "data__root": tmp_path / "few"}
     assert train(task="linear_probe", data__batch_size=2, **shared)[0] == 2
-    error = "None of 6 images is left to judge by: give them a val/ folder"
+    error = "None of 6 images is left for the test: add a val/ folder"
     assert error in capsys.readouterr().err
 
 

@@ -423,7 +423,7 @@ LAYOUTS: dict[str, Layout] = {
         _timm("eva02_tiny_patch14_224", 56),
         _as_is,
         _ours(14, 56),
-        "keys or values apart.*norm after the pooling",
+        "separate queries, keys or values.*norm after the pooling",
     ),
     "distilled DeiT": Layout(
         _timm("deit_tiny_distilled_patch16_224"), _as_is, _ours(), "distillation token"

@@ -234,7 +234,7 @@ def test_an_entry_of_a_run_that_is_nonsense_is_named(tmp_path, entry, nonsense):
     assert read_run_checkpoint(file)["global_step"] == 3  # an older version's, without it
     torch.save({**read_run_checkpoint(file), entry: nonsense}, file)
     for read in (read_run_checkpoint, map_run_checkpoint):
-        with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its {entry} are not what"):
+        with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: its {entry} are not those"):
             read(file)
 
 
