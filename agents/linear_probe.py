@@ -1,4 +1,4 @@
-"""What frozen features know of classes: a linear classifier and k nearest neighbours on them."""
+"""Measures how well frozen features tell classes apart: by a linear classifier and by k-NN."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class LinearProbe(Agent):
         )
         self.confusion: dict[str, Tensor] = {}
         self.majority = 0.0
-        self.neighbours = hparams.probe.k  # fewer where the bank is smaller
+        self.neighbours = hparams.probe.k  # fewer if the bank is smaller
         self._features: dict[str, Tensor] = {}
-        # In a list: not a part of the agent, whose checkpoints do not have it.
+        # In a list, so that it is no submodule and not in checkpoints.
         self._last: list[nn.Module] = []
 
     @classmethod
@@ -93,7 +93,7 @@ class LinearProbe(Agent):
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> LabelledDataModule:
-        """Images with classes, a part of the training images held out for choices."""
+        """Images with classes, a part of the training images held out to choose the checkpoint."""
         data = hparams.data
         return LabelledDataModule(
             labelled(source, f"--data.name {data.name}"),
@@ -104,7 +104,7 @@ class LinearProbe(Agent):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the names of the classes: folders of other names may have the same numbers."""
+        """Saves the names of the classes: other classes may have the same numbers."""
         checkpoint["classes"] = list(self.classes)
 
     @property
@@ -114,11 +114,11 @@ class LinearProbe(Agent):
     def features(self, split: str) -> Tensor:
         """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
 
-        Computed on first use, every process its share of the images.
+        Computed on first use; each process computes its share.
         """
         if split not in self._features:
             images = count(len(self._data.splits[split]), f"{split} image")
-            console.info("features of %s, once", images)
+            console.info("computing the features of %s, once", images)
             self._features[split] = self._extract(self._data.images(split))
         return self._features[split]
 
@@ -152,11 +152,11 @@ class LinearProbe(Agent):
         return {"loss": loss}
 
     def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Counts on images that choices are made on."""
+        """Evaluates the classifier on held-out training images."""
         return {"loss": self._judge(batch, "val", self.classifier)}
 
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
-        """Counts on test images, with the best classifier and with the last."""
+        """Evaluates the best classifier and the last one on test images."""
         if self.trains:
             self._judge(batch, "test", self.classifier)
         for last in self._last:
@@ -178,11 +178,11 @@ class LinearProbe(Agent):
         return loss
 
     def on_fit_end(self) -> None:
-        """Keeps the last classifier, also of a run that had only its test left to do."""
+        """Keeps the last classifier, also if only the test was left to do."""
         self._last = [deepcopy(self.classifier).eval()]
 
     def on_test_start(self) -> None:
-        """The best classifier has been loaded by now; the last one goes to where it is."""
+        """Moves the last classifier to the device; the best one has been loaded by now."""
         for last in self._last:
             last.to(self.device)
 
