@@ -53,22 +53,6 @@ class BarlowTwins(JointEmbedding):
         views = BarlowTwinsViews(size, (smallest, largest), bool(hparams.data.blur))
         return ViewsDataModule(source, views, size, loading)
 
-    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """See `Agent.passes`; the mixed image is one more."""
-        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
-
-    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
-        """See `JointEmbedding.views`. Images are mixed across the whole batch, not per chunk."""
-        if not (self.training and self.settings.barlow_twins.mix):
-            return batch.views
-        # On the device: beside a GPU the CPU's cores are busy loading.
-        first, second = ([self.moved(chunk) for chunk in view] for view in batch.views)
-        return first, second, self._mixing(len(batch)).images(first, second)
-
-    def _mixing(self, count: int) -> Mixing:
-        # A function of the step, so that a resumed run continues exactly.
-        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
-
     def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         """See `JointEmbedding.loss`."""
         if self.settings.barlow_twins.loss == "vicreg":
@@ -105,6 +89,22 @@ class BarlowTwins(JointEmbedding):
             + method.covariance_weight * terms.covariance
         )
         return method.scale * loss, {name: term.detach() for name, term in terms._asdict().items()}
+
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`; the mixed image is one more."""
+        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
+
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """See `JointEmbedding.views`. Images are mixed across the whole batch, not per chunk."""
+        if not (self.training and self.settings.barlow_twins.mix):
+            return batch.views
+        # On the device: beside a GPU the CPU's cores are busy loading.
+        first, second = ([self.moved(chunk) for chunk in view] for view in batch.views)
+        return first, second, self._mixing(len(batch)).images(first, second)
+
+    def _mixing(self, count: int) -> Mixing:
+        # A function of the step, so that a resumed run continues exactly.
+        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
 
     def warnings(self) -> list[str]:
         """See `Agent.warnings`."""

@@ -43,11 +43,6 @@ from utils.schedules import cosine, linear
 NUM_GLOBAL = 2  # views the teacher sees
 
 
-def _num_local(dino: DINOHparams) -> int:
-    """Returns the number of views that only the student sees."""
-    return int(dino.local_crops_number) if dino.multi_crop else 0
-
-
 class Branch(nn.Module):
     """A backbone with a head: the student, or the teacher."""
 
@@ -104,39 +99,6 @@ class DINO(Pretraining):
         )
         return ViewsDataModule(source, views, size, loading)
 
-    @property
-    def backbone(self) -> Backbone:  # type: ignore[override]
-        """The backbone that is saved and inspected: `dino.export` chooses, usually the teacher."""
-        exported = self.student if self.settings.dino.export == "student" else self.teacher
-        return exported.backbone
-
-    @property
-    def trained_backbone(self) -> Backbone:
-        """The student's backbone, whichever is saved."""
-        return self.student.backbone
-
-    @property
-    def judges_together(self) -> bool:
-        """Whether the loss needs all views of a batch at once, not one after the other."""
-        return self.student.head.batch_norm
-
-    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
-        """See `Agent`: the teacher's views, and all of them if chunks (even one) are recomputed."""
-        recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
-        return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
-
-    def held_by_loss(self, images: int, chunk: int | None) -> int:
-        """See `Agent`. Chunks save student logits; the teacher's are kept for all images."""
-        dino, trainer = self.settings.dino, self.settings.trainer
-        if self.student.head.batch_norm:  # which sees the images of all processes
-            images *= processes_of(self.settings)
-        apart = chunk is not None and not self.judges_together
-        views = NUM_GLOBAL + _num_local(dino)
-        seen = min(chunk or images, images) if apart else images  # of a view
-        rows = NUM_GLOBAL * images + (seen if apart else views * images)
-        logit = 2 if is_mixed(trainer.precision) else 4
-        return held_bytes(int(dino.out_dim), rows, images + seen, logit)
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of one batch; callbacks see the teacher's features of the first view."""
         return self._step(batch, "train")
@@ -155,17 +117,6 @@ class DINO(Pretraining):
         self._report(split, self.information.without(loss, scalars), targets, scalars)
         return step_result(loss, PretrainingOutputs(features[0]))
 
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """See `callbacks.inspection.Learner`; the centre collects nothing."""
-        _, logits = self._teach(batch.views[:NUM_GLOBAL])
-        return self.student_loss(batch, self._targets(logits))[0]
-
-    def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
-        center, temperature = self.center.value, self.teacher_temperature()
-        if not self.settings.dino.centering:  # a resumed run may still hold one
-            center = torch.zeros_like(center)
-        return [teacher_targets(each, center, temperature) for each in logits]
-
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         features = [
@@ -173,6 +124,12 @@ class DINO(Pretraining):
             for chunks in views
         ]
         return features, self.teacher.head.of_views(features)
+
+    def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        center, temperature = self.center.value, self.teacher_temperature()
+        if not self.settings.dino.centering:  # a resumed run may still hold one
+            center = torch.zeros_like(center)
+        return [teacher_targets(each, center, temperature) for each in logits]
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
@@ -317,3 +274,46 @@ class DINO(Pretraining):
             f"{self.settings.dino.out_dim} outputs (exp of the entropy), and a whole batch over "
             f"{math.exp(of_batch):.0f}: the larger the gap, the better it tells images apart.",
         ]
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override]
+        """The backbone that is saved and inspected: `dino.export` chooses, usually the teacher."""
+        exported = self.student if self.settings.dino.export == "student" else self.teacher
+        return exported.backbone
+
+    @property
+    def trained_backbone(self) -> Backbone:
+        """The student's backbone, whichever is saved."""
+        return self.student.backbone
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """See `callbacks.inspection.Learner`; the centre collects nothing."""
+        _, logits = self._teach(batch.views[:NUM_GLOBAL])
+        return self.student_loss(batch, self._targets(logits))[0]
+
+    @property
+    def judges_together(self) -> bool:
+        """Whether the loss needs all views of a batch at once, not one after the other."""
+        return self.student.head.batch_norm
+
+    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+        """See `Agent`: the teacher's views, and all of them if chunks (even one) are recomputed."""
+        recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
+        return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
+
+    def held_by_loss(self, images: int, chunk: int | None) -> int:
+        """See `Agent`. Chunks save student logits; the teacher's are kept for all images."""
+        dino, trainer = self.settings.dino, self.settings.trainer
+        if self.student.head.batch_norm:  # which sees the images of all processes
+            images *= processes_of(self.settings)
+        apart = chunk is not None and not self.judges_together
+        views = NUM_GLOBAL + _num_local(dino)
+        seen = min(chunk or images, images) if apart else images  # of a view
+        rows = NUM_GLOBAL * images + (seen if apart else views * images)
+        logit = 2 if is_mixed(trainer.precision) else 4
+        return held_bytes(int(dino.out_dim), rows, images + seen, logit)
+
+
+def _num_local(dino: DINOHparams) -> int:
+    """Returns the number of views that only the student sees."""
+    return int(dino.local_crops_number) if dino.multi_crop else 0

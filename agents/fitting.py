@@ -27,6 +27,8 @@ from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import one_line
 
+_QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}
+
 
 class End(NamedTuple):
     """How training ended: `finished`, `failed` or `interrupted`, why, and options to go on with."""
@@ -111,6 +113,28 @@ class Fitting:
             raise
         return End("finished")
 
+    def _fit(self) -> None:
+        trainer, agent, resume = self.trainer, self.agent, self.checkpoint
+        if agent.trains:
+            with self.stopwatch.timing("fitting"):
+                trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            stop_loading(self.trainer)  # the test has its own
+            if trainer.is_global_zero:
+                save_backbone(agent, self.folder)
+            self.trained = True
+        elif agent.validates_untrained and trainer.limit_val_batches:
+            with self.stopwatch.timing("fitting"):  # without steps, all of it counts as validation
+                trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
+
+    def _test(self) -> None:
+        trains = self.agent.trains
+        if is_overridden("test_step", self.agent):
+            chosen = best_or_last(self.folder) if trains else self.checkpoint
+            with self.stopwatch.timing("test"):
+                self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
+        if not trains:  # what was tested, for --evaluate and --predict
+            self.trainer.save_checkpoint(self.folder.last, weights_only=True)
+
     def _exhausted(self, error: BaseException) -> End:
         """Says what to do if a step, or the test, does not fit into memory."""
         hparams, reason = self.agent.settings, one_line(str(error), 200)
@@ -135,31 +159,6 @@ class Fitting:
         uncompiled = " --trainer.compile false" if hparams.trainer.compile else ""
         return End("failed", words, f"--trainer.chunk_size {smaller}{uncompiled}")
 
-    def _fit(self) -> None:
-        trainer, agent, resume = self.trainer, self.agent, self.checkpoint
-        if agent.trains:
-            with self.stopwatch.timing("fitting"):
-                trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
-            stop_loading(self.trainer)  # the test has its own
-            if trainer.is_global_zero:
-                save_backbone(agent, self.folder)
-            self.trained = True
-        elif agent.validates_untrained and trainer.limit_val_batches:
-            with self.stopwatch.timing("fitting"):  # without steps, all of it counts as validation
-                trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
-
-    def _test(self) -> None:
-        trains = self.agent.trains
-        if is_overridden("test_step", self.agent):
-            chosen = best_or_last(self.folder) if trains else self.checkpoint
-            with self.stopwatch.timing("test"):
-                self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
-        if not trains:  # what was tested, for --evaluate and --predict
-            self.trainer.save_checkpoint(self.folder.last, weights_only=True)
-
     def _killed_worker(self) -> WorkerKilledError | None:
         found = (loader.workers.killed() for loader in loaders_of(self.trainer))
         return next((error for error in found if error), None)
-
-
-_QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}

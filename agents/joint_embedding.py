@@ -81,6 +81,33 @@ class JointEmbedding(Pretraining):
             numbers: `loss`, `embedding_std`, and the scalars that `loss` returns, by name.
         """
 
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see features and embeddings."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The same on held-out images, whose views never change."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
+        judged = self._judge(batch)
+        first, second = (z.detach() for z in judged.embeddings[:2])
+        scalars = {**judged.scalars, "embedding_std": mean_std(*at_least_float32(first))}
+        self.log_step(split, judged.own_loss, scalars, len(first))
+        outputs = PretrainingOutputs(judged.features[0].detach(), (first, second))
+        return step_result(judged.loss, outputs)
+
+    def _judge(self, batch: Batch) -> _Judged:
+        # One view at a time, as in the official code: BatchNorm statistics are per view.
+        features, mutual_information = self.information.split(
+            [self.features(chunks) for chunks in self.views(batch)]
+        )
+        # The projector sees the whole batch, so that its BatchNorm does.
+        z = [self.projector(view) for view in features]
+        loss, scalars = self.loss(z)
+        total, extra = self.information.added(loss, mutual_information)
+        return _Judged(features, z, total, loss.detach(), {**scalars, **extra})
+
     def views(self, batch: Batch) -> Sequence[list[Tensor]]:
         """Returns the micro-batches of every view to embed; by default those of the batch."""
         return batch.views
@@ -101,36 +128,9 @@ class JointEmbedding(Pretraining):
             features = self.pooled_in_chunks(chunks)
         return gather_batch(features)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Loss of one batch; callbacks see features and embeddings."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The same on held-out images, whose views never change."""
-        return self._step(batch, "val")
-
     def batch_loss(self, batch: Batch) -> Tensor:
         """See `callbacks.inspection.Learner`."""
         return self._judge(batch).loss
-
-    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
-        judged = self._judge(batch)
-        first, second = (z.detach() for z in judged.embeddings[:2])
-        scalars = {**judged.scalars, "embedding_std": mean_std(*at_least_float32(first))}
-        self.log_step(split, judged.own_loss, scalars, len(first))
-        outputs = PretrainingOutputs(judged.features[0].detach(), (first, second))
-        return step_result(judged.loss, outputs)
-
-    def _judge(self, batch: Batch) -> _Judged:
-        # One view at a time, as in the official code: BatchNorm statistics are per view.
-        features, mutual_information = self.information.split(
-            [self.features(chunks) for chunks in self.views(batch)]
-        )
-        # The projector sees the whole batch, so that its BatchNorm does.
-        z = [self.projector(view) for view in features]
-        loss, scalars = self.loss(z)
-        total, extra = self.information.added(loss, mutual_information)
-        return _Judged(features, z, total, loss.detach(), {**scalars, **extra})
 
     def configure_gradient_clipping(
         self,

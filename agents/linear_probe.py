@@ -103,13 +103,39 @@ class LinearProbe(Agent):
             hparams.probe.num_images,
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the names of the classes: other classes may have the same numbers."""
-        checkpoint["classes"] = list(self.classes)
+    def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy of a batch."""
+        logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return {"loss": loss}
 
-    @property
-    def _data(self) -> LabelledDataModule:
-        return cast(LabelledDataModule, data_of(self.trainer))
+    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluates the classifier on held-out training images."""
+        return {"loss": self._judge(batch, "val", self.classifier)}
+
+    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Evaluates the best classifier and the last one on test images."""
+        if self.trains:
+            self._judge(batch, "test", self.classifier)
+        for last in self._last:
+            self._count("test_last", self._logits(batch, "test", last), batch)
+
+    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
+        logits = self._logits(batch, split, classifier)
+        self._count(split, logits, batch)
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    def _logits(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
+        logits: Tensor = classifier(self.features(split)[batch.indices, 0])
+        return logits
+
+    def _count(self, name: str, logits: Tensor, batch: ProbeBatch) -> None:
+        counts: Any = self.counts[name]
+        counts.update(logits, batch.labels)
 
     def features(self, split: str) -> Tensor:
         """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
@@ -142,40 +168,6 @@ class LinearProbe(Agent):
         if not self.backbone.has_cls:
             raise ValueError("--probe.features cls: this backbone has no CLS token. Use pooled.")
         return torch.cat([prefix[:, 0] for prefix in features.prefix], dim=1)
-
-    def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Cross-entropy of a batch."""
-        logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
-        loss = F.cross_entropy(logits, batch.labels)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return {"loss": loss}
-
-    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Evaluates the classifier on held-out training images."""
-        return {"loss": self._judge(batch, "val", self.classifier)}
-
-    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
-        """Evaluates the best classifier and the last one on test images."""
-        if self.trains:
-            self._judge(batch, "test", self.classifier)
-        for last in self._last:
-            self._count("test_last", self._logits(batch, "test", last), batch)
-
-    def _logits(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
-        logits: Tensor = classifier(self.features(split)[batch.indices, 0])
-        return logits
-
-    def _count(self, name: str, logits: Tensor, batch: ProbeBatch) -> None:
-        counts: Any = self.counts[name]
-        counts.update(logits, batch.labels)
-
-    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
-        logits = self._logits(batch, split, classifier)
-        self._count(split, logits, batch)
-        loss = F.cross_entropy(logits, batch.labels)
-        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
-        return loss
 
     def on_fit_end(self) -> None:
         """Keeps the last classifier, also if only the test was left to do."""
@@ -251,3 +243,11 @@ class LinearProbe(Agent):
         if self.majority > 1 / len(self.classes):
             guessing += f", the most frequent class for all images {self.majority:.1%}"
         return [*lines, f"{guessing}."]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the names of the classes: other classes may have the same numbers."""
+        checkpoint["classes"] = list(self.classes)
+
+    @property
+    def _data(self) -> LabelledDataModule:
+        return cast(LabelledDataModule, data_of(self.trainer))

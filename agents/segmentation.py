@@ -138,38 +138,6 @@ class Segmentation(Agent):
         whole = self.inference == WHOLE
         cache_features(self.network, images, hparams, self.classes, whole, device)
 
-    @property
-    def backbone(self) -> Backbone:  # type: ignore[override]
-        """The network's backbone, which callbacks inspect."""
-        return self.network.backbone
-
-    @property
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The network's modules by name."""
-        return dict(self.network.named_children())
-
-    @property
-    def memory(self) -> PatchMemory | None:
-        """The training patches that the head remembers; None: it is trained."""
-        return self.network.head.memory if isinstance(self.network.head, KNN) else None
-
-    # A checkpoint holds the network alone, and its keys do not depend on where the agent keeps it.
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the network's: `backbone.…`, `head.…`, `fusion.…`."""
-        return self.network.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loads the network."""
-        return self.network.load_state_dict(state_dict, *args, **kwargs)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Saves the names of the classes: a user may change their order."""
-        checkpoint["classes"] = list(self.classes)
-
-    def compile_training_pass(self) -> None:
-        """See `Agent`."""
-        self.network.compile_training_pass()
-
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""
         network, images = self.network, batch.images
@@ -279,6 +247,10 @@ class Segmentation(Agent):
         }
         return configure(self, factors, self.settings, self.lr)
 
+    def compile_training_pass(self) -> None:
+        """See `Agent`."""
+        self.network.compile_training_pass()
+
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
         if "test/miou" not in summary:
@@ -300,3 +272,31 @@ class Segmentation(Agent):
             left_out = f"{absent} of {len(self.classes)} classes"
             lines.append(f"Left out of the mean, neither present nor predicted: {left_out}.")
         return lines
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override]
+        """The network's backbone, which callbacks inspect."""
+        return self.network.backbone
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The network's modules by name."""
+        return dict(self.network.named_children())
+
+    @property
+    def memory(self) -> PatchMemory | None:
+        """The training patches that the head remembers; None: it is trained."""
+        return self.network.head.memory if isinstance(self.network.head, KNN) else None
+
+    # A checkpoint holds the network alone, and its keys do not depend on where the agent keeps it.
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the network's: `backbone.…`, `head.…`, `fusion.…`."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads the network."""
+        return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the names of the classes: a user may change their order."""
+        checkpoint["classes"] = list(self.classes)

@@ -128,13 +128,7 @@ class Trainer:
             images, tried_out = len(data.train_files), self.tried_out is not None
             announce(self.given, self.hparams, agent, images, cost, tried_out)
         if self.checkpoint is not None:
-            saved = read_run_checkpoint(self.checkpoint)
-            check_continues(agent, data, self.hparams, self.checkpoint, saved)
-            check_fits(agent, self.checkpoint, saved)
-            check_best(agent, self.hparams, self.checkpoint)
-            self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
-            self.other_loss = changes_loss(self.hparams, saved)
-            del saved  # as large as network and optimizer, and Lightning loads it again
+            self._check_checkpoint(agent, data, self.checkpoint)
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
         check_stopping(self.hparams, data)
         folder = self._open_folder()
@@ -162,6 +156,15 @@ class Trainer:
         self.hparams = resolve_for_data(self.hparams, len(data.train_files), on_gpu)
         data.loading = build_loading(self.hparams)
         return data
+
+    def _check_checkpoint(self, agent: Agent, data: ImageDataModule, file: Path) -> None:
+        """Checks that the run can go on from its checkpoint, and notes what has changed since."""
+        saved = read_run_checkpoint(file)
+        check_continues(agent, data, self.hparams, file, saved)
+        check_fits(agent, file, saved)
+        check_best(agent, self.hparams, file)
+        self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
+        self.other_loss = changes_loss(self.hparams, saved)
 
     def _open_folder(self) -> RunFolder:
         run = self.hparams.run
