@@ -28,16 +28,16 @@ def main(argv: Sequence[str]) -> int:
         The exit code: 0 done, 1 the run failed, 2 the request could not be carried out, 130
         interrupted; a training that had begun is saved.
     """
-    # Names, units and results have signs that not every terminal or log file can spell.
+    # Some terminals and log files cannot encode every sign in names, units and results.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    # Of a terminal that does not know its width; rich takes it at its word, and prints nothing.
+    # A terminal that does not know its width says 0: rich believes it, and prints nothing.
     if os.environ.get("COLUMNS") == "0":
         del os.environ["COLUMNS"]
     command: Command | str = ""
     try:
         parse = _parser()
-        if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
             from config.completion import complete
 
             complete()
@@ -46,18 +46,18 @@ def main(argv: Sequence[str]) -> int:
             print(command, flush=True)
             return 0
         set_up_allocator()
-        # A notebook's own, which `!python main.py` inherits, need not be installed here.
+        # `!python main.py` inherits a notebook's backend, which may not be installed here.
         os.environ["MPLBACKEND"] = "agg"
-        # Only now, when the settings are known to be possible: what is imported takes seconds.
+        # Only now that the settings are checked: importing torch takes seconds.
         from agents.commands.execute import execute
 
         return execute(command)
     except BrokenPipeError:
-        # What is printed was more than its reader wanted (`… | head`). Python would complain when
-        # it flushes the rest. What trains or tests is not done with it.
+        # The reader closed the pipe (`… | head`): keep Python from complaining when it flushes.
+        # A help text may be cut short like this; a training or test was not done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(command, str) or command.print_commands else 1
-    except KeyboardInterrupt as stop:  # a training that has begun takes it for itself
+    except KeyboardInterrupt as stop:  # a training that has begun handles its own
         if "--debug" in argv:
             raise
         print("Interrupted.", *stop.args, file=sys.stderr)
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> "Callable[[Sequence[str]], Command | str]":
-    """Returns what reads a command line.
+    """Returns the function that parses a command line.
 
     Raises:
         ModuleNotFoundError: the project is not set up.
@@ -100,25 +100,25 @@ def _parser() -> "Callable[[Sequence[str]], Command | str]":
 
 
 def _is_own(error: ImportError) -> bool:
-    """Whether a part of this project was to be imported, so that its code is what is wrong."""
+    """Whether the import that failed is of this project's code, not of a missing package."""
     package = (error.name or "").partition(".")[0]
     return bool(package) and (Path(__file__).parent / package).is_dir()
 
 
 def set_up_allocator() -> None:
-    """Lets torch's segments of GPU memory grow instead of leaving gaps, unless the user chose.
+    """Lets torch grow its GPU memory segments against fragmentation, unless the user chose.
 
-    It is read when CUDA starts. In WSL2, whose kernel has `microsoft` in its name, several cards do
-    not even begin with it (github.com/pytorch/pytorch/issues/192330).
+    CUDA reads the variable when it starts. On WSL2, whose kernel has `microsoft` in its name, some
+    GPUs do not start with it (github.com/pytorch/pytorch/issues/192330).
     """
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    able = sys.platform == "linux" and "microsoft" not in platform.release().lower()
-    if able and not any(name in os.environ for name in names):
+    supported = sys.platform == "linux" and "microsoft" not in platform.release().lower()
+    if supported and not any(name in os.environ for name in names):
         os.environ[names[0]] = "expandable_segments:True"
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):  # noqa: UP036 (this is where an older Python is told so)
+    if sys.version_info < (3, 11):  # noqa: UP036 (older Pythons stop here)
         sys.exit("Python 3.11 or newer is needed; this is " + sys.version.split()[0])
     from utils.console import outlive_terminal
 

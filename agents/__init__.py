@@ -1,6 +1,6 @@
-"""One file per method: a LightningModule that reads like its paper, and what runs it.
+"""One file per method, a LightningModule that reads like its paper, and the code that runs it.
 
-What a notebook needs of all that can be imported from here.
+Notebooks import what they need from here.
 """
 
 import importlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agents.trainer import Trainer
     from config.hparams import Hparams
 else:
-    # Importing torch takes seconds, and a part of what lies below this package needs none.
+    # Lazily: importing torch takes seconds, and some modules of this package do not need it.
     _PLACES = {
         "config.hparams": ("Hparams",),
         "agents.notebook": ("Results", "load_run", "results", "segment"),

@@ -1,4 +1,4 @@
-"""From the `backbone` settings to a network."""
+"""Builds the backbone that the settings describe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils.console import console
 from utils.device import VOLTA
 from utils.imports import load
 
-# Of more the maps of attention take too much memory, and torch's fused kernel is as quick.
+# With more, attention maps take too much memory, and torch's fused kernel is as fast.
 _FEW_TOKENS = 256
 
 
@@ -35,11 +35,11 @@ def new_backbone(hparams: Hparams) -> Backbone:
 
 
 def build_backbone(hparams: Hparams, loaded: bool = True) -> Backbone:
-    """Builds the chosen backbone, loads its weights and freezes what is to be frozen.
+    """Builds the chosen backbone, loads its weights and freezes the layers the settings name.
 
     Args:
         hparams: resolved settings.
-        loaded: False leaves it at random, for a checkpoint to fill.
+        loaded: False keeps random weights, which a checkpoint will replace.
     """
     settings = hparams.backbone
     backbone = new_backbone(hparams)
@@ -52,13 +52,13 @@ def build_backbone(hparams: Hparams, loaded: bool = True) -> Backbone:
 
 
 def lay_out(agent: nn.Module, device: torch.device) -> None:
-    """Lays out the weights of an agent's backbones as a GPU reads them fastest; else nothing.
+    """Puts the weights of an agent's backbones into the memory layout that is fastest on a GPU.
 
-    Convolutions are faster channels last where there are tensor cores, and slower elsewhere.
+    Channels last makes convolutions faster on GPUs with tensor cores, and slower elsewhere.
 
     Args:
-        agent: no number of it changes.
-        device: that will train.
+        agent: its values do not change.
+        device: will train the agent; nothing happens on a CPU.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability() < VOLTA:
         return
@@ -70,16 +70,16 @@ def lay_out(agent: nn.Module, device: torch.device) -> None:
 def choose_attention(
     agent: nn.Module, image_size: int, precision: str, device: torch.device
 ) -> None:
-    """Has attention computed in plain steps where torch's fused kernel takes longer.
+    """Switches torch's fused attention kernel off where plain attention is faster.
 
-    That is in bfloat16 on a CPU, between few tokens; see benchmarks/cpu_attention.py. In float32
-    both take the same time, and the kernel less memory.
+    That is in bfloat16 on a CPU with few tokens; see benchmarks/cpu_attention.py. In float32 both
+    take the same time, and the kernel less memory.
 
     Args:
-        agent: only the rounding of its numbers changes.
+        agent: its outputs change by rounding only.
         image_size: in pixels.
-        precision: of the passes, as Lightning names it.
-        device: that trains or judges.
+        precision: by Lightning's name.
+        device: runs the agent.
     """
     if device.type != "cpu" or precision != "bf16-mixed":
         return
@@ -88,5 +88,5 @@ def choose_attention(
             continue
         modules: Iterable[Any] = part.modules()
         for module in modules:
-            if hasattr(module, "fused_attn"):  # timm's have both ways
+            if hasattr(module, "fused_attn"):  # timm's attention has both
                 module.fused_attn = False

@@ -41,7 +41,7 @@ class BarlowTwins(JointEmbedding):
 
     @staticmethod
     def make_projector(width: int, hparams: Hparams) -> nn.Module:
-        """The paper's."""
+        """Builds the paper's projector."""
         method = hparams.barlow_twins
         dim, hidden = int(method.projector_dim), int(method.hidden_dim)
         return projector(width, dim, method.projector_layers, hidden)
@@ -52,22 +52,6 @@ class BarlowTwins(JointEmbedding):
         size, (smallest, largest) = int(hparams.data.image_size), hparams.barlow_twins.crop_scale
         views = BarlowTwinsViews(size, (smallest, largest), bool(hparams.data.blur))
         return ViewsDataModule(source, views, size, loading)
-
-    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """See `Agent.passes`; the mixed image is one more."""
-        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
-
-    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
-        """See `JointEmbedding.views`. Mixed is over the whole batch, before it is cut in chunks."""
-        if not (self.training and self.settings.barlow_twins.mix):
-            return batch.views
-        # Where it is quick: on a GPU no core is left for it.
-        first, second = ([self.moved(chunk) for chunk in view] for view in batch.views)
-        return first, second, self._mixing(len(batch)).images(first, second)
-
-    def _mixing(self, count: int) -> Mixing:
-        # A function of the step, so that a resumed run goes on exactly.
-        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
 
     def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         """See `JointEmbedding.loss`."""
@@ -106,6 +90,22 @@ class BarlowTwins(JointEmbedding):
         )
         return method.scale * loss, {name: term.detach() for name, term in terms._asdict().items()}
 
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`; the mixed image is one more."""
+        return (*sizes, sizes[0]) if self.settings.barlow_twins.mix else sizes
+
+    def views(self, batch: Batch) -> Sequence[list[Tensor]]:
+        """See `JointEmbedding.views`. Images are mixed across the whole batch, not per chunk."""
+        if not (self.training and self.settings.barlow_twins.mix):
+            return batch.views
+        # On the device: beside a GPU the CPU's cores are busy loading.
+        first, second = ([self.moved(chunk) for chunk in view] for view in batch.views)
+        return first, second, self._mixing(len(batch)).images(first, second)
+
+    def _mixing(self, count: int) -> Mixing:
+        # A function of the step, so that a resumed run continues exactly.
+        return Mixing.draw(count, generator(self.settings.run.seed, self.trainer.global_step))
+
     def warnings(self) -> list[str]:
         """See `Agent.warnings`."""
         if self.settings.barlow_twins.loss == "vicreg":
@@ -121,9 +121,9 @@ class BarlowTwins(JointEmbedding):
         diagonal = numbers["diagonal_mean"]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"{title} loss {loss:.1f}. With this batch features that are alike in both views reach "
-            f"{numbers['noise_floor']:.1f} where they are independent (the noise floor), and "
-            f"{numbers['lower_bound']:.1f} at least.",
+            f"{title} loss {loss:.1f}. At this batch size, embeddings that are equal in both views "
+            f"reach {numbers['noise_floor']:.1f} if their dimensions are independent (the noise "
+            f"floor), and {numbers['lower_bound']:.1f} at best.",
             f"The two views agree {words}: mean diagonal {diagonal:z.2f} (goal 1).",
             "Redundancy between dimensions: off-diagonal RMS "
             f"{numbers['off_diagonal_rms']:.3f} (goal 0).",
@@ -137,8 +137,8 @@ def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
         f"{title} loss {numbers['loss']:.2f}.",
         f"The two views agree {words}: mean squared difference {distance:.3f} (goal 0; independent "
         "views of variance 1: 2).",
-        f"Deviations lack {numbers['variance']:.3f} of 1 (goal 0; collapsed: 1), covariances are "
-        f"{numbers['covariance']:.3f} (goal 0).",
+        f"Standard deviations fall short of 1 by {numbers['variance']:.3f} (goal 0; collapsed: 1); "
+        f"covariance term {numbers['covariance']:.3f} (goal 0).",
     ]
 
 

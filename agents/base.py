@@ -1,4 +1,4 @@
-"""What every task offers: a LightningModule, and what the trainer has to know of it."""
+"""The base class of all tasks: a LightningModule, and what the trainer needs to know about it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NO_STEP = "No step was finished, so there is nothing to say about the loss."
 
 
 def final_numbers(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns `val`, or `train` where nothing was validated, and what summary.json has of it.
+    """Returns the split to report, and its numbers in summary.json, by name without the split.
 
-    The numbers are by their names in that split; without a `loss` no step was finished.
+    The split is `val`, or `train` if nothing was validated. Without a `loss` no step was finished.
     """
     split = "val" if "val/loss" in summary else "train"
     prefix = f"{split}/"
@@ -35,16 +35,16 @@ class Agent(LightningModule, ABC):
     """One task, from its settings to what its numbers mean.
 
     Attributes:
-        monitor: the metric that chooses the best checkpoint, and `min` or `max`; None where no
-            metric does, so that the last one counts.
-        trains: whether there is something to train; else the run is its test.
-        validates_untrained: whether such a run measures the held-out images as well.
-        facts: what a table of results must say beside them.
-        loss_width: option that says how many numbers of an image the loss holds, where these are
+        monitor: the metric that chooses the best checkpoint, and `min` or `max`; None: no metric
+            does, and the last checkpoint counts.
+        trains: whether there is something to train; otherwise the run only tests.
+        validates_untrained: whether a run that does not train still measures the held-out images.
+        facts: what a table must state beside the numbers, such as the protocol.
+        loss_width: option that sets how many values per image the loss keeps, where these are
             many (`held_by_loss`).
         lr: peak learning rate, which the tuner may set.
-        backbone: the network that is kept and looked at.
-        settings: resolved.
+        backbone: the network that is saved and inspected.
+        settings: resolved settings.
     """
 
     monitor: ClassVar[tuple[str, str] | None] = None
@@ -58,7 +58,7 @@ class Agent(LightningModule, ABC):
 
     @property
     def trained_backbone(self) -> Backbone:
-        """The network that gradients reach; the one that is kept, unless a task has two."""
+        """The network that gradients reach; the same as `backbone`, unless a task has two."""
         return self.backbone
 
     @property
@@ -68,7 +68,7 @@ class Agent(LightningModule, ABC):
 
     @property
     def parts(self) -> Mapping[str, nn.Module]:
-        """What the task is made of, by name, for the table at the start of a run."""
+        """The task's modules by name, for the table at the start of a run."""
         return dict(self.named_children())
 
     @classmethod
@@ -79,7 +79,7 @@ class Agent(LightningModule, ABC):
         Args:
             hparams: resolved settings.
             backbone: with its weights, frozen where the settings say so.
-            source: the data set, for what the agent has to know of it, such as its classes.
+            source: the data set, which knows for example the classes.
         """
 
     @staticmethod
@@ -96,39 +96,39 @@ class Agent(LightningModule, ABC):
         return []
 
     def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the sides of what passes the backbone for one image in a training step.
+        """Returns the side of each input to the backbone that one image causes in a training step.
 
         Args:
-            sizes: of the views that are loaded; all that passes, unless a task makes more of them.
+            sizes: sides of the loaded views; these are the inputs, unless a task makes more.
         """
         return sizes
 
     def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
-        """Returns the sides of what passes a backbone once more for one image, without gradient.
+        """Returns the side of each input of one image that passes a backbone without gradient.
 
         Args:
-            sizes: of the views that are loaded.
-            chunks: in which the images of a step pass, 0 where `chunk_size` is null. What is in
-                several passes once more for the gradient.
+            sizes: sides of the loaded views.
+            chunks: number of chunks of a step, 0 if `chunk_size` is null. With several, all inputs
+                pass once without gradient and are recomputed for it.
         """
         return self.passes(sizes) if chunks > 1 and not self.trained_backbone.frozen else ()
 
     def held_by_loss(self, images: int, chunk: int | None) -> int:
-        """Returns the bytes that the loss holds of a batch, beside the backbone's activations.
+        """Returns the bytes that the loss keeps for a batch, beside the backbone's activations.
 
-        Nothing worth counting, unless a task has a loss of many numbers.
+        Negligible, and 0 here, unless the loss keeps many values per image.
 
         Args:
-            images: of the batch, in this process.
-            chunk: `chunk_size`; None: all of them pass at once.
+            images: number of images of the batch in this process.
+            chunk: `chunk_size`; None: the whole batch passes at once.
         """
         return 0
 
     def load_weights(self, hparams: Hparams) -> None:
-        """Loads weights into what stands on the backbone; nothing, unless a task has some.
+        """Loads weights into the modules on top of the backbone; by default there are none.
 
         Raises:
-            FileNotFoundError, ValueError: they are not there, or do not fit.
+            FileNotFoundError, ValueError: the weights are missing, or do not fit.
         """
 
     def prepare(
@@ -138,21 +138,21 @@ class Agent(LightningModule, ABC):
         device: torch.device,
         checkpoint: Path | None,
     ) -> None:
-        """Does what has to be done once before training; nothing, unless a task says otherwise.
+        """Does what must be done once before training; by default nothing.
 
         Args:
-            data: listed, of the same task.
+            data: of the same task, its images listed.
             hparams: resolved settings.
-            device: that will train.
-            checkpoint: of a run that is continued, whose weights the agent gets only later.
+            device: will train the agent.
+            checkpoint: of a run to resume, whose weights the agent gets only later.
         """
 
     def setup(self, stage: str) -> None:
-        """Compiles what is fitted: a tuner fits copies, which have their own pass.
+        """Compiles the training pass; here, because a tuner fits copies that need their own.
 
         Raises:
-            ValueError: BatchNorm over processes that see different numbers of chunks would wait
-                for ever.
+            ValueError: processes have different chunk sizes, so that synchronised BatchNorm would
+                wait for ever.
         """
         if stage != "fit":
             return
@@ -163,24 +163,25 @@ class Agent(LightningModule, ABC):
             self.compile_training_pass()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Averages over the batches of a step, of which an epoch's last may have fewer.
+        """Averages over the batches accumulated in a step, also in an epoch's shorter last step.
 
-        Lightning divides the loss of each by `trainer.accumulate`, however many there are.
+        Lightning always divides by `trainer.accumulate`, even if fewer batches are left.
         """
-        loop, together = self.trainer.fit_loop.epoch_loop, self.trainer.accumulate_grad_batches
-        before = loop.batch_idx // together * together
-        there = min(together, int(self.trainer.num_training_batches) - before)
-        super().backward(loss if there == together else loss * together / there, *args, **kwargs)
+        loop, accumulate = self.trainer.fit_loop.epoch_loop, self.trainer.accumulate_grad_batches
+        first = loop.batch_idx // accumulate * accumulate
+        batches = min(accumulate, int(self.trainer.num_training_batches) - first)
+        scaled = loss if batches == accumulate else loss * accumulate / batches
+        super().backward(scaled, *args, **kwargs)
 
     def compile_training_pass(self) -> None:
-        """Compiles how images pass the backbone in training; nothing, unless a task says how."""
+        """Compiles the training pass through the backbone; by default there is none to compile."""
 
     def moved(self, images: Tensor) -> Tensor:
-        """Returns images on the agent's device, without waiting for what it has yet to do there."""
+        """Returns images on the agent's device, without waiting for the copy."""
         return images.to(self.device, non_blocking=True)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leaves micro-batches on the host, from where they are moved one at a time."""
+        """Leaves micro-batches on the host; they are moved one at a time (`moved`)."""
         if isinstance(batch, Batch):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

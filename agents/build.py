@@ -1,6 +1,6 @@
-"""From hparams to the parts of a run: data, agent, callbacks, each made once.
+"""Builds the parts of a run from its settings: data, agent, callbacks.
 
-It knows no agent by name: tasks, data sets and callbacks are those of `config/names.py`.
+No agent is known by name here: tasks, data sets and callbacks are those of `config/names.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from utils.text import one_line
 
 
 def agent_class(task: str) -> type[Agent]:
-    """Returns the agent of a task.
+    """Returns the agent class of a task.
 
     Raises:
-        ValueError: it is none, or lacks something; names what.
+        ValueError: the class is no `Agent`, or lacks a method; names which.
     """
     found = load(names.TASKS[task])
     if not (isinstance(found, type) and issubclass(found, Agent)):
@@ -50,7 +50,7 @@ def agent_class(task: str) -> type[Agent]:
 
 
 def build_loading(hparams: Hparams) -> Loading:
-    """Says how batches are loaded; before the images are counted, a batch may still be `auto`."""
+    """Returns how to load batches; until images are counted, the batch size may be `auto`."""
     data, trainer = hparams.data, hparams.trainer
     return Loading(
         data.batch_size if isinstance(data.batch_size, int) else None,
@@ -66,7 +66,7 @@ def build_data(hparams: Hparams, source: ImageSource) -> ImageDataModule:
     """Builds the data set as the task loads it.
 
     Raises:
-        FileNotFoundError, ValueError: labelled images for readouts are not there.
+        FileNotFoundError, ValueError: the labelled images for readouts are missing.
     """
     data = agent_class(hparams.task).data(source, hparams, build_loading(hparams))
     if other := probe_source(hparams):  # which only pretraining has
@@ -80,10 +80,10 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
     Args:
         hparams: resolved settings.
         source: the data set.
-        loaded: False leaves everything at random, for a checkpoint to fill.
+        loaded: False keeps random weights, which a checkpoint will replace.
 
     Raises:
-        ValueError: it does not fit into memory; and see `load_weights`.
+        ValueError: the network does not fit into memory; see also `load_weights`.
     """
     try:
         backbone = build_backbone(hparams, loaded)
@@ -95,21 +95,21 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
             raise
         raise ValueError(
             f"A network of these settings does not fit into memory ({one_line(str(error), 200)}). "
-            "Make its sizes smaller: --backbone, and those of projectors and heads."
+            "Choose smaller sizes: of --backbone, projectors and heads."
         ) from error
     return agent
 
 
 def build_callbacks(hparams: Hparams, guard: Guard, evaluating: bool = False) -> list[pl.Callback]:
-    """Builds the callbacks that the task has and that are switched on.
+    """Builds the task's callbacks that are switched on.
 
-    One without settings in `CallbackHparams` is always on. All of them only look: what steers a run
-    is made by `agents/steering.py`.
+    One without settings in `CallbackHparams` is always on. All of them only observe: callbacks that
+    steer a run are built in `agents/steering.py`.
 
     Args:
         hparams: resolved settings.
-        guard: put around each, so that none ends the run.
-        evaluating: those that --evaluate has, in the place of a training's.
+        guard: wraps each of them, so that none ends the run.
+        evaluating: whether to build those of --evaluate instead of those of a training.
     """
     switchable = {group.name for group in dataclasses.fields(hparams.callbacks)}
     built: list[pl.Callback] = []
@@ -134,16 +134,15 @@ def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
         checkpoint: its content.
 
     Raises:
-        ValueError: another architecture, or other classes; names the first difference. What is
-            empty here is filled by the checkpoint, whatever its length. Or weights that are no
-            numbers.
+        ValueError: the architecture or the classes differ; names the first difference. A tensor
+            that is empty here takes any length. Or weights are NaN or infinite.
     """
     _check_classes(agent, file, checkpoint)
     saved = {key: value.shape for key, value in checkpoint["state_dict"].items()}
     own = {key: value.shape for key, value in agent.state_dict().items()}
     for key in sorted(saved.keys() | own.keys()):
-        there_too = key in saved and key in own
-        fills = there_too and own[key][:1] == (0,) and saved[key][1:] == own[key][1:]
+        in_both = key in saved and key in own
+        fills = in_both and own[key][:1] == (0,) and saved[key][1:] == own[key][1:]
         if saved.get(key) != own.get(key) and not fills:
             there, here = (str(tuple(s[key])) if key in s else "absent" for s in (saved, own))
             raise ValueError(
@@ -154,9 +153,9 @@ def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
-    """Checks that the best checkpoint, by which a run will be judged, is one of the run.
+    """Checks that the best checkpoint, which will be tested, belongs to the run.
 
-    One that is damaged is not looked at: whoever reads it takes another.
+    A damaged one is skipped: its readers fall back on another.
 
     Args:
         agent: built from the settings, which the last checkpoint fits.
@@ -164,7 +163,7 @@ def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
         file: the last checkpoint.
 
     Raises:
-        ValueError: it is of another run; says how they differ.
+        ValueError: it belongs to another run; says how they differ.
     """
     best = RunFolder.around(file).best
     if not (agent.trains and best.exists()) or broken(best):
@@ -175,22 +174,22 @@ def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
         check_fits(agent, best, saved)
     except ValueError as error:
         raise ValueError(
-            f"{best} is not of the run that {file.name} is of: put its own back, or remove it, and "
-            f"the best of the validations from here on takes its place. ({error})"
+            f"{best} belongs to another run than {file.name}: put the right one back, or remove "
+            f"it, and the best of the validations to come takes its place. ({error})"
         ) from error
 
 
-# Groups of settings that build no part of a network, and what does of another group.
-_AROUND_IT = ("run", "data", "optim", "trainer", "logger", "callbacks", "probe")
-_BUILDS_IT = ("data.name", "data.root", "data.image_size")
+# Groups of settings that do not shape a network, and the exceptions in them that do.
+_BESIDE_NETWORK = ("run", "data", "optim", "trainer", "logger", "callbacks", "probe")
+_SHAPES_NETWORK = ("data.name", "data.root", "data.image_size")
 
 
 def _as_they_were(agent: Agent, checkpoint: Mapping[str, Any]) -> str:
-    """Says which settings the network of a checkpoint may have been built with instead."""
+    """Says which settings to put back so that the network is that of its checkpoint."""
     changed = [
         f"--{leaf.path} {as_typed(before)} (not {as_typed(leaf.value)})"
         for leaf, before in given_anew(agent.settings, checkpoint["hyper_parameters"])
-        if leaf.path in _BUILDS_IT or leaf.path.partition(".")[0] not in _AROUND_IT
+        if leaf.path in _SHAPES_NETWORK or leaf.path.partition(".")[0] not in _BESIDE_NETWORK
     ]
     default = "--backbone, --data.image_size and sizes of projectors and heads"
     return f"Leave {', '.join(changed) or default} as it was."

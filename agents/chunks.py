@@ -1,4 +1,4 @@
-"""Chooses `trainer.chunk_size` where the memory is short for a whole batch."""
+"""Chooses `trainer.chunk_size` where a whole batch does not fit into memory."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from utils.console import console
 from utils.memory import free_mb
 from utils.text import in_units
 
-# Of the free memory; the rest is for what else grows with the batch.
+# Share of the free memory to use; the rest is for what else grows with the batch.
 _SHARE = 0.75
-_TOLD = "TWINSIGHT_CHUNK_SIZE"  # tells the processes Lightning starts what was chosen
+_TOLD = "TWINSIGHT_CHUNK_SIZE"  # passes the choice to the processes that Lightning starts
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two moments of AdamW
 
 
 def common_chunk_size(leads: bool, choose: Callable[[], int | None]) -> int | None:
-    """Returns what the leading process chooses, also in those that Lightning starts for it.
+    """Returns the leading process's choice, also in the processes that Lightning starts for it.
 
-    Another number of chunks is another number of times that BatchNorm over all processes waits.
-    Those that are started from outside (torchrun, srun) choose themselves, and compare where it
-    matters (`Agent.setup`).
+    Synchronised BatchNorm waits for every process once per chunk, so all need the same number of
+    chunks. Processes started from outside (torchrun, srun) choose for themselves; `Agent.setup`
+    compares their choices where it matters.
 
     Args:
-        leads: whether this process was not started by the one that chose.
-        choose: measures the memory that is free here.
+        leads: whether this is the leading process.
+        choose: chooses by the memory that is free here.
     """
     if not leads and _TOLD in os.environ:
         told = os.environ[_TOLD]
@@ -48,13 +48,13 @@ def resolve_chunk_size(
     device: torch.device,
     cost: ImageCost,
 ) -> int | None:
-    """Returns the chunk size of a run, where it is `auto` the largest that fits.
+    """Returns the chunk size of a run; `auto` is resolved by doubling as long as it fits.
 
     Args:
-        agent: whose backbone was measured.
-        data: whose views it sees.
-        hparams: resolved otherwise.
-        device: that will train.
+        agent: the one to train.
+        data: loads its images.
+        hparams: resolved but for the chunk size.
+        device: will train the agent.
         cost: of one image.
 
     Returns:
@@ -67,7 +67,7 @@ def resolve_chunk_size(
         return None
     batch = images_a_process(hparams)
     parameters = sum(parameter.numel() for parameter in agent.parameters())
-    sharing = 1 if device.type == "cuda" else trainer.devices  # a card each, or one memory for all
+    sharing = 1 if device.type == "cuda" else trainer.devices  # a GPU each, or one memory for all
     free = _SHARE * free_mb(device) / sharing * 2**20 - parameters * _BYTES_PER_PARAMETER
     whole = batch * sum(cost.activations) + agent.held_by_loss(batch, None)
     if whole <= free:
@@ -79,7 +79,7 @@ def resolve_chunk_size(
     chunk = 2
     while 2 * chunk <= batch and needed(2 * chunk) <= free:
         chunk *= 2
-    # A single chunk would be a pass like any other, whose activations are kept.
+    # At least two chunks: a single one is an ordinary pass, which keeps all activations.
     chunk = max(2, min(chunk, batch // 2))
     console.info(
         "chunk_size: the whole batch of %d would need about %.1f GB for backbone and loss, %.1f GB "
@@ -95,13 +95,13 @@ def resolve_chunk_size(
 
 
 def too_large(agent: Agent, held: int) -> str:
-    """Says what helps where the loss of a whole batch does not fit into memory.
+    """Says what helps if the loss of a whole batch does not fit into memory.
 
     Args:
-        agent: whose loss it is.
+        agent: names the option that helps.
         held: bytes, see `Agent.held_by_loss`.
     """
     return (
-        f"In chunks of any size the loss holds {in_units(held)}B of a whole batch, for which there "
-        f"is too little memory: a run needs a smaller --data.batch_size or {agent.loss_width}."
+        f"In chunks of any size the loss holds {in_units(held)}B for the whole batch, which is too "
+        f"much for the memory: a run needs a smaller --data.batch_size or {agent.loss_width}."
     )

@@ -1,4 +1,4 @@
-"""How a run is closed: its summary is written, its loggers end, and it says what it came to."""
+"""Closes a run: writes its summary, closes its loggers, and prints the results."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, count
 
 _SPEED = {"images_per_second", "data_wait_share"}  # of training steps
-_EXPENSIVE = 0.25  # of a run; from there on its readouts are named with what they take
+_EXPENSIVE = 0.25  # share of a run's time above which its slowest readouts are named
 
 
 class Closed(NamedTuple):
-    """What is left to say of a run of which everything is written.
+    """What is left to print of a run once everything is written.
 
     Args:
         result: the content of summary.json.
-        words: what came out, in sentences.
-        hints: how to look at what the loggers hold.
+        words: the results in sentences.
+        hints: how to view what the loggers recorded.
         recorded: whether the summary could be written.
     """
 
@@ -43,12 +43,12 @@ class Closed(NamedTuple):
 
 
 def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
-    """Writes what is left to write, the summary last: what it calls finished is complete.
+    """Writes what is left to write, the summary last: a run that it calls finished is complete.
 
-    Then the loggers are closed, which may take what the folder holds.
+    Then closes the loggers, which may upload files of the folder.
 
     Args:
-        fitting: that has ended, in whatever way.
+        fitting: has ended, in whatever way.
         observers: of the run.
         transductive: see `is_transductive`.
     """
@@ -59,7 +59,7 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
         return Closed(result)
     known = folder.read_summary()
     result |= _of_all_parts(result, known)
-    # What was measured of other weights, such as by --evaluate, counts no more.
+    # Numbers of earlier weights, for example from --evaluate, no longer hold.
     written = (known if known.get("steps") == result["steps"] else {}) | result
     chart = before_and_now(observers.callbacks, written)
     guard.attempt("readouts", partial(log_chart, fitting.trainer, "readouts", chart))
@@ -73,7 +73,7 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
         guard.attempt("report", partial(report.write, written))
     written["readout_failures"] = dict(failed_before + guard.failures)
     recorded = _attempt(partial(folder.write_summary, written))
-    # Of the numbers the loggers have all that were measured.
+    # The loggers already have the measured numbers.
     facts = {name: value for name, value in written.items() if name not in numbers}
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
@@ -81,13 +81,11 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
 
 
 def _of_all_parts(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what all parts of a run took that was interrupted or went on.
-
-    That is the sum of their seconds, and the speed of the last one that trained.
+    """Returns the total seconds of all parts of a resumed run, and the speed of the last training.
 
     Args:
         result: of this part.
-        known: content of summary.json, which the part before has left.
+        known: content of summary.json as the previous part left it.
     """
     numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
     seconds = {
@@ -100,13 +98,13 @@ def _of_all_parts(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[s
 
 
 def _counts(value: Any) -> Counter[str]:
-    """Returns counts by name of a file that may have been edited."""
+    """Returns counts by name from a file that may have been edited."""
     items = value.items() if isinstance(value, Mapping) else ()
     return Counter({name: number for name, number in items if isinstance(number, int)})
 
 
 def _attempt(step: Callable[[], None]) -> bool:
-    # One that fails is said, and keeps none of the others away.
+    # A failure is reported, and does not keep the other steps from running.
     try:
         step()
     except Exception as error:  # whatever it is, the training is over
@@ -116,12 +114,12 @@ def _attempt(step: Callable[[], None]) -> bool:
 
 
 def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[Step]) -> None:
-    """Prints the closing words: what was trained, what came out, where it lies, what is next.
+    """Prints the closing words: what was trained, the results, where they are, what is next.
 
     Args:
         folder: of the run.
         hparams: its settings.
-        closed: what it came to.
+        closed: its results.
         steps: what to do next.
     """
     result = closed.result
@@ -135,7 +133,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
     if result["transductive"]:
         lines.append(f"TRANSDUCTIVE: {TRANSDUCTIVE}.")
     terminal = Console()
-    # Text: names may hold what looks like markup.
+    # Text, because names may look like markup.
     box = Panel(Text("\n".join(lines)), title=Text(folder.name), expand=False)
     terminal.print(box, highlight=False)
     places = {
@@ -146,7 +144,7 @@ def show(folder: RunFolder, hparams: Hparams, closed: Closed, steps: Sequence[St
     }
     below = [f"{what:12} {place}" for what, place in places.items() if place.exists()]
     below += [line for step in steps for line in (f"Next: {step.what}", f"    {step.command}")]
-    for line in [*below, *closed.hints]:  # to be copied: not broken into lines
+    for line in [*below, *closed.hints]:  # to be copied, so not wrapped
         terminal.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -163,7 +161,7 @@ def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
 
 
 def _took(result: Mapping[str, Any]) -> list[str]:
-    if not result["images_per_second"]:  # seconds are rounded: those of three tiny steps to none
+    if not result["images_per_second"]:  # nothing was trained, or too briefly to be measured
         return []
     others = {
         "validation and checkpoints": result["validation_seconds"],

@@ -43,13 +43,8 @@ from utils.schedules import cosine, linear
 NUM_GLOBAL = 2  # views the teacher sees
 
 
-def _num_local(dino: DINOHparams) -> int:
-    """Returns the views that the student alone sees."""
-    return int(dino.local_crops_number) if dino.multi_crop else 0
-
-
 class Branch(nn.Module):
-    """A backbone and the head on it: the student, and the teacher."""
+    """A backbone with a head: the student, or the teacher."""
 
     def __init__(self, backbone: Backbone, head: DINOHead) -> None:
         super().__init__()
@@ -104,39 +99,6 @@ class DINO(Pretraining):
         )
         return ViewsDataModule(source, views, size, loading)
 
-    @property
-    def backbone(self) -> Backbone:  # type: ignore[override]
-        """The network that is kept and looked at: the teacher's, unless the settings say not."""
-        exported = self.student if self.settings.dino.export == "student" else self.teacher
-        return exported.backbone
-
-    @property
-    def trained_backbone(self) -> Backbone:
-        """The student's, whichever is kept."""
-        return self.student.backbone
-
-    @property
-    def judges_together(self) -> bool:
-        """Whether the loss needs all views of a batch at once, not one after the other."""
-        return self.student.head.batch_norm
-
-    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
-        """See `Agent`; the teacher's views. With chunks even those of a whole batch pass again."""
-        recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
-        return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
-
-    def held_by_loss(self, images: int, chunk: int | None) -> int:
-        """See `Agent`; chunks spare the student's logits, the teacher's are those of all images."""
-        dino, trainer = self.settings.dino, self.settings.trainer
-        if self.student.head.batch_norm:  # which sees the images of all processes
-            images *= processes_of(self.settings)
-        apart = chunk is not None and not self.judges_together
-        views = NUM_GLOBAL + _num_local(dino)
-        seen = min(chunk or images, images) if apart else images  # of a view
-        rows = NUM_GLOBAL * images + (seen if apart else views * images)
-        logit = 2 if is_mixed(trainer.precision) else 4
-        return held_bytes(int(dino.out_dim), rows, images + seen, logit)
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Loss of one batch; callbacks see the teacher's features of the first view."""
         return self._step(batch, "train")
@@ -155,17 +117,6 @@ class DINO(Pretraining):
         self._report(split, self.information.without(loss, scalars), targets, scalars)
         return step_result(loss, PretrainingOutputs(features[0]))
 
-    def batch_loss(self, batch: Batch) -> Tensor:
-        """See `callbacks.inspection.Learner`; the centre collects nothing."""
-        _, logits = self._teach(batch.views[:NUM_GLOBAL])
-        return self.student_loss(batch, self._targets(logits))[0]
-
-    def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
-        center, temperature = self.center.value, self.teacher_temperature()
-        if not self.settings.dino.centering:  # of a run resumed without, it is that of before
-            center = torch.zeros_like(center)
-        return [teacher_targets(each, center, temperature) for each in logits]
-
     @torch.no_grad()
     def _teach(self, views: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         features = [
@@ -174,13 +125,19 @@ class DINO(Pretraining):
         ]
         return features, self.teacher.head.of_views(features)
 
+    def _targets(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        center, temperature = self.center.value, self.teacher_temperature()
+        if not self.settings.dino.centering:  # a resumed run may still hold one
+            center = torch.zeros_like(center)
+        return [teacher_targets(each, center, temperature) for each in logits]
+
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
     ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Loss against the teacher's targets, `(N, K)` for each global view.
 
-        Without chunks: one backbone pass per resolution, one head pass over all views. With: one
-        chunk of one view at a time, differentiated and forgotten, unless the head has a BatchNorm.
+        Without chunks: one backbone pass per resolution, one head pass over all views. With chunks:
+        forward and backward of one chunk of one view at a time, unless the head has BatchNorm.
 
         Returns:
             The loss, and its parts by name where it has several.
@@ -199,7 +156,7 @@ class DINO(Pretraining):
         trained = [p for p in self.student.parameters() if p.requires_grad]
         pairs = num_pairs(len(views), len(targets)) * len(targets[0])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        shares: list[Mapping[str, Tensor | float]] = []  # of each piece in what is logged
+        shares: list[Mapping[str, Tensor | float]] = []  # what each adds to the log
 
         def loss(chunk: Tensor, against: Sequence[Tensor]) -> Tensor:
             (features,), mutual_information = self.information.split([self.pooled_once([chunk])])
@@ -239,7 +196,7 @@ class DINO(Pretraining):
         return isinstance(self.settings.trainer.chunk_size, int) or len(views[0]) > 1
 
     def teacher_temperature(self) -> float:
-        """τ_t now: it rises linearly; without sharpening it is the student's."""
+        """Returns τ_t, which rises linearly at first; without sharpening it equals τ_s."""
         dino = self.settings.dino
         if not dino.sharpening:
             return dino.student_temp
@@ -253,7 +210,7 @@ class DINO(Pretraining):
         )
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        """Steps, then moves teacher and centre: once per optimizer step, however many batches."""
+        """Steps, then updates teacher and centre, once however many batches were accumulated."""
         dino, step = self.settings.dino, self.trainer.global_step
         total = int(self.trainer.estimated_stepping_batches)
         optim = self.settings.optim
@@ -271,7 +228,7 @@ class DINO(Pretraining):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips every tensor by itself, on unscaled gradients; the last layer waits at first."""
+        """Clips the unscaled gradient of each tensor; the last layer is frozen at first."""
         dino = self.settings.dino
         if dino.clip_grad:
             clip_each(self.student.parameters(), dino.clip_grad)
@@ -311,9 +268,52 @@ class DINO(Pretraining):
         of_batch = numbers["teacher_mean_entropy"]
         most = math.log(int(self.settings.dino.out_dim))
         return [
-            f"Loss {loss:.2f} ({split}); knowing nothing would cost ln(out_dim) = {most:.2f}. It "
+            f"Loss {loss:.2f} ({split}); uniform outputs would have ln(out_dim) = {most:.2f}. It "
             "says little by itself: a collapsed network has a low loss too.",
-            f"The teacher gives one image to {math.exp(of_one):.0f} of "
-            f"{self.settings.dino.out_dim} outputs (exp of the entropy) and the images of a batch "
-            f"to {math.exp(of_batch):.0f}: the further apart, the more it tells images apart.",
+            f"The teacher spreads one image over {math.exp(of_one):.0f} of "
+            f"{self.settings.dino.out_dim} outputs (exp of the entropy), and a whole batch over "
+            f"{math.exp(of_batch):.0f}: the larger the gap, the better it tells images apart.",
         ]
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override]
+        """The backbone that is saved and inspected: `dino.export` chooses, usually the teacher."""
+        exported = self.student if self.settings.dino.export == "student" else self.teacher
+        return exported.backbone
+
+    @property
+    def trained_backbone(self) -> Backbone:
+        """The student's backbone, whichever is saved."""
+        return self.student.backbone
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """See `callbacks.inspection.Learner`; the centre collects nothing."""
+        _, logits = self._teach(batch.views[:NUM_GLOBAL])
+        return self.student_loss(batch, self._targets(logits))[0]
+
+    @property
+    def judges_together(self) -> bool:
+        """Whether the loss needs all views of a batch at once, not one after the other."""
+        return self.student.head.batch_norm
+
+    def passes_again(self, sizes: tuple[int, ...], chunks: int) -> tuple[int, ...]:
+        """See `Agent`: the teacher's views, and all of them if chunks (even one) are recomputed."""
+        recomputed = chunks and self.judges_together and not self.trained_backbone.frozen
+        return (*sizes[:NUM_GLOBAL], *(sizes if recomputed else ()))
+
+    def held_by_loss(self, images: int, chunk: int | None) -> int:
+        """See `Agent`. Chunks save student logits; the teacher's are kept for all images."""
+        dino, trainer = self.settings.dino, self.settings.trainer
+        if self.student.head.batch_norm:  # which sees the images of all processes
+            images *= processes_of(self.settings)
+        apart = chunk is not None and not self.judges_together
+        views = NUM_GLOBAL + _num_local(dino)
+        seen = min(chunk or images, images) if apart else images  # of a view
+        rows = NUM_GLOBAL * images + (seen if apart else views * images)
+        logit = 2 if is_mixed(trainer.precision) else 4
+        return held_bytes(int(dino.out_dim), rows, images + seen, logit)
+
+
+def _num_local(dino: DINOHparams) -> int:
+    """Returns the number of views that only the student sees."""
+    return int(dino.local_crops_number) if dino.multi_crop else 0

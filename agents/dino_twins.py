@@ -1,8 +1,7 @@
 """DINO-Twins: DINO and Barlow Twins on one backbone (Tronchon & Zucker 2022).
 
-Barlow Twins cannot collapse, nor can SIGReg, LeJEPA's term, which may stand in its place; whether
-they let DINO do without its crutches can be tried with the switches `dino.centering`, `sharpening`,
-`ema` and `multi_crop`.
+Barlow Twins cannot collapse, nor can SIGReg, LeJEPA's term, which may replace it. Switch
+`dino.centering`, `sharpening`, `ema` or `multi_crop` off to try whether DINO still needs them.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from utils.distributed import gather_batch
 class DINOTwins(DINO):
     """loss = L_DINO + β L, the student's backbone with two heads.
 
-    L is the mean over pairs of views of L_BT or, with `dino_twins.term sigreg`, that over views of
-    SIGReg.
+    L is the mean of L_BT over pairs of views or, with `dino_twins.term sigreg`, the mean of SIGReg
+    over views.
 
     Args:
         backbone: the student's.
@@ -49,7 +48,7 @@ class DINOTwins(DINO):
 
     @property
     def judges_together(self) -> bool:
-        """Always: the second loss is one of the whole batch."""
+        """Always: the second loss is defined on the whole batch."""
         return True
 
     def student_loss(
@@ -60,7 +59,7 @@ class DINOTwins(DINO):
         logits = self.student.head.of_views(features)
         dino = dino_loss(logits, targets, self.settings.dino.student_temp)
 
-        # View after view: BatchNorm statistics are a view's own, over all processes.
+        # One view at a time: BatchNorm statistics are per view, over all processes.
         z = [self.projector(gather_batch(view)) for view in features]
         second, scalars = self._sigreg(z) if self.is_sigreg else self._barlow_twins(z)
         total = dino + float(self.settings.dino_twins.beta) * second

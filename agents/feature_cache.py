@@ -28,15 +28,15 @@ def cache_features(
     test: bool,
     device: torch.device,
 ) -> None:
-    """Makes `data` give features with its images; those that are missing are computed.
+    """Makes `data` return cached features with its images; computes those that are missing.
 
     Args:
         network: with its weights.
         data: of the same run.
         hparams: resolved settings.
         classes: names by label.
-        test: whether test images are seen whole and once, so that theirs can be cached as well.
-        device: computes what is missing.
+        test: whether test images are seen whole and once, so that their features are cached too.
+        device: computes missing features.
 
     Raises:
         ValueError: the folder cannot be written, or there is not enough room.

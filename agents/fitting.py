@@ -1,4 +1,4 @@
-"""Fits, tests and keeps what was trained, and says how that ended."""
+"""Trains, tests and saves an agent, and records how that ended."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import one_line
 
+_QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}
+
 
 class End(NamedTuple):
-    """How training ended: `finished`, `failed` or `interrupted`, why, and how it can go on."""
+    """How training ended: `finished`, `failed` or `interrupted`, why, and options to go on with."""
 
     status: str
     reason: str | None = None
@@ -43,16 +45,16 @@ class Fitting:
     Args:
         trainer: Lightning's; one without validation has `limit_val_batches` 0.
         agent: what is trained.
-        data: on what.
+        data: loads its images.
         folder: of the run.
-        checkpoint: that training goes on from.
+        checkpoint: to resume from.
         stopwatch: takes the time of `fitting` and `test`.
-        device: that trains.
+        device: trains the agent.
 
     Attributes:
         end: how it ended.
-        seconds: that all took.
-        peak_mb: the most memory it held.
+        seconds: total time.
+        peak_mb: peak memory.
         trained: whether training is done and saved.
     """
 
@@ -69,10 +71,10 @@ class Fitting:
     trained: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Trains and tests, and notes what that came to, however it ended.
+        """Trains and tests, and records end, time and memory, whatever happens.
 
         Raises:
-            Exception: one that no user can be advised about.
+            Exception: unexpected, so that there is no advice.
         """
         reset_peak(self.device)
         started = time.perf_counter()
@@ -94,14 +96,14 @@ class Fitting:
         except Interrupted as interruption:
             return End("interrupted", str(interruption))
         except (SystemExit, KeyboardInterrupt):
-            # Lightning's answer to a second Ctrl-C, or to one during the test; one between the two;
-            # that of `stopping_at_once`.
+            # From Lightning on a second Ctrl-C or on one during the test, from a Ctrl-C between
+            # training and test, or from `stopping_at_once`.
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)
         except (OSError, RuntimeError, EOFError, MemoryError) as error:
-            # torch hears of a worker's end in the middle of whatever this process is doing, or
-            # finds its connection to it closed or cut.
+            # Any of these may follow from a killed worker: torch raises it in the middle of other
+            # work, or finds the connection closed.
             if killed := self._killed_worker():
                 return End("failed", str(killed), killed.advice)
             if isinstance(error, OSError):
@@ -111,8 +113,30 @@ class Fitting:
             raise
         return End("finished")
 
+    def _fit(self) -> None:
+        trainer, agent, resume = self.trainer, self.agent, self.checkpoint
+        if agent.trains:
+            with self.stopwatch.timing("fitting"):
+                trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            stop_loading(self.trainer)  # the test has its own
+            if trainer.is_global_zero:
+                save_backbone(agent, self.folder)
+            self.trained = True
+        elif agent.validates_untrained and trainer.limit_val_batches:
+            with self.stopwatch.timing("fitting"):  # without steps, all of it counts as validation
+                trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
+
+    def _test(self) -> None:
+        trains = self.agent.trains
+        if is_overridden("test_step", self.agent):
+            chosen = best_or_last(self.folder) if trains else self.checkpoint
+            with self.stopwatch.timing("test"):
+                self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
+        if not trains:  # what was tested, for --evaluate and --predict
+            self.trainer.save_checkpoint(self.folder.last, weights_only=True)
+
     def _exhausted(self, error: BaseException) -> End:
-        """Says what to do where a step, or the test, does not fit into memory."""
+        """Says what to do if a step, or the test, does not fit into memory."""
         hparams, reason = self.agent.settings, one_line(str(error), 200)
         words = f"Memory is exhausted ({reason}).{held_by_others(self.device)}"
         if self.trained:
@@ -127,7 +151,7 @@ class Fitting:
         largest = min(chunk, whole) if isinstance(chunk, int) else whole
         smaller = max(2, largest // 2)
         held, peak = self.agent.held_by_loss(whole, smaller), peak_mb(self.device) * 2**20
-        if 0 < peak < 2 * held:  # most of it is what no chunk makes smaller
+        if 0 < peak < 2 * held:  # mostly memory that chunks cannot save
             return End("failed", f"{words} {too_large(self.agent, held)}")
         if largest <= 2:  # there is no smaller one
             need = "A new run needs a smaller backbone or --data.image_size."
@@ -135,31 +159,6 @@ class Fitting:
         uncompiled = " --trainer.compile false" if hparams.trainer.compile else ""
         return End("failed", words, f"--trainer.chunk_size {smaller}{uncompiled}")
 
-    def _fit(self) -> None:
-        trainer, agent, resume = self.trainer, self.agent, self.checkpoint
-        if agent.trains:
-            with self.stopwatch.timing("fitting"):
-                trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
-            stop_loading(self.trainer)  # the test has its own
-            if trainer.is_global_zero:
-                save_backbone(agent, self.folder)
-            self.trained = True
-        elif agent.validates_untrained and trainer.limit_val_batches:
-            with self.stopwatch.timing("fitting"):  # no step is a part of it
-                trainer.validate(agent, ckpt_path=resume, datamodule=self.data, **_QUIET)
-
-    def _test(self) -> None:
-        trains = self.agent.trains
-        if is_overridden("test_step", self.agent):
-            chosen = best_or_last(self.folder) if trains else self.checkpoint
-            with self.stopwatch.timing("test"):
-                self.trainer.test(self.agent, ckpt_path=chosen, datamodule=self.data, **_QUIET)
-        if not trains:  # what it was measured with, for --evaluate and --predict
-            self.trainer.save_checkpoint(self.folder.last, weights_only=True)
-
     def _killed_worker(self) -> WorkerKilledError | None:
         found = (loader.workers.killed() for loader in loaders_of(self.trainer))
         return next((error for error in found if error), None)
-
-
-_QUIET: dict[str, Any] = {"weights_only": True, "verbose": False}

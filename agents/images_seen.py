@@ -1,6 +1,6 @@
-"""Whether the images that judge a run have been trained on, by it or by those its weights are from.
+"""Finds out whether evaluation images were trained on, by a run or by those its weights are from.
 
-A network knows what it was trained on: numbers on these images say little of others.
+If so, its numbers say little about other images.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from utils.run_folder import RunFolder, named_run
 
 
 def is_transductive(data: ImageDataModule, hparams: Hparams) -> bool:
-    """Returns whether training, or that of its weights, saw images that evaluation uses.
+    """Returns whether a run, or one that its weights come from, trained on evaluation images.
 
     Args:
-        data: listed.
+        data: its images listed.
         hparams: resolved.
     """
     weights = (hparams.backbone.weights, hparams.segmentation.head_weights)
@@ -36,10 +36,7 @@ def is_transductive(data: ImageDataModule, hparams: Hparams) -> bool:
 
 
 def _images_behind(run: RunFolder | None, runs_dir: str) -> Iterator[ImageItem]:
-    """Yields the training images of a run, and of those that its weights go back to.
-
-    As far as their data is still there.
-    """
+    """Yields the training images of a run and of those its weights come from, if still there."""
     known: set[Path] = set()
     while run is not None and run.path not in known:
         known.add(run.path)

@@ -21,15 +21,15 @@ from models.measures.feature_statistics import mean_std
 from models.precision import at_least_float32
 from utils.distributed import gather_batch
 
-_COLLAPSED = 0.1  # deviation of embeddings that hardly vary
+_COLLAPSED = 0.1  # standard deviation below which embeddings hardly vary
 
 
 class _Judged(NamedTuple):
-    """Features `(N, D)` and embeddings `(N, D')` of every view, and what they come to.
+    """Features `(N, D)` and embeddings `(N, D')` of every view, and their loss.
 
     Attributes:
-        loss: that is minimised.
-        own_loss: the method's own, whatever is added to it.
+        loss: the sum that is minimised.
+        own_loss: the method's own part of it.
         scalars: what else to log.
     """
 
@@ -44,11 +44,11 @@ class JointEmbedding(Pretraining):
     """Views of an image → backbone → projector → a loss on the embeddings of the whole batch.
 
     Args:
-        backbone: what is trained and kept.
+        backbone: is trained and saved.
         hparams: the method's own group, `optim`, and the batch size.
 
     Attributes:
-        against_collapse: what else helps, in words.
+        against_collapse: advice on what else helps.
     """
 
     monitor = ("val/loss", "min")
@@ -62,31 +62,58 @@ class JointEmbedding(Pretraining):
     @staticmethod
     @abstractmethod
     def make_projector(width: int, hparams: Hparams) -> nn.Module:
-        """Returns what stands between the pooled features `(N, width)` and the loss."""
+        """Builds the network between the pooled features `(N, width)` and the loss."""
 
     @abstractmethod
     def loss(self, z: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Returns the loss, and what else is to be logged.
+        """Returns the loss, and what else to log.
 
         Args:
-            z: embeddings `(N, D)` of every view, of the batch of all processes.
+            z: embeddings `(N, D)` of every view, over the batch of all processes.
         """
 
     @abstractmethod
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
-        """Says what the final numbers of a split mean, of a run that has not collapsed.
+        """Says what the final numbers of a split mean, for a run that has not collapsed.
 
         Args:
-            split: `val`, or `train` where nothing was validated.
-            numbers: by what `loss` calls them, and `loss`, `embedding_std`.
+            split: `val`, or `train` if nothing was validated.
+            numbers: `loss`, `embedding_std`, and the scalars that `loss` returns, by name.
         """
 
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of one batch; callbacks see features and embeddings."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """The same on held-out images, whose views never change."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
+        judged = self._judge(batch)
+        first, second = (z.detach() for z in judged.embeddings[:2])
+        scalars = {**judged.scalars, "embedding_std": mean_std(*at_least_float32(first))}
+        self.log_step(split, judged.own_loss, scalars, len(first))
+        outputs = PretrainingOutputs(judged.features[0].detach(), (first, second))
+        return step_result(judged.loss, outputs)
+
+    def _judge(self, batch: Batch) -> _Judged:
+        # One view at a time, as in the official code: BatchNorm statistics are per view.
+        features, mutual_information = self.information.split(
+            [self.features(chunks) for chunks in self.views(batch)]
+        )
+        # The projector sees the whole batch, so that its BatchNorm does.
+        z = [self.projector(view) for view in features]
+        loss, scalars = self.loss(z)
+        total, extra = self.information.added(loss, mutual_information)
+        return _Judged(features, z, total, loss.detach(), {**scalars, **extra})
+
     def views(self, batch: Batch) -> Sequence[list[Tensor]]:
-        """Returns the micro-batches of every view that is embedded: the batch's, at least."""
+        """Returns the micro-batches of every view to embed; by default those of the batch."""
         return batch.views
 
     def features(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Returns the pooled features of one view on all processes; see `HeadInformation.pooled`.
+        """Returns the pooled features of one view, of all processes; see `HeadInformation.pooled`.
 
         Args:
             chunks: the micro-batches `(n, 3, H, W)` uint8 of this process; they may be on the host.
@@ -101,36 +128,9 @@ class JointEmbedding(Pretraining):
             features = self.pooled_in_chunks(chunks)
         return gather_batch(features)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Loss of one batch; callbacks see features and embeddings."""
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """The same on held-out images, whose views never change."""
-        return self._step(batch, "val")
-
     def batch_loss(self, batch: Batch) -> Tensor:
         """See `callbacks.inspection.Learner`."""
         return self._judge(batch).loss
-
-    def _step(self, batch: Batch, split: str) -> dict[str, Any]:
-        judged = self._judge(batch)
-        first, second = (z.detach() for z in judged.embeddings[:2])
-        scalars = {**judged.scalars, "embedding_std": mean_std(*at_least_float32(first))}
-        self.log_step(split, judged.own_loss, scalars, len(first))
-        outputs = PretrainingOutputs(judged.features[0].detach(), (first, second))
-        return step_result(judged.loss, outputs)
-
-    def _judge(self, batch: Batch) -> _Judged:
-        # One view after the other, as in the official code: BatchNorm statistics are a view's own.
-        features, mutual_information = self.information.split(
-            [self.features(chunks) for chunks in self.views(batch)]
-        )
-        # The projector sees the whole batch, so that its BatchNorm does.
-        z = [self.projector(view) for view in features]
-        loss, scalars = self.loss(z)
-        total, extra = self.information.added(loss, mutual_information)
-        return _Judged(features, z, total, loss.detach(), {**scalars, **extra})
 
     def configure_gradient_clipping(
         self,
@@ -138,8 +138,8 @@ class JointEmbedding(Pretraining):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips if asked to what is to step; at first the backbone may wait for its projector."""
-        # Gradients are dropped, not spared: several processes expect each parameter to have one.
+        """Clips if asked to; for `backbone.freeze_epochs` only the projector learns."""
+        # Computed, then dropped: distributed training expects a gradient for every parameter.
         if self.current_epoch < self.settings.backbone.freeze_epochs:
             for parameter in self.backbone.parameters():
                 parameter.grad = None
@@ -163,11 +163,11 @@ class JointEmbedding(Pretraining):
 
 
 def warnings_of_accumulation(hparams: Hparams, statistic: str) -> list[str]:
-    """Warns that accumulated batches are judged one by one.
+    """Warns that gradient accumulation does not enlarge the batch that the loss sees.
 
     Args:
         hparams: group `trainer`.
-        statistic: what each batch has of its own.
+        statistic: what the loss computes for each batch separately.
     """
     if hparams.trainer.accumulate == 1:
         return []

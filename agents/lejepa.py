@@ -36,7 +36,7 @@ class LeJEPA(JointEmbedding):
 
     @staticmethod
     def make_projector(width: int, hparams: Hparams) -> nn.Module:
-        """That of the minimal example. Its last layer has a bias: SIGReg looks at the mean."""
+        """Builds that of the authors' minimal example, with a final bias: SIGReg tests the mean."""
         method = hparams.lejepa
         return projector(width, method.projector_dim, 3, hidden=method.hidden_dim, bias=True)
 
@@ -80,7 +80,7 @@ class LeJEPA(JointEmbedding):
         return [
             f"{'Validation' if split == 'val' else 'Training'} loss {numbers['loss']:.3f}. Views "
             f"that agree, with Gaussian embeddings, would have {numbers['noise_floor']:.3f} (the "
-            "noise floor). The authors find that this loss follows accuracy.",
+            "noise floor). The authors find that this loss correlates with accuracy.",
             f"The views agree {words}: prediction {prediction:.2f} (goal 0; independent views "
             f"{independent:.2f}).",
             sigreg_in_words(numbers),
@@ -88,10 +88,10 @@ class LeJEPA(JointEmbedding):
 
 
 def sigreg_in_words(numbers: Mapping[str, float]) -> str:
-    """Says what SIGReg is, beside what a Gaussian and a collapse have.
+    """Reports SIGReg beside its values for a Gaussian and for a collapse.
 
     Args:
-        numbers: what `sigreg_of_views` logs.
+        numbers: the scalars that `sigreg_of_views` returns.
     """
     found = numbers["sigreg"]
     return (
@@ -106,15 +106,15 @@ def sigreg_of_views(
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """Returns the mean of SIGReg over views, along directions that are new in every step.
 
-    They are a function of seed and step: equal on all processes, and again after a resume.
+    The directions depend on seed and step only: equal on all processes, and after a resume.
 
     Args:
-        z: embeddings `(N, K)` of every view, of the batch of all processes.
+        z: embeddings `(N, K)` of every view, over the batch of all processes.
         hparams: group `lejepa`, and the seed.
-        step: number of the optimizer step; always the same one for the same directions.
+        step: number of the optimizer step; a fixed one gives fixed directions.
 
     Returns:
-        The mean, and what to log: it, what it exceeds a Gaussian's by, and what a collapse has.
+        The mean, and what to log: the mean, its excess over a Gaussian's, and a collapse's value.
     """
     method, integral = hparams.lejepa, _integral(hparams)
     count, dim = z[0].shape

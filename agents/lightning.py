@@ -1,4 +1,4 @@
-"""Lightning's trainer, as the settings of a run want it."""
+"""Builds Lightning's trainer from the settings of a run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from datamodules.loading import BatchLoader, loaders_in
 
 
 def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) -> pl.Trainer:
-    """Returns a trainer that keeps, logs and shows nothing, unless told to.
+    """Returns a trainer that saves, logs and prints nothing, unless told to.
 
     Args:
         hparams: resolved settings.
-        device: that trains.
-        **overrides: arguments of Lightning's, in the place of those that the settings say.
+        device: to train on.
+        **overrides: arguments of Lightning's trainer, which replace those from the settings.
 
     Raises:
-        ValueError: a job of SLURM starts its processes in a way that Lightning does not know.
+        ValueError: SLURM starts the processes in a way that Lightning does not support.
     """
     options = hparams.trainer
     settings: dict[str, Any] = {
@@ -39,7 +39,7 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
         "limit_val_batches": options.limit_val_batches,
         "limit_test_batches": options.limit_test_batches,
         "check_val_every_n_epoch": int(options.val_every_n_epochs),
-        # Convolutions are tried out for each size of images: a pretraining has few.
+        # cuDNN tries its algorithms for each image size, and pretraining has few sizes.
         "benchmark": hparams.task in PRETRAINING and not hparams.run.deterministic,
         # Bicubic interpolation has no deterministic gradient on CUDA: warn, do not stop.
         "deterministic": "warn" if hparams.run.deterministic else False,
@@ -58,7 +58,7 @@ def lightning_trainer(hparams: Hparams, device: torch.device, **overrides: Any) 
 
 
 def loaders_of(trainer: pl.Trainer) -> list[BatchLoader]:
-    """Returns those that a trainer has loaded from so far, whatever the stage."""
+    """Returns the loaders that a trainer has used so far, in any stage."""
     stages = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
     return [loader for stage in stages for loader in loaders_in(stage)]
 
@@ -71,8 +71,8 @@ def stop_loading(trainer: pl.Trainer) -> None:
 
 def _slurm() -> SLURMEnvironment:
     try:
-        # Its own way to go on knows nothing of this project's.
+        # Lightning's requeueing does not know how this project resumes a run.
         return SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:  # of a job of several tasks
-        alone = "A run of one process: --ntasks=1, and --cpus-per-task for its cores."
+    except RuntimeError as error:  # a job with several tasks
+        alone = "To run one process: --ntasks=1, and --cpus-per-task for its cores."
         raise ValueError(f"SLURM: {error} {alone}") from error

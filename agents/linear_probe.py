@@ -1,4 +1,4 @@
-"""What frozen features know of classes: a linear classifier and k nearest neighbours on them."""
+"""Measures how well frozen features tell classes apart: by a linear classifier and by k-NN."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class LinearProbe(Agent):
         )
         self.confusion: dict[str, Tensor] = {}
         self.majority = 0.0
-        self.neighbours = hparams.probe.k  # fewer where the bank is smaller
+        self.neighbours = hparams.probe.k  # fewer if the bank is smaller
         self._features: dict[str, Tensor] = {}
-        # In a list: not a part of the agent, whose checkpoints do not have it.
+        # In a list, so that it is no submodule and not in checkpoints.
         self._last: list[nn.Module] = []
 
     @classmethod
@@ -93,7 +93,7 @@ class LinearProbe(Agent):
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> LabelledDataModule:
-        """Images with classes, a part of the training images held out for choices."""
+        """Images with classes, a part of the training images held out to choose the checkpoint."""
         data = hparams.data
         return LabelledDataModule(
             labelled(source, f"--data.name {data.name}"),
@@ -103,22 +103,48 @@ class LinearProbe(Agent):
             hparams.probe.num_images,
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the names of the classes: folders of other names may have the same numbers."""
-        checkpoint["classes"] = list(self.classes)
+    def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Cross-entropy of a batch."""
+        logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return {"loss": loss}
 
-    @property
-    def _data(self) -> LabelledDataModule:
-        return cast(LabelledDataModule, data_of(self.trainer))
+    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluates the classifier on held-out training images."""
+        return {"loss": self._judge(batch, "val", self.classifier)}
+
+    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
+        """Evaluates the best classifier and the last one on test images."""
+        if self.trains:
+            self._judge(batch, "test", self.classifier)
+        for last in self._last:
+            self._count("test_last", self._logits(batch, "test", last), batch)
+
+    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
+        logits = self._logits(batch, split, classifier)
+        self._count(split, logits, batch)
+        loss = F.cross_entropy(logits, batch.labels)
+        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    def _logits(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
+        logits: Tensor = classifier(self.features(split)[batch.indices, 0])
+        return logits
+
+    def _count(self, name: str, logits: Tensor, batch: ProbeBatch) -> None:
+        counts: Any = self.counts[name]
+        counts.update(logits, batch.labels)
 
     def features(self, split: str) -> Tensor:
         """Returns the features of every image of a split and of its mirror image, `(N, 2, D)`.
 
-        Computed on first use, every process its share of the images.
+        Computed on first use; each process computes its share.
         """
         if split not in self._features:
             images = count(len(self._data.splits[split]), f"{split} image")
-            console.info("features of %s, once", images)
+            console.info("computing the features of %s, once", images)
             self._features[split] = self._extract(self._data.images(split))
         return self._features[split]
 
@@ -143,46 +169,12 @@ class LinearProbe(Agent):
             raise ValueError("--probe.features cls: this backbone has no CLS token. Use pooled.")
         return torch.cat([prefix[:, 0] for prefix in features.prefix], dim=1)
 
-    def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Cross-entropy of a batch."""
-        logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
-        loss = F.cross_entropy(logits, batch.labels)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return {"loss": loss}
-
-    def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Counts on images that choices are made on."""
-        return {"loss": self._judge(batch, "val", self.classifier)}
-
-    def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
-        """Counts on test images, with the best classifier and with the last."""
-        if self.trains:
-            self._judge(batch, "test", self.classifier)
-        for last in self._last:
-            self._count("test_last", self._logits(batch, "test", last), batch)
-
-    def _logits(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
-        logits: Tensor = classifier(self.features(split)[batch.indices, 0])
-        return logits
-
-    def _count(self, name: str, logits: Tensor, batch: ProbeBatch) -> None:
-        counts: Any = self.counts[name]
-        counts.update(logits, batch.labels)
-
-    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
-        logits = self._logits(batch, split, classifier)
-        self._count(split, logits, batch)
-        loss = F.cross_entropy(logits, batch.labels)
-        self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
-        return loss
-
     def on_fit_end(self) -> None:
-        """Keeps the last classifier, also of a run that had only its test left to do."""
+        """Keeps the last classifier, also if only the test was left to do."""
         self._last = [deepcopy(self.classifier).eval()]
 
     def on_test_start(self) -> None:
-        """The best classifier has been loaded by now; the last one goes to where it is."""
+        """Moves the last classifier to the device; the best one has been loaded by now."""
         for last in self._last:
             last.to(self.device)
 
@@ -251,3 +243,11 @@ class LinearProbe(Agent):
         if self.majority > 1 / len(self.classes):
             guessing += f", the most frequent class for all images {self.majority:.1%}"
         return [*lines, f"{guessing}."]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the names of the classes: other classes may have the same numbers."""
+        checkpoint["classes"] = list(self.classes)
+
+    @property
+    def _data(self) -> LabelledDataModule:
+        return cast(LabelledDataModule, data_of(self.trainer))

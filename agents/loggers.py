@@ -1,4 +1,4 @@
-"""Where a run reports: its own folder always, wandb and TensorBoard when they are there."""
+"""Where a run reports: always its own folder; wandb and TensorBoard if available."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.run_folder import RunFolder
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's, which takes figures as well."""
+    """Lightning's logger, which here takes figures as well."""
 
     @rank_zero_only
     def log_figure(
@@ -42,9 +42,9 @@ def build_loggers(
     Args:
         hparams: resolved settings.
         folder: of the run.
-        goals: by the numbers that matter, whether `max` or `min` is best.
+        goals: names of the numbers that matter, each with `max` or `min`, whichever is best.
         transductive: see `is_transductive`.
-        guard: around all but the first, which looks after itself.
+        guard: wraps all but the first, which handles its own errors.
     """
     loggers: list[Logger] = [RunFolderLogger(folder)]
     if is_installed("tensorboard"):
@@ -65,10 +65,10 @@ def finish(loggers: Sequence[Logger], folder: RunFolder, facts: Mapping[str, Any
     Args:
         loggers: of the run.
         folder: of the run.
-        facts: what it came to, beside the numbers that were logged.
+        facts: of the summary, beside the numbers that were logged.
 
     Returns:
-        How to look at what they hold.
+        How to view what they recorded.
     """
     hints: list[str] = []
     for logger in loggers:

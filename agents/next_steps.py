@@ -1,4 +1,4 @@
-"""What to do after a run: commands made of its own settings, to be copied."""
+"""Suggests what to do after a run: commands to copy, made from its own settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.run_folder import RunFolder
 
 _LONGER = 4  # times as many epochs or steps
 
-# What a probe of a run has in common with it: its images, and the place it runs at.
+# Settings that a probe shares with its run: its images, and where it runs.
 _SHARED = (
     "data.name",
     "data.root",
@@ -45,7 +45,7 @@ def given_settings(hparams: Hparams) -> dict[str, Any]:
     """Returns the settings a user chose, by dotted path: those that are not the default.
 
     Args:
-        hparams: in which names may be chosen already; such a name was not given.
+        hparams: names that depend on the task may be resolved in it; these were not chosen.
     """
     plain = Hparams()
     plain.data.name = hparams.data.name
@@ -63,7 +63,7 @@ def given_settings(hparams: Hparams) -> dict[str, Any]:
 
 
 def training_command(settings: Mapping[str, Any]) -> str:
-    """Returns the command that trains with settings, by dotted path, where they have an effect."""
+    """Returns the command that trains with settings by dotted path, less those without effect."""
     hparams = without_ineffective(update(Hparams(), nested(settings), "settings"))
     words = {
         leaf.path: as_words(leaf.value) for leaf in leaves(hparams) if leaf.value != leaf.default
@@ -76,7 +76,7 @@ def resume_command(folder: RunFolder, given: Hparams, advice: str = "") -> str:
 
     Args:
         folder: of the run.
-        given: its settings before anything was worked out.
+        given: its settings as the user gave them.
         advice: options that it needs to go on.
     """
     return f"{_line(['--run.resume', *_found(folder, given)])} {advice}".rstrip()
@@ -93,10 +93,10 @@ def next_steps(
 
     Args:
         folder: of the run.
-        given: its settings before anything was worked out.
-        hparams: all of them.
+        given: its settings as the user gave them.
+        hparams: the same, resolved.
         source: its images.
-        tried_out: settings of the run that it was a try-out of; None: it was none.
+        tried_out: settings of the run that it tried out; None: it was no try-out.
     """
     if tried_out is not None:
         trains = unmet(tried_out, "trainer.max_steps") is None
@@ -122,7 +122,7 @@ def _train_longer(folder: RunFolder, given: Hparams, hparams: Hparams) -> list[S
     if unmet(hparams, length):
         return []
     longer = {length: _LONGER * int(get_leaf(hparams, length))}
-    if given.run.resume != "none":  # what was given to begin with stands in its file alone
+    if given.run.resume != "none":  # its first settings are only in its file
         words = as_command_line({path: as_words(value) for path, value in longer.items()})
         return [Step("train longer", _line(["--experiment", str(folder.hparams), *words]))]
     return [Step("train longer", training_command(_own(given) | longer))]
@@ -132,10 +132,10 @@ def _of_pretraining(folder: RunFolder, given: Hparams, source: ImageSource) -> l
     own, steps = _own(given), []
     yours = {"data.name": "image_folder", "data.root": "FOLDER"}
     if given.run.resume == "none" and given.data.name != yours["data.name"]:
-        of_these = ("data.", "trainer.max_")  # which images, and how long
-        method = {path: value for path, value in own.items() if not path.startswith(of_these)}
+        of_data = ("data.", "trainer.max_")  # which images, and how long
+        method = {path: value for path, value in own.items() if not path.startswith(of_data)}
         steps.append(Step("train on your images", training_command(method | yours)))
-    alone = len(steps)
+    before = len(steps)
     shared = {path: own[path] for path in _SHARED if path in own}
     shared["backbone.weights"] = f"run:{folder.called(given.run.dir)}"
     segment = {"task": "segmentation", "backbone.freeze": True}
@@ -146,7 +146,7 @@ def _of_pretraining(folder: RunFolder, given: Hparams, source: ImageSource) -> l
     if has_classes(source):
         command = training_command(shared | probe)
         steps.append(Step("see what it has learnt, in one number", command))
-    if len(steps) == alone:  # neither masks nor classes: those of other images
+    if len(steps) == before:  # neither masks nor classes: probe with other images
         other = {path: value for path, value in shared.items() if not path.startswith("data.")}
         probe |= {"data.name": "cifar10", "data.download": True}
         steps.append(Step("see what it has learnt", training_command(other | probe)))
@@ -170,24 +170,24 @@ def _of_segmentation(
 
 
 def has_classes(source: ImageSource) -> bool:
-    """Whether images have classes that can be told apart."""
+    """Whether images are of at least two classes."""
     if not isinstance(source, LabelledSource):
         return False
     try:
         classes, _ = source.labels("train")
-    except (ValueError, OSError):  # a folder without them; images that have gone since
+    except (ValueError, OSError):  # no class folders, or images removed since
         return False
     return len(classes) > 1
 
 
 def _own(given: Hparams) -> dict[str, Any]:
-    # Another run has another name.
+    # A new run gets a new name.
     found = given_settings(given)
     return {path: value for path, value in found.items() if path not in ("run.name", "run.resume")}
 
 
 def _found(folder: RunFolder, given: Hparams) -> list[str]:
-    """Returns the words by which a command finds a run: what it is called, and where that is so."""
+    """Returns the arguments by which a command finds a run: its name, and `--run.dir` if needed."""
     place = given.run.dir
     elsewhere = [] if place == Hparams().run.dir else ["--run.dir", place]
     return [folder.called(place), *elsewhere]

@@ -1,7 +1,7 @@
-"""What a notebook needs beside `Trainer`: a run's numbers, its network, what that says of images.
+"""For notebooks, beside `Trainer`: read the results of a run, load its network, segment images.
 
-Whatever is wrong with settings, runs or images is a ValueError or an OSError of one sentence, as on
-the command line.
+Wrong settings, runs or images raise a ValueError or an OSError with one sentence, as on the command
+line.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ RUNS = Hparams().run.dir
 
 
 class Results(NamedTuple):
-    """What a run has left so far.
+    """The results of a run so far.
 
     Attributes:
-        folder: where it lies; `folder.figures` has the pictures.
+        folder: of the run; `folder.figures` has the pictures.
         settings: by dotted name, as on the command line.
-        summary: the final numbers, and whether it finished; empty before its first end.
+        summary: the final numbers, and whether it finished; empty until the run has ended.
         metrics: every scalar by step. Steps count from 0.
     """
 
@@ -54,7 +54,7 @@ class Results(NamedTuple):
         """Returns the steps at which a scalar was measured, and its values.
 
         Raises:
-            ValueError: no scalar of this name was; says the nearest.
+            ValueError: no scalar of this name was measured; suggests the nearest.
         """
         points = {step: row[name] for step, row in sorted(self.metrics.items()) if name in row}
         if not points:
@@ -65,7 +65,7 @@ class Results(NamedTuple):
 
 
 def results(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUNS) -> Results:
-    """Reads what a run has left so far; it may still be training.
+    """Reads the results of a run so far; it may still be training.
 
     Args:
         run: its name, or its folder.
@@ -80,7 +80,7 @@ def results(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUNS
 
 
 def load_run(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUNS) -> Agent:
-    """Returns a run's agent with the weights that validated best, in eval mode, where it runs best.
+    """Returns a run's agent with its best weights, in eval mode, on the best device.
 
     Args:
         run: its name, or its folder.
@@ -102,23 +102,23 @@ def segment(agent: Agent, image: str | os.PathLike[str] | Image.Image) -> NDArra
     """Labels every pixel of an image.
 
     Args:
-        agent: of a segmentation; names of the labels are its `classes`.
-        image: itself or its file, of any size.
+        agent: of a segmentation; its `classes` name the labels.
+        image: an image or its file, of any size.
 
     Returns:
         `(H, W)` uint8.
 
     Raises:
-        ValueError: the agent is of another task, or something else is given for an image.
+        ValueError: the agent is of another task, or `image` is something else.
         OSError: the image cannot be read.
     """
     if not isinstance(agent, Segmentation):
         raise ValueError(f"{type(agent).__name__} labels nothing: only a segmentation does.")
     if isinstance(image, str | os.PathLike):
         image = read_rgb(Path(at_home(os.fspath(image))))
-    if not isinstance(image, Image.Image):  # an array: of OpenCV's, blue comes first
+    if not isinstance(image, Image.Image):  # no arrays: OpenCV's are in BGR
         raise ValueError(
-            f"segment takes a file or an image of Pillow, got {type(image).__name__}. Of an array "
-            "(H, W, 3) in RGB, uint8: PIL.Image.fromarray(array)."
+            f"segment takes a file or an image of Pillow, got {type(image).__name__}. Convert an "
+            "array (H, W, 3), RGB, uint8, with PIL.Image.fromarray(array)."
         )
     return label(agent, protocol_of_test(agent.settings), in_rgb(image)).labels

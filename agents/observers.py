@@ -1,4 +1,4 @@
-"""What looks at a run without steering it."""
+"""The parts of a run that observe it without steering it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from utils.metrics_file import last_values
 
 @dataclass(frozen=True)
 class Observers:
-    """All that looks at a run; each reports in its own way at the end (`agents/closing.py`).
+    """All that observes a run; each part reports in its own way at the end (`agents/closing.py`).
 
     Args:
-        guard: around those that may fail.
-        callbacks: that the settings switch on.
-        goals: the numbers that matter, each with `max` or `min`, whichever is best.
-        reports: the page, where it is wanted.
-        loggers: of the process; one that does not lead has none.
-        throughput: of its training steps.
-        unreadable: images.
+        guard: wraps those that may fail.
+        callbacks: those that the settings switch on.
+        goals: names of the numbers that matter, each with `max` or `min`, whichever is best.
+        reports: report.html, if wanted.
+        loggers: of this process; only the leading one has any.
+        throughput: of the training steps.
+        unreadable: images that could not be read.
     """
 
     guard: Guard
@@ -40,9 +40,9 @@ class Observers:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The last value of each scalar, sorted by name, of all parts of the run.
+        """The last value of each scalar, sorted by name, over all parts of a resumed run.
 
-        Not what Lightning knows, which is of this part alone.
+        Lightning only knows those of the current part.
         """
         rows = [log.metrics.rows for log in self.loggers if isinstance(log, RunFolderLogger)]
         found = [item for each in rows for item in last_values(each).items()]

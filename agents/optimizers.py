@@ -1,4 +1,4 @@
-"""From the `optim` settings to an optimizer and its schedule."""
+"""Builds the optimizer and its schedule from the `optim` settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def configure(
 
     Args:
         agent: its trainer knows the length of the run.
-        modules: whose trainable parameters are optimised, and how many times `lr` theirs is.
+        modules: to optimise, unless frozen, each with a factor on `lr`.
         hparams: resolved settings.
         lr: peak learning rate, which the tuner may have found.
     """
@@ -55,13 +55,13 @@ def configure(
 
 
 def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives a saved state the rates, decay and momentum that the optimizer was made with.
+    """Replaces learning rates, decay and momentum of a saved state by the optimizer's own.
 
-    To be registered as a hook before loading: what then comes from the checkpoint is the memory of
-    each parameter alone, laid out as the parameter is (channels first or last, by the device).
+    A hook to register before loading: the checkpoint then gives only the state of each parameter,
+    in the memory layout of the parameter (channels first or last, by device).
 
     Raises:
-        ValueError: its groups are of other sizes.
+        ValueError: the saved parameter groups have other sizes.
     """
     here, there = (
         [len(group["params"]) for group in groups]
@@ -69,9 +69,9 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
     )
     if here != there:
         raise ValueError(
-            f"The checkpoint's optimizer remembers {_in_words(there)} parameters, and with these "
-            f"settings and this version they are {_in_words(here)}: what is trained, or what of it "
-            "decays, has changed since. Go on with the version that environment.json names, or "
+            f"The checkpoint's optimizer remembers {_in_words(there)} parameters, but these "
+            f"settings and this version have {_in_words(here)}: what is trained, or which of it "
+            "has weight decay, has changed. Go on with the version that environment.json names, or "
             "start a new run from the weights: --backbone.weights CHECKPOINT."
         )
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
@@ -86,7 +86,7 @@ def keep_own_settings(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[st
 
 
 def _like(parameter: Tensor, value: Any) -> Any:
-    """Returns what is of a parameter's shape in the parameter's order: fused steps want one."""
+    """Returns a state tensor in its parameter's memory layout, which fused optimizers require."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     laid = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype)
@@ -100,7 +100,7 @@ def _in_words(sizes: Sequence[int]) -> str:
 class StepSchedule(LambdaLR):
     """Learning rates as a function of the step alone: peak times a factor.
 
-    A checkpoint says at which step it stands; peak and factor stay those it was made with.
+    A checkpoint restores the step only; peak and factor stay those of the settings.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Parts from outside the project: a line of `config/names.py` for as long as Python runs."""
+"""Adds a user's own parts to the tables of `config/names.py`, for as long as Python runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from config.convert import read_tables_anew
 from datamodules.sources import ImageSource, MaskedSource
 from models.backbones.base import AttentionBackbone
 
-# Tables by the setting that chooses from them. A method brings settings, and is none of these.
+# Tables by the setting that chooses from them. No tasks: a method needs settings of its own.
 _TABLES: dict[str, dict[str, str]] = {
     "backbone.name": names.BACKBONES,
     "data.name": names.DATASETS,
@@ -30,13 +30,13 @@ def add_part(setting: str, name: str, part: Callable[..., Any]) -> None:
     """Adds something that can be chosen by name, as a line of `config/names.py` does.
 
     Args:
-        setting: that chooses it, such as `backbone.name`.
-        name: that it gets there.
+        setting: the setting that chooses it, such as `backbone.name`.
+        name: its name there.
         part: a class or a function, at the top of a file or of a notebook's cell. A function that
-            makes a backbone with attention says so: `-> AttentionBackbone`.
+            builds a backbone with attention is annotated `-> AttentionBackbone`.
 
     Raises:
-        ValueError: there is no such choice, or the name or the part is not possible.
+        ValueError: there is no such setting, or the name or the part is not possible.
     """
     if setting not in _TABLES:
         raise ValueError(f"add_part {setting}: expected one of {', '.join(_TABLES)}.")
@@ -56,12 +56,12 @@ def add_part(setting: str, name: str, part: Callable[..., Any]) -> None:
 def add_callback(
     name: str, callback: type[pl.Callback], tasks: Sequence[str] = names.PRETRAINING
 ) -> None:
-    """Adds a callback that looks at every run of these tasks, with its constructor's defaults.
+    """Adds a callback, built with its default arguments, to every training of these tasks.
 
     Args:
-        name: by which it is known where it fails.
+        name: what messages call it.
         callback: a class, at the top of a file or of a notebook's cell.
-        tasks: whose trainings it looks at.
+        tasks: those to observe.
 
     Raises:
         ValueError: the name, the class or a task is not possible.
@@ -78,7 +78,7 @@ def add_callback(
 
 
 def _noted(without: tuple[str, ...], name: str, has: bool) -> tuple[str, ...]:
-    """Returns who is without something; of this part only what it is now counts."""
+    """Returns the names of parts without a feature; `name` is one of them unless it `has` it."""
     others = tuple(each for each in without if each != name)
     return others if has else (*others, name)
 
@@ -88,7 +88,7 @@ def _is_kind(part: object, kind: type) -> bool:
 
 
 def _target(setting: str, name: str, part: Callable[..., Any], known: str | None) -> str:
-    """Returns where a part is found again, also once its cell has been run anew."""
+    """Returns the `module:name` of a part, which stays valid when its cell runs again."""
     if not name.isidentifier():
         raise ValueError(f"{setting} {name}: expected a name such as my_part.")
     module, attribute = part.__module__, getattr(part, "__qualname__", "")

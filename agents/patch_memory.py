@@ -1,4 +1,4 @@
-"""A head that remembers training images instead of being trained: filled, and put into words."""
+"""Fills a head that remembers training images instead of being trained, and describes it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from utils.distributed import gather_rows
 
 @torch.no_grad()
 def remember(network: Segmenter, memory: PatchMemory, images: Iterable[SegmentationBatch]) -> None:
-    """Fills a memory; several processes read their share each, and remember the same.
+    """Fills a memory; each of several processes reads its share, and all remember the same.
 
     Args:
-        network: gives the features.
+        network: computes the features.
         memory: of its head.
-        images: whole ones, as the protocol shows them to the network.
+        images: whole images, as the protocol shows them to the network.
 
     Raises:
-        ValueError: the masks are void all over.
+        ValueError: all masks are void everywhere.
     """
     device = memory.features.device
-    # Parts and whole together are more than a small GPU may hold.
+    # On the CPU: a small GPU may not hold the parts and their concatenation at once.
     features, shares = [memory.features.cpu()], [memory.shares.cpu()]
     num_classes = memory.shares.shape[1]
     known: set[int] = set()
     for batch in images:
         for (image, labels), position in zip(batch.items(), batch.indices.tolist(), strict=True):
-            if position in known:  # it stands in for one that cannot be read
+            if position in known:  # it replaces one that cannot be read
                 continue
             known.add(position)
             maps = concatenated(network.encode(image[None].to(device)))[0]
@@ -47,11 +47,11 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
 
 
 def memory_in_words(memory: PatchMemory, held_out: float | None) -> str:
-    """Says what a memory labels by, and how well.
+    """Says how a memory labels pixels, and how well.
 
     Args:
-        memory: that is filled.
-        held_out: mIoU on held-out training images; None where there are none.
+        memory: a filled one.
+        held_out: mIoU on held-out training images; None: there are none.
     """
     return (
         f"Nothing was trained: classes are those of the {memory.neighbours} nearest of "
@@ -69,7 +69,7 @@ def as_seen(labels: Tensor, size: Size, multiple: int) -> Tensor:
         multiple: see `Segmenter`.
 
     Returns:
-        The nearest labels, and void where there is no image.
+        Nearest-neighbour labels, void in the padding.
     """
     resized = F.interpolate(labels[None, None], size, mode="nearest-exact")[0, 0]
     return pad_labels(resized, multiple)

@@ -1,4 +1,4 @@
-"""What a run takes, told before it starts: arithmetic and memory of a step, room on the disk."""
+"""Says before a run what it will need: compute and memory of a step, and disk space."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
 _CHECKPOINTS = 3  # best, last, previous
-# Bytes of a weight that is trained with AdamW, which remembers most: itself and two moments.
+# Bytes per weight: a trained one has two moments beside it in AdamW, which stores the most.
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
 
 
 class ImageCost:
-    """What the backbone takes for one image of the data set, measured on the CPU when asked for.
+    """What the backbone needs for one image of the data set, measured on the CPU on demand.
 
     Args:
         agent: as it will train.
-        data: whose images it sees.
+        data: loads its images.
         hparams: resolved but for the chunk size.
     """
 
@@ -54,7 +54,7 @@ class ImageCost:
         try:
             with rng_preserved(CPU):
                 counted = {side: flops(self._backbone, side) for side in set(self._sides)}
-        except Exception as error:  # torch's counter looks into every module; a run needs no count
+        except Exception as error:  # torch's counter may fail in any module; a run does not need it
             console.info("Operations cannot be counted: %s", error)
             return None
         again = self._padded(self._agent.passes_again(self._loaded, chunks))
@@ -63,7 +63,7 @@ class ImageCost:
 
     @cached_property
     def activations(self) -> tuple[float, ...]:
-        """Bytes kept for the gradient, of each view."""
+        """Bytes of activations kept for the gradient, for each view."""
         with rng_preserved(CPU):
             kept = {
                 side: bytes_per_image(self._backbone, side, self._mixed)
@@ -73,7 +73,7 @@ class ImageCost:
 
 
 def images_a_process(hparams: Hparams) -> int:
-    """Returns how many images of a batch each process has."""
+    """Returns how many images of a batch each process gets."""
     return int(hparams.data.batch_size) // processes_of(hparams)
 
 
@@ -90,10 +90,10 @@ def announce(
     Args:
         given: settings as the user gave them.
         hparams: the same, resolved.
-        agent: that trains.
+        agent: will be trained.
         images: number of training images.
         cost: of one of them.
-        tried_out: whether nobody expects the run to learn anything.
+        tried_out: whether it is a try-out, for which warnings about learning are left out.
     """
     if words := choices(given, hparams):
         console.info("%s", words)
@@ -108,7 +108,7 @@ def announce(
 
 
 def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
-    """Returns what a run needs in one line, and what there is too little of."""
+    """Returns what a run needs in one line, and warnings about what is scarce."""
     size = hparams.trainer.chunk_size
     chunk = size if isinstance(size, int) else None
     batch, share = int(hparams.data.batch_size), images_a_process(hparams)
@@ -125,21 +125,21 @@ def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[s
 
 
 def checkpoint_bytes(agent: Agent) -> int:
-    """Returns how much the checkpoints of a run take at most."""
+    """Returns the bytes that the checkpoints of a run take at most."""
     sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
     bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
     return _CHECKPOINTS * bytes_
 
 
 def room_in_words(needed: int, folder: Path) -> tuple[str, list[str]]:
-    """Returns what of the disk will be taken, and a warning where there is too little.
+    """Returns how much disk space will be taken, and a warning if there is too little.
 
     Args:
         needed: bytes.
-        folder: where they are to be written; it need not be there yet.
+        folder: where they will be written; it need not exist yet.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(existing).free
     line = f"up to {in_units(needed)}B of {in_units(free)}B that are free."
     if needed < free:
         return line, []

@@ -17,15 +17,15 @@ from models.memory.chunking import forward_in_chunks
 
 
 class Pretraining(Agent):
-    """How images pass the backbone that is trained: at once, in chunks, or for their features only.
+    """Passes images through the trained backbone, at once or in chunks, and logs steps.
 
     Args:
-        backbone: that is trained.
+        backbone: is trained.
         hparams: groups `head_information`, `optim`, `trainer`, and the method's own.
 
     Attributes:
-        information: a term on the heads of the backbone, beside any method's loss; its column is
-            the last of the pooled features where it counts.
+        information: an optional loss term on the backbone's attention heads; if its weight is not
+            0, its values are the last column of the pooled features.
     """
 
     def __init__(self, backbone: Backbone, hparams: Hparams) -> None:
@@ -46,11 +46,11 @@ class Pretraining(Agent):
         return self.information.pooled(self.trained_backbone, images)
 
     def compile_training_pass(self) -> None:
-        """See `Agent`. Once for each size of views, and not for any size."""
+        """See `Agent`. Compiled once per view size, without dynamic shapes."""
         self.training_pass = torch.compile(self._pool, dynamic=False)
 
     def pooled_once(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Returns the pooled features `(N, D)` of micro-batches, whose activations are kept.
+        """Returns the pooled features `(N, D)` of micro-batches, and keeps their activations.
 
         Args:
             chunks: `(n, 3, H, W)` uint8 each, which may be on the host.
@@ -58,7 +58,7 @@ class Pretraining(Agent):
         return torch.cat([self._pool(self.moved(chunk)) for chunk in chunks])
 
     def pooled_in_chunks(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Returns the same; activations are those of one chunk, and computed again for it."""
+        """Returns the same, but recomputes activations for the gradient, one chunk at a time."""
         return forward_in_chunks(self.trained_backbone, self._pool, chunks, self.device)
 
     def log_step(
@@ -69,18 +69,18 @@ class Pretraining(Agent):
         images: int,
         apart: bool = False,
     ) -> None:
-        """Logs what a step came to; of training also its learning rate.
+        """Logs loss and scalars of a step; in training also the learning rate.
 
         Args:
             split: `train` or `val`.
             loss: the method's own.
-            scalars: what else there is, by name.
-            images: that it is of.
-            apart: whether those are of this process alone, so that the loss is a mean over all.
+            scalars: what else to log, by name.
+            images: number of images in the step.
+            apart: whether the values cover this process only, so that the loss is averaged.
         """
         named = {f"{split}/{name}": value for name, value in scalars.items()}
         if split == "train" and self.trainer.optimizers:
             named["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log(f"{split}/loss", loss.detach(), prog_bar=True, batch_size=images, sync_dist=apart)
-        # To wait for the other processes in every training step would cost more than they tell.
+        # In training the scalars are not averaged: waiting in every step would cost too much.
         self.log_dict(named, batch_size=images, sync_dist=apart and split == "val")

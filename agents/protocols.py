@@ -1,4 +1,4 @@
-"""From the settings to how whole images of a segmentation are resized, labelled and judged."""
+"""Builds from the settings how whole images are resized, labelled and judged in segmentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_protocol(hparams: Hparams, scale: float = 1.0) -> Protocol:
 
     Args:
         hparams: resolved settings.
-        scale: side of the images it shows over that of its recipe, `data.image_size` or its own.
+        scale: factor on the side of images, which is `data.image_size` or the recipe's own.
     """
     make = load(names.PROTOCOLS[hparams.segmentation.protocol])
     protocol: Protocol = make(int(hparams.data.image_size), scale)
@@ -25,7 +25,7 @@ def build_protocol(hparams: Hparams, scale: float = 1.0) -> Protocol:
 
 
 def protocol_of_test(hparams: Hparams) -> Protocol:
-    """Returns how test images are resized and judged; all their views are made of the largest."""
+    """Returns how test images are resized and judged: at the largest scale, reduced for others."""
     return build_protocol(hparams, max(hparams.segmentation.test_scales))
 
 
@@ -40,10 +40,10 @@ def inference_of_test(settings: SegmentationHparams) -> Inference:
 
 
 def judged_by(facts: Mapping[str, Any]) -> list[str]:
-    """Returns what sets numbers apart: the protocol, and how images were seen unless whole.
+    """Returns how numbers were measured: the protocol, and the inference unless plain.
 
     Args:
-        facts: of an agent, or summary.json, which holds them; other tasks have none of these.
+        facts: of an agent, or summary.json; both are missing for tasks other than segmentation.
     """
     usual = {"protocol": None, "inference": str(WHOLE)}
     return [str(facts[name]) for name, plain in usual.items() if facts.get(name, plain) != plain]

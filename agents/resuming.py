@@ -1,10 +1,9 @@
-"""Whether a run can go on from its checkpoint with the settings it is given.
+"""Checks whether a run can resume from its checkpoint with the settings it is given.
 
-The checkpoint has the weights, what the optimizer remembers, the random states and the position in
-the run; rates, decay, momentum, schedules and length are those of the settings
-(`agents/optimizers.py`). What could not act is refused: settings marked `Kept` in
-`config/hparams.py`, other images, an end before the steps that are done. That the network fits is
-checked with every checkpoint (`agents/build.py`).
+The checkpoint has weights, optimizer state, random states and the position in the run; learning
+rates, decay, momentum, schedules and length come from the settings (`agents/optimizers.py`).
+Refused is what could not take effect: changed settings that `config/hparams.py` marks `Kept`,
+other images, an end before the steps that are done. `agents/build.py` checks that the network fits.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ def check_continues(
     file: Path,
     checkpoint: Mapping[str, Any],
 ) -> None:
-    """Checks that a run can go on, before anything of it is written.
+    """Checks that a run can go on, before anything is written.
 
     Args:
         agent: built from the settings.
-        data: listed.
+        data: its images listed.
         hparams: resolved for the data.
         file: the checkpoint's, for the message.
         checkpoint: its content.
 
     Raises:
-        ValueError: it cannot; names the setting, and what to do.
+        ValueError: it cannot; names the setting and what to do.
     """
     check_kept(hparams, checkpoint["hyper_parameters"])
     if not agent.trains:
@@ -78,7 +77,7 @@ def check_continues(
 
 
 def _check_whole(file: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint has all that a training goes on from, and sound."""
+    """Checks that a checkpoint has everything needed to resume training, undamaged."""
     if "optimizer_states" not in checkpoint:
         raise ValueError(
             f"{file} is of a run that trained nothing, and with these settings there is something "
@@ -100,7 +99,7 @@ def _check_whole(file: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _position() -> dict[str, Any]:
-    """Returns where Lightning says that a training is which has not begun."""
+    """Returns Lightning's state of the training loop before training begins."""
     silent: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False}
     silent |= {
         f"enable_{what}": False for what in ("checkpointing", "progress_bar", "model_summary")
@@ -110,7 +109,7 @@ def _position() -> dict[str, Any]:
 
 
 def _not_as(expected: Any, found: Any, name: str) -> str:
-    """Says what is of another kind than expected, or below zero; nothing where all is well."""
+    """Describes the first value of an unexpected type or below zero; empty if all are sound."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         entries = ((each, expected[each], found.get(each)) for each in expected)
         wrong = (_not_as(kind, value, f"{name}.{each}") for each, kind, value in entries)
@@ -122,14 +121,14 @@ def _not_as(expected: Any, found: Any, name: str) -> str:
 def chooses_anew(
     agent: Agent, data: ImageDataModule, hparams: Hparams, checkpoint: Mapping[str, Any]
 ) -> bool:
-    """Whether validations will measure otherwise than before; says so, and by which settings.
+    """Returns whether validations now measure differently than before; warns by which settings.
 
-    Then no number of before can be beaten or missed: what was best would stay, or be replaced, for
-    a reason that has nothing to do with how good it is.
+    Numbers from before and after then do not compare: keeping or replacing the best checkpoint by
+    them would say nothing about how good it is.
 
     Args:
         agent: built from the settings.
-        data: listed.
+        data: its images listed.
         hparams: resolved for the data.
         checkpoint: see `check_continues`.
     """
@@ -137,20 +136,20 @@ def chooses_anew(
     if not changed or agent.monitor is None or not (agent.trains and validates(hparams, data)):
         return False
     rank_zero_warn(
-        f"{agent.monitor[0]} of before does not compare with what comes, with another "
+        f"Earlier values of {agent.monitor[0]} do not compare with later ones, with another "
         f"--{', --'.join(changed)}: the best checkpoint is chosen anew."
     )
     return True
 
 
-# Groups of settings that do not say what is minimised.
+# Groups of settings that do not change the loss.
 _BESIDE_THE_LOSS = {"run", "data", "backbone", "optim", "trainer", "logger", "callbacks", "probe"}
 
 
 def changes_loss(hparams: Hparams, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether gradients will be those of another loss than before, where they are measured.
+    """Returns whether the loss has changed, if gradient agreement is measured; warns if so.
 
-    Then the averages of before say nothing of those to come, which is said.
+    The averages from before then say nothing about the gradients to come.
 
     Args:
         hparams: resolved for the data.
@@ -162,7 +161,7 @@ def changes_loss(hparams: Hparams, checkpoint: Mapping[str, Any]) -> bool:
     if not changed or unmet(hparams, switch) or not get_leaf(hparams, switch):
         return False
     rank_zero_warn(
-        f"Gradients of before say nothing of those to come, with another --{', --'.join(changed)}: "
-        "how far they agree is measured anew."
+        f"Earlier gradients say nothing about later ones, with another --{', --'.join(changed)}: "
+        "their agreement is measured anew."
     )
     return True

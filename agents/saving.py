@@ -1,4 +1,4 @@
-"""How a run begins in its folder and goes on from it: nothing that was done is lost."""
+"""Begins a run in its folder and resumes it from there, without losing what was done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.run_folder import RunFolder
 
 
 def checkpoint_to_resume(resume: str) -> Path | None:
-    """Returns the checkpoint that a run goes on from.
+    """Returns the checkpoint that a run resumes from.
 
     Args:
         resume: `none` or the folder of a run.
@@ -31,9 +31,9 @@ def checkpoint_to_resume(resume: str) -> Path | None:
         None for a new run, and for one that was stopped before its first checkpoint.
 
     Raises:
-        ValueError: its checkpoints or its settings are damaged, or it had checkpoints and they are
-            gone: to start anew would remove what it came to. Or something else is in the place of
-            a file that the run is going to write.
+        ValueError: its checkpoints or settings are damaged. Or its checkpoints are gone, so that
+            starting anew would remove its results. Or something else is in the place of a file
+            that the run will write.
     """
     if resume == "none":
         return None
@@ -52,12 +52,12 @@ def checkpoint_to_resume(resume: str) -> Path | None:
 
 
 def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
-    """Tidies up a folder that this process holds, and writes down what trains in it.
+    """Tidies up the folder of a run, which this process has locked, and records its environment.
 
     Args:
         folder: of the run.
         resumed: whether it goes on from a checkpoint; else it starts anew.
-        accelerator: it trains on.
+        accelerator: trains the run.
     """
     sweep(folder.path)
     known = folder.read_environment()
@@ -71,8 +71,8 @@ def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
 
 
 def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
-    """Drops what was logged of steps that a checkpoint does not know."""
-    # Rows count steps from 0: this one is of the step to come, and of the test, which is made anew.
+    """Drops what was logged after a checkpoint was written."""
+    # Rows count steps from 0: this one is for the next step, and for the test, which is repeated.
     step = int(map_run_checkpoint(checkpoint)["global_step"])
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
@@ -80,14 +80,14 @@ def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
 
 
 def flush(loggers: Sequence[Logger]) -> None:
-    """Writes what has been logged, before a checkpoint makes it the past."""
+    """Writes what has been logged, so that a checkpoint is never ahead of it."""
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.flush_for_checkpoint()
 
 
 def save_backbone(agent: Agent, folder: RunFolder) -> None:
-    """Writes backbone.pth: the backbone's last weights, key names of its public layout.
+    """Writes the backbone's last weights to backbone.pth, with the keys of its public layout.
 
     Raises:
         OSError: it cannot be written.

@@ -50,7 +50,7 @@ class Segmentation(Agent):
     training images instead (`knn`) is filled before the first image is judged.
 
     Args:
-        network: what is trained, on a backbone that may be frozen.
+        network: is trained, except for a frozen backbone.
         classes: names by label.
         hparams: groups `segmentation` and `optim`.
 
@@ -60,7 +60,7 @@ class Segmentation(Agent):
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
 
-    monitor = ("val/miou", "max")  # on training images held out
+    monitor = ("val/miou", "max")  # on held-out training images
     validates_untrained = True
 
     def __init__(self, network: Segmenter, classes: Sequence[str], hparams: Hparams) -> None:
@@ -96,7 +96,7 @@ class Segmentation(Agent):
 
     @staticmethod
     def data(source: ImageSource, hparams: Hparams, loading: Loading) -> SegmentationDataModule:
-        """Images with masks, a part of the training images held out for choices."""
+        """Images with masks, a part of the training images held out to choose the checkpoint."""
         settings = hparams.data
         size, protocol = int(settings.image_size), build_protocol(hparams)
         images = masked(source, f"--data.name {settings.name}")
@@ -126,7 +126,7 @@ class Segmentation(Agent):
     ) -> None:
         """See `Agent.prepare`: weighs classes, and caches features that never change."""
         if self.backbone.frozen:
-            console.info("The backbone is frozen: what it shows is measured and drawn once.")
+            console.info("The backbone is frozen: readouts and pictures of it are made once.")
         images = cast(SegmentationDataModule, data)
         weights = weigh_classes(hparams.segmentation, self.classes, images)
         if weights is not None:
@@ -137,38 +137,6 @@ class Segmentation(Agent):
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
         cache_features(self.network, images, hparams, self.classes, whole, device)
-
-    @property
-    def backbone(self) -> Backbone:  # type: ignore[override]
-        """The network's, which callbacks look into."""
-        return self.network.backbone
-
-    @property
-    def parts(self) -> Mapping[str, nn.Module]:
-        """The network's."""
-        return dict(self.network.named_children())
-
-    @property
-    def memory(self) -> PatchMemory | None:
-        """What the head remembers of the training images; None where it is trained."""
-        return self.network.head.memory if isinstance(self.network.head, KNN) else None
-
-    # A checkpoint holds the network alone, and its keys do not depend on where the agent keeps it.
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the network's: `backbone.…`, `head.…`, `fusion.…`."""
-        return self.network.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loads the network."""
-        return self.network.load_state_dict(state_dict, *args, **kwargs)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the names of the classes: their order may change in a file of the user's."""
-        checkpoint["classes"] = list(self.classes)
-
-    def compile_training_pass(self) -> None:
-        """See `Agent`."""
-        self.network.compile_training_pass()
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""
@@ -188,7 +156,7 @@ class Segmentation(Agent):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
         if looks is not None:
-            # Of the backbone's own attention, whatever a control shows to the fusions.
+            # On the backbone's own attention, even if a control shows the fusions another.
             loss = loss + self._attention_loss(encoded, looks, batch.labels)
         return step_result(loss, CropOutputs(logits.detach()))
 
@@ -226,7 +194,7 @@ class Segmentation(Agent):
         found = self.network.logits_at(images, sizes, batch.stored, inference)
         losses, predictions = [], []
         for logits, labels in zip(found, masks, strict=True):
-            if self.trains:  # shares of neighbours are no logits
+            if self.trains:  # k-NN gives class shares, not logits
                 losses.append(self.loss(logits[None], labels[None]))
             predictions.append(labels_of(logits))
             measured.update(predictions[-1][None].int(), labels[None].int())
@@ -253,7 +221,7 @@ class Segmentation(Agent):
         self._report("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs the metrics of the test images, every class among them."""
+        """Logs the metrics of the test images, including the IoU of every class."""
         self._report("test")
 
     def _report(self, split: str) -> None:
@@ -279,6 +247,10 @@ class Segmentation(Agent):
         }
         return configure(self, factors, self.settings, self.lr)
 
+    def compile_training_pass(self) -> None:
+        """See `Agent`."""
+        self.network.compile_training_pass()
+
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""
         if "test/miou" not in summary:
@@ -300,3 +272,31 @@ class Segmentation(Agent):
             left_out = f"{absent} of {len(self.classes)} classes"
             lines.append(f"Left out of the mean, neither present nor predicted: {left_out}.")
         return lines
+
+    @property
+    def backbone(self) -> Backbone:  # type: ignore[override]
+        """The network's backbone, which callbacks inspect."""
+        return self.network.backbone
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The network's modules by name."""
+        return dict(self.network.named_children())
+
+    @property
+    def memory(self) -> PatchMemory | None:
+        """The training patches that the head remembers; None: it is trained."""
+        return self.network.head.memory if isinstance(self.network.head, KNN) else None
+
+    # A checkpoint holds the network alone, and its keys do not depend on where the agent keeps it.
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the network's: `backbone.…`, `head.…`, `fusion.…`."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads the network."""
+        return self.network.load_state_dict(state_dict, *args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the names of the classes: a user may change their order."""
+        checkpoint["classes"] = list(self.classes)

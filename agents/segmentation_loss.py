@@ -1,4 +1,4 @@
-"""From the `segmentation` settings to its loss, and how much a pixel of each class counts in it."""
+"""Builds the loss of a segmentation and its class weights from the settings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def build_loss(
     """Builds the weighted sum of the chosen losses.
 
     Args:
-        settings: that choose.
-        class_weights: `(C,)`, of the cross-entropy; None: all pixels count alike.
+        settings: choose the losses.
+        class_weights: `(C,)`, for the cross-entropy; None: all pixels count alike.
     """
     terms = {name: load(names.LOSSES[name]) for name in settings.loss}
     if class_weights is not None and "cross_entropy" in terms:
@@ -38,15 +38,15 @@ def build_loss(
 def weigh_classes(
     settings: SegmentationHparams, classes: Sequence[str], data: SegmentationDataModule
 ) -> Tensor | None:
-    """Returns the weight of each class, `(C,)`; None where all count as often as they occur.
+    """Returns the weight of each class, `(C,)`; None: they are not weighted.
 
     Args:
-        settings: that say which.
+        settings: choose the weights.
         classes: names by label.
-        data: whose masks have been looked at.
+        data: its masks have been read.
 
     Raises:
-        ValueError: not one weight for each class.
+        ValueError: there is not one weight for each class, or all are 0.
     """
     if settings.class_weights == "none":
         return None

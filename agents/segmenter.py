@@ -1,4 +1,4 @@
-"""From the `segmentation` settings to the network: a head, and what brings attention to it."""
+"""Builds a segmentation network from the settings: a head, and fusions that bring it attention."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def build_segmenter(hparams: Hparams, backbone: Backbone, num_classes: int) -> S
     """Builds the chosen head and fusions on `backbone`.
 
     Raises:
-        ValueError: the backbone takes images of one size only and is shown others, or has
-            not the attention that the fusions need; or a block outside the network.
+        ValueError: the backbone takes images of one size only and would see others, or lacks
+            the attention that the fusions need; or a block does not exist.
     """
     settings = hparams.segmentation
     side = load(names.PROTOCOLS[settings.protocol]).side

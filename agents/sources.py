@@ -1,4 +1,4 @@
-"""From the `data` settings to a data set, and what a task needs its images to have."""
+"""Builds data sets from the settings, and checks that they have the labels that a task needs."""
 
 from __future__ import annotations
 

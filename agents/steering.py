@@ -1,4 +1,4 @@
-"""What steers a run: its checkpoints, early stopping, and what lets it end well and go on."""
+"""Callbacks that steer a run: checkpoints, early stopping, and safeguards to end and resume."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from utils.run_folder import RunFolder
 
 
 def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Callback]:
-    """Returns what lets a run end well, and go on exactly.
+    """Returns the callbacks that let a run end cleanly, and resume exactly.
 
     Args:
         folder: of the run.
         seed: of the run.
-        device: that trains.
+        device: trains the run.
     """
     return [
         LostProcess(folder),
@@ -42,11 +42,11 @@ def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Ca
 def choosing(
     agent: Agent, data: ImageDataModule, hparams: Hparams, folder: RunFolder
 ) -> list[pl.Callback]:
-    """Returns what keeps the best and the last checkpoint, and what stops early.
+    """Returns the callbacks that save the best and the last checkpoint, and stop early.
 
     Args:
         agent: says what is best.
-        data: that it trains on.
+        data: loads its images.
         hparams: resolved settings.
         folder: of the run.
     """
@@ -57,7 +57,7 @@ def choosing(
     if choice is None or not validates(hparams, data):
         return [last]
     monitor, mode = choice
-    # When the last one is written, and so the same file where this epoch is the best.
+    # Written together with the last one, so that both are one file if this epoch is the best.
     best = ModelCheckpoint(
         filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, **common
     )
@@ -66,10 +66,10 @@ def choosing(
 
 
 def check_stopping(hparams: Hparams, data: ImageDataModule) -> None:
-    """Checks that there is something to stop by, where a run is to stop early.
+    """Checks that a run that may stop early has validations to stop by.
 
     Raises:
-        ValueError: there is not.
+        ValueError: it has none.
     """
     if hparams.callbacks.early_stopping.enabled and not validates(hparams, data):
         raise ValueError("--callbacks.early_stopping needs validation images: none here.")

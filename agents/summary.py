@@ -1,4 +1,4 @@
-"""What a run came to: the content of summary.json, in numbers and in sentences."""
+"""The results of a run: the content of summary.json, in numbers and in sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from callbacks.throughput import Throughput
 from utils.logging import Chart
 from utils.stopwatch import Stopwatch
 
-READOUT_SECONDS = "readout_seconds/"  # begins the names of what each readout took
+READOUT_SECONDS = "readout_seconds/"  # prefix of the seconds of each readout
 
 
 def collect(
@@ -27,7 +27,7 @@ def collect(
     """Returns the flat content of summary.json.
 
     Args:
-        fitting: that has ended.
+        fitting: has ended.
         observers: of the run.
         numbers: those of `observers`.
         transductive: see `is_transductive`.
@@ -54,7 +54,7 @@ def collect(
 
 
 def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
-    # On a GPU those of steps may hold readouts, those of fitting do not.
+    # On a GPU the seconds of steps may include readouts, those of fitting do not.
     training = min(throughput.seconds, stopwatch.seconds["fitting"])
     found = {
         "training_seconds": training,
@@ -67,7 +67,7 @@ def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
 
 
 def _of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
-    """Returns what callbacks have that is no metric of Lightning."""
+    """Returns the results of callbacks that are not logged as metrics."""
     found: dict[str, Any] = {"alarms": []}
     for each in callbacks:
         if isinstance(each, Health):
@@ -94,7 +94,7 @@ def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:
 
 
 def before_and_now(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]) -> Chart:
-    """Returns what was measured before the first step beside what it has become.
+    """Returns a table of the readouts before the first step and now.
 
     Args:
         callbacks: of the run.
@@ -112,7 +112,7 @@ def before_and_now(callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any])
 def in_words(
     agent: Agent, callbacks: Sequence[pl.Callback], metrics: Mapping[str, Any]
 ) -> list[str]:
-    """Says what came out, in sentences.
+    """Says the results in sentences.
 
     Args:
         agent: of the run.
@@ -126,7 +126,7 @@ def in_words(
 
 
 def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]:
-    """Says in one sentence what became of the numbers that were measured before the first step.
+    """Says in one sentence how the readouts have changed since before the first step.
 
     Args:
         readouts: of the run.
@@ -142,5 +142,5 @@ def learnt(readouts: Sequence[Readout], metrics: Mapping[str, Any]) -> list[str]
 
 
 def _changed(before: float | None, now: float) -> bool:
-    # What is logged is float32.
+    # Logged values are rounded to float32.
     return before is not None and not math.isclose(before, now, rel_tol=1e-6)

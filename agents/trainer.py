@@ -70,8 +70,8 @@ class Trainer:
 
     Args:
         hparams: settings; `run.resume` is `none` or the folder of the run to continue.
-        experiment: what a run without a name is called after.
-        tried_out: settings of the run that this one is a try-out of; None: it is none.
+        experiment: what a run without a name is named after.
+        tried_out: settings of the run that this one tries out; None: it is no try-out.
 
     Raises:
         ConfigError: settings that are impossible or have no effect.
@@ -83,7 +83,7 @@ class Trainer:
         experiment: str | None = None,
         tried_out: Hparams | None = None,
     ) -> None:
-        self.given = check(hparams)  # a notebook's have not been
+        self.given = check(hparams)  # those of a notebook have not been checked
         self.tried_out = tried_out
         self.device = usable_device(hparams.trainer.accelerator)
         self.experiment = experiment
@@ -97,25 +97,25 @@ class Trainer:
         self.checkpoint = checkpoint_to_resume(hparams.run.resume)
         self.resumed = self.checkpoint is not None
         self.chooses_anew = self.other_loss = False
-        # Of several processes the one that writes.
+        # Whether this process, of several, is the one that writes.
         self.leads = getattr(rank_zero_only, "rank", 0) == 0
         self.stopwatch = Stopwatch()
 
     def run(self) -> int:
-        """Trains.
+        """Trains and tests.
 
         Returns:
             Exit code: 0 finished, 1 failed, 130 interrupted and saved.
         """
         quiet_libraries()
         if use_tensor_cores(self.hparams.trainer.precision, self.device) and self.leads:
-            console.info("float32 matrices are multiplied in TF32, beside half precision.")
+            console.info("Matrix products that stay in float32 use TF32.")
         use_same_numbers(self.hparams.run.deterministic, self.device)
         pl.seed_everything(self.hparams.run.seed, workers=True, verbose=False)
         source = build_source(self.hparams)
         data = self._list_images(build_data(self.hparams, source))
         agent = build_agent(self.hparams, source, loaded=not self.resumed)
-        # Every mask is read, which may take minutes: not before the weights are known to be there.
+        # Reads every mask, which may take minutes: only once the weights are known to be there.
         data.check(Path(self.hparams.run.dir) / ".cache")
         lay_out(agent, self.device)
         options = self.hparams.trainer
@@ -128,13 +128,7 @@ class Trainer:
             images, tried_out = len(data.train_files), self.tried_out is not None
             announce(self.given, self.hparams, agent, images, cost, tried_out)
         if self.checkpoint is not None:
-            saved = read_run_checkpoint(self.checkpoint)
-            check_continues(agent, data, self.hparams, self.checkpoint, saved)
-            check_fits(agent, self.checkpoint, saved)
-            check_best(agent, self.hparams, self.checkpoint)
-            self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
-            self.other_loss = changes_loss(self.hparams, saved)
-            del saved  # Lightning reads it again: as much memory as the network and its optimizer
+            self._check_checkpoint(agent, data, self.checkpoint)
         agent.prepare(data, self.hparams, self.device, self.checkpoint)
         check_stopping(self.hparams, data)
         folder = self._open_folder()
@@ -148,13 +142,13 @@ class Trainer:
             try:
                 with stopping_at_once():
                     return self._fit(agent, data, folder)
-            # Before the first step, or while it is closed.
+            # Before the first step, or while the run is being closed.
             except (KeyboardInterrupt, SystemExit) as stop:
-                words = f"What it has saved is in {folder.checkpoints}. It goes on with"
+                words = f"What was saved is in {folder.checkpoints}. Resume the run with"
                 raise KeyboardInterrupt(f"{words}\n{resume_command(folder, self.given)}") from stop
 
     def _list_images(self, data: ImageDataModule) -> ImageDataModule:
-        """Lists the images, and settles what depends on how many there are."""
+        """Lists the images, and resolves the settings that depend on their number."""
         if self.leads:
             data.prepare_data()
         data.setup("fit")
@@ -162,6 +156,15 @@ class Trainer:
         self.hparams = resolve_for_data(self.hparams, len(data.train_files), on_gpu)
         data.loading = build_loading(self.hparams)
         return data
+
+    def _check_checkpoint(self, agent: Agent, data: ImageDataModule, file: Path) -> None:
+        """Checks that the run can go on from its checkpoint, and notes what has changed since."""
+        saved = read_run_checkpoint(file)
+        check_continues(agent, data, self.hparams, file, saved)
+        check_fits(agent, file, saved)
+        check_best(agent, self.hparams, file)
+        self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
+        self.other_loss = changes_loss(self.hparams, saved)
 
     def _open_folder(self) -> RunFolder:
         run = self.hparams.run
@@ -182,7 +185,7 @@ class Trainer:
             if options.compile and chunk < batch:
                 console.info("trainer.compile: no effect, chunks are recomputed uncompiled.")
                 options.compile = False
-            # The whole batch was tried without chunks: DINO takes one view at a time with a number.
+            # None, as it was tried: given a number, DINO would process one view at a time.
             options.chunk_size = chunk if chunk < batch else None
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
@@ -209,7 +212,7 @@ class Trainer:
                 observers.throughput,
                 observers.unreadable,
                 *safeguards(folder, self.hparams.run.seed, self.device),
-                # Before all that looks, which asks whether this is the end.
+                # Before the observers, which ask whether training ends here.
                 *choosing(agent, data, self.hparams, folder),
                 *observers.callbacks,
                 *observers.reports,
@@ -240,7 +243,7 @@ class Trainer:
         return _EXIT_CODES[end.status if closed.recorded else "failed"]
 
     def _observers(self, agent: Agent, folder: RunFolder, transductive: bool) -> Observers:
-        """Returns what looks at the run; of several processes the leader's alone writes."""
+        """Returns what observes the run; of several processes only the leader writes."""
         guard = Guard(self.device, self.stopwatch)
         callbacks = build_callbacks(self.hparams, guard)
         watched = goals(agent, callbacks)

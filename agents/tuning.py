@@ -28,17 +28,17 @@ from utils.memory import (
 )
 from utils.rng import rng_preserved
 
-# Of the memory that is free a chunk may take so much. The rest is for everything else: the host's
-# other processes; on a GPU readouts, and the gaps between tensors.
+# Share of the free memory that a chunk may take. The rest is for the host's other processes or, on
+# a GPU, for readouts and fragmentation.
 CPU_SHARE, GPU_SHARE = 0.8, 0.92
 LR_STEPS = 60
-_FIRST = 8  # chunk that is tried
+_FIRST = 8  # chunk size to try first
 
 TrainerFactory = Callable[..., pl.Trainer]
 
 
 def largest_working(largest: int, fits: Callable[[int], bool]) -> int:
-    """Doubles from 8 until something does not fit, and halves while even that does not.
+    """Doubles from 8 until a value does not fit; halves instead if 8 itself does not.
 
     Args:
         largest: the last value worth trying.
@@ -74,9 +74,9 @@ def tune_chunk_size(
 ) -> int:
     """Searches the largest `chunk_size` by training a copy for two real steps on random images.
 
-    Two, because the optimizer allocates its state in the first. One that fits leaves a reserve.
-    On the CPU a chunk is not tried when its memory, extrapolated from the last one, would exceed
-    what is available.
+    Two, because the optimizer allocates its state in the first. A chunk that fits leaves a reserve.
+    On the CPU a chunk is not tried if its memory, extrapolated from the last one, would exceed what
+    is available.
 
     Args:
         agent: is copied.
@@ -125,7 +125,7 @@ def _probe(
             for side in view_sizes
         )
         batch = Batch(views, torch.arange(batch_size), ())
-        # cuDNN's search for the fastest algorithm would be counted: it takes what memory there is.
+        # Without cuDNN's search for fast algorithms: it takes all memory, which would be counted.
         length = {"max_steps": 2, "max_epochs": -1, "benchmark": False}
         trainer = make_trainer(**length, default_root_dir=folder, callbacks=[])
         before = resident_mb()

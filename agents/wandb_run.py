@@ -1,7 +1,7 @@
-"""A run on wandb, or kept offline for it: what it shows where, and how it ends.
+"""Logs a run to wandb, online or offline.
 
-wandb makes a section of what stands before the first slash of a key, in alphabetical order: `test`,
-`train` and `val` come first, then `visuals`, then `within` with what is one of dozens.
+wandb groups keys into sections by what stands before the first slash, in alphabetical order:
+`test`, `train` and `val` come first, then `visuals`, then `within` for scalars by the dozen.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class WandbRun(WandbLogger):
     """Numbers, pictures, masks and tables over the trainer's steps, and the run's files.
 
     Args:
-        run: of wandb, started.
-        goals: by the numbers that matter, whether `max` or `min` is best.
+        run: of wandb, already started.
+        goals: names of the numbers that matter, each with `max` or `min`, whichever is best.
     """
 
     def __init__(self, run: Any, goals: Mapping[str, str]) -> None:
         super().__init__(experiment=run, log_model=False)
-        # Lightning says this only of a run that it starts itself.
+        # Lightning does this only for a run that it starts itself.
         run.define_metric(STEP)
         axis: dict[str, Any] = {"step_metric": STEP, "step_sync": True}
         run.define_metric("*", **axis)
@@ -60,7 +60,7 @@ class WandbRun(WandbLogger):
         """Logs a figure with its title below."""
         import wandb
 
-        # wandb copies a file as it is, and would encode pixels again.
+        # As a file, which wandb copies; it would encode pixels again.
         with TemporaryDirectory() as folder:
             file = Path(folder, "figure.png")
             file.write_bytes(picture.png)
@@ -77,7 +77,7 @@ class WandbRun(WandbLogger):
     ) -> None:
         """Logs images with masks that can be switched on and off.
 
-        Images below one key have to be of one size: smaller ones get a margin of void.
+        Images under one key must have one size: smaller ones are padded with void.
         """
         import wandb
 
@@ -134,25 +134,25 @@ class WandbRun(WandbLogger):
         self.experiment.log({f"{VISUALS}/{kind}": shown, STEP: step})
 
     def attach(self, folder: RunFolder, *names: str) -> None:
-        """Keeps files of the run's folder with it, those that are there."""
+        """Adds files of the run's folder to the wandb run, if they exist."""
         for file in (folder.path / name for name in names):
             if file.exists():
                 self.experiment.save(file, base_path=folder.path, policy="now", glob=False)
 
     def finish(self, facts: Mapping[str, Any]) -> str:
-        """Closes the run; a lost network or service does not hold that up.
+        """Closes the run, without waiting long for a lost network or service.
 
         Args:
             facts: for its summary, beside the numbers that were logged.
 
         Returns:
-            How to look at what it holds.
+            How to view it.
         """
         run = self.experiment
         if finished(run, facts) and run.settings.mode == "online":
             return f"wandb: {run.url}"
         here = Path(run.settings.sync_dir)
-        # Each time the run went on it got another folder, named after the time.
+        # Each resume has made another folder, named after the time.
         parts = {here, *here.parent.glob(f"offline-run-*-{run.id}")}
         ordered = sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
         upload = shlex.join(["wandb", "sync", *map(str, ordered)])
@@ -161,5 +161,5 @@ class WandbRun(WandbLogger):
 
 
 def key_of(name: str) -> str:
-    """Returns the key of a scalar: what is one of many does not stand among the curves."""
+    """Returns the key of a scalar; one of many goes to a section of its own."""
     return f"{WITHIN}/{name}" if one_of_many(name) else name

@@ -1,6 +1,6 @@
-"""How a run of wandb starts and ends.
+"""Starts and ends runs of wandb.
 
-Online where the service answers, else offline, said in a sentence; nothing waits long for it.
+Online if the service answers, else offline, with one sentence; nothing waits long for it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from utils.run_folder import RunFolder
 
 INIT_TIMEOUT = 8  # seconds in which the service has to take the run; wandb adds up to three
 FINISH_TIMEOUT = 60  # seconds to wait for the last upload
-LOST_TIMEOUT = 5  # the same where the service does not answer any more
-_LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that it takes
+LOST_TIMEOUT = 5  # the same if the service does not answer any more
+_LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that wandb takes
 
 
 def start(
@@ -35,26 +35,26 @@ def start(
     """Starts a run of wandb, or goes on with the one a folder had; None where it is disabled.
 
     Args:
-        settings: whether and where to.
-        folder: of the run, which is called after it.
+        settings: whether and where to log.
+        folder: of the run, which is named after it.
         job_type: what kind of run it is.
         tags: to find it by, beside those of WANDB_TAGS.
         group: of wandb's runs that it belongs to; None: that of WANDB_RUN_GROUP.
 
     Raises:
-        ValueError: it is to be online, and is not; the project's name is none; a variable of the
-            environment that it reads holds what it does not take.
+        ValueError: online is asked for and not possible; wandb rejects the project's name, or an
+            environment variable.
     """
     mode = os.environ.get("WANDB_MODE") or settings.mode
     if mode not in (known := get_args(get_type_hints(LoggerHparams)["mode"])):
         raise ValueError(f"WANDB_MODE is {shown(mode)}: it has to be one of {', '.join(known)}.")
     if mode == "disabled":
         return None
-    # It takes our folder `agents` for a library of that name and recommends another product.
+    # wandb takes our folder `agents` for a library of that name and recommends another product.
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-    # Its reports about itself are sent even offline, and an exit waits ten seconds for them.
+    # It sends error reports even offline, and waits ten seconds for them at exit.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Chosen by us: the variable would overrule the fallback.
+    # The variable would overrule the fallback to offline.
     with _without("WANDB_MODE"):
         import wandb
 
@@ -68,15 +68,15 @@ def start(
 
 
 def _set_up(wandb: Any) -> None:
-    """Lets wandb read its variables of the environment, as `WANDB_BASE_URL`.
+    """Lets wandb read its environment variables, such as `WANDB_BASE_URL`.
 
     Raises:
-        ValueError: it does not take one; without what that holds, which may be a secret.
+        ValueError: wandb rejects one; its value, which may be a secret, is left out.
     """
     from pydantic import ValidationError  # which wandb is built on
 
     try:
-        # What it would say we say; to greet a user it asks the service for the name, and waits.
+        # Silent: we speak ourselves, and to greet a user it would wait for the service.
         wandb.setup(wandb.Settings(silent=True))
     except ValidationError as error:
         told = [
@@ -85,7 +85,7 @@ def _set_up(wandb: Any) -> None:
         ]
         raise ValueError("; ".join(told)) from None
     except wandb.errors.Error as error:
-        raise ValueError(f"wandb, of a variable in the environment: {_one_line(error)}") from None
+        raise ValueError(f"wandb rejects an environment variable: {_one_line(error)}") from None
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _without(name: str) -> Iterator[None]:
 
 
 def _init(wandb: Any, mode: str, insists: bool, common: Mapping[str, Any]) -> Any:
-    """Returns a run that has started, online or else offline, unless it `insists`; see `start`."""
+    """Starts a run online, or offline if that fails and the user does not insist; see `start`."""
     if mode != "offline":
         reason = _why_offline(wandb)
         if reason is None:
@@ -121,7 +121,7 @@ def _described(
     tags: Sequence[str],
     group: str | None,
 ) -> dict[str, Any]:
-    """Returns what wandb is told of a run, whether it goes online or not; see `start`."""
+    """Returns the arguments of `wandb.init` that do not depend on the mode; see `start`."""
     given = os.environ.get("WANDB_TAGS", "").split(",")
     return {
         "project": settings.project,
@@ -147,7 +147,7 @@ def _known_id(folder: RunFolder) -> str | None:
     known = folder.read_environment().get("wandb_id")
     if known is None or (isinstance(known, str) and re.fullmatch(r"[\w-]{1,64}", known, re.ASCII)):
         return known
-    name_damaged(folder.environment, f"wandb_id {shown(known)} is none of wandb's")
+    name_damaged(folder.environment, f"wandb_id {shown(known)} is no id of wandb's")
     return None
 
 
@@ -162,8 +162,8 @@ def log_table(
     """Logs a study's table with pictures as a wandb run of its own, tagged as its runs are.
 
     Args:
-        settings: whether and where to.
-        folder: of the run, which is called after it.
+        settings: whether and where to log.
+        folder: of the study, which the run is named after.
         columns: of the table.
         rows: of the table.
         pictures: files by title.
@@ -181,14 +181,14 @@ def log_table(
 
 
 def finished(run: Any, facts: Mapping[str, Any]) -> bool:
-    """Closes a run; a lost network or service does not hold that up.
+    """Closes a run, without waiting long for a lost network or service.
 
     Args:
         run: of wandb.
         facts: for its summary, beside what was logged.
 
     Returns:
-        Whether it was closed, and uploaded where it is online.
+        Whether it was closed, and uploaded if it is online.
     """
 
     def close() -> None:
@@ -205,7 +205,7 @@ def shortened(text: str, longest: int) -> str:
 
 
 def _why_offline(wandb: Any) -> str | None:
-    """Returns what keeps from going online; only who has a key is asked for over the network."""
+    """Returns why not to go online, or None; the network is used only if there is an API key."""
     try:
         if not wandb.login(prompt=False, verify=False):
             return "no API key"

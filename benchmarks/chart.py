@@ -1,4 +1,4 @@
-"""Draws what `make bench` has measured: assets/bench.png."""
+"""Draws the results of `make bench`: assets/bench.png."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OURS = ("ours", "here")
 
 
 def main() -> None:
-    """Draws both files beside each other, a panel a task."""
+    """Draws both files side by side, one panel per task."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("steps", type=Path)

@@ -1,9 +1,9 @@
-"""Attention on a CPU in bfloat16: torch's fused kernel against plain steps, in turns.
+"""Times attention on a CPU in bfloat16: torch's fused kernel against plain operations, in turns.
 
     python benchmarks/cpu_attention.py [--rounds 3]
 
-ViTs at random, forward and backward; medians over the rounds. What runs make of it is
-`choose_attention` of agents/backbone.py.
+Forward and backward passes of ViTs with random weights; medians over the rounds. Runs use the
+result in `choose_attention` of agents/backbone.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from models.backbones.vit import ViT, vit_demo, vit_small, vit_tiny
 
 _STEPS = 2
-_WAYS = ((True, False), (True, True), (False, True))  # whether fused, whether in bfloat16
+_WAYS = ((True, False), (True, True), (False, True))  # fused or not, in bfloat16 or not
 
 
 @dataclass(frozen=True)

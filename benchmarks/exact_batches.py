@@ -1,10 +1,10 @@
-"""Peak memory and time of one step for exact batches, chunked and whole.
+"""Measures peak memory and time of one step for exact batches, in chunks and whole.
 
 python benchmarks/exact_batches.py                     the table of RESULTS.md, section 3
 python benchmarks/exact_batches.py --sizes 64 --repeats 5
 
-Every measurement runs in its own process: memory that an earlier one freed cannot hide its peak.
-Times are compared within one call only.
+Each measurement has its own process, as memory freed by an earlier one could hide its peak.
+Compare times within one call only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def measure(batch: int, chunk: int | None, repeats: int, size: int) -> dict[str, float]:
-    """Peak memory over the built model in MiB, and the median seconds of a training step."""
+    """Returns peak memory above the built model in MiB, and median seconds of a training step."""
     import torch
 
     from models.backbones.vit import vit_tiny
@@ -70,7 +70,7 @@ def problem(done: subprocess.CompletedProcess[str]) -> str:
     from utils.memory import is_out_of_memory
 
     last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    killed = done.returncode in (-9, 137)  # by a system without memory
+    killed = done.returncode in (-9, 137)  # by a system that ran out of memory
     return "out of memory" if killed or is_out_of_memory(RuntimeError(last)) else last
 
 

@@ -1,9 +1,9 @@
-"""What reading a frozen backbone's features saves over computing them, as ratios within one call.
+"""Measures how much faster it is to read a frozen backbone's features than to compute them.
 
     python benchmarks/feature_cache.py --data.root ROOT --backbone.weights FILE [any setting]
 
-Setting: experiment voc-attention with one layer unless changed. Epochs are the training steps
-alone, with the optimizer, without validation and checkpoints.
+The default is experiment voc-attention with one layer. Epochs are training steps with the
+optimizer, without validation and checkpoints. Compare times within one call only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROUNDS = 3
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Returns the shortest of several times: others share the machine."""
+    """Returns the shortest of several times, as others may share the machine."""
     times = []
     for _ in range(_ROUNDS):
         started = time.perf_counter()
@@ -60,14 +60,14 @@ def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
 
 
 class _Trainer:
-    """What a training step asks of Lightning's."""
+    """The attributes of Lightning's trainer that a training step uses."""
 
     optimizers = (type("Optimizer", (), {"param_groups": ({"lr": 0.0},)})(),)
     num_training_batches, global_step = 1, 0
 
 
 def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
-    """Returns one epoch of training steps."""
+    """Returns a function that runs one epoch of training steps."""
     network = agent.network
     optimizer = AdamW([*network.head.parameters(), *network.fusion.parameters()], 1e-3)
 
@@ -82,7 +82,7 @@ def epoch(agent: Segmentation, data: Any) -> Callable[[], None]:
 
 
 def features(agent: Segmentation, data: Any) -> Callable[[], None]:
-    """Returns what gets the features of an epoch's images, computed or read."""
+    """Returns a function that computes or reads the features of an epoch's images."""
 
     @torch.no_grad()
     def run() -> None:

@@ -1,13 +1,12 @@
-"""What a graphics card does with this framework, in ten minutes: section 4 of RESULTS.md.
+"""Benchmarks this framework on a GPU in ten minutes: section 4 of RESULTS.md.
 
     python benchmarks/gpu.py                          tables as Markdown, and gpu.json
     python benchmarks/gpu.py --accelerator cpu --toy  every row at toy size, to see that it works
 
-Images are random and lie in pinned memory: the steps are those of a run that never waits for its
-loader. Memory is limited to that of a small card. A row that does not fit says so, one that fails
-says why, and what the time does not suffice for stays empty. The tests that need a GPU come last,
-and have two minutes at least. Of requirements.txt it needs all but wandb, vit-pytorch and
-segmentation-models-pytorch.
+Images are random and in pinned memory, as in a run that never waits for its loader. Memory is
+limited to that of a small GPU. A row says if it does not fit, fails or gets no time. The tests that
+need a GPU come last, and have at least two minutes. It needs all of requirements.txt but wandb,
+vit-pytorch and segmentation-models-pytorch.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ _PRODUCTS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """The sizes of everything."""
 
     backbones: tuple[str, ...] = ("vit_small", "resnet50")
     side: int = 224
     batches: tuple[int, ...] = (64, 256, 1024)
     chunks: tuple[int | None, ...] = (None, 32, 64)
-    precisions: tuple[str, ...] = ("32-true", "16-mixed", "bf16-mixed")  # of the first of all
+    precisions: tuple[str, ...] = ("32-true", "16-mixed", "bf16-mixed")  # of the first rows
     matrix: int = 8192
     steps: int = 10
     gigabytes: float = 10.0
@@ -85,7 +84,7 @@ class Bench:
         return ["--trainer.accelerator", "gpu" if self.device.type == "cuda" else "cpu"]
 
     def steps(self) -> Iterator[tuple[Row, Callable[[], Row]]]:
-        """Training steps: method, backbone, N, chunk, precision."""
+        """Yields training steps: method, backbone, N, chunk, precision."""
         small, *_ = self.scale.backbones
         least = self.scale.batches[0]
         for precision in self.scale.precisions:
@@ -112,7 +111,7 @@ class Bench:
     def measure(
         self, task: str, backbone: str, batch: int, chunk: int | None, precision: str
     ) -> Row:
-        """Images per second, share of the measured peak of arithmetic, memory, waits."""
+        """Returns images per second, share of the measured peak FLOP/s, memory, waits."""
         words = ["--task", task, "--backbone.name", backbone, "--optim.lr", "1e-5"]
         words += ["--data.image_size", str(self.scale.side), "--data.batch_size", str(batch)]
         words += ["--trainer.chunk_size", str(chunk or "null"), "--trainer.precision", precision]
@@ -127,12 +126,12 @@ class Bench:
         }
 
     def arithmetic(self) -> Iterator[tuple[Row, Callable[[], Row]]]:
-        """The peak that steps are measured against."""
+        """Yields matrix products, whose FLOP/s are the peak that steps are compared with."""
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             yield {"product": str(dtype).removeprefix("torch.")}, partial(self.product, dtype)
 
     def product(self, dtype: torch.dtype) -> Row:
-        """TFLOP/s of square matrices."""
+        """Returns TFLOP/s of the product of square matrices."""
         torch.set_float32_matmul_precision("highest")
         side = self.scale.matrix
         one = torch.randn(side, side, device=self.device, dtype=dtype)
@@ -141,7 +140,7 @@ class Bench:
         return {"side": side, "TFLOP/s": round(self.peaks[dtype] / 1e12, 3)}
 
     def runs(self) -> Iterator[tuple[Row, Callable[[], Row]]]:
-        """Whole runs of the demonstration: `python main.py` and more."""
+        """Yields whole runs of the demonstration, `python main.py`."""
         yield {"run": "the same, deterministic, twice"}, lambda: self.same(twice)
         yield (
             {"run": "stopped after one epoch and resumed, against two epochs"},
@@ -150,7 +149,7 @@ class Bench:
         yield {"run": "tune_batch_size"}, self.tuned
 
     def same(self, pair: Callable[[str, list[str]], tuple[Path, Path]]) -> Row:
-        """Whether two runs end with the same weights."""
+        """Returns how many tensors two runs have in common at their end."""
         with TemporaryDirectory() as folder:
             words = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"]
             words += ["--run.deterministic", "true"]
@@ -159,7 +158,7 @@ class Bench:
         return {"equal tensors": f"{len(one) - len(different)} of {len(one)}"}
 
     def tuned(self) -> Row:
-        """What the tuner chooses on this card."""
+        """Returns what the tuner chooses on this GPU."""
         with TemporaryDirectory() as folder:
             words = ["--trainer.tune_batch_size", "true", "--trainer.max_steps", "4"]
             said = trained(folder, "tuned", [*self.on, *words])
@@ -167,7 +166,7 @@ class Bench:
         return {"outcome": line}
 
 
-# What takes its time and has no part in it: all that only looks.
+# Callbacks that only observe are switched off: they take time and do not change the results.
 _PICTURES = [
     leaf.path
     for leaf in leaves(Hparams().callbacks, "callbacks.")
@@ -178,7 +177,7 @@ _PICTURES = [
 
 
 def best_of(times: int, work: Callable[[], Any], device: torch.device) -> float:
-    """Returns the shortest time in seconds; the first one warms up."""
+    """Returns the shortest time in seconds, after a first call that warms up."""
     taken = []
     for _ in range(times + 1):
         synchronise(device)
@@ -190,10 +189,10 @@ def best_of(times: int, work: Callable[[], Any], device: torch.device) -> float:
 
 
 def trained(folder: str, name: str, words: list[str]) -> str:
-    """Trains the demonstration, or goes on with it, and returns what was printed.
+    """Trains or resumes the demonstration, and returns what was printed.
 
     Raises:
-        RuntimeError: it ended otherwise than finished.
+        RuntimeError: it did not finish.
     """
     own = [] if "--run.resume" in words else ["--run.name", name]
     quiet = ["--run.dir", folder, "--logger.mode", "disabled"]
@@ -207,14 +206,14 @@ def trained(folder: str, name: str, words: list[str]) -> str:
 
 
 def twice(folder: str, words: list[str]) -> tuple[Path, Path]:
-    """Trains the same two times."""
+    """Trains the same run twice."""
     for name in ("one", "other"):
         trained(folder, name, [*words, "--trainer.max_epochs", "1"])
     return Path(folder, "one"), Path(folder, "other")
 
 
 def resumed(folder: str, words: list[str]) -> tuple[Path, Path]:
-    """Trains two epochs at once, and one after the other."""
+    """Trains two epochs in one run, and in another that is resumed after the first."""
     constant = ["--optim.schedule", "constant", "--optim.warmup_epochs", "0"]
     trained(folder, "one", [*words, *constant, "--trainer.max_epochs", "2"])
     trained(folder, "other", [*words, *constant, "--trainer.max_epochs", "1"])
@@ -228,8 +227,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def correctness(seconds: float) -> str:
-    """Runs the tests that need a GPU, no longer than that, and says which failed, and the end."""
-    # Their file alone: others import what a machine for measuring need not have.
+    """Runs the tests that need a GPU for at most `seconds`; returns failures and the last line."""
+    # Only their file: others import packages that a machine for measuring may not have.
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-vv"]
     command += ["-p", "no:cacheprovider"]
     try:
@@ -250,7 +249,7 @@ def attempt(work: Callable[[], Row], deadline: float, device: torch.device) -> R
         return {"outcome": "no time left"}
     try:
         return work()
-    except Exception as error:  # one row that fails leaves the others
+    except Exception as error:  # the other rows go on
         if is_out_of_memory(error):
             return {"outcome": "out of memory"}
         return {"outcome": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
@@ -259,17 +258,17 @@ def attempt(work: Callable[[], Row], deadline: float, device: torch.device) -> R
 
 
 def table(rows: list[Row]) -> str:
-    """Returns rows as Markdown, with the columns of all of them."""
+    """Returns rows as a Markdown table, with the columns of all rows."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return markdown(columns, [[str(row.get(name, "")) for name in columns] for row in rows])
 
 
 def main() -> int:
-    """Measures, prints and keeps everything."""
+    """Measures, prints and saves everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--accelerator", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--toy", action="store_true", help="small sizes")
-    parser.add_argument("--minutes", type=float, default=10, help="when to begin no other row")
+    parser.add_argument("--minutes", type=float, default=10, help="start no row after that")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--no-tests", action="store_true", help="without pytest -m gpu")
     arguments = parser.parse_args()
@@ -278,7 +277,7 @@ def main() -> int:
         return 2
     quiet_libraries()
     set_up_allocator()
-    os.environ["WANDB_MODE"] = "disabled"  # wins over the settings of runs, those of tests too
+    os.environ["WANDB_MODE"] = "disabled"  # overrides the settings of runs and tests
     deadline = time.monotonic() + 60 * arguments.minutes
     device = torch.device("cuda" if arguments.accelerator == "gpu" else "cpu")
     scale = TOY if arguments.toy else Scale()
@@ -304,7 +303,7 @@ def main() -> int:
 
 
 def limit_memory(gigabytes: float, device: torch.device) -> float | None:
-    """Lets torch have no more of a GPU than this, and returns how much it may have."""
+    """Limits torch's memory on a GPU, and returns the limit in GiB."""
     if device.type != "cuda":
         return None
     total = torch.cuda.get_device_properties(device).total_memory / 2**30

@@ -1,12 +1,12 @@
-"""Whether batches foretell how far gradients of larger ones agree, and at what cost.
+"""Tests how well batches predict the gradient agreement of larger ones, and what it costs.
 
 python benchmarks/gradient_agreement.py --steps 60            as in RESULTS.md, section 16
 python benchmarks/gradient_agreement.py --task dino_twins --steps 0
 
-The default demonstration is trained for some steps of N images. With the weights that are reached,
-pairs of batches of N predict the cosine between two batches of M; pairs of such batches measure it.
-No pair has an image in common. Times are a training step's and a measurement's, in turn. While
-training a batch is compared with the one that the last step was made with: whether that matters.
+Trains the default demonstration for some steps of N images. At the weights reached, pairs of
+batches of N predict the cosine between two batches of M, and pairs of batches of M measure it. No
+pair shares an image. Training steps and measurements are timed in turn. During training a batch is
+compared with that of the last step, so the last line shows whether having trained on it matters.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from models.measures.gradient_noise import GradientNoise, GradientPair, compare,
 
 
 class Batches:
-    """Draws batches of random images in random views, two without an image in common."""
+    """Draws batches of random images in random views, without images in common."""
 
     def __init__(self, data: ViewsDataModule, seed: int) -> None:
         self.images = ImageFiles(data.train_files, data.views, seed)
         self.draws = 0
 
     def __call__(self, *sizes: int) -> list[Batch]:
-        """Returns batches of these sizes."""
+        """Returns batches of these sizes that share no image."""
         self.draws += 1
         order = iter(torch.randperm(len(self.images)).tolist())
         return [
@@ -53,7 +53,7 @@ class Batches:
 
 
 def gradient(agent: Agent, batch: Batch) -> torch.Tensor:
-    """The gradient `(P,)` of the trained backbone."""
+    """Returns the gradient `(P,)` of the trained backbone."""
     parameters = [p for p in agent.trained_backbone.parameters() if p.requires_grad]
     loss = agent.batch_loss(batch)  # type: ignore[operator]
     found = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
@@ -66,14 +66,14 @@ def compared(agent: Agent, first: Batch, second: Batch) -> GradientPair:
 
 
 def step(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    """Makes one."""
+    """Makes one optimizer step."""
     optimizer.zero_grad()
     agent.batch_loss(batch).backward()  # type: ignore[operator]
     optimizer.step()
 
 
 def train(agent: Agent, batches: Batches, size: int, steps: int) -> torch.optim.Optimizer:
-    """Trains for some steps; AdamW without a schedule, which is returned."""
+    """Trains for some steps with AdamW, without a schedule, and returns the optimizer."""
     optimizer = torch.optim.AdamW(agent.parameters(), agent.lr)
     spent: dict[str, list[float]] = {"step": [], "measurement": []}
     for number in range(steps):
@@ -98,9 +98,9 @@ def train(agent: Agent, batches: Batches, size: int, steps: int) -> torch.optim.
 def of_training(
     agent: Agent, optimizer: torch.optim.Optimizer, batches: Batches, size: int, pairs: int
 ) -> None:
-    """Prints what a batch and the one of the step before say, beside two without such a step.
+    """Prints the cosine of a batch with the one just trained on, and with another one.
 
-    Each pair is measured after one step from the same weights, which are put back.
+    Each pair is measured after one step from the same weights, which are then restored.
     """
     weights, moments = deepcopy(agent.state_dict()), deepcopy(optimizer.state_dict())
     cosines: dict[str, list[float]] = {"after its step": [], "without": []}

@@ -1,9 +1,9 @@
-"""What runs learnt over the images they saw, in one figure: the picture `learning` of studies.
+"""Draws the readouts of runs over the images seen, in one figure: `learning` of studies.
 
 python benchmarks/learning.py "Barlow Twins=RUN,RUN" DINO=RUN --title "CIFAR-10" --out learning.png
 
-Runs are folders; several after one label are its seeds. A panel for each of k-NN, linear accuracy
-and dense k-NN that any of them has measured on held-out images.
+Runs are folders; several after one label are its seeds. There is a panel for each of k-NN accuracy,
+linear accuracy, dense k-NN and mass lift that any run has measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
         found.append((label, [RunFolder(Path(run)) for run in runs.split(",")]))
     figure = learning(found, arguments.title)
     if figure is None:
-        sys.exit("None of these runs has measured k-NN, linear accuracy or dense k-NN.")
+        sys.exit("None of these runs has measured k-NN, linear accuracy, dense k-NN or mass lift.")
     figures.save(figure, arguments.out)
 
 

@@ -1,4 +1,4 @@
-"""The same pretraining with lightly's Barlow Twins: its loss, head and transforms, our network.
+"""Pretrains our network with lightly's Barlow Twins: its loss, head and transforms.
 
 Needs `pip install lightly`. Writes the backbone, to be probed like one of our runs:
 
@@ -77,7 +77,7 @@ def main() -> None:
     started = time.perf_counter()
     for epoch in range(arguments.epochs):
         for views in loader:
-            # trainer.precision bf16-mixed: the loss in float32.
+            # As trainer.precision bf16-mixed, with the loss in float32.
             with torch.autocast("cpu", torch.bfloat16):
                 z = [head(backbone.net(view)) for view in views[:2]]
             loss = criterion(*(each.float() for each in z))

@@ -1,10 +1,10 @@
-"""Cross-correlation matrices of several runs on the same images, side by side.
+"""Draws cross-correlation matrices of several runs on the same images, side by side.
 
 python benchmarks/matrices.py RUN RUN … --samples 256 --out figure.png
 
 Every run's last checkpoint embeds the same images in the same views, in eval mode, so that the
-matrices differ by the training alone. Prints a table with the loss of that matrix, its chance level
-(the noise floor) and the excess over it.
+matrices differ only by training. Prints a table with the loss of each matrix, its chance level (the
+noise floor) and the excess over it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, int, float]:
-    """Returns C of `samples` images, the steps trained and lambda."""
+    """Returns C of `samples` images, the number of training steps, and lambda."""
     import torch
 
     from agents.build import build_agent, build_data

@@ -1,11 +1,11 @@
-"""Mean IoU of groups of runs, and the difference of each to the first, with 95 % intervals.
+"""Compares mean IoU of groups of runs with that of the first, with 95 % intervals.
 
     python benchmarks/paired_bootstrap.py --dir runs naive=naive-s0,naive-s1 fused=fused-s0,fused-s1
 
 A group is one setting with several seeds; its value is the mean of its runs' mIoU. Test images are
-drawn with replacement, the same ones for all runs (Efron & Tibshirani 1993, chapter 8): what is
-hard for all cancels in the difference. The interval is about other images of this kind; what other
-seeds would give is the standard deviation beside it.
+resampled with replacement, the same ones for all runs (Efron & Tibshirani 1993, chapter 8), so that
+images hard for all cancel in the difference. The interval covers the choice of test images; the
+standard deviation beside it covers the choice of seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AT_ONCE = 500
 
 
 def image_counts(file: Path) -> NDArray[np.float64]:
-    """Reads what `callbacks.image_counts` wrote, as `(images, classes, classes)`."""
+    """Reads the file of `callbacks.image_counts` as counts `(images, classes, classes)`."""
     with np.load(file) as content:
         rows, classes = content["rows"].astype(np.int64), int(content["num_classes"])
     counts = np.zeros((rows[:, 0].max() + 1, classes, classes))
@@ -31,7 +31,7 @@ def image_counts(file: Path) -> NDArray[np.float64]:
 
 
 def mean_iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean IoU of `(..., C, C)` over the classes that occur or are predicted."""
+    """Returns the mean IoU of `(..., C, C)` over the classes that occur or are predicted."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     union = confusion.sum(-1) + confusion.sum(-2) - hits
     there = union > 0
@@ -40,7 +40,7 @@ def mean_iou(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def resampled(counts: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean IoU of every resample; `draws` `(resamples, images)` is how often each image counts."""
+    """Returns mean IoU of resamples; `draws` `(resamples, images)` counts each image's draws."""
     images, classes, _ = counts.shape
     flat = counts.reshape(images, -1)
     # All resamples of 171 classes at once would be 2.3 GB.
@@ -49,13 +49,13 @@ def resampled(counts: NDArray[np.float64], draws: NDArray[np.float64]) -> NDArra
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 %."""
+    """Returns the ends of the middle 95 %."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def compare(groups: dict[str, Sequence[Path]], resamples: int, seed: int) -> list[str]:
-    """Returns the table's lines, one a group."""
+    """Returns the table's lines, one per group."""
     counts = {name: [image_counts(file) for file in files] for name, files in groups.items()}
     images = {len(each) for runs in counts.values() for each in runs}
     if len(images) > 1:

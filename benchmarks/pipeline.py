@@ -1,10 +1,10 @@
-"""Milliseconds of one core per image, from a JPEG to its views, by several libraries in turns.
+"""Times several libraries in turns: milliseconds of one core per image, from JPEG to views.
 
 python benchmarks/pipeline.py $DATA/JPEGImages --masks $DATA/SegmentationClass --out pipeline.json
 
 Barlow Twins: two views of 224 px. DINO: two of 224 and eight of 96. Segmentation: a crop of 224 px
-of a scaled image and its mask. All with equal parameters, in this process, decoding included.
-lightly and albumentations take part where they are installed. Medians of the processor's time.
+of a scaled image and its mask. All have equal parameters and run in this process, with decoding.
+lightly and albumentations take part if installed. Times are medians of processor time.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from datamodules.transforms.dino import MultiCropViews
 from datamodules.transforms.segmentation import Standard, TrainingCrop
 
-SIDES = list(range(112, 449))  # of a segmentation's images, the shorter ones
-# Of views: side, share of the area, probabilities of blur and of solarizing.
+SIDES = list(range(112, 449))  # shorter sides of scaled segmentation images
+# Views: side, share of the area, probabilities of blur and of solarizing.
 TWO = [(224, (0.08, 1.0), 1.0, 0.0), (224, (0.08, 1.0), 0.1, 0.2)]
 TEN = [(224, (0.4, 1.0), 1.0, 0.0), (224, (0.4, 1.0), 0.1, 0.2), *[(96, (0.05, 0.4), 0.5, 0.0)] * 8]
 
-Task = Callable[[Path, Path], Any]  # from an image and its mask
+Task = Callable[[Path, Path], Any]  # takes an image and its mask
 
 
 def ours() -> dict[str, Task]:
-    """This project's data sets."""
+    """Returns this project's data sets."""
     two, ten = BarlowTwinsViews(224), MultiCropViews(224, 96, 8, TEN[0][1], TEN[2][1])
     crop = TrainingCrop(224, Standard(224))
     return {
@@ -58,7 +58,7 @@ def ours() -> dict[str, Task]:
 
 
 def torchvisions() -> dict[str, Task]:
-    """Its transforms, version 2, on PIL images up to the blur."""
+    """Returns torchvision's transforms, version 2, on PIL images up to the blur."""
 
     def view(side: int, scale: tuple[float, float], blur: float, solarize: float) -> Any:
         crop = v2.RandomResizedCrop(side, scale, interpolation=InterpolationMode.BICUBIC)
@@ -81,7 +81,7 @@ def torchvisions() -> dict[str, Task]:
 
 
 def lightlys() -> dict[str, Task]:
-    """Its transforms for both papers; without the normalisation."""
+    """Returns lightly's transforms for both papers, without normalisation."""
     from lightly.transforms import DINOTransform, byol_transform
 
     kinds = (byol_transform.BYOLView1Transform, byol_transform.BYOLView2Transform)
@@ -91,7 +91,7 @@ def lightlys() -> dict[str, Task]:
 
 
 def albumentations() -> dict[str, Task]:
-    """Its transforms, on arrays that OpenCV decodes."""
+    """Returns albumentations' transforms, on arrays that OpenCV decodes."""
     import albumentations as A
 
     def view(side: int, scale: tuple[float, float], blur: float, solarize: float) -> Any:
@@ -124,7 +124,7 @@ def labels(file: Path) -> Any:
 
 
 def measure(tasks: dict[str, Task], pairs: list[Any], rounds: int) -> dict[str, float]:
-    """Returns milliseconds an image, the median of rounds in which all take their turns."""
+    """Returns milliseconds per image: medians over rounds in which all take turns."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
         for name, task in tasks.items():

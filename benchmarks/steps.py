@@ -1,9 +1,9 @@
-"""A training step of Barlow Twins here, in a bare loop, and with lightly's parts, in turns.
+"""Times a training step of Barlow Twins here, in a bare loop, and with lightly's parts, in turns.
 
     python benchmarks/steps.py --out steps.json
 
-The same network, projector, batch and optimizer; here Lightning trains the agent, as in a run. The
-images are random and in memory. lightly takes part where it is installed. Medians over the rounds.
+All use the same network, projector, batch and optimizer; here Lightning trains the agent, as in a
+run. Images are random and in memory. lightly takes part if installed. Medians over the rounds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _WARM = 2
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained."""
+    """A network and the batch it is trained on."""
 
     backbone: str
     side: int
     batch: int
 
     def settings(self, precision: str) -> Hparams:
-        """Returns those of a run."""
+        """Returns the settings of a run."""
         words = ["--backbone.name", self.backbone, "--data.image_size", str(self.side)]
         words += ["--data.batch_size", str(self.batch), "--trainer.precision", precision]
         return settings_of(*words, "--trainer.chunk_size", "null", "--optim.lr", "1e-5")
@@ -54,7 +54,7 @@ GPU_CASES = (Case("resnet50", 224, 128), Case("vit_small", 224, 128))
 
 
 def plain_loss(z1: Tensor, z2: Tensor) -> Tensor:
-    """Barlow Twins as its authors print it."""
+    """Computes Barlow Twins' loss as in the paper's pseudocode."""
     one, two = ((z - z.mean(0)) / z.std(0, correction=0) for z in (z1, z2))
     correlation = one.T @ two / len(one)
     diagonal = correlation.diagonal()
@@ -63,7 +63,7 @@ def plain_loss(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def lightlys(width: int, hidden: int, dim: int) -> tuple[nn.Module, Loss] | None:
-    """Returns lightly's projector and loss."""
+    """Returns lightly's projector and loss; None if it is not installed."""
     try:
         from lightly.loss import BarlowTwinsLoss
         from lightly.models.modules import BarlowTwinsProjectionHead
@@ -75,7 +75,7 @@ def lightlys(width: int, hidden: int, dim: int) -> tuple[nn.Module, Loss] | None
 def loop(
     hparams: Hparams, device: torch.device, steps: int, head: nn.Module, loss: Loss
 ) -> Callable[[], float]:
-    """Returns what trains the same network in a few lines of torch, and gives seconds a step."""
+    """Returns a plain training loop for the same network, which returns seconds per step."""
     backbone = new_backbone(hparams)
     lay_out(backbone, device)
     backbone.to(device)
@@ -107,7 +107,7 @@ def loop(
 
 
 def measure(case: Case, device: torch.device, rounds: int, steps: int) -> dict[str, float]:
-    """Returns median seconds of a step by who takes it."""
+    """Returns median seconds per step, by name of the loop."""
     hparams = case.settings(resolve_precision("auto", "auto"))
     width, method = new_backbone(hparams).embed_dim, hparams.barlow_twins
     dim, hidden = int(method.projector_dim), int(method.hidden_dim)
@@ -126,7 +126,7 @@ def measure(case: Case, device: torch.device, rounds: int, steps: int) -> dict[s
 
 
 def main() -> None:
-    """Prints a table, and keeps the numbers."""
+    """Prints a table, and saves the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
@@ -135,7 +135,7 @@ def main() -> None:
     quiet_libraries()
     device = best_device("auto")
     found: dict[str, Any] = {"device": device_name("auto"), "torch": torch.__version__}
-    print("| network | px | N | " + "who | s / step | to the bare loop |\n" + "|---" * 6 + "|")
+    print("| network | px | N | " + "loop | s / step | ratio to bare loop |\n" + "|---" * 6 + "|")
     for case in GPU_CASES if device.type == "cuda" else CPU_CASES:
         seconds = measure(case, device, arguments.rounds, arguments.steps)
         found[case.backbone] = seconds

@@ -1,4 +1,4 @@
-"""One training step after another on random images, without a loader: how fast, and in how much."""
+"""Measures speed and memory of training steps on random images, without a loader."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from utils.chunks import chunk_sizes
 from utils.device import use_same_numbers, use_tensor_cores
 from utils.memory import peak_mb, reset_peak
 
-_WARM = 2  # steps before the clock
-_IMAGES = 100_000  # of the data set that a run's settings follow from
+_WARM = 2  # steps that are not timed
+_IMAGES = 100_000  # size of the data set, on which `auto` settings depend
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a training step takes.
+    """Speed and memory of a training step.
 
     Attributes:
-        images_per_second: of the data set; each is seen in all its views.
-        flops_per_second: of the passes that the method asks for, recomputed ones not counted.
-        peak_mb: of memory, MiB.
+        images_per_second: images of the data set, each in all its views.
+        flops_per_second: without recomputed passes.
+        peak_mb: peak memory in MiB.
         waits: how often the host waits for a GPU in one step; None on the CPU.
     """
 
@@ -64,20 +64,20 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
 
     Args:
         hparams: of a pretraining, resolved.
-        device: that trains.
-        steps: that are timed.
+        device: to train on.
+        steps: number of timed steps.
     """
     precision, batch = hparams.trainer.precision, int(hparams.data.batch_size)
     chunk = hparams.trainer.chunk_size
     use_tensor_cores(precision, device)
-    use_same_numbers(False, device)  # whatever was run before
+    use_same_numbers(False, device)  # undoes what an earlier run may have set
     torch.manual_seed(0)
     source = build_source(hparams)
     agent = build_agent(hparams, source)
     lay_out(agent, device)
     data = cast(ViewsDataModule, build_data(hparams, source))
     sides = data.views.sizes
-    # Recomputing is no use of the card: as of a batch that passes at once.
+    # Recomputed passes do not count as work: FLOPs are those of a batch that passes at once.
     flops = ImageCost(agent, data, hparams).flops(chunks=0) or math.nan
     images = batch_of(
         sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
@@ -88,7 +88,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         max_steps=_WARM + steps,
-        benchmark=True,  # as a pretraining has it
+        benchmark=True,  # as in pretraining
         deterministic=False,
         logger=False,
         enable_checkpointing=False,
@@ -104,22 +104,22 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
 
 @dataclass(frozen=True)
 class Again:
-    """A loader that gives the same batch so many times."""
+    """A loader that yields the same batch `times` times."""
 
     batch: Batch
     times: int
 
     def __len__(self) -> int:
-        """Batches."""
+        """Returns the number of batches."""
         return self.times
 
     def __iter__(self) -> Iterator[Batch]:
-        """Gives them."""
+        """Yields the batches."""
         return repeat(self.batch, self.times)
 
 
 class Clock(pl.Callback):
-    """Times all steps but the first ones, and counts the waits of the host in one of those."""
+    """Times all steps but the first ones, and counts the host's waits in the last of those."""
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device = device
@@ -130,7 +130,7 @@ class Clock(pl.Callback):
         self._seen: Any = ()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Starts what is due."""
+        """Starts counting waits, or the clock, if it is the step for it."""
         if trainer.global_step == _WARM - 1 and self.device.type == "cuda":
             self._watch = warnings.catch_warnings(record=True)
             self._seen = self._watch.__enter__()
@@ -141,14 +141,14 @@ class Clock(pl.Callback):
             self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Ends it."""
+        """Stops what was started."""
         self._stop_watching()
         if trainer.global_step == _WARM + self.steps:
             synchronise(self.device)
             self.seconds = time.perf_counter() - self._started
 
     def on_exception(self, *_: Any) -> None:
-        """A step that does not fit leaves everything as it was."""
+        """Restores the warnings if a step does not fit into memory."""
         self._stop_watching()
 
     def _stop_watching(self) -> None:
@@ -156,7 +156,7 @@ class Clock(pl.Callback):
             torch.cuda.set_sync_debug_mode("default")
             self._watch.__exit__(None, None, None)
             self._watch = None
-            # Not the notice, once a process, that the mode does not detect all such operations.
+            # Leaves out the notice that the mode does not detect all such operations.
             self.waits = sum("called a synchronizing" in str(each.message) for each in self._seen)
 
 

@@ -1,4 +1,4 @@
-"""What a run costs where wandb cannot be reached, against one that stays offline, in seconds.
+"""Measures the seconds that a run loses if wandb cannot be reached, against an offline run.
 
 python benchmarks/wandb_unreachable.py
 """
@@ -22,7 +22,7 @@ KEY = "0" * 40
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Takes connections and never answers."""
+    """Runs a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -43,7 +43,7 @@ def seconds(folder: Path, name: str, mode: str, address: str) -> float:
 
 
 def main() -> None:
-    """Prints a row per way of not being there."""
+    """Prints one row per way of being unreachable."""
     with TemporaryDirectory() as place, silent_server() as silent:
         folder = Path(place)
         ways = {
@@ -52,7 +52,7 @@ def main() -> None:
             "a name nobody has": "http://wandb.invalid",
             "takes the connection, never answers": silent,
         }
-        seconds(folder, "images", "offline", silent)  # draws them
+        seconds(folder, "images", "offline", silent)  # generates the images
         print("| wandb | offline, s | mode auto, s | more, s |\n|---|---|---|---|")
         for number, (way, address) in enumerate(ways.items()):
             offline = seconds(folder, f"offline-{number}", "offline", address)

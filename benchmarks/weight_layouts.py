@@ -1,4 +1,4 @@
-"""Prints what each layout of weight files comes to: the largest difference of features, or refusal.
+"""Loads each layout of weight files: prints the largest difference of features, or the refusal.
 
 python benchmarks/weight_layouts.py
 """
@@ -18,7 +18,7 @@ from tests.models.layouts import LAYOUTS
 
 
 def main() -> None:
-    """Prints a row of a table per layout."""
+    """Prints a table with one row per layout."""
     print("| file | largest difference, or why it is refused |\n|---|---|")
     with TemporaryDirectory() as folder:
         file = Path(folder) / "file.pth"

@@ -1,4 +1,4 @@
-"""SHA-256 of the tensors in weight files, as float32: equal exactly when the weights are.
+"""Prints SHA-256 of the tensors in weight files, as float32: equal exactly when the weights are.
 
 python benchmarks/weights_hash.py runs/*/checkpoints/backbone.pth
 """
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def main() -> None:
-    """Prints a line per file."""
+    """Prints one line per file."""
     from utils.checkpoints import read_checkpoint, tensors_in
 
     for name in sys.argv[1:]:

@@ -1,4 +1,4 @@
-"""What each attention head looks at (after the DINO paper, Caron et al. 2021, figs. 1 and 3)."""
+"""Draws what attention heads look at (after the DINO paper, Caron et al. 2021, figs. 1 and 3)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from utils.logging import log_figure
 class AttentionMaps(BackbonePicture):
     """Draws the attention of chosen blocks on fixed images of the training and validation set.
 
-    Per image: the raw map of every head, in it its mask (the fewest patches that hold `mass` of the
-    attention), and all masks in one picture, each head in its own colour, the same in all figures.
+    Each image has the raw map of every head, with the outline of its mask (the fewest patches that
+    hold `mass` of the attention), and one picture with the masks of all heads. A head has the same
+    colour in all figures.
 
     Args:
         every_n_epochs: when to draw.
@@ -106,11 +107,11 @@ class AttentionMaps(BackbonePicture):
             log_figure(trainer, kind, figure, arrays)
 
     def queries_for(self, backbone: AttentionBackbone) -> Literal["cls", "mean"]:
-        """Returns whose attention is drawn; says so where that is never trained."""
+        """Returns whose attention to draw; says so if it is never trained."""
         if self.queries == "cls" and backbone.pool == "mean":
             self.say(
                 "attention_maps: with --backbone.pool mean the CLS attention of the last block is "
-                "never trained; queries mean shows what is."
+                "never trained; queries mean shows attention that is."
             )
         return backbone.trained_queries if self.queries == "auto" else self.queries
 
@@ -119,9 +120,9 @@ _WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch 
 
 
 def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
-    """Draws images `(B, 3, H, W)` uint8 and their maps `(B, heads, h, w)`, a row an image.
+    """Draws images `(B, 3, H, W)` uint8 and their maps `(B, heads, h, w)`, one row per image.
 
-    Every map has the colours of its own range, and the outline of its mask.
+    Each map is coloured over its own range, and shows the outline of its mask.
     """
     num_images, heads = maps.shape[:2]
     size = (images.shape[-2], images.shape[-1])
@@ -144,7 +145,7 @@ def draw(images: Tensor, maps: Tensor, mass: float, title: str) -> Figure:
         sheet.above(head + 2, f"head {head + 1}", color=_colour(head), weight="bold")
     bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=sheet.axis, shrink=0.5, ticks=[0, 1])
     bar.ax.set_yticklabels(["least", "most"])
-    bar.set_label("attention, of each map by itself")
+    bar.set_label("attention, scaled per map")
     figure.supxlabel(
         f"white outline: the mask, the fewest patches with {mass:.0%} of a head's attention; in "
         "the second column all masks, each in its head's colour",

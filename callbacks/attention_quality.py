@@ -1,4 +1,4 @@
-"""How much of the objects each attention head finds, measured against chance."""
+"""Measures how well attention heads find objects, against chance."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from utils.palette import has_background
 
 LIFT = "train/mass_lift"
 _SOURCE = "Caron et al. 2021, fig. 4"
-_LEAST_TOP = 0.3  # of the bars' axis
-_MOST_WRITTEN = 8  # heads, up to which each cell holds its number
+_LEAST_TOP = 0.3  # smallest upper end of the bars' axis
+_MOST_WRITTEN = 8  # most heads for which each cell shows its number
 _WORDS = (
     "Jaccard: overlap (intersection over union) of a head's mask with an object. Mass lift: log2 "
     "of the attention on objects over their share of the area; 1 is twice their share.\n"
-    "Displaced maps: the same maps, shifted around the image, which say what chance scores; "
+    "Displaced maps: the same maps, shifted around the image, whose score is chance; "
     "chance-corrected: (J - chance) / (1 - chance).\n"
     "Information: share of the entropy of a patch's class that the masks of all heads together "
-    "tell, less what displaced masks seem to tell. Average precision: attention as a score of "
-    "object patches."
+    "explain, less what displaced masks seem to explain. Average precision: attention as a score "
+    "of object patches."
 )
-_FULL_SIZE, _SMALL = 480, 128  # the recipe's, and training images for which it makes no sense
+_FULL_SIZE, _SMALL = 480, 128  # the recipe's size, and training crops that are too small for it
 
 
 class AttentionQuality(Readout):
-    """Logs numbers of every block, the mass lift of all heads, and draws them for every head.
+    """Logs the quality of every block and the mass lift of all heads, and draws every head.
 
-    While training on training images with masks (labels are only read out), at the test on test
-    images. The numbers: see `models.measures.attention_quality`.
+    During training it measures training images with masks, whose labels are not trained on; in the
+    test, test images. For the numbers see `models.measures.attention_quality`.
 
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once.
-        num_images: images measured while training.
+        num_images: images measured during training.
         mass: share of attention a mask holds.
-        num_test_images: images measured at the test, where there is one.
+        num_test_images: images measured in the test, if there is one.
         image_size: shorter side in pixels; None: 480, for small images twice the training crop.
     """
 
-    # Of all heads: a single one may look away, and in a small network rounding says which.
+    # The mean of all heads: any one may look away, and in a small network rounding decides which.
     headlines: Mapping[str, str] = {
         LIFT: "attention on objects (mass lift, mean of all heads, chance 0)"
     }
@@ -101,7 +101,7 @@ class AttentionQuality(Readout):
             self.say(f"attention_quality: {type(backbone).__name__} has no attention.")
             return {}
         if backbone.fixed_side:
-            self.say("attention_quality: this network takes no whole images, only squares.")
+            self.say("attention_quality: this network takes square images of one size only.")
             return {}
         data = data_of(trainer)
         source = data.source
@@ -172,7 +172,7 @@ def measure(
 
 
 def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, float]) -> Figure:
-    """Draws every head as a cell, and every block's best head beside chance and other networks."""
+    """Draws every head as a cell, and each block's best head beside chance and published values."""
     blocks = sorted(qualities)
     heads = max(len(qualities[block].lift) for block in blocks)
     cell = (max(2.6, 0.48 * heads + 1.4), 0.3 * len(blocks) + 1.1)
@@ -199,7 +199,7 @@ def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, f
         axis.bar([b + 1 for b in blocks], found)
         axis.axhline(0, color="black", linewidth=1)
         axis.set(title=label, xlabel="block", xticks=[b + 1 for b in blocks])
-        # So wide that noise around chance looks like noise.
+        # Wide enough that noise around chance looks small.
         finite = [value for value in found if np.isfinite(value)]
         axis.set_ylim(min(-0.1, *finite, 0), 1.1 * max(_LEAST_TOP, *finite, 0))
     axes[1, 2].set_ylabel("share of the class entropy")
@@ -210,7 +210,7 @@ def draw(qualities: Mapping[int, Quality], title: str, published: Mapping[str, f
 def _heat_map(
     axis: Axes, values: NDArray[Any], blocks: list[int], label: str, settings: dict[str, Any]
 ) -> None:
-    # Not seaborn's, which draws the whole figure to see whether labels overlap.
+    # Not seaborn's heatmap, which draws the whole figure to see whether labels overlap.
     cells = axis.pcolormesh(values, **settings)
     axis.figure.colorbar(cells, ax=axis)
     rows, columns = values.shape

@@ -1,4 +1,4 @@
-"""IoU of every class as bars."""
+"""Draws the IoU of every class as bars."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from utils import figures
 from utils.logging import Chart
 from utils.text import count
 
-_MOST_ROWS = 60  # bars below each other
-_UNSTRUCK = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # lines end before a number
+_MOST_ROWS = 60  # bars in one column
+_WHITE_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # keeps lines off numbers
 
 
 class ClassIoU(ConfusionFigure):
-    """Draws it of the held-out images, and at the end of the test images."""
+    """Draws the IoU of the held-out images, and at the end that of the test images."""
 
     kind = "class_iou"
 
@@ -48,7 +48,7 @@ def draw(
     Args:
         confusion: the counts.
         names: of the classes.
-        where: of what images, in words.
+        where: which images and weights, in words.
         colours: by label, `(256, 3)`.
     """
     iou, there = by_class(confusion)
@@ -64,7 +64,7 @@ def draw(
         for row in rows:
             text = f"{iou[row]:.2f}" if there[row] else "neither occurs nor is predicted: left out"
             axis.text(
-                iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7, bbox=_UNSTRUCK
+                iou[row] * there[row] + 0.01, row, text, va="center", fontsize=7, bbox=_WHITE_BOX
             )
         axis.axvline(
             mean, linestyle="--", color="black", linewidth=1, zorder=1.5, label=f"mean {mean:.3f}"

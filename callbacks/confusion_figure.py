@@ -1,4 +1,4 @@
-"""What pictures and tables of a confusion matrix have in common."""
+"""The common part of pictures and tables of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from utils.logging import Chart, log_chart, log_figure
 
 @dataclass(frozen=True)
 class Counts:
-    """What was taken for what.
+    """A confusion matrix, and how to label it.
 
     Attributes:
         confusion: `(C, C)`, rows the truth.
         names: of the classes.
-        where: of what images and weights, in words.
+        where: which images and weights, in words.
         colours: of labels, `(256, 3)`.
     """
 
@@ -49,19 +49,19 @@ class ConfusionFigure(Callback):
 
     @abstractmethod
     def picture(self, counts: Counts) -> Figure:
-        """Draws them."""
+        """Draws the counts."""
 
     @abstractmethod
     def chart(self, counts: Counts) -> Chart:
-        """Returns the same as a table."""
+        """Returns the counts as a table."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the held-out images'."""
+        """Draws the counts of the held-out images."""
         if due(trainer, self.every_n_epochs):
             self._draw(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the test images'."""
+        """Draws the counts of the test images."""
         self._draw(trainer, pl_module, "test")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str) -> None:

@@ -1,4 +1,4 @@
-"""What each class is taken for."""
+"""Draws the confusion matrix: what each class is taken for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_CLASSES = 40
 
 
 class ConfusionMatrix(ConfusionFigure):
-    """Draws it of the held-out images, and at the end of the test images."""
+    """Draws that of the held-out images, and at the end that of the test images."""
 
     kind = "confusion_matrix"
 
@@ -24,7 +24,7 @@ class ConfusionMatrix(ConfusionFigure):
         return draw(counts.confusion, counts.names, counts.where)
 
     def chart(self, counts: Counts) -> Chart:
-        """See `ConfusionFigure.chart`: pixels, or images, of the classes that are drawn."""
+        """See `ConfusionFigure.chart`: counts pixels, or images, of the classes that are drawn."""
         confusion, names = most_frequent(counts.confusion, counts.names)
         rows = [
             (truth, taken, int(count))
@@ -36,7 +36,7 @@ class ConfusionMatrix(ConfusionFigure):
 
 
 def most_frequent(confusion: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
-    """Returns the counts and names of as many classes as can be read."""
+    """Returns counts and names of the most frequent classes, as many as remain readable."""
     if len(names) <= _MOST_CLASSES:
         return confusion, names
     frequent = confusion.sum(1).argsort(descending=True)[:_MOST_CLASSES].sort().values

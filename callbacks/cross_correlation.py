@@ -19,10 +19,10 @@ from utils.text import count
 
 
 class CrossCorrelation(Callback):
-    """Draws the matrix behind `num_samples` images, training and validation.
+    """Draws the matrix of `num_samples` images, in training and validation.
 
     The noise in a matrix depends on the number of samples, so every picture has the same number:
-    the last ones of a training epoch, the first ones of a validation.
+    the last ones of a training epoch, and the first ones of a validation.
 
     Args:
         every_n_epochs: when to draw.
@@ -44,7 +44,7 @@ class CrossCorrelation(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keeps the last embeddings, of any epoch: early stopping may end the run with it."""
+        """Keeps the last embeddings of every epoch: early stopping may make any epoch the last."""
         if pair := _embeddings(outputs):
             self.train.append(pair)
             while sum(len(z1) for z1, _ in self.train[1:]) >= self.num_samples:
@@ -74,14 +74,14 @@ class CrossCorrelation(Callback):
 
     def _draw(self, trainer: Trainer, kept: list[tuple[Tensor, Tensor]], split: str) -> None:
         pairs = list(kept)
-        kept.clear()  # whether or not it can be drawn
+        kept.clear()  # even if nothing is drawn
         if pairs and due(trainer, self.every_n_epochs):
             wanted = slice(-self.num_samples, None) if split == "train" else slice(self.num_samples)
             z1, z2 = (torch.cat(part)[wanted] for part in zip(*pairs, strict=True))
             if len(z1) < self.num_samples:
                 self.say(
                     f"cross_correlation: {split} offers {count(len(z1), 'sample')}, fewer than "
-                    f"num_samples {self.num_samples}; such pictures compare only among themselves."
+                    f"num_samples {self.num_samples}; compare such pictures only with each other."
                 )
             where = f"{split} images, step {trainer.global_step}"
             matrix = cross_correlation(z1, z2).cpu()
@@ -96,7 +96,7 @@ def _embeddings(outputs: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def draw(correlation: Tensor, samples: int, where: str, zoom: int = 48) -> Figure:
-    """Draws C `(D, D)` with absolute colours: 1 red, 0 cyan-blue; beside a large one its corner."""
+    """Draws C `(D, D)` with fixed colours (1 red, 0 cyan-blue), and a corner of a large one."""
     dim = len(correlation)
     off = correlation[~torch.eye(dim, dtype=torch.bool)]
     title = (

@@ -1,4 +1,4 @@
-"""How well patches of one image find those of their class in others, while they are learnt."""
+"""Measures during training how well patches find patches of the same class in other images."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ Examples = Iterable[tuple[Tensor, Tensor]]  # images (3, S, S) uint8, labels (H,
 
 
 class DenseKNN(Readout):
-    """Logs `val/dense_knn_miou` of the kept backbone: before training, while training, at the end.
+    """Logs `val/dense_knn_miou` of the saved backbone: before, during and after training.
 
-    As the online probe does for images, it looks at labelled *training* images, a part of them held
-    out by a hash of their names: the test set is not looked at. The measure: see
-    `models.measures.dense_knn`, on the last layer's map. Images are decoded once and kept, at most
-    512 MiB of them (`datamodules.masked_squares`).
+    Like the online probe it uses labelled *training* images, some held out by a hash of their
+    names: the test set is not touched. The measure (`models.measures.dense_knn`) uses the last
+    layer's map. Images are decoded once and kept, at most 512 MiB (`datamodules.masked_squares`).
 
     Args:
         every_n_epochs: when to measure.
@@ -59,7 +58,7 @@ class DenseKNN(Readout):
         """See `Readout.measure`.
 
         Raises:
-            ValueError: no image is left to be labelled, or no known one has labels.
+            ValueError: no image is held out, or none of the others has labels.
         """
         data, backbone = data_of(trainer), backbone_of(pl_module)
         if not isinstance(data.source, MaskedSource):
@@ -75,8 +74,8 @@ class DenseKNN(Readout):
             miou = measure(backbone, known, queries, len(data.source.classes), self.k)
         if not math.isfinite(miou):
             self.say(
-                "dense_knn: these masks show one class alone, or nothing but void: there is "
-                "nothing to be told apart, and nothing is measured."
+                "dense_knn: these masks show one class only, or nothing but void: there is "
+                "nothing to tell apart, and nothing is measured."
             )
             return {}
         return {METRIC: miou}
@@ -89,17 +88,17 @@ def measure(
 
     Args:
         backbone: in eval mode.
-        known: what is remembered; images of one size.
-        queries: what is labelled, judged at the resolution of their labels.
+        known: fill the memory; images of one size.
+        queries: are labelled, and judged at the resolution of their labels.
         num_classes: C.
         k: neighbours.
 
     Returns:
-        mIoU, from one confusion over the pixels of all queries; NaN where all that is known is of
-        one class, which every query would get, or where the queries are void.
+        mIoU, from one confusion matrix over the pixels of all queries; NaN if the known images
+        show one class only, which every query would get, or if the queries are void.
 
     Raises:
-        ValueError: the known images are void all over.
+        ValueError: the known images are void everywhere.
     """
     device = backbone.mean.device
     memory = PatchMemory(backbone.map_channels[-1], num_classes, k).to(device)

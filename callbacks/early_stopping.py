@@ -8,18 +8,18 @@ from pytorch_lightning import LightningModule, Trainer, callbacks
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, of which a resumed run obeys its own patience, not the checkpoint's.
+    """Lightning's, but a resumed run uses the patience of its settings, not of the checkpoint.
 
-    It decides when a validation ends: what looks at that epoch then knows whether it is the last.
-    The name is Lightning's too: checkpoints keep its state under it.
+    It decides when a validation ends, so that observers of the epoch know whether it is the last.
+    The name is Lightning's too, as checkpoints save its state under the class name.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what was best, and for how long."""
+        """Restores the best value, and how long ago it was reached."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends a run that had been ended before it was killed, as Lightning would not know."""
+        """Ends a run that had stopped early before it was killed, which Lightning forgets."""
         trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 

@@ -1,4 +1,4 @@
-"""How many dimensions the embeddings of held-out images use."""
+"""Measures how many dimensions the embeddings of held-out images use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels the centre of a layer depends on (Luo et al. 2016, arXiv 1701.04128)."""
+"""Shows which pixels the central unit of a layer depends on (Luo et al. 2016, arXiv 1701.04128)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _IMAGES_AT_ONCE = 4
 
 
 class EffectiveReceptiveField(BackbonePicture):
-    """Draws the effective receptive field of some layers, and logs how large it is.
+    """Draws the effective receptive field of some layers, and logs its size.
 
-    While training every image speaks for one layer only, which makes it one backward pass however
-    many layers; at the end every image speaks for all.
+    During training each image is used for one layer only, which takes one backward pass for any
+    number of layers; at the end each image is used for all layers.
 
     Args:
         every_n_epochs: when to draw.
         num_images: images averaged over, of the validation set if there is one.
-        num_layers: layers, evenly over the depth.
-        layers: their names instead.
+        num_layers: number of layers, evenly over the depth.
+        layers: names of layers instead.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class EffectiveReceptiveField(BackbonePicture):
 
 @contextmanager
 def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
-    """Saves the memory of what only the gradients of parameters would need."""
+    """Saves the memory that only gradients of parameters would need."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -130,8 +130,8 @@ def receptive_fields(
         layer_maps: images to a map `(B, C, h, w)` per layer.
         layers: which of them.
         images: `(B, 3, H, W)`, uint8 or float in 0 … 1.
-        exact: every image for every layer, a backward pass each; otherwise image i for layer
-            i % len(layers), one backward pass together: the same gradients, on fewer images.
+        exact: use every image for every layer, with a backward pass for each layer; otherwise use
+            image i for layer i % len(layers), in one backward pass: the same on fewer images.
 
     Returns:
         By layer, `(H, W)` on the CPU.
@@ -175,8 +175,8 @@ def centre(maps: Tensor) -> Tensor:
 def centroid(field: Tensor) -> tuple[float, float]:
     """Returns the mean row and column of a field `(H, W)`, weighted by it; in pixels from 0.
 
-    What a unit of a strided network looks at need not lie around the middle of the image: with the
-    usual padding its units stand at multiples of the stride.
+    The field of a central unit need not lie around the middle of the image: with the usual padding
+    the units of a strided network are centred at multiples of the stride.
     """
     weights = field.double()
     total = weights.sum()
@@ -190,7 +190,7 @@ def centroid(field: Tensor) -> tuple[float, float]:
 
 
 def square_centre(field: Tensor) -> tuple[float, float]:
-    """Returns the centroid to the half pixel, where squares are made of whole pixels."""
+    """Returns the centroid rounded to half pixels, so that squares consist of whole pixels."""
     row, column = centroid(field)
     return round(2 * row) / 2, round(2 * column) / 2
 
@@ -208,7 +208,7 @@ def _enough(field: Tensor, share: float) -> float:
     # Half the side, from centre to centre, of the smallest square with that share.
     distance, order = _half_sides(field).flatten().sort()
     mass = field.flatten().double()[order].cumsum(0)
-    # Rounding must not ask for more than there is.
+    # Despite rounding, the required share must not exceed the total.
     return float(distance[int((mass >= share * mass[-1] * (1 - 1e-12)).nonzero()[0])])
 
 
@@ -252,13 +252,13 @@ def numbers(fields: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def in_words(layer: str) -> str:
-    """Returns what to call a layer: a ViT's block by its number from 1, as all pictures do."""
+    """Returns the name of a layer in pictures, which number the blocks of a ViT from 1."""
     block = re.fullmatch(r"blocks\.(\d+)", layer)
     return f"block {int(block[1]) + 1} ({layer})" if block else layer
 
 
 def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
-    """Draws one panel a layer, each relative to its own maximum, in a square-root scale."""
+    """Draws one panel per layer, relative to its own maximum, on a square-root scale."""
     figure, axes = figures.grid(1, len(fields), cell=(2.7, 3.0), title=title)
     norm = PowerNorm(0.5, vmin=0, vmax=1)
     for axis, (name, field) in zip(axes[0], fields.items(), strict=True):
@@ -281,7 +281,7 @@ def draw(fields: Mapping[str, Tensor], title: str) -> Figure:
     )
     # Not figure.text, for which the layout leaves no room.
     figure.supxlabel(
-        "central unit: of an even side the two in the middle, together\n"
+        "central unit: on an even side the mean of the two in the middle\n"
         "blue: smallest square around the field's centroid with 50 % of it; radius: root mean "
         "square distance from the centroid",
         fontsize=7,

@@ -1,4 +1,4 @@
-"""Images as points: what the features put close together."""
+"""Draws images as points, close together if their features are similar."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _MOST_NAMED = 24  # classes that a legend has room for
 
 
 class Embeddings(Callback):
-    """Draws pooled features in two dimensions, coloured by class where there are classes.
+    """Draws pooled features in two dimensions, coloured by class if there are classes.
 
     Args:
         every_n_epochs: when to draw.
-        num_images: points.
+        num_images: number of points.
     """
 
     def __init__(self, every_n_epochs: int, num_images: int) -> None:
@@ -57,7 +57,7 @@ class Embeddings(Callback):
             (images, labels), _, classes = found
             split = "labelled training"
         if len(images) < 2:
-            self.say(f"embeddings: of {count(len(images), f'{split} image')} no picture is made.")
+            self.say(f"embeddings: {count(len(images), f'{split} image')}, too few for a picture.")
             return
         with inspecting(pl_module, trainer.precision_plugin):
             points = pooled_features(backbone, images).cpu().double()
@@ -66,9 +66,9 @@ class Embeddings(Callback):
 
 
 def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], where: str) -> Figure:
-    """Draws features `(N, D)`: principal components, and t-SNE where scikit-learn is installed.
+    """Draws features `(N, D)`: principal components, and t-SNE if scikit-learn is installed.
 
-    Features that are all the same, as of a network that has collapsed, have no t-SNE.
+    t-SNE is left out if all features are equal, as in a collapsed network.
 
     Args:
         features: centred here.
@@ -80,8 +80,8 @@ def draw(features: Tensor, labels: Tensor | None, classes: tuple[str, ...], wher
     panels = [(components, f"two principal components: {shares.sum():.0%} of the variance")]
     differences = features - features[0]
     largest = differences.abs().max()
-    # Of one point many times scikit-learn divides by 0 and, by what is then no number, takes the
-    # whole process down; so it does of squares that float32 cannot hold.
+    # For equal points scikit-learn divides by 0, and the NaN crashes the whole process. So do
+    # squares that overflow float32, hence the scaling.
     if largest > 0 and is_installed("sklearn"):
         points = tsne(differences / largest)
         panels.append((points, "t-SNE (distances between groups mean nothing)"))
@@ -125,7 +125,7 @@ def tsne(features: Tensor) -> NDArray[np.float64]:
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     layout = TSNE(perplexity=perplexity, init="pca", random_state=0)
-    # Half of scikit-learn's 1000 leave a divergence 2 % larger. Before 1.5 they were `n_iter`.
+    # Half of the default 1000 steps: the divergence is 2 % larger. `n_iter` before version 1.5.
     steps = "max_iter" if "max_iter" in layout.get_params() else "n_iter"
     found: NDArray[np.float64] = layout.set_params(**{steps: 500}).fit_transform(features.numpy())
     return found

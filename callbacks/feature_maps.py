@@ -1,4 +1,4 @@
-"""Patch features as colours: what the network takes for alike (after Amir et al. 2021, DINOv2)."""
+"""Draws patch features as colours: alike where the features are (Amir et al. 2021, DINOv2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.logging import log_figure
 class FeatureMaps(BackbonePicture):
     """Draws the first three principal components of the last map as red, green and blue.
 
-    The components are common to all images of a figure: one colour means one direction everywhere.
+    All images of a figure share the components, so a colour means the same direction everywhere.
 
     Args:
         every_n_epochs: when to draw.
@@ -55,8 +55,8 @@ class FeatureMaps(BackbonePicture):
 def principal_colours(maps: Tensor) -> tuple[Tensor, list[float]]:
     """Projects `(B, C, h, w)` on its first three principal components, common to all images.
 
-    Each component is stretched from its 1st to its 99th percentile; its sign is such that its
-    largest coefficient is positive, so that repeated calls agree.
+    Each component is stretched from its 1st to its 99th percentile. Its largest coefficient is made
+    positive, so that repeated calls agree.
 
     Returns:
         `(B, h, w, 3)` in 0 … 1, and the share of the variance each component explains. A component

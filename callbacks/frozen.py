@@ -1,6 +1,6 @@
-"""What a frozen backbone shows: drawn once in a run, computed once for all that cache features.
+"""Pictures of a frozen backbone: drawn once in a run, computed once for all runs with a cache.
 
-It stays the same while a head is trained, and for every other head and seed.
+They stay the same while a head is trained, and for other heads and seeds.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Result = TypeVar("Result")
 
 
 class BackbonePicture(Callback):
-    """A picture of what only the backbone decides.
+    """A picture that depends on the backbone only.
 
     Args:
         every_n_epochs: when to draw; a frozen backbone is drawn once in a run, as soon as this is
             switched on.
 
     Attributes:
-        drawn: pictures of a frozen backbone that there are.
+        drawn: names of the pictures of a frozen backbone that have been drawn.
     """
 
     def __init__(self, every_n_epochs: int) -> None:
@@ -36,20 +36,20 @@ class BackbonePicture(Callback):
         self.drawn: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What is not to be drawn again when the run goes on."""
+        """The pictures that a resumed run need not draw again."""
         return {"drawn": self.drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores them."""
         self.drawn = list(state_dict["drawn"])
 
     def is_due(self, trainer: Trainer, backbone: Backbone, name: str = "") -> bool:
-        """Whether to draw now, where one of a frozen backbone is then taken to be drawn.
+        """Returns whether to draw now; a picture of a frozen backbone then counts as drawn.
 
         Args:
             trainer: of the run.
-            backbone: what is looked into.
-            name: which picture, where there are several.
+            backbone: is inspected.
+            name: which picture, if there are several.
         """
         if not backbone.frozen:
             return due(trainer, self.every_n_epochs)
@@ -67,14 +67,14 @@ def cached(
     images: Iterable[Tensor],
     compute: Callable[[], Result],
 ) -> Result:
-    """Returns what `compute` finds, or found in another run, of a frozen backbone.
+    """Returns the result of `compute`; for a frozen backbone it may come from another run.
 
     Args:
-        trainer: of the run; its cache of features, where it has one, holds this as well.
-        backbone: what is looked into.
-        name: of the readout, in the log as well.
-        facts: what the result follows from, beside the backbone and `images`.
-        images: what is looked at.
+        trainer: of the run; its feature cache, if any, also holds such results.
+        backbone: is inspected.
+        name: of the readout, also in the log.
+        facts: what the result depends on, beside the backbone and `images`.
+        images: those that are shown.
         compute: see `FeatureCache.recall`.
     """
     data = data_of(trainer)

@@ -1,4 +1,4 @@
-"""Is my batch large enough? How far the gradients of two batches agree."""
+"""Is my batch large enough? Measures how far the gradients of two batches agree."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from utils.logging import log_scalars
 from utils.rng import rng_preserved
 from utils.text import count
 
-# The newest measurements are averaged: signal and noise change while a network learns.
+# Only the newest measurements are averaged: signal and noise change while a network learns.
 WINDOW = 20
-# With fewer, their own error is not known well enough for an alarm.
+# With fewer measurements their error is not known well enough for an alarm.
 FEWEST_FOR_ALARM = 5
-# Up to which predicted cosine which words hold. At 0.5 the batch is the simple noise scale.
+# Largest predicted cosine for each verdict. At 0.5 the batch equals the simple noise scale.
 _VERDICTS = (
     (0.2, "Mostly noise: a larger --data.batch_size gives better steps, and fewer of them an epoch "
      "(--trainer.chunk_size keeps the memory)."),
@@ -36,27 +36,26 @@ _VERDICTS = (
 
 
 class GradientAgreement(Callback):
-    """Logs how far the gradients of two batches agree, and what follows for the batch.
+    """Logs how far the gradients of two batches agree, and what follows for the batch size.
 
-    `train/gradient_cosine`: between a batch and the one before it, by the weights of one step, with
-    respect to the parameters of the backbone that is trained. `train/gradient_cosine_batch`: of two
-    batches of a step, gradients accumulated over several batches included, and
-    `train/gradient_noise_scale`: the batch, in images, in which noise is half; both of the newest
-    measurements together. A small cosine late in a run is no fault of the batch by itself: near an
-    optimum nothing but noise is left.
+    `train/gradient_cosine` is the cosine between the gradients of a batch and the one before it, at
+    the same weights, with respect to the trained backbone's parameters. The other two are estimated
+    from the newest measurements: `train/gradient_cosine_batch`, the cosine for the images of a
+    whole step, gradient accumulation included, and `train/gradient_noise_scale`, the number of
+    images at which half of the gradient is noise. A small cosine late in a run does not mean that
+    the batch is too small: near an optimum only noise is left.
 
-    Each measurement passes both batches once more, forwards and backwards, before a step, and
-    leaves gradients, BatchNorm statistics and random states as they were. Of several processes a
-    batch is what all of them have: gradients are averaged over them.
+    Each measurement passes both batches forwards and backwards once more, before a step. It leaves
+    gradients, BatchNorm statistics and random states unchanged. With several processes, a batch
+    means that of all of them together.
 
     Args:
-        every_n_steps: when to measure. The first step of an epoch has no batch before it: then the
-            next one is measured. Nor has the first of a run that goes on within an epoch, as a
-            checkpoint that kept it would be larger by the images of a batch: what was due at that
-            step is measured one later than without the interruption.
+        every_n_steps: when to measure. The first step of an epoch has no batch before it, so the
+            next step is measured. So it is after a resume within an epoch: saving the previous
+            batch would enlarge checkpoints by its images.
 
     Attributes:
-        images: of an optimizer step.
+        images: number of images of an optimizer step.
         measured: the newest measurements.
     """
 
@@ -69,18 +68,18 @@ class GradientAgreement(Callback):
         self._before: Batch | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured."""
+        """The measurements."""
         measured = [list(each) for each in self.measured]
         return {"images": self.images, "pairs": measured, "last_step": self._last_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it; what compared halves of batches, as once, is no measure of whole ones."""
+        """Restores them, but not those of earlier versions, which compared halves of batches."""
         if "pairs" in state_dict:
             self.images, self._last_step = state_dict["images"], state_dict["last_step"]
             self.measured.extend(GradientPair(*each) for each in state_dict["pairs"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says so where there is nothing to compare."""
+        """Says so if there is nothing to compare."""
         if trainer.num_training_batches == 1:
             self.say(
                 "gradient_agreement: an epoch of one batch has no second one to compare it with: "
@@ -88,13 +87,13 @@ class GradientAgreement(Callback):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last batch of the epoch before, which may have images of the first."""
+        """Forgets the last batch of the epoch before: the first may contain the same images."""
         self._before = None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Measures; of batches whose gradients are accumulated, on the first there can be."""
+        """Measures, at most once per step: on its first batch if there is one before it."""
         step, before = trainer.global_step, self._before
         if self._is_due(step) and before is not None:
             self._last_step = step
@@ -108,19 +107,19 @@ class GradientAgreement(Callback):
     def measure(
         self, trainer: Trainer, pl_module: LightningModule, before: Batch, batch: Batch
     ) -> Mapping[str, float]:
-        """Returns the numbers by name; none of gradients that are no finite numbers.
+        """Returns the numbers by name; none if the gradients are not finite.
 
         Args:
             trainer: of the run.
-            pl_module: what is trained.
-            before: images that `batch` has none of, as many.
+            pl_module: is trained.
+            before: a batch of as many other images.
             batch: of this step.
 
         Raises:
             TypeError: the agent is no `Learner`.
         """
         if not isinstance(pl_module, Learner):
-            raise TypeError(f"{type(pl_module).__name__} is no agent that is pretrained on views.")
+            raise TypeError(f"{type(pl_module).__name__} is not pretrained on views.")
         with failing_together(), untouched(pl_module):
             first, second = (_gradient(trainer, pl_module, each) for each in (before, batch))
         together = len(batch) * num_processes()
@@ -144,7 +143,7 @@ class GradientAgreement(Callback):
         return {**found, "gradient_noise_scale": scale} if math.isfinite(scale) else found
 
     def reading(self) -> dict[str, float]:
-        """Returns what an alarm looks at, once there is enough of it."""
+        """Returns the numbers for an alarm, once there are enough measurements."""
         if len(self.measured) < FEWEST_FOR_ALARM:
             return {}
         _, most = estimate(self.measured).cosine_range(self.images)
@@ -158,7 +157,7 @@ class GradientAgreement(Callback):
         noise = estimate(self.measured)
         now, double, fourfold = (noise.cosine(times * self.images) for times in (1, 2, 4))
         low, high = noise.cosine_range(self.images)
-        sure = "" if _verdict(low) == _verdict(high) else "As far as so few measurements tell: "
+        sure = "" if _verdict(low) == _verdict(high) else "Uncertain, given this error: "
         return [
             f"Is the batch large enough? Gradients of two batches of {self.images} agree to "
             f"{now:.2f} (cosine; {low:.2f} to {high:.2f} with the error of "
@@ -173,10 +172,9 @@ def _verdict(cosine: float) -> str:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Buffers, such as BatchNorm statistics, and random states are as before afterwards.
+    """Restores buffers, such as BatchNorm statistics, and random states afterwards.
 
-    Nothing is compiled for what passes meanwhile: other sizes of a batch would take the place of
-    what the training has compiled.
+    Nothing is compiled inside: other batch sizes would replace what training has compiled.
     """
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
     with rng_preserved(device_of(module)), torch.compiler.set_stance("force_eager"):
@@ -191,7 +189,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
 def _gradient(trainer: Trainer, agent: Learner, batch: Batch) -> Tensor:
     """Returns the gradient of a batch over all processes, `(P,)`; no `.grad` is touched.
 
-    Times the processes and a scaler's factor, of which `compare` takes no notice.
+    It is scaled by the number of processes and the gradient scaler, which `compare` ignores.
     """
     parameters = [p for p in agent.trained_backbone.parameters() if p.requires_grad]
     scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -1,4 +1,4 @@
-"""How large the gradients of every weight matrix are: where they vanish, and where they explode."""
+"""Shows how large the gradients of every weight matrix are: where they vanish or explode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils import figures
 from utils.logging import log_figure, log_histograms
 from utils.optim import decays
 
-# Sizes as powers of ten, half a power a bin; what is smaller or larger counts with the ends.
+# Bins of half a power of ten; smaller and larger sizes count in the first and last bin.
 LOWEST, HIGHEST, PER_POWER = -12, 2, 2
 EDGES = np.linspace(LOWEST, HIGHEST, (HIGHEST - LOWEST) * PER_POWER + 1)
 _MOST_NAMES = 60
@@ -60,7 +60,7 @@ class GradientHistograms(Callback):
 def sizes(gradient: Tensor) -> Tensor:
     """Counts the entries of a gradient by log10 of their size, `(len(EDGES) - 1,)` int64.
 
-    Those that are zero or not finite are in the first and the last bin.
+    Zeros count in the first bin, entries that are not finite in the last.
     """
     powers = gradient.detach().float().abs().log10().nan_to_num(nan=HIGHEST, posinf=HIGHEST)
     bins = ((powers - LOWEST) * PER_POWER).floor().clamp(0, len(EDGES) - 2).long()
@@ -68,7 +68,7 @@ def sizes(gradient: Tensor) -> Tensor:
 
 
 def draw(counts: dict[str, NDArray[np.int64]], title: str) -> Figure:
-    """Draws a row for every tensor, in the order of the network: the share of each size.
+    """Draws the share of each size, one row per tensor in the order of the network.
 
     Args:
         counts: by the tensor's name, see `sizes`.

@@ -1,4 +1,4 @@
-"""No readout ends a run: what stands around every callback that only looks, and every logger."""
+"""Wraps every callback that only observes, and every logger, so that none of them ends a run."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ AnyLogger = TypeVar("AnyLogger", bound=Logger)
 _HOOKS = [
     name for name, _ in inspect.getmembers(Callback, inspect.isfunction) if not name.startswith("_")
 ]
-# What Lightning, callbacks and the end of a run tell a logger.
-_TOLD = (
+# Methods by which Lightning, callbacks and the end of a run use a logger.
+_LOGGER_METHODS = (
     *("log_hyperparams", "log_graph", "log_metrics", "save", "after_save_checkpoint", "finalize"),
     *("log_figure", "log_masks", "log_chart", "log_histograms", "attach"),
 )
 
 
 class Guard:
-    """Lets callbacks and loggers fail without the run: said once, counted, and training goes on.
+    """Lets callbacks and loggers fail without the run: each failure is counted, training goes on.
 
-    For callbacks that only look. A run is as if nothing had been looked at: random states are put
-    back, and what a failed attempt held is freed. What steers a run (checkpoints, early stopping,
-    the stop at a loss that is no number) stays outside. Ctrl-C and `SystemExit` pass.
+    A warning is given once per kind of failure. Observing leaves no trace in the run: random states
+    are restored, and the memory of a failed attempt is freed. Callbacks that steer a run
+    (checkpoints, early stopping, the stop at a loss that is not finite) are not wrapped. Ctrl-C and
+    `SystemExit` pass.
 
     Args:
-        device: that trains, whose randomness and memory are looked after.
-        stopwatch: counts the time they take, as `readouts`.
+        device: trains the run; its random state and memory are restored.
+        stopwatch: counts the time of all of them, as `readouts`.
 
     Attributes:
-        failures: how often each failed, by its name.
-        seconds: that each took, by its name.
+        failures: how often each failed, by name.
+        seconds: how long each took, by name.
     """
 
     def __init__(self, device: torch.device = CPU, stopwatch: Stopwatch | None = None) -> None:
@@ -58,12 +59,12 @@ class Guard:
         self._lost: set[str] = set()  # loggers
 
     def around(self, name: str, callback: AnyCallback) -> AnyCallback:
-        """Returns the callback, all of whose hooks may fail from now on.
+        """Returns the callback with all its hooks wrapped.
 
         Only `setup` may still refuse a setting, with a `ValueError` before the first step.
 
         Args:
-            name: by which a user knows it.
+            name: for messages.
             callback: changed in place.
         """
         for hook in _HOOKS:
@@ -74,15 +75,15 @@ class Guard:
         return callback
 
     def around_logger(self, name: str, logger: AnyLogger) -> AnyLogger:
-        """Returns the logger, which may fail from now on whatever it is told.
+        """Returns the logger with all its methods wrapped.
 
-        One that loses its connection or its disk does not get it back, and is told no more.
+        After an `OSError` (connection or disk lost) it is no longer called.
 
         Args:
-            name: by which a user knows it.
+            name: for messages.
             logger: changed in place.
         """
-        for method in _TOLD:
+        for method in _LOGGER_METHODS:
             if tell := getattr(logger, method, None):
                 setattr(logger, method, partial(self._tell, name, tell))
         return logger
@@ -92,7 +93,7 @@ class Guard:
         return self._attempt(name, (), act)
 
     def in_words(self) -> list[str]:
-        """Says what failed, in one line; nothing where nothing did."""
+        """Says what failed, in one line; nothing if nothing did."""
         if not self.failures:
             return []
         first = {name: reason for (name, _), reason in reversed(self._reasons.items())}
@@ -121,12 +122,12 @@ class Guard:
             starved = is_out_of_memory(error)
         close_all()
         if starved:
-            # Not before the error is forgotten: its traceback holds the tensors of the attempt.
+            # Only after the error is gone: its traceback holds the tensors of the attempt.
             free_unused(self.device)
         return None
 
     def _tell(self, name: str, tell: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        # After every step: without the care that a readout needs.
+        # Called after every step, so without the costly care for a readout.
         if name in self._lost:
             return
         try:

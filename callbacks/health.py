@@ -25,19 +25,18 @@ from utils.logging import log_after_step
 
 Reading = Mapping[str, float]  # medians over the last epoch, by name
 
-# No judgement before so many steps: fresh networks look collapsed. The larger number for runs that
-# are long enough to wait for it.
+# Steps before the first judgement, as fresh networks look collapsed; the larger one for long runs.
 MIN_STEPS, ENOUGH_STEPS = 20, 50
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that goes wrong.
+    """Something that can go wrong.
 
     Attributes:
-        needs: readings it looks at.
+        needs: names of the readings it uses.
         raised: whether the readings raise it.
-        words: what is the matter and what usually helps; takes the readings.
+        words: what is wrong and what usually helps; a format string for the readings.
     """
 
     needs: tuple[str, ...]
@@ -50,7 +49,7 @@ _TEACHER = ("teacher_entropy", "teacher_mean_entropy", "chance_level")
 
 
 def _says_the_same(reading: Reading) -> bool:
-    # Mutual information of image and output: 0 when the teacher says the same of every image.
+    # Mutual information of image and output: 0 if the teacher gives every image the same output.
     information = reading["teacher_mean_entropy"] - reading["teacher_entropy"]
     return information < 0.02 * reading["chance_level"]
 
@@ -137,16 +136,16 @@ ALARMS: dict[str, Alarm] = {
 class Health(Callback):
     """Logs what tells a healthy run from a collapsed one, and raises each alarm once.
 
-    From the features `(N, D)` of a step: mean deviation, mean cosine between images, RankMe.
-    From what it logs: entropies of the teacher, mean diagonal. Besides the gradient's norm before
-    any clipping, the share of time spent waiting for data, how far gradients agree, and of a run
-    that goes on from weights what its readouts were before the first step.
+    Readings from the features `(N, D)` of a step: mean standard deviation, mean cosine between
+    images, RankMe. From logged scalars: entropies of the teacher, mean diagonal. Also: the norm of
+    the gradient before clipping, the share of time spent waiting for data, gradient agreement and,
+    for a run that starts from weights, the readouts before its first step and now.
 
     Args:
         every_n_steps: when to measure.
 
     Attributes:
-        alarms: those raised, in words, by name.
+        alarms: words of the raised alarms, by name.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -156,12 +155,12 @@ class Health(Callback):
         self._norm: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The alarms, and what is still to be judged."""
+        """The alarms, and the readings since the last judgement."""
         return {"alarms": dict(self.alarms), "readings": dict(self._readings)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
-        # Earlier versions kept the alarms alone.
+        # Earlier versions saved only the alarms.
         self.alarms = state_dict["alarms"] if "readings" in state_dict else state_dict
         self._readings = state_dict.get("readings", {})
 
@@ -196,17 +195,17 @@ class Health(Callback):
             }
             self._readings["largest_rank"] = [float(min(features.shape))]
         named = {f"train/{name}": value for name, value in found.items()}
-        pl_module.log_dict(named, logger=False)  # which would repeat it until the next measurement
+        pl_module.log_dict(named, logger=False)  # else repeated until the next measurement
         log_after_step(trainer, named)
         for name in (*_TEACHER, "diagonal_mean"):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
         for name, value in found.items():
-            if math.isfinite(value):  # 16-mixed looks for its scale by overflows, which it skips
+            if math.isfinite(value):  # 16-mixed finds its scale by overflows, whose steps it skips
                 self._readings.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judges what was measured since the last judgement."""
+        """Judges the readings since the last judgement."""
         early = trainer.global_step < first_judgement(int(trainer.estimated_stepping_batches))
         if early or not self._readings:
             return
@@ -217,9 +216,9 @@ class Health(Callback):
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share
             log_after_step(trainer, {"train/data_wait_share": throughput.data_wait_share})
-        goes_on = isinstance(pl_module, Learner) and pl_module.from_weights
+        pretrained = isinstance(pl_module, Learner) and pl_module.from_weights
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            judged = isinstance(callback, Readout) and goes_on
+            judged = isinstance(callback, Readout) and pretrained
             if judged or isinstance(callback, GradientAgreement):
                 reading |= callback.reading()
         self._readings = {}
@@ -233,12 +232,12 @@ class Health(Callback):
 
 
 def first_judgement(steps: int) -> int:
-    """Returns the step from which a run of so many steps is judged."""
+    """Returns the step from which a run of `steps` steps is judged."""
     return max(MIN_STEPS, min(ENOUGH_STEPS, steps // 6))
 
 
 def raised_alarms(reading: Reading) -> dict[str, str]:
-    """Returns the alarms that are raised, in words; those whose readings are missing are not."""
+    """Returns the words of the raised alarms; those with missing readings are not raised."""
     return {
         name: alarm.words.format(**reading)
         for name, alarm in ALARMS.items()

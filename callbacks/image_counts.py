@@ -1,4 +1,4 @@
-"""What the test found on every single image, kept so that runs can be compared image by image."""
+"""Saves the test result of every image, so that runs can be compared image by image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from utils.palette import VOID
 
 
 class ImageCounts(Callback):
-    """Writes `test_counts.npz`: how many pixels of each class every test image had taken for which.
+    """Writes `test_counts.npz`: a confusion matrix of pixels for every test image.
 
-    A confidence interval of a difference between two runs needs the images one by one: some images
+    A confidence interval of the difference between two runs needs them one by one, as some images
     are hard for both (`benchmarks/paired_bootstrap.py`).
     """
 
@@ -26,7 +26,7 @@ class ImageCounts(Callback):
         self.rows: list[torch.Tensor] = []  # (n, 4): image, truth, prediction, pixels
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
+        """Forgets an earlier test."""
         self.rows = []
 
     def on_test_batch_end(
@@ -38,7 +38,7 @@ class ImageCounts(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts."""
+        """Counts the pixels of a batch."""
         classes, shown = len(class_names(pl_module)), outputs_of(outputs, EvaluationOutputs)
         if shown is None:
             return
@@ -55,7 +55,7 @@ class ImageCounts(Callback):
             )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file; not with several processes, of which none sees all images."""
+        """Writes the file, unless there are several processes, of which none sees all images."""
         for logger in trainer.loggers:
             if isinstance(logger, RunFolderLogger) and trainer.world_size == 1:
                 with replacing(logger.folder.path / "test_counts.npz") as stream:

@@ -1,4 +1,4 @@
-"""What pictures have in common: when to draw, and how to look without leaving a trace."""
+"""The common part of pictures: when to draw, and how to inspect without leaving a trace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IMAGES_AT_ONCE = 64
 
 @runtime_checkable
 class Classifies(Protocol):
-    """An agent with named classes and counts of what it took for what.
+    """An agent with named classes and confusion matrices.
 
     Attributes:
         classes: names by label.
@@ -58,37 +58,37 @@ class Learner(Protocol):
         ...
 
     def batch_loss(self, batch: Batch) -> Tensor:
-        """Returns what the training step minimises for a batch, which may be a part of its own.
+        """Returns the loss of a training step for a batch, or for a part of one.
 
-        Nothing is logged or collected; BatchNorm statistics and random states move as in any pass.
+        Nothing is logged or collected; BatchNorm statistics and random states change as usual.
         """
         ...
 
 
 def due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Whether to draw in this epoch: the first, every nth after it, and the last.
+    """Returns whether to draw in this epoch: the first, every nth after it, and the last.
 
-    Of validations, which may be rarer than epochs, the first from each of these on.
+    Validations may be rarer than epochs: then it is the first validation from such an epoch on.
     """
     return trainer.current_epoch % every_n_epochs < epochs_at_once(trainer) or last_epoch(trainer)
 
 
 def epochs_at_once(trainer: Trainer) -> int:
-    """Returns the epochs that are looked at: one, in a validation those from one to the next."""
+    """Returns how many epochs count together: one, or in a validation those up to the next."""
     return (trainer.check_val_every_n_epoch or 1) if trainer.validating else 1
 
 
 def last_epoch(trainer: Trainer) -> bool:
-    """Whether training ends with this epoch, or without another validation."""
+    """Returns whether training ends with this epoch, or before another validation."""
     coming = trainer.current_epoch + epochs_at_once(trainer)
     last = coming >= epochs_of(trainer) or trainer.should_stop
     return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 
 def weights_of(trainer: Trainer) -> str:
-    """Says which weights are looked at: `step 40`; at the test those of the chosen checkpoint.
+    """Says which weights are inspected: `step 40`, or in the test the chosen checkpoint.
 
-    They need not be the last step's, where the trainer still stands.
+    That need not be of the last step, at which the trainer still stands.
     """
     return "chosen checkpoint" if trainer.testing else f"step {trainer.global_step}"
 
@@ -137,20 +137,20 @@ def class_colours(module: nn.Module) -> NDArray[np.uint8]:
 
 
 def confusion_of(module: nn.Module, split: str) -> Tensor | None:
-    """Returns the last counts of a split, None before there are any."""
+    """Returns the last confusion matrix of a split; None before there is one."""
     return module.confusion.get(split) if isinstance(module, Classifies) else None
 
 
 def held_out_examples(
     trainer: Trainer, backbone: Backbone, count: int, enlarged: int = 1
 ) -> tuple[Tensor, str]:
-    """Returns validation images, training images where there are none, and which they are.
+    """Returns validation images, or training images if there are none, and the split's name.
 
     Args:
         trainer: of the run.
-        backbone: their side is a multiple of its patches.
-        count: how many.
-        enlarged: their side over that of the training crops.
+        backbone: the side of the images is a multiple of its patches.
+        count: number of images.
+        enlarged: factor of their side over that of the training crops.
     """
     data = data_of(trainer)
     split = "val" if len(data.val_files) else "train"
@@ -160,7 +160,7 @@ def held_out_examples(
 def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
     """Returns the pooled features `(N, D)` of images `(N, 3, S, S)` uint8, on its device.
 
-    To be called while `inspecting`.
+    Call it inside `inspecting`.
     """
     device = backbone.mean.device
     parts = [backbone(part.to(device)).pooled for part in images.split(_IMAGES_AT_ONCE)]
@@ -168,38 +168,38 @@ def pooled_features(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Returns where a module lives."""
+    """Returns the device of a module."""
     return next((parameter.device for parameter in module.parameters()), CPU)
 
 
 @contextmanager
 def inspecting(module: nn.Module, precision: Precision | None = None) -> Iterator[None]:
-    """Eval mode, no gradients; flags and random states are as before afterwards.
+    """Sets eval mode without gradients; restores flags and random states afterwards.
 
-    On a GPU cuDNN tries out no algorithms meanwhile, as it does for each size of training images
-    (`agents.lightning`): readouts see images of many sizes, each of them once.
+    cuDNN's search for fast algorithms, which training uses (`agents.lightning`), is off inside:
+    readouts see images of many sizes, each of them once.
 
     Args:
-        module: that is looked into.
-        precision: of the run: the network is seen as it trains, in half precision if it does.
+        module: is inspected.
+        precision: of the run, so that the network computes as in training, for example in bf16.
     """
     flags = [(part, part.training) for part in module.modules()]
-    tries_out = torch.backends.cudnn.benchmark
-    seen = nullcontext() if precision is None else precision.forward_context()
-    with rng_preserved(device_of(module)), torch.no_grad(), seen:
+    benchmark = torch.backends.cudnn.benchmark
+    context = nullcontext() if precision is None else precision.forward_context()
+    with rng_preserved(device_of(module)), torch.no_grad(), context:
         for part, _ in flags:
             part.training = False
         torch.backends.cudnn.benchmark = False
         try:
             yield
         finally:
-            torch.backends.cudnn.benchmark = tries_out
+            torch.backends.cudnn.benchmark = benchmark
             for part, training in flags:
                 part.training = training
 
 
 class SayOnce:
-    """Tells the user something once."""
+    """Prints each message only once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()

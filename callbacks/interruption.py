@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and what else asks a run to stop: finish the step, save, stop."""
+"""Stops a run on Ctrl-C, SIGTERM and similar signals: finishes the step, saves, stops."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Interrupted(Exception):
 class Interruption(Callback):
     """Saves a checkpoint between two steps when the process is asked to stop.
 
-    A second Ctrl-C stops at once, without saving. So does the first request before and after
-    training, see `stopping_at_once`: all is saved then, and a run that goes on tests anew.
+    A second Ctrl-C stops at once, without saving. So does the first one outside of training, see
+    `stopping_at_once`: everything is saved then, and a resumed run repeats the test.
 
     Args:
         checkpoint: where to save.
@@ -35,11 +35,11 @@ class Interruption(Callback):
         self._previous: Previous = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens."""
+        """Starts listening for signals."""
         self._previous = listen(self._ask, STOPPING)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops, when asked after the last step: everything is saved."""
+        """Stops if asked after the last step; everything is saved."""
         if self._anyone_asked(trainer):
             raise Interrupted(f"{self.asked} before the test")
 
@@ -51,12 +51,12 @@ class Interruption(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves when asked to stop. The step's metrics are logged after this hook, so go on.
+        """Saves when asked to stop; the stop follows later, as metrics are logged after this hook.
 
-        After the last step of an epoch, or of the run, to its end, which saves as well: a run that
-        went on from here would not validate, and not look at what it has learnt.
+        The last step of an epoch or run is not saved here but by the end of the epoch: a run that
+        resumed from here would skip validation and readouts.
         """
-        # Gradients that are still being accumulated are in no checkpoint.
+        # Checkpoints do not hold gradients that are still being accumulated.
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.is_last_batch or trainer.global_step == trainer.max_steps
         if complete and not last and self._anyone_asked(trainer):
@@ -65,7 +65,7 @@ class Interruption(Callback):
 
     def _anyone_asked(self, trainer: Trainer) -> bool:
         if trainer.world_size > 1:
-            # All processes have to stop at the same step, whichever was told to.
+            # All processes must stop at the same step, whichever of them was asked.
             decided = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
             self.asked = (self.asked or "another process") if decided else None
         return self.asked is not None
@@ -73,16 +73,16 @@ class Interruption(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stops, when saved, before the next step."""
+        """Stops before the next step, if saved."""
         self._stop()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Every epoch is saved when it ends."""
+        """Notes the step to stop at, as every epoch is saved when it ends."""
         if self._anyone_asked(trainer):
             self.saved_at = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops, when saved, before the next epoch."""
+        """Stops before the next epoch, if saved."""
         self._stop()
 
     def _stop(self) -> None:
@@ -106,12 +106,12 @@ class Interruption(Callback):
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Ends what is done inside when the process is asked to stop, as Ctrl-C does.
+    """Ends the code inside at once on SIGTERM and the like, as Ctrl-C does.
 
-    Of SIGTERM Lightning would take a note only, which it reads after a test that may be long.
+    Lightning would only note SIGTERM, and act on it after a test that may be long.
 
     Raises:
-        SystemExit: it was asked to.
+        SystemExit: the process was asked to stop.
     """
     with listening(_leave, TERMINATING):
         yield

@@ -1,4 +1,4 @@
-"""Every logged scalar over the steps, in one picture."""
+"""Draws every logged scalar over the steps, in one picture."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from callbacks.inspection import due, last_epoch
 from utils import figures
 from utils.logging import RunFolderLogger, log_figure, one_of_many
 
-# Drawn into the panel of the loss, as what it is read against.
+# Reference lines in the panel of the loss.
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
-# Shares and correlations: shown over the whole of their range, so that noise is not magnified; and
-# the mass lift from chance to twice the share of the area.
+# Shares and correlations are shown over their whole range, so that noise is not magnified; the mass
+# lift from chance to twice the share of the area.
 _FROM_0_TO_1 = frozenset(
     {
         "accuracy",
@@ -37,7 +37,7 @@ _FROM_0_TO_1 = frozenset(
         "data_wait_share",
     }
 )
-# What says whether a run is well, not what it learns; drawn last, in this order.
+# Scalars that show whether a run is healthy, not what it learns; drawn last, in this order.
 _DIAGNOSTICS = (
     "embedding_std",
     "features_std",
@@ -53,8 +53,8 @@ _DIAGNOSTICS = (
     "lr",
 )
 _LEAST_SPREAD = 0.1  # of an axis, relative to its largest value
-_MOST_POINTS = 1000  # of a curve, more than a panel has pixels
-_MOST_MARKED = 60  # points of a curve, up to which each is marked
+_MOST_POINTS = 1000  # of a curve: more than a panel has pixels
+_MOST_MARKED = 60  # most points of a curve for which each is marked
 
 Panel = dict[str, list[tuple[int, float]]]  # steps and values by split
 
@@ -75,7 +75,7 @@ class LearningCurves(Callback):
             self._draw(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws all of it, also of a run that was killed after its last step."""
+        """Draws all curves, also if the run was killed after its last step and resumed."""
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
@@ -93,7 +93,7 @@ def is_curve(name: str) -> bool:
 def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     """Draws scalars by step; `train/x` and `val/x` share a panel.
 
-    What never changes has no panel: it is named in the title.
+    Scalars that never change have no panel, and are listed in the title.
     """
     panels: dict[str, Panel] = {}
     for step in sorted(rows):
@@ -110,7 +110,7 @@ def draw(rows: Mapping[int, Mapping[str, float]]) -> Figure:
     title = "Learning curves"
     if flat:
         words = (f"{_words(name)} {value:.4g}" for name, value in sorted(flat.items()))
-        title += f"\nalways the same: {', '.join(words)}"
+        title += f"\nconstant: {', '.join(words)}"
     columns = min(3, max(1, len(shown)))
     figure, axes = figures.panels(max(1, -(-len(shown) // columns)), columns, title)
     for axis in axes.flat[len(shown) :]:
@@ -142,19 +142,19 @@ def _words(name: str) -> str:
 
 
 def marker(points: Sequence[Any]) -> str:
-    """Returns how matplotlib marks the points of a curve, which a long one does without."""
+    """Returns matplotlib's marker for the points of a curve; none for a long one."""
     return "o" if len(points) <= _MOST_MARKED else ""
 
 
 def rank(name: str, splits: Iterable[str]) -> tuple[int, int, str]:
-    """Sorts panels: the loss, what is measured on held-out images alone, the rest, diagnostics."""
+    """Sorts panels: the loss, scalars of held-out images only, the rest, diagnostics."""
     if name in _DIAGNOSTICS:
         return 3, _DIAGNOSTICS.index(name), name
     return (0 if name == "loss" else 1 if list(splits) == ["val"] else 2), 0, name
 
 
 def _constant(name: str, panel: Panel) -> float | None:
-    """Returns the value of a panel that has no other, though it was measured several times."""
+    """Returns the value of a panel that was measured several times and never changed, or None."""
     values = [value for points in panel.values() for _, value in points]
     alone = name == "loss" or name in _FROM_0_TO_1 or len(values) < 2
     return None if alone or min(values) != max(values) else values[0]
@@ -171,7 +171,7 @@ def _references(axis: Axes, references: Mapping[str, Panel]) -> None:
 
 
 def scale(axis: Axes, name: str) -> None:
-    """Sets the range of a panel that is drawn: that of its kind, or one that magnifies no noise."""
+    """Sets the range of a drawn panel to that of its kind, or so that noise is not magnified."""
     if axis.get_yscale() != "linear":
         return
     low, high = axis.get_ylim()

@@ -1,4 +1,4 @@
-"""Ends a run of several processes, in words, when one of them is killed."""
+"""Ends a run of several processes with a message when one of them is killed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from utils.run_folder import RunFolder
 class LostProcess(Callback):
     """Watches the processes that this one has started.
 
-    The others wait for a process that is no more, with NCCL for half an hour, or Lightning kills
-    them without a word. One that ends by itself has said why.
+    Without it, the others would wait for a killed process (half an hour with NCCL), or Lightning
+    would kill them without a message. A process that ends by itself has already said why.
 
     Args:
-        folder: of the run, whose summary says what happened.
+        folder: of the run, whose summary will say what happened.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -28,7 +28,7 @@ class LostProcess(Callback):
         self._watched = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts watching: one thread a process, which sleeps until it ends."""
+        """Starts one thread per process, which sleeps until that ends."""
         if self._watched:
             return
         self._watched = True

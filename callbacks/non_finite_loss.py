@@ -1,4 +1,4 @@
-"""Stops at the first loss that is not a number, before it reaches the weights."""
+"""Stops at the first loss that is not finite, before it reaches the weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class NonFiniteLoss(Callback):
-    """Checks every training loss before it can move the weights, and every loss of a validation.
+    """Checks every training loss before it can change the weights, and every validation loss.
 
     Args:
         last_checkpoint: named in the message when it exists.
@@ -37,16 +37,16 @@ class NonFiniteLoss(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Keeps it: to look at it here would make the host wait for a GPU before every backward."""
+        """Keeps the loss: reading it here would make the host wait for a GPU in every pass."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Raises where a loss of this step is NaN or infinite.
+        """Checks the losses of this step.
 
         Raises:
-            NonFiniteLossError: with step, learning rate, and where to go on from.
+            NonFiniteLossError: one is NaN or infinite; says step, learning rate, last checkpoint.
         """
         losses, self._losses = self._losses, []
         if losses:
@@ -61,13 +61,13 @@ class NonFiniteLoss(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Raises as in training: the last step before may have been the one that broke the weights.
+        """Checks a validation loss: the step before may have broken the weights.
 
         Raises:
             NonFiniteLossError: see `on_before_optimizer_step`.
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if trainer.optimizers and isinstance(loss, Tensor):  # else nothing is trained, or judged
+        if trainer.optimizers and isinstance(loss, Tensor):  # else nothing is trained or judged
             self._check(trainer, loss, "The validation loss")
 
     def _check(self, trainer: Trainer, losses: Tensor, what: str) -> None:

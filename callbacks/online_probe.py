@@ -1,4 +1,4 @@
-"""How well features tell classes apart while they are learnt, without touching the learning."""
+"""Measures during training how well features tell classes apart, without affecting training."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PASSES, _BATCH, _LR = 20, 128, 1e-3
 
 
 class OnlineProbe(Readout):
-    """Logs `val/knn_accuracy` and `val/linear_accuracy` of the kept backbone.
+    """Logs `val/knn_accuracy` and `val/linear_accuracy` of the saved backbone.
 
-    Both on labelled *training* images, a part of them held out by a hash of the names: the test set
-    is not looked at. The linear classifier lives in the callback's own state, so that checkpoints
-    of the agent stay as they are; it goes on from where it was as the features move.
+    Both use labelled *training* images, some held out by a hash of their names: the test set is not
+    touched. The linear classifier is part of the callback's state, not of the agent's; each
+    measurement trains it further.
 
     Args:
         every_n_epochs: when to measure.
-        num_images: labelled images used.
+        num_images: number of labelled images.
         kind: `linear`, `knn` or `both`.
-        k: neighbours.
+        k: number of neighbours.
         temperature: of their votes.
     """
 
@@ -58,12 +58,12 @@ class OnlineProbe(Readout):
         self._saved: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The classifier as well."""
+        """The state of a readout, and the classifier."""
         linear = dict(self.linear.state_dict()) if self.linear else self._saved
         return {**super().state_dict(), "linear": linear}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Keeps the classifier until it is needed."""
+        """Restores the state, and keeps the classifier until it is needed."""
         super().restore(state)
         self._saved = state.get("linear", {})
 
@@ -82,7 +82,7 @@ class OnlineProbe(Readout):
         """See `Readout.measure`.
 
         Raises:
-            ValueError: no image is left to be judged or to judge by, or features are no numbers.
+            ValueError: all images or none are held out, or features are not finite.
         """
         found = data_of(trainer).labelled_examples(self.num_images, _HELD_OUT)
         if found is None:
@@ -122,7 +122,7 @@ class OnlineProbe(Readout):
         exactly = torch.autocast(bank.device.type, enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), exactly:
             if self.linear is None:
-                # Not of torch's default, which is that of a run in double precision.
+                # Not torch's default type, which is float64 in a run in double precision.
                 self.linear = nn.Linear(bank.shape[1], num_classes, dtype=bank.dtype)
                 if self._saved:
                     self.linear.load_state_dict(self._saved)

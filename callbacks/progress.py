@@ -1,4 +1,4 @@
-"""What a run shows while it works: the parts it trains, and how far it is."""
+"""Shows a run's progress: the parts it trains, how far it is, and how long it will take."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from torch import nn
 from callbacks.throughput import Throughput
 from utils.console import console
 
-# Steps and seconds, of which one is enough to tell; steps left for which it is worth saying.
+# Steps or seconds after which the pace is known; steps left for which it is worth saying.
 _STEPS_OF_PACE, _SECONDS_OF_PACE, _WORTH_SAYING = 10, 60, 50
 
 
 class Words(ProgressColumn):
-    """A column of words.
+    """A column of plain text.
 
     Args:
-        words: of a task.
+        words: returns the text for a task.
     """
 
     def __init__(self, words: Callable[[Task], str]) -> None:
@@ -37,15 +37,15 @@ class Words(ProgressColumn):
         self.words = words
 
     def render(self, task: Task) -> Text:
-        """Returns the words as they are."""
+        """Returns the text without markup."""
         return Text(self.words(task))
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar: epochs from 1 to n, the numbers that matter, the time left of the run.
+    """Lightning's bar with epochs from 1 to n, the numbers that matter, and the time left.
 
     Args:
-        watched: names of metrics whose last values are shown, once they have been measured.
+        watched: names of metrics whose last values are shown, once measured.
     """
 
     def __init__(self, watched: Collection[str] = ()) -> None:
@@ -68,31 +68,31 @@ class ProgressBar(RichProgressBar):
         return task.id == self.train_progress_bar_id
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Returns what the task shows of every step, and the last values of what is watched."""
+        """Returns the metrics of the step, and the last values of the watched ones."""
         found: dict[str, Any] = {**super().get_metrics(trainer, pl_module), **self._latest}
         found.pop("v_num", None)
         return found
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The time begins."""
+        """Starts the clock."""
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at what the last epoch and its readouts have measured."""
+        """Takes over what the last epoch and its readouts have measured."""
         self.position = f"Epoch {trainer.current_epoch + 1}/{epochs_of(trainer)}"
         self._look(trainer)
         super().on_train_epoch_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at what was measured."""
+        """Takes over what was measured."""
         self._look(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
     ) -> None:
-        """Tells how long the rest will take, everything between the steps included."""
+        """Estimates the time left, including everything between the steps."""
         done = trainer.global_step - self._first_step
         if done and self.is_enabled:
             rest = trainer.estimated_stepping_batches - trainer.global_step
@@ -101,7 +101,7 @@ class ProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, *arguments)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the last numbers on the screen: readouts of the last epoch come after its bar."""
+        """Shows the last numbers: the readouts of the last epoch come after its bar."""
         self._look(trainer)
         super().on_train_epoch_end(trainer, pl_module)  # shows them
         super().on_train_end(trainer, pl_module)
@@ -113,13 +113,13 @@ class ProgressBar(RichProgressBar):
 
 
 class Pace(Callback):
-    """Says once how long an epoch and the run will take, for those who read a log without a bar.
+    """Says once how long an epoch and the run will take, for logs without a progress bar.
 
-    The first step is not counted: features that are computed once, compiling and the search for the
-    fastest algorithms are in it.
+    The first step does not count: it includes compiling, the search for fast algorithms, and
+    features that are computed once.
 
     Args:
-        throughput: which times the steps.
+        throughput: times the steps.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -129,13 +129,13 @@ class Pace(Callback):
         self._said = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that goes on has steps behind it."""
+        """Notes the first step, which is not 0 in a resumed run."""
         self._first_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
     ) -> None:
-        """Says it after ten more steps or a minute, unless the run is as good as over."""
+        """Says it after ten more steps or a minute, unless the run is nearly over."""
         done = trainer.global_step - self._first_step - 1
         rest = int(trainer.estimated_stepping_batches) - trainer.global_step
         if done == 0 and not self._first_seconds:
@@ -158,14 +158,14 @@ class Pace(Callback):
 
 
 def epochs_of(trainer: Trainer) -> int:
-    """Returns the epochs of a run, begun ones included, also where its length is in steps."""
+    """Returns the epochs of a run, rounded up if its length is in steps."""
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return trainer.max_epochs
     return math.ceil(trainer.max_steps / steps_an_epoch(trainer))
 
 
 def steps_an_epoch(trainer: Trainer) -> int:
-    """Returns the optimizer steps of an epoch; its last one may be of fewer batches."""
+    """Returns the optimizer steps of an epoch; the last may accumulate fewer batches."""
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
@@ -186,7 +186,7 @@ class PartsTable(Callback):
 
 
 def parts_table(parts: Mapping[str, nn.Module]) -> Table:
-    """Returns class, parameters and how many of them are trained, of every part that has some."""
+    """Returns class, parameters and trained parameters of every part that has parameters."""
     table = Table("part", "class")
     for title in ("parameters", "trained"):
         table.add_column(title, justify="right")

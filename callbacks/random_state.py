@@ -12,14 +12,14 @@ from utils.rng import CPU, random_state, set_random_state
 
 
 class RandomState(Callback):
-    """Restores, when training starts again, the states that stood in the checkpoint.
+    """Restores the random states of a checkpoint when training starts again.
 
-    Dropout then continues where it stopped. Processes build the same network from one seed, and
+    Dropout then continues where it stopped. All processes build the same network from one seed, but
     drop different units afterwards.
 
     Args:
         seed: of the run.
-        device: that trains.
+        device: trains the run.
     """
 
     def __init__(self, seed: int, device: torch.device = CPU) -> None:
@@ -28,7 +28,7 @@ class RandomState(Callback):
         self._restore: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all processes now."""
+        """The current states of all processes."""
         states = of_all_processes(random_state(self.device))
         return {str(rank): state for rank, state in enumerate(states)}
 
@@ -37,7 +37,7 @@ class RandomState(Callback):
         self._restore = state_dict.get(str(process_rank()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores it: building the model has drawn from it since."""
+        """Restores it only now, as building the model has drawn from it."""
         if self._restore is not None:
             set_random_state(self._restore, self.device)
             self._restore = None

@@ -1,4 +1,4 @@
-"""Numbers that say what a backbone has learnt, beside what it had before the first step."""
+"""Numbers that say what a backbone has learnt, compared with those before the first step."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from utils.logging import log_after_step, log_scalars
 
 
 class Readout(Callback, ABC):
-    """Measures the kept backbone without touching the training.
+    """Measures the saved backbone without affecting training.
 
-    A number says little without what the same network had before it learnt anything, so that is
-    measured as well and kept, as long as the same is measured.
+    A number says little without its value before training. So that is measured as well, and kept
+    until settings change what is measured.
 
     Args:
         every_n_epochs: when to measure; a frozen backbone is measured once, before the first step.
 
     Attributes:
-        before: what was measured before the first step, by name.
-        now: what was measured last.
-        headlines: what the closing words call the numbers they show, by name; larger is better.
+        before: values before the first step, by name.
+        now: the last values.
+        headlines: names and titles of the numbers in the closing words; larger is better.
     """
 
     headlines: Mapping[str, str] = {}
@@ -38,57 +38,57 @@ class Readout(Callback, ABC):
         self._facts: dict[str, Any] = {}
 
     def facts(self, data: ImageDataModule) -> dict[str, Any]:
-        """Returns what its numbers follow from beside the network: plain values by setting."""
+        """Returns what its numbers depend on beside the network: plain values by setting."""
         return {"data.image_size": data.image_size}
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, float]:
-        """Returns the numbers by the name they are logged under; none where it has none to give."""
+        """Returns the numbers by the name they are logged under; none if it cannot measure."""
 
     def reading(self) -> dict[str, float]:
-        """Returns its headlines, `NAME/before` the first step and `NAME/now`, for `Health`."""
+        """Returns its headlines as `NAME/before` (the first step) and `NAME/now`, for `Health`."""
         both = self.headlines.keys() & self.before.keys() & self.now.keys()
         before = {f"{name}/before": self.before[name] for name in both}
         return before | {f"{name}/now": self.now[name] for name in both}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Looks at what is measured, which a checkpoint's state has to have been measured of."""
+        """Notes what the numbers depend on, to compare it with a checkpoint's."""
         self._facts = self.facts(data_of(trainer))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured before the first step, and last, and what of."""
+        """The values before the first step, the last ones, and what they depend on."""
         return {"before": self.before, "now": dict(self.now), "facts": self._facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it, unless something else is measured now, with which it does not compare."""
-        facts = state_dict.get("facts", {})  # earlier versions kept none
+        """Restores them, unless changed settings make them incomparable."""
+        facts = state_dict.get("facts", {})  # earlier versions saved none
         changed = [name for name, value in self._facts.items() if facts.get(name, value) != value]
         if not changed:
             self.restore(state_dict)
         elif before := state_dict.get("before"):
             self.say(
-                f"{next(iter(before))} of before does not compare with what comes, with another "
-                f"--{', --'.join(changed)}: it is forgotten."
+                f"Earlier values of {next(iter(before))} do not compare with later ones, with "
+                f"another --{', --'.join(changed)}: they are forgotten."
             )
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over what was measured of the same."""
+        """Takes over the values of a checkpoint."""
         self.before, self.now = state.get("before", {}), state.get("now", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures what there is before the first step; when a run goes on, that is kept.
+        """Measures before the first step; a resumed run keeps those values.
 
-        Of a frozen backbone it is there all the time, also for what is switched on later.
+        A frozen backbone never changes, so it is also measured if the readout is switched on later.
         """
         if trainer.global_step == 0 or (backbone_of(pl_module).frozen and not self.before):
             self.before = dict(self.measure(trainer, pl_module))
             log_scalars(trainer, self.before)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures."""
+        """Measures if it is due."""
         if due(trainer, self.every_n_epochs):
             frozen = backbone_of(pl_module).frozen
             self.now = self.before if frozen else self.measure(trainer, pl_module)
             pl_module.log_dict(dict(self.now), logger=False)
-            # Before the epoch's checkpoint, after which no resumed run measures it again.
+            # Before the epoch's checkpoint: a run resumed from it does not measure again.
             log_after_step(trainer, self.now)

@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs no network."""
+"""Writes report.html: a run on one page that needs no network."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from utils.spacing import evenly_from_first_to_last
 from utils.text import TRANSDUCTIVE, format_result
 
 SECONDS_BETWEEN = 60
-COSTS_BETWEEN = 50  # so many times what the last writing took, so that it stays below 2 %
+COSTS_BETWEEN = 50  # times the duration of the last writing, to stay below 2 % of the time
 MAX_STEPS = 12
 MOST_NUMBERS = 6
 _PICTURE = re.compile(r"step-(\d+)")
-# Numbers that a page opens with, what a run is for first.
+# Numbers at the top of the page, the purpose of a run first.
 _NUMBERS = {
     "test/miou": "mIoU, test images",
     "test/accuracy": "pixel accuracy, test images",
@@ -53,7 +53,7 @@ _NUMBERS = {
     "steps": "steps",
     "images_per_second": "images per second",
 }
-# Pictures that a page opens with; the others follow in the order of the alphabet.
+# Pictures at the top of the page; the others follow in alphabetical order.
 _FIRST_PICTURES = (
     "segmentation_predictions",
     "cross_correlation",
@@ -66,25 +66,25 @@ _SHOWN_ABOVE = ("in_words", "alarms", "reason", "readout_failures")
 
 
 class Report(Callback):
-    """Rewrites the page at most once a minute, and seldom enough to cost little.
+    """Rewrites the page at most once a minute, and rarely enough to cost little.
 
-    The trainer writes it a last time.
+    The end of a run writes it a last time (`agents/closing.py`).
 
     Args:
         folder: of the run; everything on the page is read from it.
-        now: the time in seconds.
+        now: returns the time in seconds.
     """
 
     def __init__(self, folder: RunFolder, now: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
         self._now = now
         self._written, self._cost = now(), 0.0
-        # What the last page holds: a picture is encoded once, and of a size that fits.
+        # The pictures of the last page, so that each is encoded once, and the width that fitted.
         self._encoded: dict[tuple[Path, float, int | None], str] = {}
         self._width: int | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes it when it is time."""
+        """Writes the page when it is time."""
         if self._now() - self._written > max(SECONDS_BETWEEN, COSTS_BETWEEN * self._cost):
             for logger in trainer.loggers:
                 if isinstance(logger, RunFolderLogger):
@@ -95,7 +95,7 @@ class Report(Callback):
         """Writes the page from what the folder holds now.
 
         Args:
-            result: what summary.json will hold; None: what it holds.
+            result: the future content of summary.json; None: its current content.
 
         Raises:
             OSError: it cannot be written.
@@ -109,7 +109,7 @@ class Report(Callback):
         known = self._encoded
 
         def draw(width: int | None) -> str:
-            self._width, self._encoded = width, {}  # of other widths and pictures none is kept
+            self._width, self._encoded = width, {}  # forgets other widths
             galleries = {kind: self._gallery(shown, width, known) for kind, shown in files.items()}
             return render(
                 "run.html",
@@ -135,7 +135,7 @@ class Report(Callback):
         kinds: dict[str, list[Path]] = {}
         for file in sorted(self.folder.figures.rglob("step-*.png")):
             if _step(file) is None or not file.is_file():
-                continue  # a copy of somebody's; a link to nothing
+                continue  # a user's copy, or a broken link
             kind = file.parent.relative_to(self.folder.figures).as_posix()
             kinds.setdefault(kind, []).append(file)
         return dict(sorted(kinds.items(), key=lambda item: _rank(item[0])))
@@ -165,22 +165,22 @@ class Report(Callback):
         key = (file, file.stat().st_mtime, width)
         try:
             self._encoded[key] = known.get(key) or picture_uri(file, width)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
+        except (OSError, SyntaxError, ValueError) as error:  # from Pillow for damaged files
             name_damaged(file, str(error))
             return None
         return self._encoded[key]
 
 
 def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> Image.Image | None:
-    """Returns the newest picture of them if it shows all values; else they are drawn anew.
+    """Returns the newest picture of the curves if it is up to date; else draws them anew.
 
-    It does not where values came after it, and where a run went on from before it.
+    It is not if values were logged after it, or if the run resumed from before it.
     """
     steps = [step for step, row in rows.items() if any(map(is_curve, row))]
     if not steps:  # a run that only measures
         return None
     if drawn and _step(drawn[-1]) == max(steps) + 1:
-        with suppress(OSError, SyntaxError, ValueError):  # what Pillow says of damaged files
+        with suppress(OSError, SyntaxError, ValueError):  # from Pillow for damaged files
             return picture_in(drawn[-1])
     figure = draw_curves(rows)
     pixels = picture(figure).pixels
@@ -194,7 +194,7 @@ def _step(file: Path) -> int | None:
 
 
 def _rank(kind: str) -> tuple[int, str]:
-    """Sorts kinds of pictures: those that show most first."""
+    """Sorts kinds of pictures: the most important first."""
     part = kind.partition("/")[0]
     known = part in _FIRST_PICTURES
     return (_FIRST_PICTURES.index(part) if known else len(_FIRST_PICTURES)), kind
@@ -214,7 +214,7 @@ def _headline(
 
 
 def _words(summary: Mapping[str, Any]) -> list[str]:
-    """Returns what a run came to in sentences, and what speaks against it."""
+    """Returns the results of a run in sentences, and what speaks against them."""
     lines = [str(summary["reason"])] if summary.get("reason") else []
     lines += [*_texts(summary.get("in_words")), *_texts(summary.get("alarms"))]
     if summary.get("transductive"):
@@ -225,17 +225,17 @@ def _words(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Returns a list of texts of a file that may have been edited."""
+    """Returns a list of texts from a file that may have been edited."""
     return [str(each) for each in value] if isinstance(value, list) else []
 
 
 def _so_far(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Returns what is known of a run that is not over."""
+    """Returns the last values of a run that is not over."""
     return last_values(rows) | ({"steps": max(rows) + 1} if rows else {})
 
 
 def _numbers(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the few numbers that matter, beside what they were before training."""
+    """Returns the few numbers that matter, with their values before training."""
     found = [(name, value) for name in _NUMBERS if _is_number(value := values.get(name))]
     return [
         {
@@ -248,7 +248,7 @@ def _numbers(values: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    # What is nearly 0, as chance is, would have digits behind digits.
+    # Rounded first: values near 0, as at chance, would get too many digits.
     return format_result(round(value, 4) if _is_number(value) else None, missing="")
 
 

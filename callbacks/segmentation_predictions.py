@@ -1,4 +1,4 @@
-"""Image, truth, prediction and error, side by side."""
+"""Draws image, truth, prediction and error side by side."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class Judged(NamedTuple):
 class SegmentationPredictions(Callback):
     """Draws some training crops, held-out images and, at the end, test images.
 
-    With several processes these are images of the first one's share.
+    With several processes they come from the first one's share of the images.
 
     Args:
         every_n_epochs: when to draw.
         num_images: rows, the same images every time, evenly spaced over the share.
 
     Attributes:
-        kept: what is to be drawn, by split.
-        chosen: which images, counted as this process judges them.
-        judged: how many it has.
+        kept: images to draw, by split.
+        chosen: numbers of the images to keep, in the order of this process.
+        judged: number of images seen so far.
     """
 
     def __init__(self, every_n_epochs: int, num_images: int) -> None:
@@ -106,7 +106,7 @@ class SegmentationPredictions(Callback):
         self, split: str, batches: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx == 0:
-            # Up to the first image of the last batch, which may be short.
+            # Only up to the first image of the last batch, as that may be short.
             last = (int(batches[0]) - 1) * len(batch) or len(batch) - 1
             self.chosen = set(evenly_from_first_to_last(range(last + 1), self.num_images))
             self.judged = 0
@@ -136,7 +136,7 @@ class SegmentationPredictions(Callback):
         self._draw(trainer, pl_module, "test", "test images")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, what: str) -> None:
-        kept, self.kept[split] = self.kept[split], []  # forgotten, whether or not it can be drawn
+        kept, self.kept[split] = self.kept[split], []  # even if drawing fails
         if kept:
             names = class_names(pl_module)
             colours = class_colours(pl_module)
@@ -177,7 +177,7 @@ def draw(
     title: str,
     colours: NDArray[np.uint8],
 ) -> Figure:
-    """Draws one row an image; the legend names the classes that occur in the figure.
+    """Draws one row per image; the legend names the classes that occur in the figure.
 
     Args:
         judged: the images.
@@ -218,7 +218,7 @@ def name_colours(
     colours: NDArray[np.uint8],
     more: Sequence[Patch] = (),
 ) -> None:
-    """Adds a legend of the labels that occur in a figure, void and what else it shows."""
+    """Adds a legend of the labels that occur in a figure, of void, and of `more`."""
     handles = [
         Patch(color=hex_colour(colours[k]), label=figures.name(names[k])) for k in sorted(present)
     ]

@@ -1,4 +1,4 @@
-"""Numbers the steps and epochs of a resumed run as those of a run in one go."""
+"""Numbers the steps and epochs of a resumed run as in an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class StepNumbers(Callback):
-    """Logs step n as n - 1, and begins the next epoch after one that had ended.
+    """Logs step n as n - 1, and begins a new epoch after one that had ended.
 
-    Lightning counts the steps for loggers apart from `global_step`, and when it goes on from where
-    training had ended it counts one too many. And where the length of a run is in steps it goes on
-    from the end of an epoch as if from its middle: the epoch would end twice.
+    Lightning counts the steps of loggers apart from `global_step`, and counts one too many if it
+    resumes from the end of training. If the length of a run is in steps, it also resumes from the
+    end of an epoch as if from its middle: the epoch would end twice.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts an epoch as done that had ended, as Lightning does of lengths in epochs."""
+        """Counts an epoch that had ended as done, as Lightning does if the length is in epochs."""
         loop: Any = trainer.fit_loop
         epochs = loop.epoch_progress
-        # A run of so many steps may have ended in the middle of an epoch, and be given more.
+        # A length in steps may end in the middle of an epoch, and be extended later.
         whole = loop.epoch_loop.batch_progress.current.ready >= trainer.num_training_batches
         if whole and loop.restarted_on_epoch_end:
             if epochs.current.completed < epochs.current.processed:
@@ -30,5 +30,5 @@ class StepNumbers(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Lets both counts agree."""
+        """Sets the count of loggers to `global_step`."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

@@ -1,4 +1,4 @@
-"""What a step shows to callbacks, beside the loss that Lightning wants."""
+"""The outputs of a step for callbacks, beside the loss for Lightning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEY = "outputs"
 
 @dataclass  # not frozen: Lightning detaches the tensors in place
 class PretrainingOutputs:
-    """Of a batch of N images.
+    """Outputs of a batch of N images in pretraining.
 
     Attributes:
         features: `(N, D)` of the first view, as the backbone pools them.
@@ -26,7 +26,7 @@ class PretrainingOutputs:
 
 @dataclass
 class CropOutputs:
-    """Of a batch of B training crops.
+    """Outputs of a batch of B training crops of a segmentation.
 
     Attributes:
         logits: `(B, C, h, w)`, on the grid of the loss.
@@ -37,7 +37,7 @@ class CropOutputs:
 
 @dataclass
 class EvaluationOutputs:
-    """Of whole images that are compared with their labels.
+    """Outputs of whole images that are compared with their labels.
 
     Attributes:
         predictions: labels of each image, `(H, W)` uint8.
@@ -55,6 +55,6 @@ def step_result(loss: Tensor, outputs: Outputs) -> dict[str, Any]:
 
 
 def outputs_of(result: Any, kind: type[Outputs]) -> Outputs | None:
-    """Returns what a step shows, if it is of this kind."""
+    """Returns the outputs of a step if they are of this kind, else None."""
     found = result.get(_KEY) if isinstance(result, Mapping) else None
     return found if isinstance(found, kind) else None

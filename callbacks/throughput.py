@@ -1,4 +1,4 @@
-"""How fast a run trains, and how long it waits for data."""
+"""Measures how fast a run trains, and how long it waits for data."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from utils.stopwatch import Stopwatch
 
-# On a GPU, before one of so many batches.
+# On a GPU the wait is timed for one in so many batches.
 EVERY = 10
 
 
 class Throughput(Callback):
     """Counts images and seconds of training steps; validation, pictures and readouts do not count.
 
-    A GPU works on after its host has left a step, and what the host then waits for is not the
-    loader alone. So on a GPU it is only after every tenth step, when the GPU has been awaited, that
-    the wait for the next batch is timed; the other waits are taken to be like these. For the same
-    reason only what readouts take then is known to be theirs: elsewhere, what the first of them to
-    ask for a number waits for is the step, and counts.
+    A GPU still computes when the host leaves a step, so the host does not wait for the loader only.
+    On a GPU, therefore, the wait for the next batch is timed only after every tenth step, when the
+    host has waited for the GPU; the other waits are assumed to be alike. For the same reason, only
+    then is the time of readouts subtracted: elsewhere the first readout that needs a number waits
+    for the step itself, which counts.
 
     Args:
-        stopwatch: that counts the time of `readouts`.
+        stopwatch: counts the time of `readouts`.
 
     Attributes:
-        images: those of all processes.
-        seconds: of this process, waiting for data included.
+        images: of all processes.
+        seconds: of this process, including the wait for data.
     """
 
     def __init__(self, stopwatch: Stopwatch | None = None) -> None:
         self._stopwatch = stopwatch or Stopwatch()
         self.images = 0
         self.seconds = 0.0
-        self._first_waits = 0.0  # for the first batches of epochs, which are unlike the others
+        self._first_waits = 0.0  # for the first batch of each epoch, unlike the others
         self._later_batches = 0
         self._timed_waits = 0.0
         self._timed_batches = 0
@@ -44,7 +44,7 @@ class Throughput(Callback):
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second, waiting for data included."""
+        """Training images per second, including the wait for data."""
         return self.images / self.seconds if self.seconds else 0.0
 
     @property
@@ -56,7 +56,7 @@ class Throughput(Callback):
         return min(1.0, (self._first_waits + later) / self.seconds)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Waiting for the first batch counts."""
+        """Starts the clock, as waiting for the first batch counts."""
         _await(pl_module.device)
         self._since_read_out()
         self._is_first, self._ended = True, time.perf_counter()
@@ -64,7 +64,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is here."""
+        """Counts the wait for the batch."""
         self._arrived = time.perf_counter()
         timed = self._is_first or _is_timed(batch_idx, pl_module.device)
         read_out = self._since_read_out()
@@ -87,7 +87,7 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """The step is done."""
+        """Counts the time and the images of the step."""
         if trainer.is_last_batch or _is_timed(batch_idx + 1, pl_module.device):
             _await(pl_module.device)
         read_out = self._since_read_out()
@@ -98,7 +98,7 @@ class Throughput(Callback):
         self.images += len(batch) * trainer.world_size
 
     def _since_read_out(self) -> float:
-        """Returns what readouts have taken since this was asked."""
+        """Returns the seconds that readouts have taken since the last call."""
         before, self._read_out = self._read_out, self._stopwatch.seconds["readouts"]
         return self._read_out - before
 

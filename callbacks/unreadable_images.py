@@ -13,13 +13,13 @@ LIMIT = 0.01
 
 
 class UnreadableImages(Callback):
-    """Collects what the loaders skipped, and stops the run when it is more than 1 %."""
+    """Collects the images that loaders skipped, and stops the run if they are more than 1 %."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def state_dict(self) -> dict[str, list[str]]:
-        """The names, which a run that goes on would count anew."""
+        """The names, so that a resumed run does not lose them."""
         return {"names": sorted(self.names)}
 
     def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The augmented images as the network gets them."""
+"""Draws the augmented images as the network sees them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Views(Callback):
 
     Args:
         every_n_epochs: when to draw.
-        num_images: columns.
+        num_images: number of columns.
     """
 
     def __init__(self, every_n_epochs: int, num_images: int) -> None:
@@ -45,7 +45,7 @@ class Views(Callback):
 
 
 def draw(views: Mapping[str, Tensor], title: str, colours: NDArray[np.uint8]) -> Figure:
-    """Draws named views, one row a view, one column an image.
+    """Draws named views, one row per view, one column per image.
 
     Args:
         views: images `(n, 3, H, W)` or labels `(n, H, W)`, uint8.

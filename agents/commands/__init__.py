@@ -1,1 +1,1 @@
-"""What `python main.py` can do; `execute` says which it is."""
+"""The commands of `python main.py`; `execute` chooses one."""

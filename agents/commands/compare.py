@@ -1,4 +1,4 @@
-"""Runs side by side: the settings in which they differ, their results, their curves."""
+"""Compares runs: the settings in which they differ, their results, their curves."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, format_result, markdown
 
 _MOST_PANELS = 9
-_LONGEST_NAME = 100  # bytes of a folder's, before what makes it unique
+_LONGEST_NAME = 100  # bytes of a folder's name, before the digest that makes it unique
 _FIRST = ("val/loss", "train/loss", "val/miou", "val/accuracy")
 
 
 def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
-    """Writes table.md and curves.png below `comparisons/`, in a folder that these runs alone have.
+    """Writes table.md and curves.png below `comparisons/`, in a folder for these runs only.
 
     Returns:
-        The table and where both lie.
+        The table, and the paths of both files.
     """
     table, names = compare(folders), labels(folders)
     place = Path(runs_dir) / "comparisons" / _called(folders, names)
@@ -44,9 +44,9 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
 
 
 def _called(folders: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """Returns the name of a comparison: what its runs are called, and what tells them from others.
+    """Returns the name of a comparison: the names of its runs, in any order, and a digest.
 
-    The same in any order. Long names are cut, and runs of other places may be called the same.
+    The digest is needed because long names are cut, and runs elsewhere may have the same names.
     """
     runs = dict(zip(map(_path, folders), names, strict=True))
     ordered = sorted(runs, key=lambda path: (runs[path], path))
@@ -61,9 +61,9 @@ def _path(folder: RunFolder) -> Path:
 
 
 def labels(folders: Sequence[RunFolder]) -> list[str]:
-    """Returns what each run is called: the shortest end of its path that no other run's path has.
+    """Returns a label for each run: the shortest end of its path that no other run shares.
 
-    Its name, mostly; `mine/dino` and `yours/dino` where two are called `dino`.
+    Mostly its name; `mine/dino` and `yours/dino` if two runs are called `dino`.
     """
     paths = list(map(_path, folders))
     return [_label(path, [other for other in paths if other != path]) for path in paths]
@@ -76,10 +76,10 @@ def _label(path: Path, others: Sequence[Path]) -> str:
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
-    """Returns a Markdown table, one column a run.
+    """Returns a Markdown table with one column per run.
 
-    Settings are listed where the runs differ, results where any run has them. A transductive run is
-    marked with a star.
+    It lists the settings in which the runs differ, and all results that any run has. A star marks
+    transductive runs.
     """
     settings = [flat(read_settings(folder.path)) for folder in folders]
     results = [folder.read_summary() for folder in folders]
@@ -101,7 +101,7 @@ def compare(folders: Sequence[RunFolder]) -> str:
 
 
 def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
-    """Draws scalars that at least one run logged more than once, all runs in one panel each.
+    """Draws one panel, with all runs, per scalar that at least one run logged more than once.
 
     Args:
         runs: by label.
@@ -145,7 +145,7 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure | None:
 
 
 def _rank(name: str, runs: int) -> tuple[int, int, int, str]:
-    """Sorts panels as those of one run; of a kind first what most runs have in common."""
+    """Sorts panels as for a single run; within a kind, those that most runs share come first."""
     split, _, panel = name.partition("/")
     first = _FIRST.index(name) if name in _FIRST else len(_FIRST)
     return rank(panel, [split])[0], first, -runs, name

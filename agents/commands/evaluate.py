@@ -1,4 +1,4 @@
-"""Judges a run's best checkpoint again."""
+"""Evaluates a run's best checkpoint again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from utils.console import console
 from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores
 from utils.run_folder import RunFolder
 
-# Settings that numbers do not follow from, and those of a test that name what they do themselves.
+# Settings that do not change the numbers, and those that `judged_by` already puts into the name.
 _SAME_NUMBERS = {
     *(*OF_THE_MACHINE, "run.dir", "trainer.chunk_size", "callbacks.attention_quality.enabled"),
     *("segmentation.protocol", "segmentation.test_window", "segmentation.test_stride"),
@@ -34,16 +34,17 @@ _SAME_NUMBERS = {
 
 
 def evaluate(folder: RunFolder, hparams: Hparams) -> int:
-    """Judges the best checkpoint of a run and adds `evaluate/…` to its summary.
+    """Evaluates the best checkpoint of a run and adds `evaluate/…` to its summary.
 
-    On the test set, by the protocol of the settings, where the task has a test; else on the
-    validation set. In the precision of the run where this machine has it, so that its own protocol
-    gives its own numbers. What was measured under other settings than the run's, such as on other
-    images or in another precision, is named by those: `evaluate/data.root elsewhere/…`.
+    It uses the test set, by the protocol of the settings, if the task has a test; otherwise the
+    validation set. The precision is that of the run if this machine has it, so that the run's own
+    settings give its own numbers. Settings that differ from the run's, such as other images or
+    another precision, become a part of the name: `evaluate/data.root elsewhere/…`.
 
     Raises:
-        ValueError: nothing to judge by, or masks that cannot be used; and see `trained_agent`.
-        OSError: the summary cannot be written; what was found is printed before.
+        ValueError: there is nothing to evaluate on, or masks cannot be used; see also
+            `trained_agent`.
+        OSError: the summary cannot be written; the numbers are printed before.
     """
     agent, hparams, source = trained_agent(folder, hparams, best_or_last(folder))
     data = build_data(hparams, source)
@@ -60,8 +61,8 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
     asked = hparams.trainer.precision
     precision: Any = resolve_precision(precision_here(asked, device), hparams.trainer.accelerator)
     if asked not in ("auto", precision):
-        console.info("precision: this machine has no %s, so %s it is.", asked, precision)
-    hparams.trainer.precision = precision  # by which the numbers are named where it is another
+        console.info("precision: this machine has no %s and uses %s.", asked, precision)
+    hparams.trainer.precision = precision  # becomes a part of the name if it differs
     use_tensor_cores(precision, device)
     choose_attention(agent, int(hparams.data.image_size), precision, device)
     trainer = pl.Trainer(
@@ -82,18 +83,18 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
         old, how = "val/", []
     stop_loading(trainer)
-    if changed := _otherwise(folder, hparams):
+    if changed := _differences(folder, hparams):
         how.append(changed)
     new = "/".join(["evaluate", *how, ""])
     found = {name.replace(old, new, 1): value for name, value in metrics.items()}
-    for name, value in found.items():  # first: the folder may be one that can only be read
+    for name, value in found.items():  # before writing: the folder may be read-only
         print(f"{name:48s} {value:.4f}")
     folder.write_summary(folder.read_summary() | found)
     return 0
 
 
-def _otherwise(folder: RunFolder, hparams: Hparams) -> str:
-    """Returns what is measured otherwise than the run was, setting by setting."""
+def _differences(folder: RunFolder, hparams: Hparams) -> str:
+    """Returns the settings that differ from those of the run and change the numbers."""
     changed = [
         (leaf.path, leaf.value)
         for leaf, _ in given_anew(hparams, read_settings(folder.path))
@@ -103,5 +104,5 @@ def _otherwise(folder: RunFolder, hparams: Hparams) -> str:
 
 
 def _last_part(value: Any) -> str:
-    # The name of a number has no place for the folders around that of the data.
+    # Of a path only the last part goes into the name of a number.
     return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else as_typed(value)

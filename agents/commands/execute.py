@@ -1,6 +1,6 @@
-"""What `python main.py` can do.
+"""Executes the command that `python main.py` was given.
 
-Importing torch takes seconds, so that each command imports what it needs itself.
+Importing torch takes seconds, so each command imports what it needs itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def execute(command: Command) -> int:
     """Carries a command out and returns the exit code.
 
     Raises:
-        ValueError: memory is exhausted, but by steps of a training, which says what it needs.
+        ValueError: memory is exhausted outside of training steps, which give their own advice.
     """
     try:
         return _execute(command)

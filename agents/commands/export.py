@@ -1,7 +1,7 @@
-"""A run's network for the world outside.
+"""Exports a run's network for use outside of this project.
 
-`safetensors`: its backbone, with the key names of its public layout. `onnx` and `pt2`: its
-backbone, or the whole of a segmentation, as a program of its own. A model card lies beside each.
+`safetensors` holds its backbone, with the key names of its public layout. `onnx` and `pt2` hold its
+backbone, or a whole segmentation network, as a program that runs by itself. Each gets a model card.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.checkpoint_io import best_or_last
 from utils.files import make_folder, write_atomically
 from utils.run_folder import RunFolder
 
-# Whose weights they are, for the card.
+# Which weights are exported, for the model card.
 _OF_CHECKPOINTS = {
     "best.ckpt": "that validated best",
     "last.ckpt": "of the last step",
@@ -46,12 +46,12 @@ def export_run(folder: RunFolder, hparams: Hparams, form: ExportFormat) -> list[
         What to print.
 
     Raises:
-        ValueError: the run did not come to its end, what writes the format is not installed, or it
-            cannot hold the network; and see `trained_agent`.
+        ValueError: the run has not finished, a package for the format is missing, or the format
+            cannot hold the network; see also `trained_agent`.
     """
     _check_finished(folder)
     check_installed(form)
-    # The whole of a segmentation is what was tested; a backbone alone is what training left.
+    # A whole segmentation network has the weights that were tested, a backbone the last ones.
     whole = hparams.task == "segmentation" and form != "safetensors"
     checkpoint = best_or_last(folder) if whole else folder.last
     agent, hparams, _ = trained_agent(folder, hparams, checkpoint)
@@ -64,7 +64,7 @@ def _check_finished(folder: RunFolder) -> None:
     if not folder.finished:
         status = folder.read_summary().get("status", "not finished")
         raise ValueError(
-            f"--export {folder.name}: the run is {status}, its backbone is not what it will be. "
+            f"--export {folder.name}: the run is {status}, so its backbone is not fully trained. "
             f"Finish it first: --run.resume {_called(folder)}"
         )
 
@@ -89,13 +89,13 @@ def export(agent: Agent, folder: RunFolder) -> list[str]:
     return [
         f"{folder.exported}: {len(state)} tensors, {size:.0f} MB.",
         f"Use it here:      --backbone.weights run:{_called(folder)}",
-        f"Use it elsewhere, on images in 0 … 1, {mean} taken out and divided by {std}:",
+        f"Use it elsewhere, on images in 0 … 1, normalised by mean {mean} and std {std}:",
         *(f"    {line}" for line in lines),
     ]
 
 
 def _called(folder: RunFolder) -> str:
-    # In a command that is given nothing else.
+    # For a command without --run.dir.
     return shlex.quote(folder.called(Hparams().run.dir))
 
 
@@ -109,7 +109,7 @@ def recipe(backbone: Backbone, file: str) -> list[str]:
     if backbone.plain is None:
         name = type(backbone).__name__
         return [
-            f"# timm and torchvision have no {name} like this one: the tensors alone.",
+            f"# timm and torchvision have no {name} like this one: this loads the tensors only.",
             "from safetensors.torch import load_file",
             f"state = {load}",
         ]
@@ -138,7 +138,7 @@ def export_with_card(agent: Agent, hparams: Hparams, folder: RunFolder) -> list[
         std=_numbers(backbone.std),
         classes=(),
     )
-    return [*lines, f"What it is and scores: {card}"]
+    return [*lines, f"Model card: {card}"]
 
 
 def export_program(
@@ -147,14 +147,14 @@ def export_program(
     """Writes the backbone, or the segmenter of a segmentation, as a program with its model card.
 
     Args:
-        agent: of the run, with the weights to be kept.
+        agent: of the run, with the weights to export.
         hparams: its settings.
         folder: the run's.
         form: of the file.
-        checkpoint: that the weights are from.
+        checkpoint: the source of the weights.
 
     Returns:
-        What to print: the file, what it takes and gives, and the card.
+        What to print: the file, its inputs and outputs, and the card.
 
     Raises:
         ValueError: the network cannot be written in this format.
@@ -189,12 +189,12 @@ def export_program(
         f"{file}: the {network.name}, {len(made.content) / 1e6:.1f} MB.",
         f"Takes any number of images (B, 3, H, W) uint8 of {takes}; gives {gives}.",
         f"Differs from the network by at most {made.difference:.1g} on random images.",
-        f"What it is and scores, and how it is loaded: {card}",
+        f"Model card, with how to load it: {card}",
     ]
 
 
 def _program_of(agent: Agent, hparams: Hparams) -> tuple[Exported, int, bool]:
-    """Returns what is written, the side of its images, and whether these are squares."""
+    """Returns the network to write, the side of its images, and whether these are square."""
     if not isinstance(agent, Segmentation):
         side = agent.backbone.side_near(int(hparams.data.image_size))
         return ExportedBackbone(agent.backbone), side, True

@@ -1,4 +1,4 @@
-"""README.md beside an exported network: what it is, what it scores, and how it is loaded."""
+"""Writes the README.md beside an exported network: what it is, its scores, how to load it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.page import render
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, format_result
 
-# Where published weights come from, and under what they are given away.
+# Origin and licence of published weights.
 _LICENCES = {
     "pretrained": "those that timm or torchvision publish: see the model's page there",
     "dino": "DINO's: Apache 2.0 (github.com/facebookresearch/dino)",
@@ -29,9 +29,9 @@ def write_card(file: Path, folder: RunFolder, hparams: Hparams, **about: Any) ->
 
     Args:
         file: what was exported.
-        folder: the run's, for the numbers it has come to.
+        folder: the run's, for its results.
         hparams: its settings.
-        about: what `utils/templates/model_card.md` says of the network, by name.
+        about: further values of `utils/templates/model_card.md`, by name.
 
     Returns:
         The card.
@@ -69,7 +69,7 @@ def write_card(file: Path, folder: RunFolder, hparams: Hparams, **about: Any) ->
 
 
 def licence(hparams: Hparams) -> str:
-    """Says whose weights a run began with, through all runs that it goes back to."""
+    """Says which weights a run started from, traced back through the runs before it."""
     weights, told = hparams.backbone.weights, "They began"
     seen: set[str] = set()
     while weights.startswith("run:") and weights not in seen:
@@ -78,7 +78,7 @@ def licence(hparams: Hparams) -> str:
         try:
             settings = read_settings(find_run(weights, hparams.run.dir))
         except ConfigError:
-            return f"{told} with weights that nobody knows here: its folder is gone."
+            return f"{told} with unknown weights: its folder is gone."
         weights = str(flat(settings).get("backbone.weights", "none"))
     if weights == "none":
         return f"{told} at random: they are yours."

@@ -1,4 +1,4 @@
-"""What `--images` names: folders, files and patterns; pictures and, with OpenCV, videos in them."""
+"""Finds what `--images` names, in folders, files and patterns: images and, with OpenCV, videos."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"})
 
 
 class Found(NamedTuple):
-    """Files to be looked at.
+    """The files found.
 
     Attributes:
-        root: the folder that all of them lie in.
-        name: what they are called together.
-        files: images, and videos where they can be read.
-        others: what is neither.
+        root: the folder that contains all of them.
+        name: for all of them together.
+        files: images, and videos if OpenCV is installed.
+        others: files that are neither.
     """
 
     root: Path
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     others: list[Path]
 
     def expected(self) -> int:
-        """How many pictures there are, as far as videos say it."""
+        """Returns the number of images and frames; videos only declare theirs."""
         return sum(1 if is_image(file) else _length(file) for file in self.files)
 
     def pictures(self, unreadable: list[str]) -> Iterator[tuple[Path, Picture]]:
@@ -57,15 +57,15 @@ class Found(NamedTuple):
 
 
 def find_pictures(places: Sequence[str], run: Path) -> Found:
-    """Lists the images at places, and the files that are none; hidden ones count as neither.
+    """Lists the images at places, and the other files; hidden files are left out of both.
 
     Args:
         places: folders, searched at any depth, files, or patterns such as `photos/**/*.jpg`.
-        run: its figures and predictions are left out where its folder lies at a place.
+        run: folder of the run, whose own pictures are left out.
 
     Raises:
-        FileNotFoundError: nothing is at one of them.
-        ValueError: files are there, but no image.
+        FileNotFoundError: there is nothing at one of the places.
+        ValueError: there are files, but no images.
     """
     roots, listed = zip(*map(_at, places), strict=True)
     by_place = (_without(run, *each) for each in zip(roots, listed, strict=True))
@@ -85,9 +85,9 @@ def find_pictures(places: Sequence[str], run: Path) -> Found:
 
 
 def _at(place: str) -> tuple[Path, list[Path]]:
-    """Returns the folder that a place lies in, or is, and the files there."""
-    # Without `..`, which would lead out of the folder that results are written to; after a link it
-    # is what lies above the folder that is linked to.
+    """Returns the folder that a place is, or lies in, and the files there."""
+    # `..` would lead out of the folder that results are written to, so it is resolved, as after a
+    # link it means the folder above the link's target.
     parts = Path(place).absolute().parts
     last = max((number for number, part in enumerate(parts, start=1) if part == ".."), default=0)
     path = Path(*parts[:last]).resolve().joinpath(*parts[last:])

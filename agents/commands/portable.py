@@ -1,7 +1,7 @@
-"""A network as one file that runs without this project: ONNX, or a program of torch.export.
+"""Writes a network as one file that runs without this project: ONNX or torch.export.
 
-Both are made for any number and size of images where the network allows it, and are compared with
-it on random ones before they are kept.
+Both take any number and, if the network allows it, any size of images. Before they are saved, their
+outputs are compared with the network's on random images.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Shape = tuple[int, int, int, int]  # of images, (B, 3, H, W)
 
 
 class Portable(NamedTuple):
-    """A file, and what is known of it.
+    """An exported network.
 
     Attributes:
         content: of the file.
-        difference: the largest one from the network's own outputs on random images.
+        difference: largest difference from the network's own outputs on random images.
         side: of the only images it takes, in pixels; None: any.
     """
 
@@ -44,10 +44,10 @@ class Portable(NamedTuple):
 
 
 def check_installed(form: str) -> None:
-    """Checks that what writes a format is there.
+    """Checks that the packages that write a format are installed.
 
     Raises:
-        ValueError: it is not; says how to get it.
+        ValueError: some are not; says how to install them.
     """
     if missing := [name for name in _NEEDED.get(form, ()) if not is_installed(name)]:
         raise ValueError(
@@ -68,7 +68,7 @@ def make_portable(
         about: written into the file.
 
     Raises:
-        ValueError: the format has no way to say what the network does, or says it wrongly.
+        ValueError: the format cannot express the network, or gives other outputs.
     """
     write = {"onnx": _onnx, "pt2": _pt2}[form]
     facts = {name: json.dumps(value) for name, value in about.items()}
@@ -95,7 +95,7 @@ def make_portable(
 
 
 def _reason(error: BaseException) -> str:
-    """Returns what an exporter stumbled over in the end, on one line."""
+    """Returns the root cause of an exporter's error, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__
@@ -106,9 +106,10 @@ def _near(side: float, multiple: int) -> int:
 
 
 def _any_sizes(side: int, network: Exported) -> tuple[Shape, list[Shape]]:
-    """Returns what to trace with, and what to try afterwards.
+    """Returns the shape to trace with, and the shapes to compare afterwards.
 
-    Traced is what is special in no way: neither square nor native, whole patches where it must be.
+    The traced shape is special in no way, so that nothing about it is taken for fixed: neither
+    square nor the native size, and of whole patches only if it must be.
     """
     small, native, large, larger = (
         _near(factor * side, network.multiple) for factor in (0.75, 1, 1.25, 1.5)
@@ -181,7 +182,7 @@ def _random(shape: Shape) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what the exporters say of their own inside."""
+    """Silences the exporters' own messages."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [each.level for each in loggers]
     for each in loggers:

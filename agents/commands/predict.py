@@ -38,11 +38,11 @@ _SOURCE = "images.txt"  # says where the labelled images lie
 
 
 class Labelled(NamedTuple):
-    """An image that has been labelled.
+    """The labels of an image.
 
     Attributes:
         labels: `(height, width)` uint8.
-        confidence: the probability of each of them, `(height, width)` float32.
+        confidence: the probability of each label, `(height, width)` float32.
     """
 
     labels: NDArray[np.uint8]
@@ -50,7 +50,7 @@ class Labelled(NamedTuple):
 
 
 class Predictions:
-    """The folder of images that have been labelled: what is written of each, and of all.
+    """Writes predictions into a folder: files for each image, and a table of all.
 
     Args:
         folder: to write to.
@@ -58,8 +58,8 @@ class Predictions:
         colours: of every label, `(256, 3)`.
 
     Attributes:
-        shares: the share of every class in every image, a row an image, which begins with its name;
-            in the file after those of images that lie there from before.
+        shares: rows of the table: the name of an image and the share of every class in it. Rows of
+            images that were labelled earlier come before them in the file.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], colours: NDArray[np.uint8]) -> None:
@@ -67,12 +67,12 @@ class Predictions:
         self.shares: list[tuple[str, ...]] = []
 
     def add(self, name: Path, picture: Picture, labelled: Labelled) -> None:
-        """Writes what an image was labelled as: a palette PNG, its confidence and an overlay."""
-        # The whole name: a.jpg and a.png may lie side by side.
+        """Writes an image's labels as a palette PNG, their confidence and an overlay."""
+        # The suffix stays in the name: a.jpg and a.png may lie side by side.
         image, file = picture.image, name.with_name(f"{name.name}.png")
         labels = label_image(labelled.labels, self.colours)
         sure = Image.fromarray(np.rint(255 * labelled.confidence).astype(np.uint8))
-        # Of the picture's own size, also where it was reduced to be read.
+        # In the picture's full size, even if it was read at a reduced one.
         nearest, bilinear = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
         _save(labels.resize(picture.size, nearest), self.folder / "labels" / file)
         _save(sure.resize(picture.size, bilinear), self.folder / "confidence" / file)
@@ -83,7 +83,7 @@ class Predictions:
         self.shares.append((printable(name), *shares))
 
     def _earlier(self, file: Path) -> list[tuple[str, ...]]:
-        """Returns the rows of images that were labelled before, and not now."""
+        """Returns the rows of images that were labelled before, but not now."""
         if not file.is_file():
             return []
         rows = csv.reader(io.StringIO(file.read_text("utf-8", errors="replace"), newline=""))
@@ -93,7 +93,7 @@ class Predictions:
         return [tuple(row) for row in rows if row and row[0] not in now]
 
     def finish(self) -> str:
-        """Writes class_shares.csv, and says what lies where."""
+        """Writes class_shares.csv, and says where everything is."""
         table, place = io.StringIO(), printable(self.folder)
         file = self.folder / "class_shares.csv"
         rows = [("image", *self.classes), *self._earlier(file), *self.shares]
@@ -108,9 +108,9 @@ class Predictions:
 def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
     """Labels images and the frames of videos with a run's best weights, below its `predictions/`.
 
-    For each a palette PNG, an overlay and its confidence, in the folders the images lie in; and
-    class_shares.csv, the share of every class in every image. Images of another place go to a
-    folder of their own, `NAME-2` where the name has been used.
+    Each gets a palette PNG, an overlay and a confidence map, in the same subfolders as the images.
+    class_shares.csv has the share of every class in every image. Each source of images has a folder
+    of its own, `NAME-2` if the name is taken.
 
     Args:
         folder: the run, a segmentation.
@@ -118,8 +118,7 @@ def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
         images: see `find_pictures`.
 
     Raises:
-        ValueError: the run is no segmentation, or there is no image to be read; and see
-            `trained_agent`.
+        ValueError: the run is no segmentation, or no image can be read; see also `trained_agent`.
         FileNotFoundError: no such file or folder.
     """
     agent, hparams, _ = trained_agent(folder, hparams, best_or_last(folder))
@@ -154,16 +153,16 @@ def predict(folder: RunFolder, hparams: Hparams, images: Sequence[str]) -> int:
 
 
 def _left_out_for(error: Exception) -> str | None:
-    """Says why an image is left out; None where the error is not the image's alone."""
+    """Says why an image is left out; None if the error does not concern this image only."""
     if is_out_of_memory(error):
         return "does not fit into memory"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return "what is written of it has too long a name"
+        return "its output would have too long a name"
     return None
 
 
 def _folder_for(found: Found, place: Path) -> Path:
-    """Returns a folder of its own for all that lies in one place, whatever that is called."""
+    """Returns the output folder of a source of images, which no other source shares."""
     source = printable(found.root.resolve())
     for number in itertools.count(1):
         out = place / (found.name if number == 1 else f"{found.name}-{number}")
@@ -187,7 +186,7 @@ def label(agent: Segmentation, protocol: Protocol, image: Image.Image) -> Labell
     seen = protocol.image(image).to(agent.device)
     size = (image.height, image.width)
     (logits,) = agent.network.logits_at([seen], [size], inference=agent.inference)
-    # What a memory gives are shares already.
+    # k-NN heads give shares already.
     shares = logits.softmax(0) if agent.memory is None else logits
     return Labelled(labels_of(logits).cpu().numpy(), shares.amax(0).clamp(0, 1).cpu().numpy())
 

@@ -1,4 +1,4 @@
-"""The agent of a run that has been trained."""
+"""Loads the agent of a trained run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def trained_agent(
 
     Args:
         folder: the run.
-        hparams: its settings, those given on the command line instead of them included.
+        hparams: its settings, with those given on the command line.
         checkpoint: its best one, or its last.
 
     Raises:
         FileNotFoundError: the run has no such checkpoint.
-        ValueError: the settings do not fit the checkpoint, or one of both is damaged.
+        ValueError: settings and checkpoint do not fit, or one of them is damaged.
     """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{folder.path} has no checkpoint {checkpoint.name}.")

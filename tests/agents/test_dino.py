@@ -493,6 +493,6 @@ def test_closing_words_are_of_its_numbers():
     loss, teacher = agent.in_words(numbers)
     assert "4.65 (val)" in loss
     assert "6.93" in loss
-    assert "one image to 43 of 1024 outputs" in teacher
-    assert "a batch to 134" in teacher
+    assert "one image over 43 of 1024 outputs" in teacher
+    assert "a whole batch over 134" in teacher
     assert "No step" in agent.in_words({})[0]

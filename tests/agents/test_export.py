@@ -252,7 +252,7 @@ def test_the_licence_is_that_of_the_first_weights(train):
         ("run:first", "with those of the run first, which began at random"),
         ("dino", "Apache 2.0"),
         ("/somewhere/w.pth", "those of the file w.pth"),
-        ("run:gone", "nobody knows"),
+        ("run:gone", "unknown weights"),
     ):
         hparams.backbone.weights = weights
         assert words in licence(hparams)

@@ -549,7 +549,7 @@ def test_one_held_out_image_is_no_picture_of_points_and_no_failure(train, tmp_pa
     )
     assert code == 0
     assert not (folder / "figures" / "embeddings").exists()
-    assert capsys.readouterr().err.count("embeddings: of 1 val image no picture is made") == 1
+    assert capsys.readouterr().err.count("embeddings: 1 val image, too few for a picture") == 1
 
 
 def test_principal_components_against_the_covariance():

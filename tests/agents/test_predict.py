@@ -168,7 +168,7 @@ def test_a_name_too_long_for_its_labels_ends_nothing(train, photos, capsys):
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "2 images labelled" in said
-    assert f"{long} (what is written of it has too long a name)" in said
+    assert f"{long} (its output would have too long a name)" in said
     shares = (folder / "predictions" / "photos" / "class_shares.csv").read_text()
     assert [row.split(",")[0] for row in shares.splitlines()[1:]] == ["deep/a.png", "deep/er/b.png"]
     with files_at_most(100):  # a full disk is another matter

@@ -325,10 +325,10 @@ def test_what_was_measured_otherwise_is_no_best_to_be_beaten(train, recwarn, tas
     first = best_step()
     assert resume(folder, trainer__max_epochs=2, optim__lr=1e-3) == 0
     assert best_step() == first
-    assert not any("does not compare" in str(each.message) for each in recwarn)
+    assert not any("do not compare" in str(each.message) for each in recwarn)
     assert resume(folder, trainer__max_epochs=3, **changed) == 0
     assert best_step() == 3 * first
-    said = next(str(each.message) for each in recwarn if "does not compare" in str(each.message))
+    said = next(str(each.message) for each in recwarn if "do not compare" in str(each.message))
     assert f"with another --{next(iter(changed)).replace('__', '.')}" in said
 
 
@@ -425,7 +425,9 @@ def test_the_best_checkpoint_of_another_run_is_refused_before_training(train, ca
     capsys.readouterr()
     assert resume(folder, trainer__max_epochs=2, optim__lr=0) == 2
     said = capsys.readouterr().err
-    assert f"{best} is not of the run that last.ckpt is of: put its own back, or remove" in said
+    assert (
+        f"{best} belongs to another run than last.ckpt: put the right one back, or remove" in said
+    )
     assert last.read_bytes() == before
     best.unlink()
     # Worse than what was removed, or as good: the best there is.

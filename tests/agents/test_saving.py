@@ -204,7 +204,7 @@ def test_nobody_who_does_not_wait_for_the_end_is_left_without_a_word(
         signal.signal(signal.SIGTERM, previous)
     assert code == 130
     said = capsys.readouterr().err
-    assert f"Interrupted. What it has saved is in {folder / 'checkpoints'}. It goes on" in said
+    assert f"Interrupted. What was saved is in {folder / 'checkpoints'}. Resume the run" in said
     assert "--run.resume first" in said
 
 

@@ -470,7 +470,7 @@ def test_a_run_in_float16_is_judged_where_there_is_none(train, said):
     name = "evaluate/voc12_standard/trainer.precision 32-true/miou"
     assert found[name] == pytest.approx(found["test/miou"], rel=1e-6)
     assert "evaluate/voc12_standard/miou" not in found
-    assert "precision: this machine has no 16-mixed, so 32-true it is." in said
+    assert "precision: this machine has no 16-mixed and uses 32-true." in said
 
 
 def test_the_other_protocol_has_its_own_name(train, capsys):

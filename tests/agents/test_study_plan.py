@@ -135,7 +135,7 @@ def test_lost_settings_of_a_started_run_are_not_written_anew(tmp_path, left):
     (found.folder / name).mkdir()
     check_settings(found)
     noted.write_text(left.replace("a-s0", name))
-    with pytest.raises(ConfigError, match=rf"settings\.yaml does not tell .* {name}, which"):
+    with pytest.raises(ConfigError, match=rf"settings\.yaml lacks .* {name}, which"):
         check_settings(found)
     noted.unlink()
     check_settings(found)

@@ -303,7 +303,11 @@ def test_a_damaged_id_is_named_and_another_taken(tmp_path, monkeypatch, caplog, 
         ("WANDB_MODE", "ofline", "WANDB_MODE is '?ofline'?: it has to be one of auto, online"),
         ("WANDB_BASE_URL", "user:secret", "WANDB_BASE_URL: .*URL"),
         ("WANDB_INIT_TIMEOUT", "secret", "WANDB_INIT_TIMEOUT: .*number"),
-        ("WANDB_API_KEY", "secret" * 7 + " ", "wandb, of a variable .*API key .*whitespace"),
+        (
+            "WANDB_API_KEY",
+            "secret" * 7 + " ",
+            "wandb rejects an environment variable.*API key .*whitespace",
+        ),
     ],
 )
 def test_variables_that_wandb_does_not_take_are_named_without_their_value(

@@ -152,7 +152,7 @@ def test_one_class_alone_is_not_perfect_but_not_measured(train, monkeypatch, sai
     code, folder = train("run", **ON)
     assert code == 0
     assert METRIC not in summary(folder)
-    assert sum("one class alone" in line for line in said) == 1
+    assert sum("one class only" in line for line in said) == 1
 
 
 def test_bad_settings_are_refused_in_words(train, capsys, image_folder):

@@ -181,7 +181,7 @@ def test_an_answer_says_how_sure_it_is():
     callback.measured.extend(GradientPair(0.3, signal, 100) for signal in (-1.0, 2.0, 2.0))
     (line,) = callback.in_words()
     assert "agree to 0.50 (cosine; 0.00 to 0.75 with the error of 3 measurements" in line
-    assert "As far as so few measurements tell: More noise than signal" in line
+    assert "Uncertain, given this error: More noise than signal" in line
     callback.measured.clear()
     callback.measured.append(GradientPair(0.3, 1.0, 100))
     assert "0.50 (cosine; 0.00 to 1.00 with the error of 1 measurement" in callback.in_words()[0]
@@ -212,7 +212,7 @@ def test_another_loss_is_measured_anew(train, capsys, recwarn):
         said = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert f"error of {measured} measurements" in said
         warned = [str(each.message) for each in recwarn]
-        assert any("with another --barlow_twins.scale: how far" in each for each in warned) is told
+        assert any("with another --barlow_twins.scale: their" in each for each in warned) is told
 
 
 def test_batches_that_are_accumulated_count_together():

@@ -84,8 +84,8 @@ def test_what_was_measured_of_other_images_is_forgotten(train, image_folder, sai
     assert not [name for name in found if name.startswith("before/")]
     forgotten = [line for line in said if "forgotten" in line]
     assert forgotten == [
-        "val/knn_accuracy of before does not compare with what comes, with another --probe.data: "
-        "it is forgotten."
+        "Earlier values of val/knn_accuracy do not compare with later ones, with another "
+        "--probe.data: they are forgotten."
     ]
 
 
@@ -115,7 +115,7 @@ def test_what_was_measured_otherwise_is_forgotten(readout, setting, value, said)
     assert said == []
     other.load_state_dict(first.state_dict())
     assert other.before == {}
-    assert f"with another --{setting}: it is forgotten" in said[0]
+    assert f"with another --{setting}: they are forgotten" in said[0]
 
 
 def test_what_an_earlier_version_measured_is_kept(train):

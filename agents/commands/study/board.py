@@ -37,7 +37,7 @@ _MOST_ROWS = 40
 class Board:
     """Shows a study while it runs; a context manager.
 
-    On a terminal a table that changes, elsewhere a line for every event and the table at the end.
+    A terminal gets a live table; elsewhere there is a line per event, and the table at the end.
     """
 
     def __init__(self, study: Study, console: Console | None = None) -> None:
@@ -69,13 +69,13 @@ class Board:
         self.live.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, run: Run, word: str) -> None:
-        """Notes that a run works now."""
+        """Notes that a run has started."""
         self.states[run.name], self.running = "running", (run, time.monotonic())
         done = sum(state in ("finished", "failed") for state in self.states.values())
         self.tell(f"{run.name}: {word} ({done + 1} of {len(self.states)})")
 
     def ended(self, run: Run, state: str) -> None:
-        """Notes that a run works no more."""
+        """Notes that a run has ended."""
         self.states[run.name], self.running = state, None
         if state == "finished":
             found = _results(self.study.metrics, self.study.folder_of(run.name))
@@ -83,12 +83,12 @@ class Board:
         self.show()
 
     def interrupted(self) -> None:
-        """Notes that the run at work was stopped."""
+        """Notes that the current run was stopped."""
         if self.running:
             self.ended(self.running[0], "interrupted")
 
     def show(self, elsewhere: Sequence[str] = ()) -> None:
-        """Draws the table anew.
+        """Redraws the table.
 
         Args:
             elsewhere: runs that another process trains.
@@ -109,7 +109,7 @@ class Board:
         return all(state in ("finished", "failed") for state in self.states.values())
 
     def _table(self) -> Group:
-        # Text: names and titles may hold what looks like markup.
+        # Text, because names and titles may look like markup.
         columns = ("run", "state", "done", "time", *self.study.metrics.values())
         table = RichTable(*map(Column, map(Text, columns)), title=Text(self.study.title))
         progress = self._progress()
@@ -139,10 +139,10 @@ class Board:
         return share_done(self.study.folder_of(run.name).metrics, run.settings)
 
     def seconds_left(self, progress: float | None) -> float | None:
-        """Estimates the time from what finished runs took; None while nothing is known.
+        """Estimates the remaining time from finished runs; None while nothing is known.
 
-        A run takes as long as others of its row; else, for its length, as others of its task; else
-        as the mean of all.
+        A run is expected to take the mean time of its row; else that of its task, scaled by its
+        length; else that of all runs.
         """
         known: list[tuple[Run, float]] = []
         for run in self.study.runs:
@@ -177,15 +177,15 @@ def _expected(run: Run, known: Sequence[tuple[Run, float]]) -> float:
 
 
 def _length(settings: Mapping[str, Any]) -> int | None:
-    """Returns steps or epochs; None where a run has yet to choose them, or trains nothing."""
+    """Returns steps or epochs; None if a run has yet to choose them, or trains nothing."""
     length = settings.get("trainer.max_steps") or settings.get("trainer.max_epochs", "auto")
     return None if length == "auto" else int(length)
 
 
 def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
-    """Returns how much of a run's training its metrics.csv has seen; None before its first line.
+    """Returns the share of a run's training in its metrics.csv; None before its first line.
 
-    Its length stands in the hparams.yaml beside: the run may have chosen it itself.
+    The length is read from hparams.yaml beside it, as the run may have chosen it itself.
     """
     if not metrics.exists():
         return None
@@ -199,7 +199,7 @@ def share_done(metrics: Path, settings: Mapping[str, Any]) -> float | None:
     return min(1.0, done / length) if length else None
 
 
-@lru_cache(maxsize=1)  # the file changes twice a minute and is asked for every second
+@lru_cache(maxsize=1)  # the file changes twice a minute but is read every second
 def _last_step(metrics: Path, changed: int) -> tuple[int, float] | None:
     rows = [(step, row["epoch"]) for step, row in read_metrics(metrics).items() if "epoch" in row]
     return rows[-1] if rows else None

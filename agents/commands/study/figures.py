@@ -1,4 +1,4 @@
-"""Figures of several runs: side by side what their pictures were drawn from, or their curves."""
+"""Figures of several runs side by side, redrawn from the arrays behind their pictures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from utils.palette import VOID, palette
 from utils.run_folder import RunFolder
 
 Arrays = dict[str, NDArray[Any]]
-Folders = tuple[str, Sequence[RunFolder]]  # of a row of this label
+Folders = tuple[str, Sequence[RunFolder]]  # label of a row, and folders of its runs
 _MOST_IMAGES = 6
 
 
 def study_figure(study: Study, figure: Figure) -> Picture | None:
-    """Draws a figure of a study from its finished runs; None while there is nothing for it."""
+    """Draws a figure of a study from its finished runs; None while there is nothing to draw."""
     rows = {row.name: row for row in study.rows}
     found: list[Folders] = []
     for name, label in figure.rows.items():
@@ -42,15 +42,15 @@ def study_figure(study: Study, figure: Figure) -> Picture | None:
 def _side_by_side(
     draw: Callable[[Sequence[tuple[str, Arrays]], str], Picture], *kinds: str
 ) -> Callable[[Sequence[Folders], str], Picture | None]:
-    """Returns what draws a column a row, of the first seed that has such a picture.
+    """Returns a function that draws one column per row, from the first seed with such a picture.
 
     Args:
-        draw: of what pictures were drawn from.
+        draw: takes label and arrays of each row, and a title.
         kinds: of pictures, best first.
     """
 
     def drawn(rows: Sequence[Folders], title: str) -> Picture | None:
-        for kind in kinds:  # one for all: pictures of different splits show different images
+        for kind in kinds:  # the same for all rows: splits show different images
             found: list[tuple[str, Arrays]] = []
             for label, folders in rows:
                 every = (_newest(folder, kind) for folder in folders)
@@ -65,7 +65,7 @@ def _side_by_side(
 
 
 def _newest(folder: RunFolder, kind: str) -> Arrays | None:
-    # The last block where there are several.
+    # Of several blocks the last one.
     for place in sorted(folder.figures.glob(kind), reverse=True):
         arrays = folder.newest_arrays(place.relative_to(folder.figures).as_posix())
         if arrays is not None:
@@ -113,7 +113,7 @@ def _attention(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
 
 def _predictions(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
     names = tuple(map(str, found[0][1]["names"]))
-    # Runs of before kept no colours.
+    # Runs of earlier versions saved no colours.
     colours, present = found[0][1].get("colours", palette(names)), set[int]()
     kept = (sum(key.startswith("image-") for key in arrays) for _, arrays in found)
     count = min(_MOST_IMAGES, *kept)

@@ -1,4 +1,4 @@
-"""What was learnt over the images seen: the readouts of several runs in one figure."""
+"""Draws the readouts of several runs over the images seen, in one figure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder
 
-# Panels, in this order, of what any of the runs has measured; all higher is better.
+# Panels in this order, if any run has measured them; in all of them higher is better.
 _PANELS = {
     KNN: "k-NN accuracy, held-out training images",
     LINEAR: "linear accuracy, held-out training images",
@@ -30,7 +30,7 @@ Curve = dict[int, float]  # by images seen
 
 
 def learning(found: Sequence[tuple[str, Sequence[RunFolder]]], title: str) -> Figure | None:
-    """Draws a line a row, its range over the seeds shaded; None while nothing is measured.
+    """Draws one line per row, its range over seeds shaded; None while nothing is measured.
 
     Args:
         found: labels of rows, and the folders of their seeds.
@@ -68,13 +68,13 @@ def curves_of(folder: RunFolder) -> dict[str, Curve]:
             curves[name] = {0: float(value)}
     for step, row in read_metrics(folder.metrics).items():
         for name in _PANELS.keys() & row.keys():
-            if step:  # rows count steps from 0; of the first one: what was there before
+            if step:  # row 0 holds what was measured before the first step
                 curves.setdefault(name, {})[(step + 1) * a_step] = row[name]
     return curves
 
 
 def _line(axis: Axes, label: str, colour: str, seeds: Sequence[Mapping[int, float]]) -> None:
-    # Of several seeds, what all have been measured at.
+    # Only at points where all seeds were measured.
     seen = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
     if not seen:
         return

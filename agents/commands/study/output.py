@@ -1,4 +1,4 @@
-"""What a study leaves behind: tables, figures, one page, and a wandb run beside its runs'."""
+"""Writes the output of a study: tables, figures, one page, and a wandb run of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.run_folder import RunFolder
 
 
 def write_table(study: Study) -> StudyTable:
-    """Writes table.md, table.csv, table.tex and runs.csv from what there is now."""
+    """Writes table.md, table.csv, table.tex and runs.csv from the results so far."""
     table = study_table(study)
     contents = {
         "table.md": table.markdown(),
@@ -40,7 +40,7 @@ def write_output(study: Study) -> list[str]:
     """Writes everything.
 
     Returns:
-        What to print: the table and where the rest lies.
+        What to print: the table, and where the rest is.
     """
     table = write_table(study)
     pictures = _draw(study)
@@ -59,7 +59,7 @@ def _draw(study: Study) -> dict[str, Path]:
         picture = study_figure(study, figure)
         if picture is not None:
             drawn[figure.title] = folder / f"{number:02d}-{figure.picture}.png"
-            # Square pictures leave margins that the layout cannot take away.
+            # Square pictures leave margins that the layout cannot remove.
             save(picture, drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
             close(picture)
     shown = [row for row in study.rows if row.shown]
@@ -94,7 +94,7 @@ def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
 
 
 def _numbers(study: Study, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns what the page opens with: how much of the study there is, and what it took."""
+    """Returns the numbers at the top of the page: how much has finished, and what it took."""
     finished = sum(run["state"] == "finished" for run in runs)
     hours = sum(run["seconds"] or 0 for run in runs) / 3600
     found = {
@@ -126,5 +126,5 @@ def _log_to_wandb(study: Study, table: StudyTable, pictures: dict[str, Path]) ->
     about = "\n".join(table.heading())
     try:
         log_table(settings, RunFolder(study.folder), ["row", *head[1:]], lines, pictures, about)
-    except Exception as error:  # whatever it is, the study is done, and its table lies in files
+    except Exception as error:  # whatever it is, the study is done and its table saved
         console.warning("warning: the table is not on wandb: %s", error)

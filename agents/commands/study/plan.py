@@ -1,4 +1,4 @@
-"""Study files become runs, in an order in which each finds what it needs."""
+"""Turns a study file into runs, ordered so that each comes after those it needs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _STUDY_KEYS: dict[str, tuple[type, ...]] = {
     "rows": (list,),
     "figures": (list,),
 }
-# Settings that a run takes over from the run whose weights it starts from.
+# Settings that a run adopts from the run whose weights it starts from.
 ADOPTED = frozenset(f"backbone.{leaf}" for leaf in ARCHITECTURE)
 _MOST_SEEDS = 1000
 _SET_BY_THE_STUDY = {"run.name", "run.seed", "run.resume"}
@@ -59,11 +59,11 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     Args:
         name: of a file in config/studies, or a path.
         seeds: instead of those of the file.
-        overrides: options for all runs, as on a command line; each counts where it has an effect.
-        runs_dir: the study's folder is made in it.
+        overrides: options for all runs, as on a command line; each applies to runs it can affect.
+        runs_dir: will contain the study's folder.
 
     Raises:
-        ConfigError: no such study, row, experiment or setting; rows that need each other.
+        ConfigError: no such study, row, experiment or setting; or rows need each other.
     """
     file = find_experiment(name, "studies")
     content = check_keys(expanded(read_yaml(file), file), _STUDY_KEYS, str(file))
@@ -111,7 +111,7 @@ def _start(row: Row) -> list[str]:
 
 
 def _used(runs: Sequence[Run], shown: set[str]) -> tuple[Run, ...]:
-    # Another --backbone.weights may have made the runs of some rows unnecessary.
+    # An overriding --backbone.weights may have made the runs of some rows unnecessary.
     kept: set[str] = set()
     for run in reversed(runs):
         if run.row in shown or any(run.name in other.needs for other in runs if other.name in kept):
@@ -120,7 +120,7 @@ def _used(runs: Sequence[Run], shown: set[str]) -> tuple[Run, ...]:
 
 
 class _Plans:
-    """Makes the runs of rows, and notes which of the settings for all rows had an effect."""
+    """Makes the runs of rows, and notes which of the common settings had an effect."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _Plans:
             active_settings(self._parsed(row, [*_start(row), *as_command_line(options)]))
         )
         if str(settings.get("backbone.weights")).startswith("run:"):
-            # Filled in from the other run once it is there.
+            # Filled in from the other run once it exists.
             given = {*experiment_settings(row), *options}
             settings = {p: v for p, v in settings.items() if p not in ADOPTED or p in given}
         machine = {path: w for path, w in options.items() if path.startswith(BESIDE_WHAT)}
@@ -176,7 +176,7 @@ class _Plans:
         return runs
 
     def _effective(self, row: Row, own: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        """Returns the row's options and those for all rows that have an effect on it."""
+        """Returns the row's options, and the common options that have an effect on it."""
         check_paths(own, f"{self.file}, row {row.name}: ")
         every = {**self.common, **own, **self.overrides}
         options = dict(own)

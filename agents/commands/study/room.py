@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a study will write, told before its first run."""
+"""Checks before a study's first run whether the disk has room for what it will write."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from utils.text import count
 
 
 def announce_room(study: Study) -> None:
-    """Says what the checkpoints of all runs that have none yet will take, and warns of too little.
+    """Says how much the checkpoints still to be written will take, and warns if space is short.
 
-    Caches of features do not count: rows share them, and only a first image shows how large one is.
+    Feature caches do not count: rows share them, and their size is unknown before the first image.
     """
     waiting = [run for run in study.runs if not study.folder_of(run.name).has_checkpoint]
     sizes: dict[str, int] = {}
@@ -32,7 +32,7 @@ def announce_room(study: Study) -> None:
     for run in {run.row: run for run in waiting}.values():
         try:
             agent = _untrained(study, run, listed)
-        except (OSError, ValueError):  # no images yet, say: the run will tell
+        except (OSError, ValueError):  # for example no images yet: the run will report it
             continue
         sizes[run.row] = checkpoint_bytes(agent) if agent.trains else 0
     known = [sizes[run.row] for run in waiting if run.row in sizes]
@@ -50,26 +50,26 @@ def _untrained(study: Study, run: Run, listed: dict[str, int]) -> Agent:
     """Builds the agent of a run.
 
     Args:
-        study: which it belongs to.
-        run: before it has started.
-        listed: training images by what decides how many there are; those listed here are added.
+        study: of the run.
+        run: has not started yet.
+        listed: numbers of training images already counted; this run's is added.
     """
     hparams = resolve(update(Hparams(), nested(_settings(study, run)), study.name))
     source = build_source(hparams)
     data = build_data(hparams, source)
-    # Of all that says where the images are only the size of a batch is left out, which many studies
-    # compare: what is listed once too often costs time, once too seldom a wrong number.
+    # The settings that decide the images, without the batch size, which many studies vary. Listing
+    # once too often costs time, but once too seldom gives a wrong number.
     key = f"{type(data)} {replace(hparams.data, batch_size='auto')} {hparams.probe.num_images}"
     if key not in listed:
         data.setup("fit")
         listed[key] = len(data.train_files)
-    # Of a GPU or not: the length of the run, which no checkpoint shows.
+    # On a GPU or not: that only changes the length of the run, not its checkpoints.
     hparams = resolve_for_data(hparams, listed[key], on_gpu=False)
     return build_agent(hparams, source, loaded=False)
 
 
 def _settings(study: Study, run: Run) -> Mapping[str, Any]:
-    """Returns what a run reads; its architecture may be that of another, not yet there."""
+    """Returns a run's settings, with the architecture of the run it starts from, if any."""
     found = dict(run.settings)
     for other in study.runs:
         if other.name in run.needs:

@@ -1,4 +1,4 @@
-"""The lines and figures of a study's file."""
+"""Reads the rows and figures of a study file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from config.convert import ConfigError, shown, suggestion, unfolded
 from config.lookup import find_experiment, known_experiments, read_experiment
 from utils.nested import flat
 
-# What draws a figure of runs; named, as drawing needs torch, and reading a study does not.
+# Functions that draw figures, by name: drawing needs torch, and reading a study does not.
 FIGURES = {
     "matrices": "agents.commands.study.figures:matrices",
     "attention": "agents.commands.study.figures:attention",
@@ -30,7 +30,7 @@ _WORDS = {
     list: "a list",
     Mapping: "`name: value` lines",
 }
-_LARGEST = 1e30  # that a table shows
+_LARGEST = 1e30  # number that a table shows
 _ROW_KEYS: dict[str, tuple[type, ...]] = {
     "name": TEXT,
     "label": TEXT,
@@ -54,11 +54,11 @@ class Row:
     Attributes:
         name: of its runs, which append `-s` and the seed.
         label: in tables and figures.
-        experiment: whose settings it starts from; None: `config/hparams.py` alone.
-        settings: dotted, over those of the experiment.
-        published: number in print by metric.
+        experiment: gives the first settings; None: `config/hparams.py` alone.
+        settings: by dotted path, override those of the experiment.
+        published: numbers in print, by metric.
         note: what to know when comparing with it.
-        shown: False where it is only needed by others.
+        shown: False if only other rows need it.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a study: pictures of the first seed of some rows, side by side, or their curves.
+    """A figure of a study: pictures of some rows side by side, or their curves.
 
     Attributes:
         picture: one of `FIGURES`.
         title: of the figure.
-        rows: what to call each row in it, by its name.
+        rows: labels by the name of the row.
     """
 
     picture: str
@@ -136,19 +136,19 @@ def name_of(entry: Any) -> str:
 
 
 def experiment_settings(row: Row) -> dict[str, Any]:
-    """Returns the settings of a row's experiment, dotted."""
+    """Returns the settings of a row's experiment by dotted path."""
     return flat(read_experiment(row.experiment)) if row.experiment else {}
 
 
 def needed(row: Row) -> Iterator[tuple[str, str]]:
-    """Yields settings that are `run:NAME`, and the names."""
+    """Yields the paths of settings that are `run:NAME`, with the names."""
     for path, value in {**experiment_settings(row), **row.settings}.items():
         if str(value).startswith("run:"):
             yield path, str(value).removeprefix("run:")
 
 
 def with_needed(rows: list[Row], file: Path) -> list[Row]:
-    """Adds rows for the experiments whose runs others start from.
+    """Adds rows for experiments that are no rows, but whose runs other rows start from.
 
     Raises:
         ConfigError: a row starts from a run that is neither a row nor an experiment.
@@ -215,13 +215,13 @@ def read_figure(entry: Any, rows: Sequence[Row], file: Path) -> Figure:
 
 
 def check_keys(entry: Any, known: Mapping[str, tuple[type, ...]], where: str) -> dict[str, Any]:
-    """Checks the keys of a mapping, and of what type their values are.
+    """Checks the keys of a mapping, and the types of its values.
 
     Returns:
-        The mapping without its nulls, which are as if they were not there.
+        The mapping without nulls, which count as missing.
 
     Raises:
-        ConfigError: it is none, or has others; begins with `where`.
+        ConfigError: it is no mapping, or has other keys or types; begins with `where`.
     """
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: expected `name: value` lines, got {shown(entry)}.")

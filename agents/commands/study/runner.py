@@ -1,4 +1,4 @@
-"""Runs what is missing of a study, in an order in which each run finds what it needs."""
+"""Runs the missing runs of a study, each after those it needs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from utils.locks import claimed
 from utils.run_folder import RunFolder
 from utils.signals import TERMINATING, listening
 
-_LOOK_SECONDS = 1.0  # between looks at a run
-_WAIT_SECONDS = 5.0  # between looks at what another process does
+_LOOK_SECONDS = 1.0  # between looks at the current run
+_WAIT_SECONDS = 5.0  # between looks at runs of other processes
 
 
 def run_study(study: Study) -> int:
-    """Runs what is missing of a study and writes its table, figures and page.
+    """Runs the missing runs of a study and writes its table, figures and page.
 
     Returns:
         0; 1 when a run failed; 130 when interrupted.
 
     Raises:
-        ConfigError: the study's folder holds runs of other settings.
+        ConfigError: the study's folder holds runs with other settings.
     """
     quiet_libraries()
     check_settings(study)
@@ -50,28 +50,28 @@ def run_study(study: Study) -> int:
 
 
 def check_settings(study: Study) -> None:
-    """Notes what the runs compute, and checks what was noted when they were started.
+    """Records the settings of all runs, and checks them against those recorded at their start.
 
     Raises:
-        ConfigError: a run was started with other settings, or what was noted of it is lost.
+        ConfigError: a run was started with other settings, or its record is lost.
     """
     file = study.folder / "settings.yaml"
     noted = read_yaml(file) if file.exists() else {}
     for run in study.runs:
-        # Without the file the runs were started by hand, with the commands that were printed.
+        # Without the file, the runs were started by hand from the printed commands.
         if not file.exists() or not study.folder_of(run.name).path.exists():
             continue
         before, now = noted.get(run.name), run.identity
         if not isinstance(before, dict):
             raise ConfigError(
-                f"{file} does not tell the settings of {run.name}, which was started. Move that "
-                "run away; or that file, to take all runs for those of this study."
+                f"{file} lacks the settings of {run.name}, which was started. Move that run "
+                "away; or move that file away, to accept all runs as those of this study."
             )
         for path in [*before, *(path for path in now if path not in before)]:
             if before.get(path) != now.get(path):
                 raise ConfigError(
-                    f"{study.folder} holds a study of other settings: {run.name} was started with "
-                    f"{path} {before.get(path)}, now it is {now.get(path)}. Give another "
+                    f"{study.folder} holds a study with other settings: {run.name} was started "
+                    f"with {path} {before.get(path)}, now it is {now.get(path)}. Give another "
                     "--run.dir, or move that folder away."
                 )
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def check_settings(study: Study) -> None:
 
 
 class _Runner:
-    """Goes through the runs until none can be started any more."""
+    """Starts the runs one by one, until none is left that can be started."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -110,14 +110,14 @@ class _Runner:
         return code or int(bool(self.failed))
 
     def _try(self, run: Run) -> bool:
-        """Runs it if it can be; returns whether it needs no further attention."""
+        """Runs a run if possible; returns whether it is dealt with."""
         lost = [name for name in run.needs if name in self.failed]
         if lost:
             self._fail(run, f"not started, needs {lost[0]}")
             return True
         if any(not self.study.folder_of(name).finished for name in run.needs):
             return False
-        # So that of two processes at one study each run is started by one.
+        # If two processes work at one study, only one starts each run.
         claim = self.study.folder / "claims" / f"{run.name}.lock"
         claim.parent.mkdir(exist_ok=True)
         with claimed(claim) as mine:
@@ -158,7 +158,7 @@ class _Runner:
             self._fail(run, last_reason(folder, log))
 
     def _set_aside(self, folder: RunFolder) -> None:
-        # It was killed before its first checkpoint: there is nothing to go on from.
+        # It was killed before its first checkpoint: there is nothing to resume from.
         aside = self.study.folder / "abandoned" / f"{folder.name}-{time.time_ns()}"
         aside.parent.mkdir(exist_ok=True)
         shutil.move(folder.path, aside)
@@ -173,7 +173,7 @@ class _Runner:
         return self.study.folder_of(run.name).finished
 
     def _failed_meanwhile(self, run: Run) -> str | None:
-        # What failed before this command began is tried again, once.
+        # Runs that failed before this command began are tried once more.
         file = self.study.folder_of(run.name).summary
         if not file.exists() or file.stat().st_mtime < self.began:
             return None
@@ -188,7 +188,7 @@ class _Runner:
             if os.name == "posix":
                 self.process.send_signal(signal.SIGINT)
             else:
-                self.process.terminate()  # Windows passes no Ctrl-C on
+                self.process.terminate()  # Windows does not pass Ctrl-C on
             self.process.wait()
 
 
@@ -198,13 +198,13 @@ def start(command: list[str], stream: IO[str], group: str, *tags: str) -> subpro
     Args:
         command: of the run.
         stream: for what it prints.
-        group: what wandb shows as one line with a spread, the seeds of a row.
+        group: for wandb, which shows the seeds of a row as one line with a spread.
         tags: to find the run by on wandb.
     """
     given = os.environ.get("WANDB_TAGS")
     told = {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join([*tags, *([given] if given else [])])}
     environment = os.environ | told
-    # A group of its own: Ctrl-C is for the study, which passes it on once.
+    # In a process group of its own: the study receives Ctrl-C and passes it on once.
     return subprocess.Popen(
         command, stdout=stream, stderr=subprocess.STDOUT, env=environment, process_group=0
     )

@@ -1,4 +1,4 @@
-"""What a study is: its runs, what each computes, and where."""
+"""A study and its runs: what each computes, and where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config.command_line import MAIN, as_command_line
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
 
-# Beginnings of what is not what a run computes. Its images may lie elsewhere, and are the same.
+# Prefixes of settings that do not change what a run computes; its images may have been moved.
 BESIDE_WHAT = (*OF_THE_MACHINE, "run.", "logger.", "callbacks.", "data.root", "probe.data.root")
 
 
@@ -24,13 +24,13 @@ class Run:
     """One run of a study.
 
     Attributes:
-        name: of its folder in the study's.
-        row: whose it is.
-        seed: of it.
-        needs: names of runs that have to be finished before.
+        name: of its folder inside the study's.
+        row: name of its row.
+        seed: of the run.
+        needs: names of the runs that must finish before it.
         words: its command line after `main.py`.
-        machine_words: those of them that say where and how it is computed.
-        settings: dotted, all that it reads.
+        machine_words: the part of them that says where and how it is computed.
+        settings: all that it reads, by dotted path.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What it computes, wherever that happens."""
+        """The settings that decide what it computes, wherever it runs."""
         return {
             path: value for path, value in self.settings.items() if not path.startswith(BESIDE_WHAT)
         }
@@ -56,14 +56,14 @@ class Study:
     Attributes:
         name: of the file.
         title, about, protocol: for its head.
-        seeds: how many.
-        metrics: column by key of summary.json; the first one counts.
+        seeds: number of seeds.
+        metrics: column titles by key of summary.json; a single `published:` is of the first.
         rows: in the order of the table, then those only needed by others.
         figures: to draw.
         runs: in the order to run them.
-        folder: where all of it goes.
-        overrides: settings given for all rows on the command line, dotted.
-        asked: its name or file, as it was asked for.
+        folder: contains everything.
+        overrides: options for all rows from the command line, by dotted path.
+        asked: its name or file as given.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Study:
         return RunFolder(self.folder / name)
 
     def command(self, run: Run) -> list[str]:
-        """Returns what starts a run, or goes on with it."""
+        """Returns the command that starts or resumes a run."""
         folder = self.folder_of(run.name)
         if not folder.has_checkpoint:
             return [sys.executable, str(MAIN), *run.words]
@@ -106,7 +106,7 @@ class Study:
     def commands_left(self) -> Iterator[str]:
         """Yields the command of every run that has not finished.
 
-        What a run needs stands behind `#`: such lines wait for others.
+        A comment names the runs that must finish before.
         """
         for run in self.runs:
             if not self.folder_of(run.name).finished:

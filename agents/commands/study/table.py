@@ -31,8 +31,8 @@ class Line:
     """One row's results.
 
     Attributes:
-        row: whose.
-        runs: finished runs' summaries.
+        row: the row.
+        runs: summaries of its finished runs.
     """
 
     row: Row
@@ -40,7 +40,7 @@ class Line:
 
     @property
     def transductive(self) -> bool:
-        """Whether one of its runs is marked."""
+        """Whether any of its runs is transductive."""
         return any(run.get("transductive") for run in self.runs)
 
     def values(self, metric: str) -> list[float]:
@@ -54,7 +54,7 @@ class Line:
         return statistics.mean(values) if values else None
 
     def std(self, metric: str) -> float | None:
-        """Returns the standard deviation over seeds (n - 1); None of fewer than two."""
+        """Returns the standard deviation over seeds (n - 1); None for fewer than two."""
         values = self.values(metric)
         return statistics.stdev(values) if len(values) > 1 else None
 
@@ -66,10 +66,10 @@ class Line:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A study's results, to be written in several languages.
+    """A study's results, to be written in several formats.
 
     Attributes:
-        study: whose.
+        study: the study.
         lines: of the rows that are shown.
         missing: runs that did not finish, and why.
     """
@@ -79,7 +79,7 @@ class StudyTable:
     missing: Sequence[str]
 
     def heading(self) -> list[str]:
-        """Returns what must be known before reading: protocol, seeds, settings, warnings."""
+        """Returns what readers must know first: protocol, seeds, settings, warnings."""
         study = self.study
         words = [study.about] if study.about else []
         if study.protocol:
@@ -147,7 +147,7 @@ class StudyTable:
         return "\n".join(lines_of_tex) + "\n"
 
     def csv(self) -> str:
-        """Returns numbers with all their digits."""
+        """Returns the table as CSV, with all digits."""
         head = ["row", "label", "runs", "transductive"]
         for key in self.study.metrics:
             head += [f"{key} {what}" for what in ("mean", "std", "published", "difference")]
@@ -161,7 +161,7 @@ class StudyTable:
         return _csv(rows)
 
     def runs_csv(self) -> str:
-        """Returns the numbers of every run, those of rows that are not shown included."""
+        """Returns the numbers of every run, including rows that are not shown."""
         summaries = [self.study.folder_of(run.name).read_summary() for run in self.study.runs]
         numbers = sorted({k for s in summaries for k, v in s.items() if isinstance(v, int | float)})
         rows: list[list[Any]] = [["run", "row", "seed", "status", *numbers]]
@@ -172,7 +172,7 @@ class StudyTable:
 
 
 def study_table(study: Study) -> StudyTable:
-    """Collects what a study's runs came to so far."""
+    """Collects the results of a study so far."""
     lines, missing = [], []
     for row in study.rows:
         runs = [(run, study.folder_of(run.name)) for run in study.of(row)]
