@@ -120,12 +120,17 @@ class Segmenter(nn.Module):
             stored: features of each of them from a cache, for images seen whole and once.
             inference: how images are seen.
         """
-        for size, logits in zip(sizes, self._logits(images, stored, inference), strict=True):
-            yield resize(logits[None].float(), size)[0]
+        found = self._logits(images, stored, inference)
+        for image, size, logits in zip(images, sizes, found, strict=True):
+            of_pixels = logits[None]
+            if inference == WHOLE:
+                of_pixels = self.of_pixels(of_pixels, _size(image))
+            yield resize(of_pixels.float(), size)[0]
 
     def _logits(
         self, images: Sequence[Tensor], stored: Sequence[Stored], inference: Inference
     ) -> list[Tensor]:
+        # Of images seen whole at the head's own resolution, else of every pixel.
         # Images of one size pass together; padding them to a common one would change the result.
         by_size: dict[Size, list[int]] = {}
         for position, image in enumerate(images):
@@ -139,8 +144,8 @@ class Segmenter(nn.Module):
                 for group, stack in zip(groups, stacks, strict=True)
             ]
             # A control may exchange attention between images of different sizes.
-            controlled = [features for _, features in self.fusion.controlled(encoded)]
-            found = map(self.decode, controlled, by_size)
+            controlled = self.fusion.controlled(encoded)
+            found = (self.fusion(self.head, features) for _, features in controlled)
         else:
             found = (inference(self, stack) for stack in stacks)
         by_position = {
