@@ -49,8 +49,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # The last two of cuBLAS and cuDNN, which finds no algorithm whose workspace there is room for.
-    words = ("out of memory", "can't allocate", "_status_alloc_failed", "unable to find an engine")
+    words = ["out of memory", "can't allocate", "_status_alloc_failed"]  # the latter of cuBLAS
+    # cuDNN finds no algorithm whose workspace there is room for.
+    words += ["unable to find an engine", "unable to find a valid cudnn algorithm"]
     return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 

@@ -52,6 +52,7 @@ def test_nothing_fits():
         (MemoryError(), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"), True),
         (RuntimeError("shapes differ"), False),
         (ValueError("out of memory of names"), False),
     ],
