@@ -19,19 +19,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from config.names import PRETRAINING, TASKS
+from main import main
 from tests.callbacks.test_guard import all_on
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_gpu")
 GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
 _TO_NUMPY = {Tensor.numpy, Tensor.__array__}
 # An index may lie on the host, and what is copied where it likes.
-_TAKES_BOTH = {Tensor.copy_, Tensor.to, Tensor.data.__set__, Tensor.type_as, Tensor.__setitem__}  # type: ignore[attr-defined]
+_TAKES_BOTH = {Tensor.copy_, Tensor.to, Tensor.data.__set__, Tensor.type_as, Tensor.__setitem__}
 _ASIDE = {torch.device, torch._C._nn._parse_to, torch._has_compatible_shallow_copy_type}
 _NO_NUMBERS_OF_THE_HOST = {torch.stack, torch.cat}
 _ANSWERS = {
-    Tensor.device.__get__: GPU,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: True,  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
+    Tensor.device.__get__: GPU,
+    Tensor.is_cuda.__get__: True,
+    Tensor.is_cpu.__get__: False,
     Tensor.get_device: 0,
 }
 
@@ -199,3 +200,14 @@ def test_other_ways_to_train(train, pretended_gpu, settings):
     if settings.get("segmentation__head") == "knn":
         given["trainer__max_epochs"] = ...
     assert train(**given)[0] == 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_was_trained_is_judged_and_used(train, pretended_gpu, shapes_root, task):
+    code, folder = train(task=task, **T4)
+    assert code == 0
+    place = ["--run.dir", str(folder.parent), "--trainer.accelerator", "gpu"]
+    assert main(["--evaluate", "run", *place]) == 0
+    if task == "segmentation":
+        images = next(shapes_root.rglob("*.jpg")).parent
+        assert main(["--predict", "run", "--images", str(images), *place]) == 0
