@@ -22,6 +22,7 @@ from config.rules import unmet
 from datamodules.base import ImageDataModule
 from datamodules.workers import WorkerKilledError
 from utils.checkpoint_io import best_or_last
+from utils.gpu_errors import gpu_failure
 from utils.memory import held_by_others, is_out_of_memory, peak_mb, reset_peak
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
@@ -110,6 +111,8 @@ class Fitting:
                 return End("failed", str(error))
             if is_out_of_memory(error):
                 return self._exhausted(error)
+            if failure := gpu_failure(error):
+                return End("failed", failure)
             raise
         return End("finished")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.tuner import Tuner
 
 from agents.base import Agent
@@ -128,6 +129,9 @@ def _probe(
         # Without cuDNN's search for fast algorithms: it takes all memory, which would be counted.
         length = {"max_steps": 2, "max_epochs": -1, "benchmark": False}
         trainer = make_trainer(**length, default_root_dir=folder, callbacks=[])
+        if isinstance(trainer.precision_plugin, MixedPrecision):
+            # It leaves steps out that overflow, as first ones do: what they allocate as well.
+            trainer.precision_plugin.scaler = None
         before = resident_mb()
         reset_peak(device)
         trainer.fit(copy.deepcopy(agent), _Repeated(batch))

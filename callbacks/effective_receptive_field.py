@@ -63,9 +63,9 @@ class EffectiveReceptiveField(BackbonePicture):
         backbone = backbone_of(pl_module)
         size = backbone.side_near(2 * max(backbone.patch_multiple, *backbone.map_strides))
         with inspecting(pl_module):
-            known = list(
-                backbone.layer_maps(torch.zeros(1, 3, size, size, device=pl_module.device))
-            )
+            # The module names the device that will train already, and lies on the host yet.
+            example = torch.zeros(1, 3, size, size, device=backbone.mean.device)
+            known = list(backbone.layer_maps(example))
         unknown = [name for name in self.layers if name not in known]
         if unknown:
             raise ValueError(

@@ -114,6 +114,14 @@ ALARMS: dict[str, Alarm] = {
         "GRADIENTS VANISH: norm {grad_norm:.1g}. Nothing is learnt any more: collapsed, or a loss "
         "without effect.",
     ),
+    "gradient_overflows": Alarm(
+        ("overflows", "loss_scale"),
+        # A scaler that begins at 65,536 has halved it 16 times before it is below 1.
+        lambda r: r["overflows"] > 0.5 and r["loss_scale"] < 1,
+        "GRADIENTS OVERFLOW: in float16 they are not finite, however far the loss is scaled down "
+        "({loss_scale:.1g}). Such steps are skipped: nothing is learnt. What helps: "
+        "--trainer.precision 32-true, or bf16-mixed on GPUs that have it.",
+    ),
     "gradient_is_noise": Alarm(
         ("gradient_cosine_batch", "gradient_cosine_most", "images_a_step"),
         lambda r: r["gradient_cosine_most"] < 0.1,
@@ -200,8 +208,10 @@ class Health(Callback):
         for name in (*_TEACHER, "diagonal_mean"):
             if f"train/{name}" in trainer.callback_metrics:
                 found[name] = float(trainer.callback_metrics[f"train/{name}"])
+        # 16-mixed finds its scale by overflows, whose steps it skips.
+        found["overflows"] = float(not math.isfinite(found["grad_norm"]))
         for name, value in found.items():
-            if math.isfinite(value):  # 16-mixed finds its scale by overflows, whose steps it skips
+            if math.isfinite(value):
                 self._readings.setdefault(name, []).append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,6 +222,8 @@ class Health(Callback):
         reading = {name: statistics.median(values) for name, values in self._readings.items()}
         if "grad_norm" in self._readings:
             reading["largest_grad_norm"] = max(self._readings["grad_norm"])
+        if scaler := getattr(trainer.precision_plugin, "scaler", None):
+            reading["loss_scale"] = scaler.get_scale()
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         if throughput:
             reading["data_wait_share"] = throughput.data_wait_share

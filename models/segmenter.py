@@ -120,13 +120,18 @@ class Segmenter(nn.Module):
             stored: features of each image from a cache, for whole images in a single view.
             inference: windows, scales and flips.
         """
-        for size, logits in zip(sizes, self._logits(images, stored, inference), strict=True):
-            yield resize(logits[None].float(), size)[0]
+        found = self._logits(images, stored, inference)
+        for image, size, logits in zip(images, sizes, found, strict=True):
+            of_pixels = logits[None]
+            if inference == WHOLE:
+                of_pixels = self.of_pixels(of_pixels, _size(image))
+            yield resize(of_pixels.float(), size)[0]
 
     def _logits(
         self, images: Sequence[Tensor], stored: Sequence[Stored], inference: Inference
     ) -> list[Tensor]:
-        # Only images of one size pass together: padding to a common size would change the result.
+        # At the head's own resolution for images seen whole, otherwise for every pixel. Only images
+        # of one size pass together: padding to a common size would change the result.
         by_size: dict[Size, list[int]] = {}
         for position, image in enumerate(images):
             by_size.setdefault(_size(image), []).append(position)
@@ -139,8 +144,8 @@ class Segmenter(nn.Module):
                 for group, stack in zip(groups, stacks, strict=True)
             ]
             # A control may exchange attention between images of different sizes.
-            controlled = [features for _, features in self.fusion.controlled(encoded)]
-            found = map(self.decode, controlled, by_size)
+            controlled = self.fusion.controlled(encoded)
+            found = (self.fusion(self.head, features) for _, features in controlled)
         else:
             found = (inference(self, stack) for stack in stacks)
         by_position = {

@@ -65,6 +65,17 @@ def test_a_row_that_fails_says_why(error, outcome):
     assert gpu.attempt(work, math.inf, torch.device("cpu")) == {"outcome": outcome}
 
 
+def test_runs_that_end_alike_have_taken_steps(train):
+    _, folder = train("run", trainer__max_steps=2)
+    bench = gpu.Bench(torch.device("cpu"), gpu.TOY, "32-true")
+    assert bench.same(lambda *_: (folder, folder))["steps taken"] == "2 of 2"
+    file = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["optimizer_states"][0]["state"] = {}  # as where all have overflowed
+    torch.save(checkpoint, file)
+    assert bench.same(lambda *_: (folder, folder))["steps taken"] == "0 of 2"
+
+
 def test_measuring_a_gpu_needs_no_package_that_it_says_it_does_not():
     code = """import sys
 sys.modules.update(dict.fromkeys(("wandb", "vit_pytorch", "segmentation_models_pytorch")))
@@ -143,6 +154,8 @@ def test_every_row_of_the_benchmark_of_a_gpu_runs_at_toy_size(tmp_path):
     for row in same:
         equal, of, all_of_them = row["equal tensors"].split()
         assert (of, equal) == ("of", all_of_them)
+        steps, of, all_of_them = row["steps taken"].split()
+        assert (of, steps) == ("of", all_of_them) != ("of", "0")
     assert tuned["outcome"].startswith("tune_batch_size: chunk_size ")
 
 

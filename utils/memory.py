@@ -49,8 +49,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # The last two are messages of cuBLAS and of cuDNN, when no algorithm's workspace fits.
-    words = ("out of memory", "can't allocate", "_status_alloc_failed", "unable to find an engine")
+    words = ["out of memory", "can't allocate", "_status_alloc_failed"]  # the last of cuBLAS
+    # cuDNN, when the workspace of no algorithm fits.
+    words += ["unable to find an engine", "unable to find a valid cudnn algorithm"]
     return isinstance(error, RuntimeError) and any(each in text for each in words)
 
 

@@ -17,14 +17,18 @@ def execute(command: Command) -> int:
     """Carries a command out and returns the exit code.
 
     Raises:
-        ValueError: memory is exhausted outside of training steps, which give their own advice.
+        ValueError: memory is exhausted, or the GPU fails, outside of training steps, which give
+            their own advice.
     """
     try:
         return _execute(command)
     except (RuntimeError, MemoryError) as error:
         from utils.device import best_device
+        from utils.gpu_errors import gpu_failure
         from utils.memory import held_by_others, is_out_of_memory
 
+        if failure := gpu_failure(error):
+            raise ValueError(failure) from error
         if not is_out_of_memory(error):
             raise
         others = held_by_others(best_device(command.hparams.trainer.accelerator))

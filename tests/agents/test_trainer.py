@@ -632,6 +632,54 @@ def test_memory_exhausted_before_the_first_step_is_said_in_a_line(train, monkeyp
     assert last.startswith("error: Memory is exhausted (CUDA error: out of memory).")
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("CUDA-capable device(s) is/are busy or unavailable", "nvidia-smi names the programs"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "update it, or pip"),
+        ("no kernel image is available for execution on the device", "requirements-pascal.txt"),
+        ("device-side assert triggered", "--trainer.accelerator cpu"),
+        ("uncorrectable ECC error encountered", "restart the machine"),
+        ("an illegal memory access was encountered", "restart the machine"),
+        ("unspecified launch failure", "restart the machine"),
+    ],
+)
+def test_a_gpu_that_fails_before_the_first_step_is_said_in_a_line(
+    monkeypatch, tmp_path, capsys, said, advice
+):
+    def fails(*_: object) -> None:  # whoever asks it first
+        raise RuntimeError(f"CUDA error: {said}\nFor debugging consider passing …")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
+    assert main(["--run.dir", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f"(CUDA error: {said})")
+    assert advice in line
+
+
+def test_a_gpu_that_fails_keeps_what_was_trained_and_says_how_it_goes_on(
+    train, monkeypatch, capsys
+):
+    step = BarlowTwins.training_step
+
+    def fails(self: BarlowTwins, batch: Any, index: int) -> Any:
+        if self.trainer.current_epoch == 1:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(BarlowTwins, "training_step", fails)
+    code, folder = train()
+    assert code == 1
+    assert "other programs hold the GPU's memory" in summary(folder)["reason"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--run.resume run" in said
+    monkeypatch.undo()
+    assert main(["--run.resume", "run", "--run.dir", str(folder.parent)]) == 0
+    assert summary(folder)["status"] == "finished"
+
+
 def test_a_loss_that_no_chunk_makes_fit_is_told_what_makes_it_smaller(train, monkeypatch, capsys):
     def exhausted(*_: object) -> None:
         raise MemoryError

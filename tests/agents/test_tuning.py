@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.plugins import MixedPrecision
 
 from agents import tuning
 from main import main
@@ -50,6 +52,7 @@ def test_nothing_fits():
         (MemoryError(), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"), True),
         (RuntimeError("shapes differ"), False),
         (ValueError("out of memory of names"), False),
     ],
@@ -189,6 +192,8 @@ def test_a_gpu_keeps_a_reserve(monkeypatch, used, expected):
     fits = {"chunk": 0}
 
     class Trainer:
+        precision_plugin = None
+
         def fit(self, agent, batches):
             (batch, _) = batches
             fits["chunk"] = max(len(part) for part in batch.views[0])
@@ -199,6 +204,34 @@ def test_a_gpu_keeps_a_reserve(monkeypatch, used, expected):
     agent, gpu = torch.nn.Linear(1, 1), torch.device("cuda")
     found = tuning.tune_chunk_size(agent, lambda **_: Trainer(), 256, [8], gpu)
     assert found == expected
+
+
+def test_first_steps_that_overflow_are_measured_with_what_the_optimizer_keeps(tmp_path):
+    optimizers = []
+
+    class Regression(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3 * 8 * 8, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(torch.cat(batch.views[0]).flatten(1) / 255).square().mean()
+
+        def configure_optimizers(self):
+            optimizers.append(torch.optim.AdamW(self.parameters()))
+            return optimizers[-1]
+
+    def make_trainer(**settings):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        return pl.Trainer(accelerator="cpu", plugins=plugins, **quiet, **settings)
+
+    agent = Regression()
+    assert tuning.tune_chunk_size(agent, make_trainer, 8, [8], torch.device("cpu")) == 8
+    (optimizer,) = optimizers
+    assert all("exp_avg_sq" in state for state in optimizer.state.values())
+    assert len(optimizer.state) == 2
 
 
 @pytest.fixture

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch.utils.data import DataLoader
 
 import agents.barlow_twins
 import callbacks.throughput
@@ -34,6 +37,8 @@ HEALTHY = {
     "diagonal_mean": 0.7,
     "grad_norm": 2.0,
     "largest_grad_norm": 9.0,
+    "overflows": 0.0,
+    "loss_scale": 65536.0,
     "data_wait_share": 0.1,
     "gradient_cosine_batch": 0.05,
     "gradient_cosine_most": 0.2,
@@ -112,6 +117,7 @@ class Trained(torch.nn.Linear):
         super().__init__(1, 1, bias=False)
         self.global_step, self.estimated_stepping_batches = 0, 30
         self.callbacks, self.loggers, self.callback_metrics = [], [], {}
+        self.precision_plugin = None
 
     def log_dict(self, *_: object, **__: object) -> None:
         """What is logged is not looked at."""
@@ -127,6 +133,47 @@ def test_an_overflow_hides_no_jump(overflow):
         health.on_train_batch_end(trained, trained, None, None, 0)
     with pytest.warns(UserWarning, match="GRADIENTS JUMP: norm 1e\\+03, usually 1"):
         health.on_train_epoch_end(trained, trained)
+
+
+class Steep(pl.LightningModule):
+    """A loss that is a number, whose gradient is `gradient`."""
+
+    def __init__(self, gradient: float) -> None:
+        super().__init__()
+        self.gradient, self.weight = gradient, torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, batch_idx):
+        # An infinite slope times nothing is no number.
+        slope = self.weight.sqrt() * 0 if math.isnan(self.gradient) else self.weight * self.gradient
+        return slope.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize("every", [1, 20])
+@pytest.mark.parametrize(("gradient", "rings"), [(math.nan, True), (1e38, False), (1.0, False)])
+def test_gradients_that_overflow_are_told_from_the_search_for_a_scale(
+    tmp_path, recwarn, every, gradient, rings
+):
+    """Of 1e38 a scale of 65,536 has to be halved fifteen times."""
+    health = callback_of("health", every_n_steps=every)
+    scaler = torch.amp.GradScaler("cpu")
+    pl.Trainer(
+        accelerator="cpu",
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        callbacks=[health],
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(Steep(gradient), DataLoader(torch.zeros(20)))
+    assert (scaler.get_scale() == 65536) is (gradient == 1.0)
+    assert list(health.alarms) == ["gradient_overflows"] * rings
+    words = "GRADIENTS OVERFLOW: in float16 they are not finite"
+    assert any(words in str(each.message) for each in recwarn) is rings
 
 
 def test_a_step_that_is_mostly_noise(train, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.fusions.attention_fusion import AttentionFusion, attention_request
 from models.inference import WHOLE, Inference
@@ -103,6 +104,31 @@ def test_images_of_mixed_sizes_are_as_one_by_one(control, inference):
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+class OfPixels(TorchDispatchMode):
+    """Sees of how many images logits of every pixel are made at once."""
+
+    images = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        if isinstance(found, Tensor) and found.ndim == 4:
+            count, channels, height, _ = found.shape
+            if channels == CLASSES and height >= 60:
+                self.images = max(self.images, count)
+        return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_every_pixel_are_of_one_image_at_a_time_and_the_same(dtype):
+    network, batch, size = segmenter().to(dtype), images(60, 76, count=6), (120, 150)
+    with torch.no_grad():
+        together = torch.nn.functional.interpolate(network(batch).float(), size, mode="bilinear")
+        with OfPixels() as seen:
+            found = network.logits_at(list(batch), 6 * [size])
+            assert all(map(torch.equal, found, together))
+    assert seen.images == 1
 
 
 def test_shuffled_attention_is_that_of_the_next_image_whatever_its_size():
