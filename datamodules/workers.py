@@ -80,6 +80,16 @@ class Workers:
         return next((WorkerKilledError(code, self.count) for code in codes if code), None)
 
 
+def start_method() -> str | None:
+    """Returns how they start; None: as Python has it.
+
+    From Python 3.14 on, on Linux, that is by a server: they would begin with nothing (half a
+    gigabyte and seconds of imports each), know no class of a notebook, and end with the server,
+    which a SIGTERM to all processes of a run ends.
+    """
+    return "fork" if multiprocessing.get_start_method() == "forkserver" else None
+
+
 def _allow_open_files() -> None:
     """Lets this process have as many files open as the system permits it.
 

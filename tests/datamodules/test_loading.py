@@ -1,7 +1,9 @@
 """Every draw is a function of (seed, epoch, index)."""
 
+import multiprocessing
 import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,29 @@ def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
 
 def test_the_number_of_workers_changes_nothing(shapes_root):
     assert_equal_batches(batches(shapes_root), batches(shapes_root, num_workers=2))
+
+
+@pytest.fixture
+def forkserver() -> Iterator[None]:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # Python 3.14's on Linux
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_load_what_a_notebook_defines_under_any_python(forkserver):
+    class Cell(Dataset[int]):
+        """Of a class in a cell, or in here, other processes find no definition."""
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, draw: tuple[int, int]) -> int:
+            return draw[1]
+
+    loader = Loading(batch_size=6, num_workers=1).loader(Cell(), collate=sorted, join=list)
+    assert list(loader) == [[[0, 1, 2, 3, 4, 5]]]
+    loader.stop()
 
 
 def test_a_worker_that_can_hand_nothing_over_ends_the_run_in_words(shapes_root):
