@@ -688,9 +688,9 @@ class LoggerHparams:
     """wandb. Figures, metrics and the summary also lie in the run folder, whatever is chosen."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with a key and a service that answers within seconds, else offline; the end of
-    the run says how to upload it. WANDB_MODE wins when set; WANDB_RUN_GROUP and WANDB_TAGS are
-    heeded."""
+    """auto: as the commands `wandb offline` and `wandb disabled` settled, else online with a key
+    and a service that answers within seconds, else offline; the end of the run says how to upload
+    it. WANDB_MODE wins when set; WANDB_RUN_GROUP and WANDB_TAGS are heeded."""
     project: Annotated[str, Unless("logger.mode", "disabled")] = "twinsight"
     """wandb project: a plain name of up to 128 characters."""
     entity: Annotated[str | None, Unless("logger.mode", "disabled")] = None
