@@ -6,7 +6,6 @@ The last of the steps that `config.resolve` begins.
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
@@ -23,6 +22,7 @@ from config.resolve import (
 )
 from config.rules import metadata
 from config.types import Cadence, StepCadence
+from utils.cores import usable_cores
 
 # Optimizer steps on a GPU, and the epochs they may lie between.
 _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
@@ -89,9 +89,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
 
 def _num_workers(devices: int, on_gpu: bool) -> int:
     """Returns the loaders of each process: on a GPU all cores work for them."""
-    # Those this process may use: in a container or under a scheduler not all there are.
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, cores // devices if on_gpu else min(8, cores - 1))
 
 
