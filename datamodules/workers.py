@@ -108,6 +108,11 @@ def _allow_open_files() -> None:
 def begin(_: int) -> None:
     """Prepares a process to load images, whatever its number."""
     _leave_stopping_to_the_main_process()
+    # What is printed beside a bar waits for the one who draws it, who may have been at it when this
+    # process was forked, and is not in here.
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, getattr(stream, "rich_proxied_file", stream))
     # Python would print what it could not send, and the main process wait for it for ever.
     setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (private to mypy)
 

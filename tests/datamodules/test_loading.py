@@ -5,10 +5,13 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread, current_thread, main_thread
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task
 from torch.utils.data import Dataset
 
 from datamodules import loading
@@ -22,7 +25,7 @@ from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from datamodules.workers import WorkerKilledError
+from datamodules.workers import WorkerKilledError, begin
 from tests.conftest import files_at_most
 
 
@@ -67,6 +70,43 @@ def test_workers_load_what_a_notebook_defines_under_any_python(forkserver):
     loader = Loading(batch_size=6, num_workers=1).loader(Cell(), collate=sorted, join=list)
     assert list(loader) == [[[0, 1, 2, 3, 4, 5]]]
     loader.stop()
+
+
+class Slow(ProgressColumn):
+    """A bar that a thread draws until it is told to be ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.ready = Event(), Event()
+
+    def render(self, task: Task) -> str:
+        if current_thread() is not main_thread():
+            self.begun.set()
+            self.ready.wait()
+        return ""
+
+
+def prints() -> None:
+    begin(0)
+    print("Corrupt EXIF data", file=sys.stderr)  # as a library warns
+
+
+def test_a_worker_that_prints_does_not_wait_for_a_bar():
+    """The run waited for it for ever where it was forked while the bar was drawn."""
+    column = Slow()
+    with Progress(column, console=Console(force_terminal=True), auto_refresh=False) as bar:
+        bar.add_task("")
+        drawing = Thread(target=bar.refresh)
+        drawing.start()
+        column.begun.wait()
+        worker = multiprocessing.get_context("fork").Process(target=prints, daemon=True)
+        worker.start()
+        worker.join(10)
+        column.ready.set()
+        drawing.join()
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 0
 
 
 def test_a_worker_that_can_hand_nothing_over_ends_the_run_in_words(shapes_root):
