@@ -63,6 +63,8 @@ def start(
             wandb.Settings(project=settings.project)
         except wandb.errors.UsageError as error:
             raise ValueError(f"--logger.project: {_one_line(error)}") from error
+        if mode == "auto" and (mode := _settled(wandb)) == "disabled":
+            return None
         common = _described(wandb, settings, folder, job_type, tags, group)
         return _init(wandb, mode, settings.mode == "online", common)
 
@@ -86,6 +88,15 @@ def _set_up(wandb: Any) -> None:
         raise ValueError("; ".join(told)) from None
     except wandb.errors.Error as error:
         raise ValueError(f"wandb rejects an environment variable: {_one_line(error)}") from None
+
+
+def _settled(wandb: Any) -> str:
+    """Returns the mode that its commands have written into a file, or `auto`."""
+    filed: str = wandb.setup().settings.mode
+    if filed not in ("offline", "disabled"):
+        return "auto"
+    console.info("wandb: %s, as `wandb %s` settled here; `wandb online` ends that.", filed, filed)
+    return filed
 
 
 @contextmanager

@@ -687,9 +687,9 @@ class LoggerHparams:
     """wandb. Figures, metrics and the summary are always saved in the run folder as well."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with a key and a service that answers within seconds, else offline; the end of
-    the run says how to upload it. WANDB_MODE, if set, overrides this; WANDB_RUN_GROUP and
-    WANDB_TAGS work too."""
+    """auto: as set by the commands `wandb offline` and `wandb disabled`, else online with a key and
+    a service that answers within seconds, else offline; the end of the run says how to upload it.
+    WANDB_MODE, if set, overrides this; WANDB_RUN_GROUP and WANDB_TAGS work too."""
     project: Annotated[str, Unless("logger.mode", "disabled")] = "twinsight"
     """wandb project: a plain name of up to 128 characters."""
     entity: Annotated[str | None, Unless("logger.mode", "disabled")] = None

@@ -6,7 +6,6 @@ This is the last of the steps that `config.resolve` begins.
 from __future__ import annotations
 
 import math
-import os
 from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
@@ -23,6 +22,7 @@ from config.resolve import (
 )
 from config.rules import metadata
 from config.types import Cadence, StepCadence
+from utils.cores import usable_cores
 
 # Optimizer steps on a GPU, and the least and most epochs for them.
 _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
@@ -90,9 +90,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
 
 def _num_workers(devices: int, on_gpu: bool) -> int:
     """Returns the number of loaders of each process: on a GPU all cores, shared by processes."""
-    # Only cores this process may use: containers and schedulers may restrict them.
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, cores // devices if on_gpu else min(8, cores - 1))
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from datamodules.image_files import Sample
 from datamodules.seeding import Draw, MicroBatchSampler
-from datamodules.workers import Workers, begin
+from datamodules.workers import Workers, begin, start_method
 from utils.chunks import chunk_sizes
 from utils.distributed import num_processes, process_rank
 from utils.text import count
@@ -249,6 +249,7 @@ class Loading:
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.num_workers,
+            multiprocessing_context=start_method() if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             # Not more: pinned memory holds all of them, gigabytes with many cores.
             prefetch_factor=2 if self.num_workers else None,

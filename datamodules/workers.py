@@ -80,6 +80,16 @@ class Workers:
         return next((WorkerKilledError(code, self.count) for code in codes if code), None)
 
 
+def start_method() -> str | None:
+    """Returns the start method of workers; None: Python's default.
+
+    From Python 3.14, the default on Linux is a server that forks them. Such workers would import
+    everything anew (half a gigabyte and seconds each), not know the classes of a notebook, and end
+    with the server, which a SIGTERM to all processes of a run ends.
+    """
+    return "fork" if multiprocessing.get_start_method() == "forkserver" else None
+
+
 def _allow_open_files() -> None:
     """Raises the limit of open files to what the system permits.
 
@@ -98,6 +108,11 @@ def _allow_open_files() -> None:
 def begin(_: int) -> None:
     """Prepares a worker process; its number does not matter."""
     _leave_stopping_to_the_main_process()
+    # While a progress bar is shown, rich replaces both streams by ones with a lock. A thread of the
+    # main process may have held it during the fork: then nobody would release it in this process.
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        setattr(sys, name, getattr(stream, "rich_proxied_file", stream))
     # Otherwise Python prints the error and lives on, and the main process waits for ever.
     setattr(Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (private to mypy)
 

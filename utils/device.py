@@ -8,6 +8,8 @@ import subprocess
 
 import torch
 
+from utils.cores import usable_cores
+
 _OLDER_TORCH = "pip install -r requirements-pascal.txt  (torch 2.7.1, built for CUDA 12.6)"
 _DRIVER_FOR_CUDA_13 = 580
 VOLTA, _AMPERE = (7, 0), (8, 0)  # the first with tensor cores; with bfloat16 and TF32
@@ -232,10 +234,15 @@ def device_name(accelerator: str) -> str:
 def usable_device(accelerator: str) -> torch.device:
     """Returns `best_device`, after checking that torch can use it.
 
+    Also limits torch's threads to the cores that this process may use.
+
     Raises:
         ValueError: see `check_accelerator`.
     """
     check_accelerator(accelerator)
+    # torch counts the cores of the machine, of which a container may have few.
+    if (cores := usable_cores()) < torch.get_num_threads():
+        torch.set_num_threads(cores)
     return best_device(accelerator)
 
 

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 try:
     cv2: Any = import_module("cv2")
+    if not hasattr(cv2, "IMREAD_COLOR_RGB"):
+        raise ImportError("before 4.11, or what is left of one that was removed")
 except ImportError:
     cv2 = None
 else:
@@ -37,8 +39,8 @@ def say_if_slow() -> None:
     """Says, once, that OpenCV is missing."""
     if cv2 is None:
         rank_zero_warn(
-            "OpenCV is not installed, or does not fit this NumPy: Pillow makes the views, which "
-            "takes three times as long. pip install opencv-python-headless"
+            "OpenCV is not installed, or older than 4.11, or does not fit this NumPy: Pillow makes "
+            "the views, which takes three times as long. pip install -U opencv-python-headless"
         )
 
 

@@ -396,6 +396,27 @@ def test_every_run_of_a_process_is_where_the_variable_says(tmp_path, monkeypatch
     assert os.environ["WANDB_MODE"] == "offline"
 
 
+@pytest.mark.parametrize("settled", ["offline", "disabled"])
+def test_what_wandbs_commands_have_settled_is_heeded(tmp_path, monkeypatch, said, settled):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 20 + "f" * 20)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "wandb" / "settings"
+    file.parent.mkdir()
+    file.write_text(f"[default]\nmode = {settled}\n")  # as `wandb offline` does
+    wandb.teardown()  # forgets what it read
+    with silent() as (address, taken):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        run = start(LoggerHparams(), RunFolder(tmp_path), "test")
+        assert (run is None) == (settled == "disabled")
+        assert f"as `wandb {settled}` settled" in "".join(said)
+        asked_for = start(LoggerHparams(mode="offline"), RunFolder(tmp_path), "test")
+        assert asked_for is not None
+        asked_for.finish()
+        wandb.teardown()
+        assert taken == []
+
+
 def test_a_project_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--logger.project: Invalid project name 'a/b'"):
         start(LoggerHparams(project="a/b", mode="offline"), RunFolder(tmp_path), "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,6 +260,7 @@ def test_the_side_of_images_fits_data_and_network(task, data, backbone, patch, s
 def test_loaders_take_the_cores_that_the_process_may_use(
     monkeypatch, cores, devices, on_gpu, expected
 ):
+    monkeypatch.setattr("utils.cores.QUOTA", Path("nowhere"))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr("os.cpu_count", lambda: 128)
     hparams = resolve(update(Hparams(), {"trainer": {"devices": devices}}, "x"))

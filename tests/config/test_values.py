@@ -277,7 +277,7 @@ LEJEPA = """    lejepa: Annotated[
         (DIR, "    dir: str = = runs\n", ["hparams.py, line 96", "invalid syntax"]),
         (DIR, "    dir: str = runs\n", [", line 96: name 'runs' is not", "in quotation marks"]),
         (SEED, "    seed = 0\n", ["RunHparams.seed is no setting without its type (a setting"]),
-        (DIR, "    dir: str\n", ["'dir' follows default argument (a setting is written NAME: TY"]),
+        (DIR, "    dir: str\n", [" follows default argument", " (a setting is written NAME: TYPE"]),
         ("_group(DataHparams)", '"voc"', ["hparams.py: data is a group of settings, got voc."]),
         (SCALES, "[1.0]", ["for field fixed_scales", "(default_factory=lambda: [1.0, 2.0])"]),
         (SCALES, "field(default_factory=[1.0])", ["'list' object is not callable (a list is"]),

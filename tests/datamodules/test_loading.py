@@ -1,12 +1,17 @@
 """Every draw is a function of (seed, epoch, index)."""
 
+import multiprocessing
 import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread, current_thread, main_thread
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task
 from torch.utils.data import Dataset
 
 from datamodules import loading
@@ -20,7 +25,7 @@ from datamodules.seeding import MicroBatchSampler, mix, seeded
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
-from datamodules.workers import WorkerKilledError
+from datamodules.workers import WorkerKilledError, begin
 from tests.conftest import files_at_most
 
 
@@ -42,6 +47,66 @@ def assert_equal_batches(first: list[Batch], second: list[Batch]) -> None:
 
 def test_the_number_of_workers_changes_nothing(shapes_root):
     assert_equal_batches(batches(shapes_root), batches(shapes_root, num_workers=2))
+
+
+@pytest.fixture
+def forkserver() -> Iterator[None]:
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)  # Python 3.14's on Linux
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_load_what_a_notebook_defines_under_any_python(forkserver):
+    class Cell(Dataset[int]):
+        """Of a class in a cell, or in here, other processes find no definition."""
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, draw: tuple[int, int]) -> int:
+            return draw[1]
+
+    loader = Loading(batch_size=6, num_workers=1).loader(Cell(), collate=sorted, join=list)
+    assert list(loader) == [[[0, 1, 2, 3, 4, 5]]]
+    loader.stop()
+
+
+class Slow(ProgressColumn):
+    """A bar that a thread draws until it is told to be ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.ready = Event(), Event()
+
+    def render(self, task: Task) -> str:
+        if current_thread() is not main_thread():
+            self.begun.set()
+            self.ready.wait()
+        return ""
+
+
+def prints() -> None:
+    begin(0)
+    print("Corrupt EXIF data", file=sys.stderr)  # as a library warns
+
+
+def test_a_worker_that_prints_does_not_wait_for_a_bar():
+    """The run waited for it for ever where it was forked while the bar was drawn."""
+    column = Slow()
+    with Progress(column, console=Console(force_terminal=True), auto_refresh=False) as bar:
+        bar.add_task("")
+        drawing = Thread(target=bar.refresh)
+        drawing.start()
+        column.begun.wait()
+        worker = multiprocessing.get_context("fork").Process(target=prints, daemon=True)
+        worker.start()
+        worker.join(10)
+        column.ready.set()
+        drawing.join()
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 0
 
 
 def test_a_worker_that_can_hand_nothing_over_ends_the_run_in_words(shapes_root):

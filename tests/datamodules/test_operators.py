@@ -1,6 +1,7 @@
 """Operators do what torchvision's do on real numbers, and round once; with OpenCV and without."""
 
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_without_opencv_it_is_said_once(monkeypatch, recwarn):
     for _ in range(2):
         BarlowTwinsViews(16)
     (said,) = [str(each.message) for each in recwarn]
-    assert "pip install opencv-python-headless" in said
+    assert "pip install -U opencv-python-headless" in said
     operators.say_if_slow.cache_clear()
     monkeypatch.setattr(operators, "cv2", object())
     recwarn.clear()
@@ -129,8 +130,9 @@ def test_without_opencv_it_is_said_once(monkeypatch, recwarn):
     operators.say_if_slow.cache_clear()
 
 
-def test_a_missing_opencv_is_noticed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
+@pytest.mark.parametrize("found", [None, ModuleType("cv2")])
+def test_an_opencv_that_is_missing_old_or_empty_is_noticed(monkeypatch, found):
+    monkeypatch.setitem(sys.modules, "cv2", found)
     name = operators.__name__
     monkeypatch.delitem(sys.modules, name)
     again = __import__(name, fromlist=["cv2"])
