@@ -151,25 +151,31 @@ class Health(Callback):
 
     Args:
         every_n_steps: when to measure.
-
-    Attributes:
-        alarms: words of the raised alarms, by name.
     """
 
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self.alarms: dict[str, str] = {}
+        self._alarms: dict[str, str] = {}  # words, by name
+        self._over: dict[str, int] = {}  # the step since which an alarm no longer holds
         self._readings: dict[str, list[float]] = {}
         self._norm: Tensor | None = None
 
+    @property
+    def alarms(self) -> dict[str, str]:
+        """Words of the raised alarms, by name. They say so if an alarm no longer holds."""
+        over = {name: f" No longer from step {step} on." for name, step in self._over.items()}
+        return {name: words + over.get(name, "") for name, words in self._alarms.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The alarms, and the readings since the last judgement."""
-        return {"alarms": dict(self.alarms), "readings": dict(self._readings)}
+        alarms = {"alarms": dict(self._alarms), "over": dict(self._over)}
+        return {**alarms, "readings": dict(self._readings)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
         # Earlier versions saved only the alarms.
-        self.alarms = state_dict["alarms"] if "readings" in state_dict else state_dict
+        self._alarms = state_dict["alarms"] if "readings" in state_dict else state_dict
+        self._over = state_dict.get("over", {})
         self._readings = state_dict.get("readings", {})
 
     def on_before_optimizer_step(
@@ -234,10 +240,18 @@ class Health(Callback):
             if judged or isinstance(callback, GradientAgreement):
                 reading |= callback.reading()
         self._readings = {}
-        for name, words in raised_alarms(reading).items():
-            if name not in self.alarms:
-                self.alarms[name] = f"{words} (step {trainer.global_step})"
-                rank_zero_warn(self.alarms[name])
+        self._judge(reading, trainer.global_step)
+
+    def _judge(self, reading: Reading, step: int) -> None:
+        raised = raised_alarms(reading)
+        for name, words in raised.items():
+            self._over.pop(name, None)
+            if name not in self._alarms:
+                self._alarms[name] = f"{words} (step {step})"
+                rank_zero_warn(self._alarms[name])
+        for name, alarm in ALARMS.items():
+            if name in self._alarms and name not in raised and can_judge(alarm, reading):
+                self._over.setdefault(name, step)
 
     def _due(self, trainer: Trainer) -> bool:
         return trainer.global_step % self.every_n_steps == 0
@@ -253,6 +267,10 @@ def raised_alarms(reading: Reading) -> dict[str, str]:
     return {
         name: alarm.words.format(**reading)
         for name, alarm in ALARMS.items()
-        if all(math.isfinite(reading.get(need, math.nan)) for need in alarm.needs)
-        and alarm.raised(reading)
+        if can_judge(alarm, reading) and alarm.raised(reading)
     }
+
+
+def can_judge(alarm: Alarm, reading: Reading) -> bool:
+    """Whether all readings that an alarm needs are there."""
+    return all(math.isfinite(reading.get(need, math.nan)) for need in alarm.needs)

@@ -103,11 +103,13 @@ def test_gradients_that_vanish_and_jump(train, monkeypatch):
     shared = WATCHED | {"trainer__limit_val_batches": 0, "optim__lr": 1e-5}
     factors = "tiny"
     _, folder = train("tiny", **shared)
-    assert "GRADIENTS VANISH" in rung(folder)
+    (vanishing,) = (each for each in summary(folder)["alarms"] if "GRADIENTS VANISH" in each)
+    assert vanishing.endswith("(step 21)")  # and to the end
     factors = "spike"
     calls.clear()
     _, folder = train("spike", **shared)
-    assert "GRADIENTS JUMP" in rung(folder)
+    (jump,) = (each for each in summary(folder)["alarms"] if "GRADIENTS JUMP" in each)
+    assert re.search(r" \(step 21\) No longer from step 24 on\.$", jump)
 
 
 class Trained(torch.nn.Linear):
