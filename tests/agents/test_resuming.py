@@ -211,7 +211,7 @@ def test_a_run_in_which_other_parameters_decayed(train, capsys):
     said = capsys.readouterr().err
     moved = [sizes[0] - 1, sizes[1] + 1, *sizes[2:]]
     assert f"remembers {' + '.join(map(str, moved))} parameters" in said
-    assert f"they are {' + '.join(map(str, sizes))}: what is trained" in said
+    assert f"this version have {' + '.join(map(str, sizes))}: what is trained" in said
     assert summary(folder)["status"] == "failed"
 
 
