@@ -151,10 +151,13 @@ def holds_list(path: str) -> bool:
 def coerced(value: Any, annotation: Any) -> Any:
     """Converts a value from YAML to the type of a setting."""
     # YAML reads `1e-3` as a string and `1` as an int: floats, if the setting is one. It also reads
-    # `None` as a string: null, if the setting may be null.
+    # `None` as a string: null, if the setting may be null. A whole number, such as that of a job,
+    # is a text if the setting is one.
     allowed = base_types(annotation)
     if value == "None" and type(None) in allowed:
         return None
+    if type(value) is int and str in allowed and not {int, float} & {*allowed}:
+        return str(value)
     items = {get_args(kind)[0] for kind in allowed if get_origin(kind) is list}
     if isinstance(value, list):
         return [_as_float(each) if float in items else each for each in value]

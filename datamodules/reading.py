@@ -25,7 +25,7 @@ from datamodules.grey_levels import (
     lower_bytes,
     unstretched,
 )
-from datamodules.transforms.operators import Pixels, cv2
+from datamodules.transforms.operators import Pixels
 from utils.text import printable
 
 # 100 MB in RGB; a larger picture is reduced by 2, a JPEG by up to 4.
@@ -35,7 +35,6 @@ MAX_PIXELS = 2**25
 MAX_ASPECT = 100
 # Resizing from twice the final size is as good as from the full size (`Image.thumbnail`).
 _GAP = 2.0
-_END_OF_JPEG = b"\xff\xd9"  # ITU-T T.81, B.1.1.3
 # Pillow's own limit would refuse JPEGs before they can be reduced; ours is `MAX_PIXELS`.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow refuses a PNG with a colour profile or text of more than 1 MB; here it may be as large as
@@ -137,21 +136,17 @@ class Opened:
             if isinstance(self._image, JpegImageFile):
                 enough = 2 ** floor(log2(1 / (_GAP * scale)))
                 factor = max(factor, min(enough, 8))
-            pixels = _whole_jpeg(self._image) if factor == self._orientation == 1 else None
-            if pixels is None:
-                pixels = self._by_pillow(factor)
+            if factor > 1:  # affects JPEGs only
+                self._image.draft(None, (max(1, stored[0] // factor), max(1, stored[1] // factor)))
+            # Not by OpenCV, though it is a tenth faster: it fills with grey what is damaged, and
+            # libjpeg prints its warnings.
+            self._image.load()
+            image = in_rgb(self._image)
+            if factor > 1 and image.size == stored:
+                image = image.reduce(factor)
+            remaining = _orientation(self._image)  # Pillow turns TIFFs while loading them
+            pixels = np.asarray(image if remaining == 1 else turned(image, remaining))
             return Picture(pixels, self.size, self._orientation)
-
-    def _by_pillow(self, factor: int) -> Pixels:
-        stored = self._image.size
-        if factor > 1:  # affects JPEGs only
-            self._image.draft(None, (max(1, stored[0] // factor), max(1, stored[1] // factor)))
-        self._image.load()
-        image = in_rgb(self._image)
-        if factor > 1 and image.size == stored:
-            image = image.reduce(factor)
-        remaining = _orientation(self._image)  # Pillow turns TIFFs while loading them
-        return np.asarray(image if remaining == 1 else turned(image, remaining))
 
 
 @contextmanager
@@ -262,26 +257,6 @@ def _naming(file: Path) -> Iterator[None]:
     except Exception as error:
         # Pillow's parsers may raise anything.
         raise UnreadableImageError(file, str(error) or type(error).__name__) from error
-
-
-def _whole_jpeg(image: Image.Image) -> Pixels | None:
-    """Decodes a JPEG in colour by OpenCV, which takes four fifths of Pillow's time.
-
-    Both use the same library in the same way; Pillow also has to unpack 4 bytes per pixel.
-
-    Returns:
-        What Pillow would give. None without OpenCV, for other images, and for files without the end
-        mark of JPEG: Pillow refuses a truncated file, OpenCV would fill the rest with grey.
-    """
-    if not (cv2 and isinstance(image, JpegImageFile) and image.mode == "RGB" and image.fp):
-        return None
-    image.fp.seek(0)
-    content = image.fp.read()
-    if not content.endswith(_END_OF_JPEG):
-        return None
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    return pixels  # if None, Pillow may still read it, or says why not
 
 
 def _reduction(image: Image.Image) -> int:

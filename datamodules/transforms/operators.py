@@ -20,13 +20,10 @@ from torch.nn import functional as F
 
 try:
     cv2: Any = import_module("cv2")
-    if not hasattr(cv2, "IMREAD_COLOR_RGB"):
-        raise ImportError("before 4.11, or what is left of one that was removed")
-except ImportError:
-    cv2 = None
-else:
     # OpenCV's threads do not survive the fork of a worker, and every core has a worker.
     cv2.setNumThreads(0)
+except (ImportError, AttributeError):  # AttributeError: what is left of one that was removed
+    cv2 = None
 
 Pixels = NDArray[np.uint8]
 
@@ -39,8 +36,8 @@ def say_if_slow() -> None:
     """Says, once, that OpenCV is missing."""
     if cv2 is None:
         rank_zero_warn(
-            "OpenCV is not installed, or older than 4.11, or does not fit this NumPy: Pillow makes "
-            "the views, which takes three times as long. pip install -U opencv-python-headless"
+            "OpenCV is not installed, or does not fit this NumPy: Pillow makes the views, which "
+            "takes three times as long. pip install -U opencv-python-headless"
         )
 
 

@@ -137,6 +137,27 @@ def test_an_overflow_hides_no_jump(overflow):
         health.on_train_epoch_end(trained, trained)
 
 
+def test_an_alarm_that_is_over_stays_so_after_a_resume_until_it_rings_again():
+    trained, said = Trained(), []
+    trained.global_step, saved = 100, None
+    for gradient in (0.0, 1.0, 1.0, 0.0):
+        health = callback_of("health")
+        if saved:
+            health.load_state_dict(saved)
+            assert list(health.alarms.values()) == said[-1]
+        trained.weight.grad = torch.full_like(trained.weight, gradient)
+        health.on_before_optimizer_step(trained, trained, None)
+        health.on_train_batch_end(trained, trained, None, None, 0)
+        health.on_train_epoch_end(trained, trained)
+        saved = health.state_dict()
+        said.append(list(health.alarms.values()))
+        trained.global_step += 100
+    (first,), over, still, again = said
+    assert first.endswith("(step 100)")
+    assert over == still == [f"{first} No longer from step 200 on."]
+    assert again == [first]
+
+
 class Steep(pl.LightningModule):
     """A loss that is a number, whose gradient is `gradient`."""
 

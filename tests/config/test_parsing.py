@@ -67,6 +67,7 @@ def test_an_experiment_may_name_variables_of_the_environment(tmp_path, monkeypat
     file.write_text(
         "data: {root: '${SOME_FOLDER}/x', name: voc}\nbackbone.weights: ${SOME_FILE}\n"
         "data.batch_size: ${SOME_NUMBER}\noptim.lr: ${SOME_RATE}\n"
+        "run.name: ${SOME_NUMBER}\n"
     )
     monkeypatch.setenv("SOME_FOLDER", "/he: re")
     monkeypatch.setenv("SOME_FILE", "dino")
@@ -76,7 +77,7 @@ def test_an_experiment_may_name_variables_of_the_environment(tmp_path, monkeypat
     monkeypatch.setenv("SOME_RATE", "1e-3")
     hparams = parse(["--experiment", str(file)]).hparams
     assert (hparams.data.root, hparams.backbone.weights) == ("/he: re/x", "dino")
-    assert (hparams.data.batch_size, hparams.optim.lr) == (64, 1e-3)
+    assert (hparams.data.batch_size, hparams.optim.lr, hparams.run.name) == (64, 1e-3, "64")
 
 
 def test_numbers_are_numbers_whatever_was_imported_before():

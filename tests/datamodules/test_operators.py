@@ -131,7 +131,7 @@ def test_without_opencv_it_is_said_once(monkeypatch, recwarn):
 
 
 @pytest.mark.parametrize("found", [None, ModuleType("cv2")])
-def test_an_opencv_that_is_missing_old_or_empty_is_noticed(monkeypatch, found):
+def test_an_opencv_that_is_missing_or_empty_is_noticed(monkeypatch, found):
     monkeypatch.setitem(sys.modules, "cv2", found)
     name = operators.__name__
     monkeypatch.delitem(sys.modules, name)
