@@ -563,7 +563,7 @@ class SegmentationHparams:
     ] = 1.0
     """Epochs in which the weight of attention_loss rises from 0."""
     test_window: Count | None = None
-    """Test: label windows of this side in pixels, and average where they overlap. null: the whole image."""
+    """Test: label windows of this side in pixels and average overlaps. null: the whole image."""
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels from one window to the next. null: two thirds of test_window."""
     # Both average softmax(logits), but a k-NN head returns shares of its neighbours, not logits.
