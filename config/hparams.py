@@ -856,7 +856,7 @@ class GradientAgreementHparams:
     """Measure it."""
     every_n_steps: Annotated[int | str, StepCadence(100, 5, 20), Between(1)] = "auto"
     """Measure every n steps; this takes about as long as two steps. auto: 100; in runs of fewer
-    than 500 steps five times per run, but at most every 20 steps."""
+    than 500 steps five times per run, but never more often than every 20 steps."""
 
 
 @dataclass
