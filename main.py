@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return execute(command)
     except BrokenPipeError:
         # The reader closed the pipe (`… | head`): keep Python from complaining when it flushes.
-        # A help text may be cut short like this; a training or test was not done.
+        # A help text may be cut short like this; a training or test has then not finished.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if isinstance(command, str) or command.print_commands else 1
     except KeyboardInterrupt as stop:  # a training that has begun handles its own

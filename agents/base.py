@@ -114,7 +114,7 @@ class Agent(LightningModule, ABC):
         return self.passes(sizes) if chunks > 1 and not self.trained_backbone.frozen else ()
 
     def held_by_loss(self, images: int, chunk: int | None) -> int:
-        """Returns the bytes that the loss keeps for a batch, beside the backbone's activations.
+        """Returns the bytes that the loss keeps for a batch, besides the backbone's activations.
 
         Negligible, and 0 here, unless the loss keeps many values per image.
 

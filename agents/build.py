@@ -95,7 +95,7 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
             raise
         raise ValueError(
             f"A network of these settings does not fit into memory ({one_line(str(error), 200)}). "
-            "Choose smaller sizes: of --backbone, projectors and heads."
+            "Choose smaller sizes for --backbone, projectors and heads."
         ) from error
     return agent
 

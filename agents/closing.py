@@ -179,6 +179,7 @@ def _took(result: Mapping[str, Any]) -> list[str]:
         named = (f"{name.removeprefix(READOUT_SECONDS)} {taken:.0f} s" for name, taken in each[:3])
         lines.append(
             f"Most of the readouts: {', '.join(named)} (less often: "
-            "--callbacks.NAME.every_n_epochs, not at all: --callbacks.NAME.enabled false)."
+            "--callbacks.NAME.every_n_epochs or every_n_steps, not at all: "
+            "--callbacks.NAME.enabled false)."
         )
     return lines

@@ -1,4 +1,4 @@
-"""For notebooks, beside `Trainer`: read the results of a run, load its network, segment images.
+"""For notebooks, besides `Trainer`: read the results of a run, load its network, segment images.
 
 Wrong settings, runs or images raise a ValueError or an OSError with one sentence, as on the command
 line.

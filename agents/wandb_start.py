@@ -38,7 +38,7 @@ def start(
         settings: whether and where to log.
         folder: of the run, which is named after it.
         job_type: what kind of run it is.
-        tags: to find it by, beside those of WANDB_TAGS.
+        tags: to find it by, besides those of WANDB_TAGS.
         group: of wandb's runs that it belongs to; None: that of WANDB_RUN_GROUP.
 
     Raises:

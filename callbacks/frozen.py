@@ -73,7 +73,7 @@ def cached(
         trainer: of the run; its feature cache, if any, also holds such results.
         backbone: is inspected.
         name: of the readout, also in the log.
-        facts: what the result depends on, beside the backbone and `images`.
+        facts: what the result depends on, besides the backbone and `images`.
         images: those that are shown.
         compute: see `FeatureCache.recall`.
     """

@@ -38,7 +38,7 @@ class Readout(Callback, ABC):
         self._facts: dict[str, Any] = {}
 
     def facts(self, data: ImageDataModule) -> dict[str, Any]:
-        """Returns what its numbers depend on beside the network: plain values by setting."""
+        """Returns what its numbers depend on besides the network: plain values by setting."""
         return {"data.image_size": data.image_size}
 
     @abstractmethod

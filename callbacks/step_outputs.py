@@ -1,4 +1,4 @@
-"""The outputs of a step for callbacks, beside the loss for Lightning."""
+"""The outputs of a step for callbacks, besides the loss for Lightning."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ ARCHITECTURE = (
     "stem",
     "pool",
 )
-# Settings of the machine: except for rounding, they do not change results.
+# Settings of the machine: results stay the same, except for rounding and, with other numbers of
+# processes, for BatchNorm in the backbone.
 OF_THE_MACHINE = (
     "data.download",
     "data.num_workers",

@@ -142,13 +142,13 @@ class DataHparams:
     split (if a folder has both test/ and val/: test/ is the test set, val/ is for validation)."""
     image_size: Annotated[int | str, Auto(), Between(16, 2**15), MEASURES] = "auto"
     """Side of the square training crops in pixels; a multiple of the patch size (segmentation pads
-    to it). Segmentation is tested on whole images with this shorter side. auto: 48 (shapes), 32
-    (cifar10), else 224; rounded up to whole patches, at least eight for a ViT except vit_demo."""
+    to it). Segmentation is evaluated on whole images with this shorter side. auto: 48 (shapes), 32
+    (cifar10), else 224; rounded up to whole patches, at least 8 x 8 for a ViT except vit_demo."""
     batch_size: Annotated[int | str, Auto(), Between(2), MAKES_EPOCHS] = "auto"
     """Images per batch, over all GPUs: a *scientific* choice. Barlow Twins correlates over exactly
     this many. If memory is short, lower trainer.chunk_size instead: the result stays the same
     (except for BatchNorm in the backbone, which sees a chunk). auto: 256 (pretraining on shapes:
-    128), segmentation 16; less if there are few images."""
+    128), segmentation 16; fewer if there are few images."""
     views: Annotated[Literal["random", "fixed"], SEGMENTS, LEARNT_HEAD] = "random"
     """random: new crops in every epoch | fixed: each image and its mirror image at fixed_scales,
     fixed_crops times. For these, features of a frozen backbone are computed only once."""
@@ -164,14 +164,14 @@ class DataHparams:
         Needs("backbone.freeze", True),
         Unless("backbone.unfreeze_last"),
     ] = "auto"
-    """Where to store the features of all images, for all runs with the same weights, images and
-    layers; also results of readouts of the backbone. auto: in <run.dir>/.cache | off | a folder.
-    Its size is printed first."""
+    """Where to store the features of all images, to compute them once for all runs with the same
+    weights, images and layers; also results of readouts of the backbone. auto: in
+    <run.dir>/.cache | off | a folder. Its size is printed first."""
     blur: Annotated[bool | None, PRETRAINS, MEASURES] = None
     """Whether augmentations include blur. null: only above 32 px; CIFAR recipes have none."""
     num_workers: Annotated[int, Between(0, 1024)] | None = None
     """Number of loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU
-    one less than cores, at most 8. 0: load in the main process."""
+    one fewer than there are cores, at most 8. 0: load in the main process."""
 
 
 @dataclass
@@ -329,9 +329,10 @@ class DINOHparams:
     momentum_teacher: Annotated[float | str, Auto(), Between(0.0, 1.0), Needs("dino.ema", True)] = (
         "auto"
     )
-    """Momentum of the teacher at the start, rising to 1. auto: 0.99 up to 20k images, rising to
-    0.996 for as many as ImageNet has. In runs of a few hundred steps the teacher stays close to its
-    random start: export the student then, as a lower momentum leads to a collapse."""
+    """Momentum of the teacher per optimizer step; it rises from this value to 1. auto: 0.99 up to
+    20k images, rising to 0.996 for as many as ImageNet has. In runs of a few hundred steps the
+    teacher stays close to its random start: export the student then, as a lower momentum leads to a
+    collapse."""
     center_momentum: Annotated[Fraction, Needs("dino.centering", True)] = 0.9
     """Momentum of the centre."""
     freeze_last_layer_steps: Annotated[int | str, Auto(), Between(0)] = "auto"
@@ -376,7 +377,8 @@ class DINOTwinsHparams:
 
     term: Literal["barlow_twins", "sigreg"] = "barlow_twins"
     """The second loss: barlow_twins (group barlow_twins) | sigreg (group lejepa: makes embeddings
-    Gaussian, which excludes a collapse). Either may replace dino.centering, sharpening and ema."""
+    Gaussian, which excludes a collapse). Either may make dino.centering, sharpening and ema
+    unnecessary: switch them off to try."""
     beta: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Weight of the second loss. auto: 2.5e-3 for barlow_twins (the study's; this loss grows with
     the projector's width: at 512 its part starts at a sixth of DINO's), 0.05 for sigreg
@@ -561,7 +563,7 @@ class SegmentationHparams:
     ] = 1.0
     """Epochs in which the weight of attention_loss rises from 0."""
     test_window: Count | None = None
-    """Test: label windows of this side in pixels, average overlaps. null: the whole image."""
+    """Test: label windows of this side in pixels and average overlaps. null: the whole image."""
     test_stride: Annotated[Count | None, Needs("segmentation.test_window")] = None
     """Test: pixels from one window to the next. null: two thirds of test_window."""
     # Both average softmax(logits), but a k-NN head returns shares of its neighbours, not logits.
@@ -585,11 +587,11 @@ class OptimHparams:
     lr: Annotated[float | str, Auto(), Between(0.0), Unless("trainer.tune_lr")] = "auto"
     """Peak learning rate. auto, for n images per step (batch_size x accumulate): adamw: pretraining
     1e-3 (DINO 5e-4, LeJEPA 2e-3) x sqrt(n / 256), on vit_demo barlow_twins 2e-3 and dino 1e-3 x
-    sqrt(n / 128), from weights 0.03 times that: more made Barlow Twins unlearn a file within a
-    hundred steps; a head on a frozen backbone 5e-3 x sqrt(n / 16), trained with a loaded backbone
+    sqrt(n / 128); a head on a frozen backbone 5e-3 x sqrt(n / 16), trained with a loaded backbone
     1e-4 x sqrt(n / 16); linear_probe 1e-3 x sqrt(n / 256). lars: pretraining 0.2 x n / 256, a head
     1 x n / 16, with a loaded backbone 0.1 x n / 16, linear_probe 1 x n / 256. sgd: pretraining 0.03
-    x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256."""
+    x n / 256, a head 0.01 x n / 16, linear_probe 0.1 x n / 256. Pretraining from weights: 0.03
+    times that with any optimizer; more made Barlow Twins unlearn a file within a hundred steps."""
     weight_decay: Annotated[float | str, Auto(), Between(0.0)] = "auto"
     """Applies to matrices, including learnt positions and tokens, as in DINO's own code; not to
     norms and biases, including Swin's bias tables. auto: 0.05 (adamw; 0.04 for DINO), 1.5e-6
@@ -622,10 +624,10 @@ class TrainerHparams:
     max_steps: Annotated[Count | None, TRAINS, HEAD_LEARNS] = None
     """Stop after this many optimizer steps instead; the schedule then ends there."""
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "64-true"] = "auto"
-    """auto: bf16-mixed if the GPU has it (otherwise it is refused), else 16-mixed from Volta on,
-    else 32-true. In mixed precision, cards that have TF32 multiply float32 matrices in it, except
-    when searching nearest neighbours. On a CPU, try bf16-mixed if lscpu lists avx512_bf16 or
-    amx_bf16; otherwise it is slow."""
+    """auto: bf16-mixed if the GPU has bfloat16, else 16-mixed from Volta on, else 32-true.
+    bf16-mixed is refused on other GPUs. In mixed precision, cards that have TF32 multiply float32
+    matrices in it, except when searching nearest neighbours. On a CPU, try bf16-mixed if lscpu
+    lists avx512_bf16 or amx_bf16; otherwise it is slow."""
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """auto: the NVIDIA GPU if there is one, else the CPU. A card that torch cannot use is an error.
     mps: Apple's GPU; never tested."""
@@ -654,8 +656,8 @@ class TrainerHparams:
     """Images that pass the backbone at once. Memory depends on this, the result on batch_size
     (except that BatchNorm in the backbone, as in ResNets, sees a chunk). null: the whole batch.
     With a number, DINO takes one view after the other, so even the size of the whole batch saves
-    much. auto: the whole batch if it fits into free memory, else the largest chunk that does,
-    estimated from the memory of two images."""
+    much. auto: the whole batch if it fits into free memory, else 2, 4, 8, … as far as they fit (at
+    most half of it), estimated from the memory of two images."""
     accumulate: Annotated[Count, TRAINS, HEAD_LEARNS, MAKES_EPOCHS] = 1
     """Gradient accumulation: the mean over this many batches. Exact for DINO without BatchNorm. NOT
     a larger batch for Barlow Twins and LeJEPA, whose loss is computed for each batch: use
@@ -854,7 +856,7 @@ class GradientAgreementHparams:
     """Measure it."""
     every_n_steps: Annotated[int | str, StepCadence(100, 5, 20), Between(1)] = "auto"
     """Measure every n steps; this takes about as long as two steps. auto: 100; in runs of fewer
-    than 500 steps five times per run, but at most every 20 steps."""
+    than 500 steps five times per run, but never more often than every 20 steps."""
 
 
 @dataclass
@@ -941,8 +943,8 @@ class EarlyStoppingHparams:
     enabled: Enabled = False
     """Stop early."""
     patience: Count = 50
-    """Validations without improvement. A run that has no more validations than that cannot stop
-    early; it warns of this."""
+    """Validations without improvement. To stop early, a run needs at least two validations more
+    than that: it warns if it has fewer."""
 
 
 def _has(callback: str) -> Needs:
@@ -956,7 +958,7 @@ def _with_attention() -> Needs:
 
 @dataclass
 class CallbackHparams:
-    """Readouts during training."""
+    """Pictures, readouts and alarms during training; early stopping."""
 
     attention_maps: Annotated[AttentionMapsHparams, _has("attention_maps"), _with_attention()] = (
         _group(AttentionMapsHparams)

@@ -98,10 +98,10 @@ class Auto:
 
 @dataclass(frozen=True)
 class Cadence(Auto):
-    """Every n epochs. `auto`: `times` per run, but at most every `least` epochs.
+    """Every n epochs. `auto`: `times` per run, but never more often than every `least` epochs.
 
-    And at most every `steps` optimizer steps: a readout that takes as long as some steps would
-    otherwise dominate a short run.
+    Nor more often than every `steps` optimizer steps: a readout that takes as long as some steps
+    would otherwise dominate a short run.
     """
 
     least: int = 1

@@ -108,8 +108,8 @@ class ImageFolder(LabelledSource):
         for other in folders_in(folder):
             if other.name not in held and (file := next(files_below(other), None)):
                 rank_zero_warn(
-                    f"{printable(other)} is left out: it holds files but no readable image, such "
-                    f"as {printable(file.name)}. Suffixes of images are "
+                    f"{printable(other)} is left out: it holds files, such as "
+                    f"{printable(file.name)}, but no image that is read. Suffixes of images are "
                     f"{', '.join(sorted(IMAGE_SUFFIXES))}."
                 )
 

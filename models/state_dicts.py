@@ -24,7 +24,7 @@ _WRAPPER = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_w
 # Chunks of blocks, before the index of a block: `blocks.0.` in `blocks.0.2.norm1.weight`.
 _CHUNK = re.compile(r"(?<![^.])blocks\.\d+\.(?=\d+\.)")
 
-_WHOLE = 0.9  # share of the most tensors found under a prefix; below it, another network
+_WHOLE = 0.9  # share of the most known names under a prefix; with fewer it is another network
 
 
 @dataclass(frozen=True)

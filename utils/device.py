@@ -75,7 +75,7 @@ def _runs_on(card: tuple[int, int], name: str) -> bool:
 
     Machine code (sm_) runs on cards of the same generation that are at least as new; PTX
     (compute_), which the driver compiles, on all that are at least as new. A name that ends in `a`
-    is for this card only, in `f` for this generation.
+    is for exactly this capability, in `f` for this and newer ones of its generation.
     """
     least = _capability(name)
     if name.endswith("a"):

@@ -280,7 +280,7 @@ def _free_name(runs: Path, experiment: str | None) -> str:
 
 
 def folder_of_leader(runs_dir: str, name: str | None) -> RunFolder:
-    """Returns the folder that the main process made for a run of several processes.
+    """Returns the folder that the leading process made for a run of several processes.
 
     Raises:
         ValueError: this process does not know its name.

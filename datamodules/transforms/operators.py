@@ -121,7 +121,7 @@ def blurred(pixels: Pixels, sigma: float) -> Pixels:
 
 
 def solarized(pixels: Pixels) -> Pixels:
-    """Inverts values from 128 on, which is the smaller of a value and its inverse."""
+    """Inverts values from 128 on: the result is the smaller of a value and its inverse."""
     return np.minimum(pixels, ~pixels)
 
 

@@ -32,7 +32,7 @@ _PARTS = {
     r"rope|freqs|periods": "rotary positions",
     r"relative_coords": "positions of another pretraining, which --backbone.name tells (12to16)",
     r"relative_position|rel_pos": "relative positions",
-    r"pos_embed": "learned position embeddings",
+    r"pos_embed": "learnt position embeddings",
     r"norm_pre|ln_pre": "a norm before the blocks",
     r"fc_norm": "a norm after the pooling",
     r"attn_pool": "pooling by attention",

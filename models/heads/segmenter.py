@@ -16,7 +16,7 @@ HEAD_WIDTH = 64
 
 
 class SegmenterMask(SingleMapHead):
-    """One learned token per class joins the patches in two transformer blocks.
+    """One learnt token per class joins the patches in two transformer blocks.
 
     The logit is the cosine of patch and class token, normalised over the classes by a LayerNorm.
     """

@@ -288,7 +288,8 @@ def test_readouts_that_take_more_than_a_quarter_are_named(tmp_path, capsys):
         said = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "readouts and pictures 30 s." in said
         words = "Most of the readouts: embeddings 20 s, views 6 s, dense_knn 3 s (less often: "
-        words += "--callbacks.NAME.every_n_epochs, not at all: --callbacks.NAME.enabled false)."
+        words += "--callbacks.NAME.every_n_epochs or every_n_steps, not at all: "
+        words += "--callbacks.NAME.enabled false)."
         assert (words in said) is named
 
 
