@@ -167,14 +167,16 @@ def tune_lr(
         trainer = make_trainer(
             max_steps=LR_STEPS, max_epochs=-1, default_root_dir=folder, callbacks=[]
         )
-        finder: Any = Tuner(trainer).lr_find(
-            copy.deepcopy(agent),
-            datamodule=copy.deepcopy(datamodule),
-            num_training=LR_STEPS,
-            min_lr=1e-6,
-            max_lr=1.0,
-        )
-        stop_loading(trainer)
+        try:
+            finder: Any = Tuner(trainer).lr_find(
+                copy.deepcopy(agent),
+                datamodule=copy.deepcopy(datamodule),
+                num_training=LR_STEPS,
+                min_lr=1e-6,
+                max_lr=1.0,
+            )
+        finally:
+            stop_loading(trainer)
         suggestion = finder.suggestion() if finder else None
     if suggestion is None or not math.isfinite(suggestion):
         raise ValueError("--trainer.tune_lr found no slope in the loss. Set --optim.lr yourself.")

@@ -76,13 +76,12 @@ def evaluate(folder: RunFolder, hparams: Hparams) -> int:
         default_root_dir=folder.path,
         callbacks=build_callbacks(hparams, Guard(device), evaluating=True),
     )
-    if tests:
-        (metrics,) = trainer.test(agent, datamodule=data, verbose=False)
-        old, how = "test/", [*judged_by(agent.facts)]
-    else:
-        (metrics,) = trainer.validate(agent, datamodule=data, verbose=False)
-        old, how = "val/", []
-    stop_loading(trainer)
+    measure = trainer.test if tests else trainer.validate
+    try:
+        (metrics,) = measure(agent, datamodule=data, verbose=False)
+    finally:
+        stop_loading(trainer)
+    old, how = ("test/", [*judged_by(agent.facts)]) if tests else ("val/", [])
     if changed := _differences(folder, hparams):
         how.append(changed)
     new = "/".join(["evaluate", *how, ""])

@@ -504,6 +504,18 @@ def test_data_that_moved_is_asked_for(tmp_path, train, capsys):
     assert main(["--evaluate", "first", "--data.root", str(tmp_path / "moved"), *runs]) == 0
 
 
+def test_an_evaluation_that_fails_leaves_no_processes(train, monkeypatch, processes_end):
+    _, folder = train("first", task="segmentation", trainer__max_steps=1)
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Segmentation, "test_step", broken)
+    words = ["--evaluate", "first", "--run.dir", str(folder.parent), "--data.num_workers", "1"]
+    with pytest.raises(RuntimeError, match="broken"):
+        main(words)
+
+
 def test_results_on_other_images_have_their_own_name(train, tmp_path):
     generate(tmp_path / "other data", 16, 4)
     _, folder = train("first", task="segmentation", data__val_fraction=0.3)
