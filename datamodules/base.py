@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 import torchvision.transforms.v2.functional as F
-from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -160,12 +159,11 @@ class ImageDataModule(LightningDataModule, ABC):
             pairs = [pair for pair in pairs if pair[0] in watched]
         for image, mask in evenly(pairs, count):
             try:
-                pixels, labels, _ = read_pair(
+                picture, labels, _ = read_pair(
                     image, mask, len(self.source.classes), self.source.meanings
                 )
             except UnreadableImageError:
                 continue
-            picture = Image.fromarray(pixels)
             scale = shorter_side / min(picture.size)
             sides = (
                 max(1, round(side * scale / multiple)) * multiple

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -74,7 +75,8 @@ class ImageFiles(Dataset[Sample]):
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 continue
-            views = tuple(view.cut(picture.pixels, picture.size) for view in drawn)
+            pixels = np.asarray(picture.image)
+            views = tuple(view.cut(pixels, picture.size) for view in drawn)
             return Sample(views, position, tuple(unreadable))
         raise ValueError(
             f"{len(unreadable)} images in a row cannot be read, the first: {unreadable[0]}. "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,11 +15,10 @@ from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
-from datamodules.transforms.operators import Pixels
 from utils.palette import VOID
 
 Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
-Prepare = Callable[[Pixels, Tensor], Pair]  # from an image, and its labels as stored
+Prepare = Callable[[Image.Image, Tensor], Pair]
 
 
 class LabelledSample(NamedTuple):
@@ -94,7 +94,7 @@ class MaskedImages(Dataset[LabelledSample]):
 
     Args:
         pairs: image and mask files.
-        prepare: turns an image `(H, W, 3)` and its stored labels into a pair to load.
+        prepare: turns an image in RGB and its stored labels into a pair to load.
         num_classes: labels are 0 … num_classes - 1, and 255 void.
         meanings: see `MaskedSource.meanings`.
         seed: makes random preparations a function of (seed, epoch, index).
@@ -134,7 +134,7 @@ class MaskedImages(Dataset[LabelledSample]):
             position = (index + offset) % len(self.pairs)
             file, mask = self.pairs[position]
             try:
-                pixels, labels, _ = read_pair(file, mask, self.num_classes, self.meanings)
+                image, labels, _ = read_pair(file, mask, self.num_classes, self.meanings)
             except UnreadableImageError as error:
                 unreadable.append(str(error))
                 if self.skip_unreadable:
@@ -143,7 +143,7 @@ class MaskedImages(Dataset[LabelledSample]):
                     f"{error} cannot be read, and an evaluation needs every image."
                 ) from error
             with seeded(self.seed, epoch, index):
-                return LabelledSample(*self.prepare(pixels, labels), position, tuple(unreadable))
+                return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torchvision.transforms.v2.functional as F
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -60,10 +59,10 @@ class MaskedSquares:
         file, mask = self.pairs[position]
         classes, meanings = len(self.source.classes), self.source.meanings
         try:
-            pixels, labels, _ = read_pair(file, mask, classes, meanings)
+            image, labels, _ = read_pair(file, mask, classes, meanings)
         except UnreadableImageError:
             return None
-        image = F.center_crop(Image.fromarray(pixels), [min(pixels.shape[:2])])
+        image = F.center_crop(image, [min(image.size)])
         image = F.resize(image, [self.size] * 2, InterpolationMode.BICUBIC)
         # The mask's own side, because an over-large image is read smaller than its mask. Copied,
         # because the crop alone would keep the whole mask in memory.

@@ -19,7 +19,6 @@ from datamodules.reading import (
     swaps_sides,
     turned,
 )
-from datamodules.transforms.operators import Pixels
 from utils.text import printable
 
 FilePair = tuple[Path, Path]  # image, mask
@@ -60,12 +59,12 @@ class Pair(NamedTuple):
     """An image and its labels, both as they are displayed.
 
     Attributes:
-        pixels: of the image in RGB, `(h, w, 3)`.
+        image: in RGB.
         labels: `(H, W)` uint8, of the image's full size, even if the image had to be reduced.
         fit: how the mask fits the image.
     """
 
-    pixels: Pixels
+    image: Image.Image
     labels: Tensor
     fit: Fit
 
@@ -83,10 +82,10 @@ def read_pair(image: Path, mask: Path, num_classes: int, meanings: Meanings | No
     stored = picture.size[::-1] if swaps_sides(picture.orientation) else picture.size
     if size == picture.size:
         either = picture.orientation > 1 and size == stored
-        return Pair(picture.pixels, labels, Fit.EITHER if either else Fit.DISPLAYED)
+        return Pair(picture.image, labels, Fit.EITHER if either else Fit.DISPLAYED)
     if size == stored:
         values = turned(Image.fromarray(labels.numpy()), picture.orientation)
-        return Pair(picture.pixels, torch.from_numpy(np.array(values)), Fit.STORED)
+        return Pair(picture.image, torch.from_numpy(np.array(values)), Fit.STORED)
     raise ValueError(
         f"{mask} is {size[0]} x {size[1]} px, its image {image.name} {picture.size[0]} x "
         f"{picture.size[1]}: they do not belong together."

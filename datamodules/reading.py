@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -25,7 +26,6 @@ from datamodules.grey_levels import (
     lower_bytes,
     unstretched,
 )
-from datamodules.transforms.operators import Pixels
 from utils.text import printable
 
 # 100 MB in RGB; a larger picture is reduced by 2, a JPEG by up to 4.
@@ -65,7 +65,7 @@ class StoredImage:
     """An image inside a larger file: a unique name and the pixels `(H, W, 3)`."""
 
     name: str
-    pixels: Pixels = field(compare=False, repr=False)
+    pixels: NDArray[np.uint8] = field(compare=False, repr=False)
 
     def __str__(self) -> str:
         """The name."""
@@ -79,19 +79,14 @@ class Picture(NamedTuple):
     """An image as it is displayed.
 
     Attributes:
-        pixels: in RGB, `(H, W, 3)`.
-        size: width and height in pixels; those of `pixels`, unless it had to be reduced.
+        image: in RGB.
+        size: width and height in pixels; those of `image`, unless it had to be reduced.
         orientation: the EXIF orientation it is stored in, 1 to 8.
     """
 
-    pixels: Pixels
+    image: Image.Image
     size: tuple[int, int]
     orientation: int
-
-    @property
-    def image(self) -> Image.Image:
-        """The pixels, copied to a Pillow image."""
-        return Image.fromarray(self.pixels)
 
 
 class Opened:
@@ -145,8 +140,9 @@ class Opened:
             if factor > 1 and image.size == stored:
                 image = image.reduce(factor)
             remaining = _orientation(self._image)  # Pillow turns TIFFs while loading them
-            pixels = np.asarray(image if remaining == 1 else turned(image, remaining))
-            return Picture(pixels, self.size, self._orientation)
+            return Picture(
+                image if remaining == 1 else turned(image, remaining), self.size, self._orientation
+            )
 
 
 @contextmanager
@@ -204,7 +200,7 @@ def read_values(file: Path) -> Image.Image:
         return turned(values, _orientation(image))
 
 
-def _lower_bytes(file: Path) -> Pixels:
+def _lower_bytes(file: Path) -> NDArray[np.uint8]:
     with _image_of(file) as image:
         return lower_bytes(image)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from datamodules.listing import IMAGE_SUFFIXES, files_below, is_image
 from datamodules.reading import Picture, UnreadableImageError, read_picture
@@ -138,7 +139,8 @@ def _frames(file: Path) -> Iterator[Picture]:
             if not there:
                 break
             read += 1
-            yield Picture(np.ascontiguousarray(frame[..., ::-1]), frame.shape[1::-1], 1)
+            image = Image.fromarray(np.ascontiguousarray(frame[..., ::-1]))
+            yield Picture(image, image.size, 1)
     finally:
         capture.release()
     if not read:

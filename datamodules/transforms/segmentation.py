@@ -16,7 +16,6 @@ from torchvision.transforms.v2 import functional as F
 
 from datamodules.transforms import operators
 from datamodules.transforms.augmentations import blank, colour_changes, happens
-from datamodules.transforms.operators import Pixels
 from utils.palette import MEAN_COLOUR, VOID
 
 _PADDING = {tv_tensors.Mask: VOID, "others": MEAN_COLOUR}  # any subclass of PIL's images
@@ -36,9 +35,9 @@ class Protocol(ABC):
     needs_background = False
     side: int | None = None
 
-    def __call__(self, pixels: Pixels, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Applies `image` to an image and `labels` to its mask."""
-        return self.image(Image.fromarray(pixels)), self.labels(labels)
+        return self.image(image), self.labels(labels)
 
     @abstractmethod
     def image(self, image: Image.Image) -> Tensor:
@@ -125,13 +124,13 @@ class TrainingCrop:
         self.distort = v2.RandomPhotometricDistort()
         operators.say_if_slow()
 
-    def __call__(self, pixels: Pixels, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Draws a crop from torch's generator.
 
         Returns:
             `(3, size, size)` uint8 and its labels `(size, size)` uint8.
         """
-        height, width = self.scale.make_params([blank(pixels.shape[1::-1])])["size"]
+        height, width = self.scale.make_params([blank(image.size)])["size"]
         place = self.place.make_params([blank((width, height))])
         mirrored = happens(0.5)
         drawn = self.distort.make_params([blank((self.side, self.side))])
@@ -141,7 +140,7 @@ class TrainingCrop:
         (rows, seen_rows), (columns, seen_columns) = (
             _overlap(start, self.side, length) for start, length in ((top, height), (left, width))
         )
-        seen = operators.resized_part(pixels, height, width, seen_rows, seen_columns)
+        seen = operators.resized_part(np.asarray(image), height, width, seen_rows, seen_columns)
         if seen.shape[:2] != (self.side, self.side):
             part, seen = seen, np.empty((self.side, self.side, 3), np.uint8)
             seen[:] = np.resize(MEAN_COLOUR, (self.side, 3))
@@ -203,10 +202,10 @@ class FixedView:
             ]
         )
 
-    def __call__(self, pixels: Pixels, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `(3, size, size)` uint8 and its labels `(size, size)` uint8."""
         kept = self.protocol.training_labels(labels)
-        scaled = F.resize(Image.fromarray(pixels), [self.shorter])
+        scaled = F.resize(image, [self.shorter])
         mask = F.resize(kept[None], [scaled.height, scaled.width], InterpolationMode.NEAREST_EXACT)
         crop, mask = self.place(scaled, tv_tensors.Mask(mask[0]))
         return F.pil_to_tensor(crop), mask.as_subclass(Tensor)

@@ -103,7 +103,7 @@ def test_all_that_is_known_of_an_image_is_written(train, photos, opencv, capsys)
 
 def test_every_class_has_a_share_and_a_reduced_image_labels_of_its_whole_size(tmp_path):
     labels = np.array([[0, 0, 0, 1]], np.uint8)
-    half = Picture(np.zeros((1, 4, 3), np.uint8), (8, 2), 1)
+    half = Picture(Image.new("RGB", (4, 1)), (8, 2), 1)
     classes = ("a", "b", "c", "d")
     predictions = Predictions(tmp_path, classes, palette(classes))
     predictions.add(Path("x.jpg"), half, Labelled(labels, np.ones((1, 4), np.float32)))

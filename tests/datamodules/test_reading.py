@@ -60,13 +60,13 @@ def stored(file: Path, orientation: int, image: Image.Image | None = None) -> Pa
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_an_image_is_read_as_it_is_displayed(tmp_path, suffix, mode, orientation):
     file = stored(tmp_path / f"a.{suffix}", orientation, picture().convert(mode))
-    pixels, size, found = read_picture(file)
+    image, size, found = read_picture(file)
     with Image.open(stored(tmp_path / f"plain.{suffix}", 1, picture().convert(mode))) as opened:
         plain = opened.convert("RGB")
     plain.getexif()[ExifTags.Base.Orientation] = orientation
     expected = ImageOps.exif_transpose(plain)
-    assert np.array_equal(pixels, np.array(expected))
-    assert size == expected.size == ((32, 48) if orientation >= 5 else (48, 32))
+    assert np.array_equal(np.array(image), np.array(expected))
+    assert size == image.size == ((32, 48) if orientation >= 5 else (48, 32))
     assert found == orientation
     assert shorter_side(file) == 32
 
@@ -255,8 +255,7 @@ def test_an_over_large_image_is_reduced(tmp_path, monkeypatch, suffix, factor, o
     file = stored(tmp_path / f"a.{suffix}", orientation, Image.fromarray(columns))
     whole = read_rgb(file)
     monkeypatch.setattr(reading, "MAX_PIXELS", width * height // factor**2 + 1)
-    found = read_picture(file)
-    image, size = found.image, found.size
+    image, size, _ = read_picture(file)
     assert size == whole.size == ((height, width) if orientation == 6 else (width, height))
     assert image.size == tuple(-(-side // factor) for side in size)
     difference = np.array(image.resize(size)).astype(int) - np.array(whole)
@@ -311,9 +310,8 @@ def test_a_jpeg_is_decoded_no_larger_than_twice_what_is_needed(
     whole = read_rgb(file)
     with opened(file) as found:
         assert found.size == whole.size
-        read = found.decode(scale)
-    image, size = read.image, read.size
-    assert (size, read.orientation) == (whole.size, orientation)
+        image, size, turn = found.decode(scale)
+    assert (size, turn) == (whole.size, orientation)
     divided = factor if suffix == "jpg" else 1
     assert image.size == tuple(-(-side // divided) for side in size)
     small, expected = (np.array(each.resize((50, 50)), int) for each in (image, whole))
@@ -368,10 +366,10 @@ def pair(folder: Path, orientation: int, as_stored: bool, size=(48, 32)) -> tupl
 @pytest.mark.parametrize("as_stored", [False, True])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_mask_stays_on_its_image(tmp_path, orientation, as_stored):
-    pixels, labels, fit = read_pair(*pair(tmp_path, orientation, as_stored), 2)
+    image, labels, fit = read_pair(*pair(tmp_path, orientation, as_stored), 2)
     told = orientation in (1, 5, 6, 7, 8)  # by the sizes; else a mask is as displayed
     if told or not as_stored:
-        assert np.array_equal(labels.numpy(), pixels[..., 0] > 90)
+        assert np.array_equal(labels.numpy(), np.array(image)[..., 0] > 90)
     if orientation == 1:
         assert fit is Fit.DISPLAYED
     elif told:
@@ -389,7 +387,7 @@ def test_a_mask_with_an_orientation_of_its_own(tmp_path):
     stored(image, 8)
     Image.fromarray((np.array(picture())[..., 0] > 90).astype(np.uint8)).save(mask, exif=exif(8))
     read, labels, fit = read_pair(image, mask, 2)
-    assert np.array_equal(labels.numpy(), read[..., 0] > 90)
+    assert np.array_equal(labels.numpy(), np.array(read)[..., 0] > 90)
     assert fit is Fit.DISPLAYED
 
 
@@ -397,7 +395,7 @@ def test_a_mask_of_an_image_that_was_reduced(tmp_path, monkeypatch):
     image, mask = pair(tmp_path, 6, True, (96, 64))
     monkeypatch.setattr(reading, "MAX_PIXELS", 96 * 64 // 4)
     read, labels, _ = read_pair(image, mask, 2)
-    assert (read.shape, labels.shape) == ((48, 32, 3), (96, 64))
+    assert (read.size, labels.shape) == ((32, 48), (96, 64))
     for prepare in (TrainingCrop(32, Standard(32)), FixedViews(32, Standard(32), [1.0], 1).view(0)):
         crop, cut = prepare(read, labels)
         assert crop.shape[1:] == cut.shape

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch, collate
 from datamodules.masks import read_labels
-from datamodules.reading import read_picture
+from datamodules.reading import read_rgb
 from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes, generate
@@ -41,7 +41,7 @@ def marked(height: int, width: int) -> tuple[Image.Image, torch.Tensor]:
     rows, columns = np.mgrid[:height, :width]
     labels = ((rows // 16 + columns // 16) % 4).astype(np.uint8)
     pixels = np.stack([labels * 60, np.full_like(labels, 90), np.full_like(labels, 90)], -1)
-    return pixels, torch.from_numpy(labels)
+    return Image.fromarray(pixels), torch.from_numpy(labels)
 
 
 def test_crops_keep_image_and_mask_together():
@@ -91,7 +91,7 @@ def test_crops_are_torchvisions(size):
     crop, differences = TrainingCrop(size, Standard(size)), []
     for key in range(40):
         with seeded(key):
-            expected = reference(Image.fromarray(image))
+            expected = reference(image)
             next_draw = torch.rand(1)
         with seeded(key):
             mask = of_labels(tv_tensors.Image(labels[None]))[0]
@@ -107,7 +107,7 @@ def test_labels_lie_where_their_image_does():
     # A bright half: its edge is in the pixels of the view, and rounded in its labels.
     labels = np.zeros((75, 100), np.uint8)
     labels[:, 50:] = 1
-    image = np.stack([labels * 255] * 3, -1)
+    image = Image.fromarray(np.stack([labels * 255] * 3, -1))
     shifts = []
     for side in range(20, 150, 3):
         view = FixedViews(side, Standard(side), [1.0], 1).view(0)
@@ -125,7 +125,7 @@ def test_every_other_fixed_view_is_the_mirror_image():
     views = FixedViews(32, Standard(32), [1.0, 2.0], 3)
     assert len(views) == 12
     for number in range(6):  # at scale 1 a crop is the whole image
-        seen, cut = views.view(number)(pixels.numpy(), labels)
+        seen, cut = views.view(number)(Image.fromarray(pixels.numpy()), labels)
         if number % 2:
             seen, cut = seen.flip(-1), cut.flip(-1)
         assert torch.equal(seen, pixels.movedim(-1, 0))
@@ -134,11 +134,8 @@ def test_every_other_fixed_view_is_the_mirror_image():
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_padding_has_the_mean_colour_whatever_file_it_is(tmp_path, suffix):
-    Image.fromarray(marked(40, 60)[0]).save(tmp_path / f"a.{suffix}")
-    image, labels = (
-        read_picture(tmp_path / f"a.{suffix}").pixels,
-        torch.zeros(40, 60, dtype=torch.uint8),
-    )
+    marked(40, 60)[0].save(tmp_path / f"a.{suffix}")
+    image, labels = read_rgb(tmp_path / f"a.{suffix}"), torch.zeros(40, 60, dtype=torch.uint8)
     crop = TrainingCrop(64, Standard(64))
     crop.distort.p = 0.0
     for prepare in (FixedViews(64, Standard(64), [0.5], 1).view(0), crop):
@@ -152,7 +149,7 @@ def test_padding_has_the_mean_colour_whatever_file_it_is(tmp_path, suffix):
 def test_no_vertical_flips_but_horizontal_ones():
     gradient = np.zeros((64, 64), np.uint8)
     gradient[:32], gradient[:, :32] = 1, gradient[:, :32] + 2
-    image = np.stack([gradient] * 3, -1)
+    image = Image.fromarray(np.stack([gradient] * 3, -1))
     crop = TrainingCrop(64, Standard(64))
     orientations = set()
     for key in range(60):
