@@ -16,7 +16,7 @@ from agents.chunks import too_large
 from agents.lightning import loaders_of, stop_loading
 from agents.preflight import images_a_process
 from agents.saving import save_backbone
-from callbacks.interruption import Interrupted, stopping_at_once
+from callbacks.interruption import Interrupted
 from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
 from datamodules.base import ImageDataModule
@@ -91,14 +91,13 @@ class Fitting:
 
     def _run(self) -> End:
         try:
-            with stopping_at_once():
-                self._fit()
-                self._test()
+            self._fit()
+            self._test()
         except Interrupted as interruption:
             return End("interrupted", str(interruption))
         except (SystemExit, KeyboardInterrupt):
             # From Lightning on a second Ctrl-C or on one during the test, from a Ctrl-C between
-            # training and test, or from `stopping_at_once`.
+            # training and test, or from `stopping_at_once`, in which the trainer runs this.
             return End("interrupted", "stopped at once")
         except (NonFiniteLossError, WorkerKilledError) as error:
             return End("failed", str(error), error.advice)
