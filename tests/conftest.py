@@ -13,9 +13,11 @@ from typing import Any, get_origin
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from PIL import Image
+from pytorch_lightning.plugins import MixedPrecision
 
 from config import names
 from config.convert import base_types, leaves, set_leaf
@@ -186,6 +188,20 @@ def image_folder(tmp_path: Path) -> Path:
         image = Image.fromarray(pixels).convert("L" if index < 2 else "RGB")
         image.save(folder / ("deep" if index % 2 else ".") / f"{index:02d}.png")
     return folder
+
+
+def float16_trainer(scaler: torch.amp.GradScaler, folder: Path, **more: Any) -> pl.Trainer:
+    """Returns Lightning's trainer of a run in 16-mixed on a CPU, which shows and keeps nothing."""
+    return pl.Trainer(
+        accelerator="cpu",
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **more,
+    )
 
 
 @pytest.fixture

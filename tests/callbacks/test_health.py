@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 import agents.barlow_twins
@@ -18,7 +17,7 @@ from callbacks.health import ALARMS, first_judgement, raised_alarms
 from datamodules.loading import BatchLoader
 from main import main
 from models.measures.feature_statistics import effective_rank, mean_cosine, mean_std
-from tests.conftest import callback_of, summary
+from tests.conftest import callback_of, float16_trainer, summary
 from utils.metrics_file import read_metrics
 
 WATCHED = {"callbacks__health__every_n_steps": 1, "trainer__max_epochs": 12}
@@ -182,17 +181,8 @@ def test_gradients_that_overflow_are_told_from_the_search_for_a_scale(
     """Of 1e38 a scale of 65,536 has to be halved fifteen times."""
     health = callback_of("health", every_n_steps=every)
     scaler = torch.amp.GradScaler("cpu")
-    pl.Trainer(
-        accelerator="cpu",
-        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
-        callbacks=[health],
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    ).fit(Steep(gradient), DataLoader(torch.zeros(20)))
+    trainer = float16_trainer(scaler, tmp_path, callbacks=[health], max_epochs=1)
+    trainer.fit(Steep(gradient), DataLoader(torch.zeros(20)))
     assert (scaler.get_scale() == 65536) is (gradient == 1.0)
     assert list(health.alarms) == ["gradient_overflows"] * rings
     words = "GRADIENTS OVERFLOW: in float16 they are not finite"

@@ -3,11 +3,11 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
 from agents.optimizers import StepSchedule
+from tests.conftest import float16_trainer
 from utils.console import quiet_libraries
 from utils.optim import adamw
 
@@ -41,18 +41,7 @@ class Regression(pl.LightningModule):
 def fitted(scaler, tmp_path):
     torch.manual_seed(0)
     module, data = Regression(), torch.randn(24, 4)
-    precision = MixedPrecision("16-mixed", "cpu", scaler)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        plugins=[precision],
-        max_epochs=2,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = float16_trainer(scaler, tmp_path, max_epochs=2, gradient_clip_val=1.0)
     trainer.fit(module, DataLoader(data, batch_size=8))
     return module, trainer
 
