@@ -23,6 +23,7 @@ INIT_TIMEOUT = 8  # seconds in which the service has to take the run; wandb adds
 FINISH_TIMEOUT = 60  # seconds to wait for the last upload
 LOST_TIMEOUT = 5  # the same if the service does not answer any more
 _LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters that wandb takes
+_PROJECT = "twinsight"  # where neither the settings nor WANDB_PROJECT name one
 
 
 def start(
@@ -135,7 +136,7 @@ def _described(
     """Returns the arguments of `wandb.init` that do not depend on the mode; see `start`."""
     given = os.environ.get("WANDB_TAGS", "").split(",")
     return {
-        "project": settings.project,
+        "project": settings.project or os.environ.get("WANDB_PROJECT") or _PROJECT,
         "entity": settings.entity,
         "name": shortened(folder.name, _LONGEST_NAME),
         "group": shortened(group, _LONGEST_NAME) if group else None,

@@ -692,10 +692,10 @@ class LoggerHparams:
     """auto: as set by the commands `wandb offline` and `wandb disabled`, else online with a key and
     a service that answers within seconds, else offline; the end of the run says how to upload it.
     WANDB_MODE, if set, overrides this; WANDB_RUN_GROUP and WANDB_TAGS work too."""
-    project: Annotated[str, Unless("logger.mode", "disabled")] = "twinsight"
-    """wandb project: a plain name of up to 128 characters."""
+    project: Annotated[str | None, Unless("logger.mode", "disabled")] = None
+    """wandb project: a plain name of up to 128 characters; null: WANDB_PROJECT, else twinsight."""
     entity: Annotated[str | None, Unless("logger.mode", "disabled")] = None
-    """wandb team or user; null: the account's default."""
+    """wandb team or user; null: WANDB_ENTITY, else the account's default."""
 
 
 @dataclass

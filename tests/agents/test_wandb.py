@@ -417,6 +417,24 @@ def test_what_wandbs_commands_have_settled_is_heeded(tmp_path, monkeypatch, said
         assert taken == []
 
 
+@pytest.mark.parametrize(
+    ("variable", "given", "project"),
+    [(None, None, "twinsight"), ("thesis", None, "thesis"), ("thesis", "mine", "mine")],
+)
+def test_the_project_is_that_of_the_settings_or_of_the_variable(
+    tmp_path, monkeypatch, variable, given, project
+):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    wandb.teardown()  # forgets the project it knew
+    run = start(LoggerHparams(project=given, mode="offline"), RunFolder(tmp_path), "test")
+    assert run is not None
+    assert run.settings.project == project
+    run.finish()
+    wandb.teardown()
+
+
 def test_a_project_that_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--logger.project: Invalid project name 'a/b'"):
         start(LoggerHparams(project="a/b", mode="offline"), RunFolder(tmp_path), "test")
