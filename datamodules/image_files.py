@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -11,24 +11,10 @@ from torch.utils.data import Dataset
 
 from datamodules.reading import ImageItem, UnreadableImageError, opened
 from datamodules.seeding import Draw, seeded
-from datamodules.transforms.augmentations import View
+from datamodules.transforms.augmentations import Views
 
 # With so many unreadable files in a row, the folder is wrong, not a file.
 _MAX_SKIPS = 25
-
-
-class Views(Protocol):
-    """How views of an image are drawn.
-
-    Attributes:
-        sizes: side of each view in pixels.
-    """
-
-    sizes: tuple[int, ...]
-
-    def draw(self, size: tuple[int, int]) -> Sequence[View]:
-        """Draws the views of an image of this width and height, from torch's generator."""
-        ...
 
 
 class Sample(NamedTuple):

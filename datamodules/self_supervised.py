@@ -10,11 +10,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import ImageDataModule
-from datamodules.image_files import ImageFiles, Views
+from datamodules.image_files import ImageFiles
 from datamodules.labelled import LabelledFiles, labelled_files
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, shorter_side
 from datamodules.sources import ImageSource, LabelledSource
+from datamodules.transforms.augmentations import Views
 from utils.distributed import num_processes
 from utils.spacing import evenly
 

@@ -106,6 +106,22 @@ class RandomView:
         return View(box, self.side, mirrored, tuple(changes))
 
 
+class Views:
+    """Views of an image, one from each of `views`.
+
+    Attributes:
+        sizes: side of each view in pixels.
+    """
+
+    def __init__(self, *views: RandomView) -> None:
+        self.views = views
+        self.sizes = tuple(view.side for view in views)
+
+    def draw(self, size: tuple[int, int]) -> list[View]:
+        """Draws the views of an image of this width and height, from torch's generator."""
+        return [view.draw(size) for view in self.views]
+
+
 def colour_changes(drawn: dict[str, Any], order: Iterable[int]) -> list[Change]:
     """Returns the changes of colour that torchvision's transform has drawn.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datamodules.transforms.augmentations import RandomView, View
+from datamodules.transforms.augmentations import RandomView, Views
 
 
-class MultiCropViews:
+class MultiCropViews(Views):
     """Two global views of an image, then the local ones (multi-crop, SwAV), all from the original.
 
     Args:
@@ -15,9 +15,6 @@ class MultiCropViews:
         global_scale: share of the image's area in a global view, smallest and largest.
         local_scale: the same of a local view.
         blur: whether to blur; not usual for images of 32 px.
-
-    Attributes:
-        sizes: side of each view in pixels.
     """
 
     def __init__(
@@ -29,12 +26,7 @@ class MultiCropViews:
         local_scale: tuple[float, float],
         blur: bool = True,
     ) -> None:
-        self.sizes: tuple[int, ...] = (image_size,) * 2 + (local_size,) * local_number
         first = RandomView(image_size, global_scale, blur=1.0 * blur, solarize=0.0)
         second = RandomView(image_size, global_scale, blur=0.1 * blur, solarize=0.2)
         local = RandomView(local_size, local_scale, blur=0.5 * blur, solarize=0.0)
-        self.views = (first, second) + (local,) * local_number
-
-    def draw(self, size: tuple[int, int]) -> list[View]:
-        """Draws all views of an image of this width and height."""
-        return [view.draw(size) for view in self.views]
+        super().__init__(first, second, *[local] * local_number)
