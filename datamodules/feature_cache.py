@@ -22,9 +22,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from datamodules.fixed_views import Images
-from datamodules.image_store import Sample, StoredImages, StoreWriter
+from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
+from datamodules.masked_images import Images, LabelledSample, collate
 from utils.checkpoints import check_readable, read_checkpoint
 from utils.console import console
 from utils.files import owner, remove_abandoned, write_atomically
@@ -45,8 +45,6 @@ class FeatureCache:
         facts: what determines the features besides the images.
         encode: computes the tensors to keep.
         loading: how images are read.
-        collate: makes a batch, whose `items()` yields the images again.
-        sample: see `StoredImages`.
     """
 
     def __init__(
@@ -55,15 +53,11 @@ class FeatureCache:
         facts: Mapping[str, Any],
         encode: Encode,
         loading: Loading,
-        collate: Callable[[list[Any]], Any],
-        sample: Callable[..., Any],
     ) -> None:
         self.root = root
         self.facts = dict(facts)
         self.encode = encode
         self.loading = loading
-        self.collate = collate
-        self.sample = sample
         self._opened: dict[str, StoredImages] = {}
 
     def of(self, dataset: Images, facts: Mapping[str, Any], name: str) -> StoredImages:
@@ -113,7 +107,7 @@ class FeatureCache:
         remove_abandoned(self.root.glob("*.part"))
         if folder.exists():
             try:
-                found = StoredImages(folder, self.sample)
+                found = StoredImages(folder)
             except ValueError as error:
                 console.warning("feature cache: %s: it is built anew.", error)
                 with _writable(folder):
@@ -124,7 +118,7 @@ class FeatureCache:
                 return found
         with _writable(folder):
             self._build(dataset, folder, name)
-        return StoredImages(folder, self.sample)
+        return StoredImages(folder)
 
     def _build(self, dataset: Images, folder: Path, name: str) -> None:
         part = _beside(folder)
@@ -148,10 +142,10 @@ class FeatureCache:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def _encoded(self, dataset: Images) -> Iterator[tuple[Sample, Mapping[str, Tensor]]]:
-        for batch in self.loading.every(dataset, self.collate):
+    def _encoded(self, dataset: Images) -> Iterator[tuple[LabelledSample, Mapping[str, Tensor]]]:
+        for batch in self.loading.every(dataset, collate):
             samples = [
-                self.sample(image, labels, position, (), None)
+                LabelledSample(image, labels, position, ())
                 for (image, labels), position in zip(
                     batch.items(), batch.indices.tolist(), strict=True
                 )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.masked_images import LabelledSample
 from datamodules.seeding import Draw
 
 _ALIGNMENT = 64
-
-
-class Sample(Protocol):
-    """One item: an image `(3, h, w)`, its labels `(H, W)` and where they come from."""
-
-    image: Tensor
-    labels: Tensor
-    position: int
-    unreadable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Entry:
         layout: number of the layout of its tensors.
         offset: bytes from the start of the file.
         checksum: CRC-32 of its bytes.
-        position, unreadable: see `Sample`.
+        position, unreadable: see `LabelledSample`.
     """
 
     layout: int
@@ -62,20 +54,18 @@ class Field:
     offset: int
 
 
-class StoredImages(Dataset[Any]):
+class StoredImages(Dataset[LabelledSample]):
     """A complete store, indexed like the data set it was built from.
 
     Args:
         folder: holds `index.json` and `data.bin`.
-        sample: makes an item of image, labels, position, unreadable files and stored tensors.
 
     Raises:
         ValueError: it is damaged.
     """
 
-    def __init__(self, folder: Path, sample: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.file = folder / "data.bin"
-        self.sample = sample
         try:
             index = json.loads((folder / "index.json").read_text())
             if index.pop("checksum") != _checksum(index):
@@ -113,7 +103,7 @@ class StoredImages(Dataset[Any]):
         """Number of images."""
         return len(self.entries)
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __getitem__(self, draw: Draw) -> LabelledSample:
         """Reads image `index`; the epoch changes nothing."""
         entry = self.entries[draw[1]]
         blob = np.array(self._blob(entry))
@@ -124,7 +114,7 @@ class StoredImages(Dataset[Any]):
             flat = blob[field.offset : field.offset + count].view(kind)
             tensors[field.name] = torch.from_numpy(flat.reshape(field.shape))
         image, labels = tensors.pop("image"), tensors.pop("labels")
-        return self.sample(image, labels, entry.position, entry.unreadable, tensors)
+        return LabelledSample(image, labels, entry.position, entry.unreadable, tensors)
 
 
 class StoreWriter:
@@ -137,7 +127,7 @@ class StoreWriter:
         self.layouts: list[list[Field]] = []
         self.entries: list[Entry] = []
 
-    def add(self, sample: Sample, tensors: Mapping[str, Tensor]) -> None:
+    def add(self, sample: LabelledSample, tensors: Mapping[str, Tensor]) -> None:
         """Appends an image, its labels and the tensors kept with them."""
         arrays = {
             name: value.contiguous().cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -145,6 +145,42 @@ class MaskedImages(Dataset[LabelledSample]):
             with seeded(self.seed, epoch, index):
                 return LabelledSample(*self.prepare(image, labels), position, tuple(unreadable))
         raise ValueError(f"No image can be read, the first: {unreadable[0]}.")
+
+
+class Images(Protocol):
+    """Images indexed by draws."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __getitem__(self, draw: Draw) -> LabelledSample:
+        """Gives image `index` as seen in `epoch`."""
+        ...
+
+
+class FixedViewsOf(Dataset[LabelledSample]):
+    """Images of which every epoch sees one fixed view each.
+
+    Args:
+        views: data sets of the same images, one for each view, indexed by draws of epoch 0.
+        seed: makes the chosen view a function of (seed, epoch, index).
+    """
+
+    def __init__(self, views: Sequence[Images], seed: int) -> None:
+        self.views = list(views)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.views[0])
+
+    def __getitem__(self, draw: Draw) -> LabelledSample:
+        """Gives image `index` as seen in `epoch`."""
+        epoch, index = draw
+        with seeded(self.seed, epoch, index):
+            number = int(torch.randint(len(self.views), ()))
+        return self.views[number][0, index]
 
 
 def collate(samples: Sequence[LabelledSample]) -> SegmentationBatch:

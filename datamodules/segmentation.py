@@ -10,11 +10,10 @@ from typing import Any
 
 from datamodules.base import ImageDataModule
 from datamodules.feature_cache import Encode, FeatureCache, file_facts
-from datamodules.fixed_views import FixedViewsOf, Images
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.mask_check import Census, check_masks, warn_of_unseen
-from datamodules.masked_images import LabelledSample, MaskedImages, Prepare, collate
+from datamodules.masked_images import FixedViewsOf, Images, MaskedImages, Prepare, collate
 from datamodules.masks import FilePair
 from datamodules.reading import ImageItem
 from datamodules.sources import MaskedSource
@@ -164,7 +163,7 @@ class SegmentationDataModule(ImageDataModule):
         Raises:
             ValueError: the folder cannot be written, or the disk is full.
         """
-        self.cache = FeatureCache(root, facts, encode, self.loading, collate, LabelledSample)
+        self.cache = FeatureCache(root, facts, encode, self.loading)
         self.caches_test = test
         self.list_images("fit")
         # Reads are memory-mapped: sending tensors between processes would take longer.

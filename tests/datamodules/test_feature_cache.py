@@ -17,10 +17,9 @@ from torch import Tensor
 
 import datamodules.feature_cache as feature_cache
 from datamodules.feature_cache import tensors_digest
-from datamodules.fixed_views import FixedViewsOf
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
-from datamodules.masked_images import LabelledSample, collate
+from datamodules.masked_images import FixedViewsOf, LabelledSample, collate
 from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.shapes import Shapes
@@ -196,13 +195,13 @@ def store(tmp_path) -> Path:
 def test_a_changed_bit_of_an_index_is_found(store):
     file = store / "index.json"
     content = file.read_bytes()
-    assert len(StoredImages(store, LabelledSample)) == 2
+    assert len(StoredImages(store)) == 2
     for position in range(len(content)):
         changed = bytearray(content)
         changed[position] ^= 1 << position % 8
         file.write_bytes(changed)
         with pytest.raises(ValueError, match="is damaged"):
-            StoredImages(store, LabelledSample)
+            StoredImages(store)
 
 
 def test_a_store_of_before_its_index_had_a_checksum_is_not_read(store):
@@ -211,14 +210,14 @@ def test_a_store_of_before_its_index_had_a_checksum_is_not_read(store):
     del index["checksum"]
     file.write_text(json.dumps(index))
     with pytest.raises(ValueError, match="is damaged"):
-        StoredImages(store, LabelledSample)
+        StoredImages(store)
 
 
 def test_a_damaged_bit_of_padding_is_no_damage(shapes_root, tmp_path, said):
     """Every byte that is read is checked, and nothing else."""
     cached(shapes_root, tmp_path / "cache")
     folder = next((tmp_path / "cache").iterdir())
-    opened = StoredImages(folder, LabelledSample)
+    opened = StoredImages(folder)
     index = json.loads((folder / "index.json").read_text())
     assert len(index["entries"]) == len(opened)
     assert (folder / "data.bin").stat().st_size % 64 == 0
