@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from config.hparams import Hparams
-from datamodules.feature_cache import tensors_digest
+from datamodules.digests import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.segmenter import Segmenter
 from utils.device import arithmetic

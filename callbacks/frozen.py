@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
 from callbacks.inspection import data_of, due
-from datamodules.feature_cache import tensors_digest
+from datamodules.digests import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.backbones.base import Backbone
 from utils.device import arithmetic

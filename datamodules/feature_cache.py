@@ -8,9 +8,7 @@ build the same one, the first to finish wins and the other reads its files.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from datamodules.digests import facts_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import Images, LabelledSample, collate
@@ -71,7 +70,7 @@ class FeatureCache:
         Raises:
             ValueError: the folder cannot be written, or the disk is full.
         """
-        digest = _digest({"format": _FORMAT, **self.facts, **facts})
+        digest = facts_digest({"format": _FORMAT, **self.facts, **facts})
         if digest not in self._opened:
             self._opened[digest] = self._open(dataset, self.root / digest, name)
         return self._opened[digest]
@@ -84,7 +83,7 @@ class FeatureCache:
             facts: everything that determines it.
             compute: returns numbers, tensors and containers of them.
         """
-        file = self.root / "readouts" / f"{_digest({'name': name, **facts})}.pt"
+        file = self.root / "readouts" / f"{facts_digest({'name': name, **facts})}.pt"
         if file.exists():
             try:
                 check_readable(file)
@@ -165,25 +164,6 @@ class FeatureCache:
         )
         if needed > free:
             raise OSError(errno.ENOSPC, f"{_gigabytes(needed)} needed, {_gigabytes(free)} free")
-
-
-def file_facts(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Returns name, size and modification time of each file: changed files need a new cache."""
-    stats = [(file, file.stat()) for file in files]
-    return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a hash of tensors and their names, such as a state dict."""
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _beside(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
-from datamodules.feature_cache import file_facts
+from datamodules.digests import facts_digest, file_facts
 from datamodules.first_look import warn_of_several
 from datamodules.masks import FilePair, Fit, read_pair
 from datamodules.meanings import ForeignPixelsError
@@ -89,8 +88,7 @@ def _digest(source: MaskedSource, pairs: Sequence[FilePair], judged: Collection[
     meanings = None if source.meanings is None else source.meanings.facts
     files = file_facts([file for pair in pairs for file in pair if file.exists()])
     needed = [image in judged for image, _ in pairs]
-    facts = [_FORMAT, source.classes, meanings, needed, files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+    return facts_digest([_FORMAT, source.classes, meanings, needed, files])
 
 
 def _recalled(file: Path) -> Census | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import ImageDataModule
-from datamodules.feature_cache import Encode, FeatureCache, file_facts
+from datamodules.digests import file_facts
+from datamodules.feature_cache import Encode, FeatureCache
 from datamodules.listing import held_out
 from datamodules.loading import BatchLoader, Loading
 from datamodules.mask_check import Census, check_masks, warn_of_unseen

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import datamodules.feature_cache as feature_cache
-from datamodules.feature_cache import tensors_digest
+from datamodules.digests import tensors_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import FixedViewsOf, LabelledSample, collate
