@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import ImageDataModule, read_square, square_of
-from datamodules.listing import held_out
+from datamodules.listing import parted
 from datamodules.loading import BatchLoader, Loading
 from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.seeding import Draw, seeded
@@ -55,10 +55,8 @@ class LabelledFiles:
 
     def parted(self, fraction: float) -> tuple[LabelledFiles, LabelledFiles]:
         """Splits by a hash of the names, into the rest and the held-out fraction."""
-        parts: tuple[list[int], list[int]] = ([], [])
-        for position, file in enumerate(self.files):
-            parts[held_out(name_of(file), fraction)].append(position)
-        return self.take(parts[0]), self.take(parts[1])
+        rest, chosen = parted(range(len(self)), lambda i: name_of(self.files[i]), fraction)
+        return self.take(rest), self.take(chosen)
 
     def evenly(self, count: int) -> LabelledFiles:
         """Returns at most `count` images, evenly spaced over the set."""

@@ -10,12 +10,14 @@ from contextlib import suppress
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from pytorch_lightning.utilities import rank_zero_warn
 
 from datamodules.reading import ImageItem
 from utils.text import count, printable
+
+Item = TypeVar("Item")
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {
@@ -187,6 +189,16 @@ def held_out(name: str, fraction: float) -> bool:
     A hash of the name decides: adding or copying images never moves one to the other split.
     """
     return _place(name) < fraction
+
+
+def parted(
+    items: Iterable[Item], name: Callable[[Item], str], fraction: float
+) -> tuple[list[Item], list[Item]]:
+    """Splits items by `held_out` of their names, into the rest and the held-out fraction."""
+    parts: tuple[list[Item], list[Item]] = ([], [])
+    for item in items:
+        parts[held_out(name(item), fraction)].append(item)
+    return parts
 
 
 def judging_place(file: Path, folder: Path) -> float:

@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from datamodules.listing import held_out
+from datamodules.listing import parted
 from datamodules.masks import read_pair
 from datamodules.memory_cache import MemoryCache
 from datamodules.reading import UnreadableImageError
@@ -84,9 +84,7 @@ def masked_squares(
     Raises:
         FileNotFoundError: there are no masks.
     """
-    pairs = source.pairs("train")
-    parts: tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] = ([], [])
-    for pair in evenly(pairs, count):
-        parts[held_out(pair[0].stem, fraction)].append(pair)
+    pairs = evenly(source.pairs("train"), count)
+    parts = parted(pairs, lambda pair: pair[0].stem, fraction)
     first, second = (MaskedSquares(source, part, size) for part in parts)
     return first, second

@@ -11,7 +11,7 @@ from typing import Any
 from datamodules.base import ImageDataModule
 from datamodules.digests import file_facts
 from datamodules.feature_cache import Encode, FeatureCache
-from datamodules.listing import held_out
+from datamodules.listing import parted
 from datamodules.loading import BatchLoader, Loading
 from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.masked_images import FixedViewsOf, Images, MaskedImages, Prepare, collate
@@ -102,10 +102,7 @@ class SegmentationDataModule(ImageDataModule):
         pairs = self._pairs["training images"] = self.pairs(self.source.split)
         apart = self.source.held_out()
         if apart is None:
-            parts: tuple[list[FilePair], list[FilePair]] = ([], [])
-            for pair in pairs:
-                parts[held_out(pair[0].stem, self.val_fraction)].append(pair)
-            train, val = parts
+            train, val = parted(pairs, lambda pair: pair[0].stem, self.val_fraction)
         else:
             train, val = pairs, apart
             self._pairs["held-out images"] = apart
