@@ -16,7 +16,7 @@ from agents.optimizers import configure
 from agents.sources import labelled
 from callbacks.inspection import data_of
 from config.hparams import Hparams
-from datamodules.labelled import LabelledDataModule, ProbeBatch
+from datamodules.linear_probe import LabelledDataModule, ProbeBatch
 from datamodules.loading import BatchLoader, Loading
 from datamodules.sources import ImageSource
 from models.backbones.base import Backbone, Features

@@ -10,7 +10,7 @@ from agents.images_seen import is_transductive
 from callbacks.report import Report
 from config.hparams import Hparams
 from datamodules.image_folder import ImageFolder
-from datamodules.labelled import LabelledDataModule
+from datamodules.linear_probe import LabelledDataModule
 from datamodules.loading import Loading
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.self_supervised import ViewsDataModule

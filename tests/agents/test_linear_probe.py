@@ -18,7 +18,8 @@ from config.hparams import Hparams
 from config.parsing import Command, parse
 from datamodules.cifar10 import CIFAR10
 from datamodules.image_folder import ImageFolder
-from datamodules.labelled import LabelledDataModule, LabelledFiles, ProbeBatch
+from datamodules.labelled import LabelledFiles
+from datamodules.linear_probe import LabelledDataModule, ProbeBatch
 from datamodules.loading import Loading
 from main import main
 from models.backbones.vit import vit_tiny

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from datamodules import loading
 from datamodules.image_files import ImageFiles
 from datamodules.image_folder import ImageFolder
-from datamodules.labelled import LabelledDataModule
+from datamodules.linear_probe import LabelledDataModule
 from datamodules.listing import judging_place
 from datamodules.loading import Batch, Loading
 from datamodules.memory_cache import MemoryCache
