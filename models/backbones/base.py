@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,18 @@ class Features:
     strides: tuple[int, ...]
     attention: tuple[Attention, ...] | None = None
     factors: tuple[AttentionFactors, ...] | None = None
+
+    @property
+    def answers(self) -> tuple[Attention | AttentionFactors, ...]:
+        """What was requested, of either kind; empty without a request."""
+        return (*(self.attention or ()), *(self.factors or ()))
+
+    def with_answers(self, answers: Sequence[Attention | AttentionFactors]) -> Features:
+        """Returns the same features with these answers to a request."""
+        rows = tuple(each for each in answers if isinstance(each, Attention))
+        factors = tuple(each for each in answers if isinstance(each, AttentionFactors))
+        own = (self.pooled, self.maps, self.prefix, self.strides)
+        return Features(*own, rows or None, factors or None)
 
 
 class Backbone(nn.Module, ABC):
@@ -264,8 +276,7 @@ class GlobalAttentionBackbone(AttentionBackbone):
             maps=tuple(as_map(patches, grid) for patches, _ in layers),
             prefix=tuple(prefix for _, prefix in layers),
             strides=self.map_strides,
-            **answered(answers),
-        )
+        ).with_answers(answers)
 
     def pooled(self, last: Tokens) -> Tensor:
         """Returns one vector per image, `(B, D)`, from the tokens after the final norm."""
@@ -290,10 +301,3 @@ class GlobalAttentionBackbone(AttentionBackbone):
 def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Lays patch tokens `(B, h*w, C)` out as a map `(B, C, h, w)`, without a copy."""
     return patches.transpose(1, 2).unflatten(-1, grid)
-
-
-def answered(answers: Sequence[Attention | AttentionFactors]) -> dict[str, Any]:
-    """Returns the two fields of `Features` for the answers to a request, None where empty."""
-    rows = tuple(answer for answer in answers if isinstance(answer, Attention))
-    factors = tuple(answer for answer in answers if isinstance(answer, AttentionFactors))
-    return {"attention": rows or None, "factors": factors or None}

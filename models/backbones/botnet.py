@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.attention import (
     AttentionRequest,
     pass_with_attention,
 )
-from models.backbones.base import Features, GlobalAttentionBackbone, answered
+from models.backbones.base import Features, GlobalAttentionBackbone
 from models.backbones.resnet import ResNet, make_net, resnet50_sources
 from models.precision import at_least_float32
 
@@ -144,7 +143,7 @@ class BoTNet(ResNet, GlobalAttentionBackbone):
             attention,
             partial(_answer, attention),
         )
-        return replace(features, **answered(answers))
+        return features.with_answers(answers)
 
 
 def _answer(

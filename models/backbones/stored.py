@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.attention import Attention, AttentionFactors
-from models.backbones.base import Backbone, Features, answered
+from models.backbones.base import Backbone, Features
 
 Stored = Mapping[str, Tensor]  # of one image
 
@@ -70,5 +70,4 @@ def unpack(images: Sequence[Stored], backbone: Backbone) -> Features:
         maps=tuple(batched(f"map{index}") for index in range(count)),
         prefix=tuple(batched(f"prefix{index}") for index in range(count)),
         strides=backbone.map_strides,
-        **answered(answers),
-    )
+    ).with_answers(answers)

@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
-from models.backbones.base import Features, StateDict, answered
+from models.backbones.base import Features, StateDict
 from models.backbones.positions import fitted_biases
 from models.backbones.timm_base import TimmBackbone, pretrained
 from models.scores import scores_of
@@ -62,8 +62,7 @@ class Swin(TimmBackbone):
             maps=tuple(maps),
             prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
             strides=self.map_strides,
-            **answered(answers),
-        )
+        ).with_answers(answers)
 
     def layer_maps(self, images: Tensor) -> dict[str, Tensor]:
         """See `Backbone.layer_maps`; timm returns only stages, so hooks collect the blocks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -67,8 +66,8 @@ class AttentionFusion(nn.Module):
         if self.twin is None:
             return features
         with torch.no_grad():
-            other = self.twin(images, self.request)
-        return replace(features, attention=other.attention, factors=other.factors)
+            other: Features = self.twin(images, self.request)
+        return features.with_answers(other.answers)
 
     def controlled(self, groups: list[Group]) -> list[Group]:
         """Replaces the attention of a batch as the control says."""

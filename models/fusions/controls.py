@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,7 @@ Group = tuple[list[int], Features]
 
 def uniform(features: Features) -> Features:
     """Returns features with uniform attention."""
-    return replace(
-        features,
-        attention=_each(features.attention, _uniform_rows),
-        factors=_each(features.factors, _uniform_factors),
-    )
+    return features.with_answers([_uniform(each) for each in features.answers])
 
 
 def local(features: Features) -> Features:
@@ -38,11 +33,7 @@ def local(features: Features) -> Features:
     distance. Its width is one patch in the first head and a quarter of the grid's longer side in
     the last, so that a mix of heads can find the best width. CLS attends to the middle.
     """
-    return replace(
-        features,
-        attention=_each(features.attention, _local_rows),
-        factors=_each(features.factors, _local_factors),
-    )
+    return features.with_answers([_local(each) for each in features.answers])
 
 
 def shuffled(groups: Sequence[Group]) -> list[Group]:
@@ -71,45 +62,37 @@ def shuffled(groups: Sequence[Group]) -> list[Group]:
 
 
 def _with_attention_of(features: Features, others: Sequence[tuple[Features, int]]) -> Features:
-    rows = _each(
-        features.attention,
-        lambda own, index: replace(
-            own,
-            weights=torch.cat(
-                [_resized_rows(other.attention[index], row, own.grid) for other, row in others]  # type: ignore[index]
-            ),
-        ),
-    )
-    factors = _each(
-        features.factors,
-        lambda own, index: _joined(
-            [_image(other.factors[index], row).resized(own.grid) for other, row in others]  # type: ignore[index]
-        ),
-    )
-    return replace(features, attention=rows, factors=factors)
+    given = [other for other, _ in others]
+    answers: list[Attention | AttentionFactors] = []
+    for own, *theirs in zip(
+        features.attention or (), *(other.attention or () for other in given), strict=True
+    ):
+        images = zip(theirs, others, strict=True)
+        weights = [_resized_rows(each, row, own.grid) for each, (_, row) in images]
+        answers.append(replace(own, weights=torch.cat(weights)))
+    for own, *theirs in zip(
+        features.factors or (), *(other.factors or () for other in given), strict=True
+    ):
+        images = zip(theirs, others, strict=True)
+        answers.append(_joined([_image(each, row).resized(own.grid) for each, (_, row) in images]))
+    return features.with_answers(answers)
 
 
-def _each(given: tuple[Any, ...] | None, change: Any) -> Any:
-    return None if given is None else tuple(change(each, i) for i, each in enumerate(given))
-
-
-def _uniform_rows(rows: Attention, _: int) -> Attention:
-    return replace(rows, weights=torch.full_like(rows.weights, 1 / rows.weights.shape[-1]))
-
-
-def _uniform_factors(factors: AttentionFactors, _: int) -> AttentionFactors:
+def _uniform(answer: Attention | AttentionFactors) -> Attention | AttentionFactors:
+    if isinstance(answer, Attention):
+        rows = answer.weights
+        return replace(answer, weights=torch.full_like(rows, 1 / rows.shape[-1]))
     # Equal keys, so that key affinity is uniform as well.
-    return replace(factors, q=torch.zeros_like(factors.q), k=torch.ones_like(factors.k))
+    return replace(answer, q=torch.zeros_like(answer.q), k=torch.ones_like(answer.k))
 
 
-def _local_rows(rows: Attention, _: int) -> Attention:
-    q, k = _neighbourhoods(rows.grid, rows.num_prefix, rows.weights)
-    return replace(rows, weights=attention_rows(q, k, rows.num_prefix, "mean"))
-
-
-def _local_factors(factors: AttentionFactors, _: int) -> AttentionFactors:
-    q, k = _neighbourhoods(factors.grid, factors.num_prefix, factors.q)
-    return replace(factors, q=q, k=k, num_position=0)
+def _local(answer: Attention | AttentionFactors) -> Attention | AttentionFactors:
+    prefix = answer.num_prefix
+    if isinstance(answer, Attention):
+        q, k = _neighbourhoods(answer.grid, prefix, answer.weights)
+        return replace(answer, weights=attention_rows(q, k, prefix, "mean"))
+    q, k = _neighbourhoods(answer.grid, prefix, answer.q)
+    return replace(answer, q=q, k=k, num_position=0)
 
 
 def _neighbourhoods(grid: tuple[int, int], prefix: int, like: Tensor) -> tuple[Tensor, Tensor]:
