@@ -113,7 +113,7 @@ class AttentionMaps(BackbonePicture):
                 "attention_maps: with --backbone.pool mean the CLS attention of the last block is "
                 "never trained; queries mean shows attention that is."
             )
-        return backbone.trained_queries if self.queries == "auto" else self.queries
+        return backbone.pool if self.queries == "auto" else self.queries
 
 
 _WHOSE = {"cls": "Attention of CLS to patches", "mean": "Mean attention a patch receives"}

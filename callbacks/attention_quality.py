@@ -120,7 +120,7 @@ class AttentionQuality(Readout):
         facts = {
             "mass": self.mass,
             "classes": num_classes,
-            "queries": backbone.trained_queries,
+            "queries": backbone.pool,
         }
         looked_at = chain.from_iterable(examples())
         name = f"attention quality of {split} images"
@@ -160,7 +160,7 @@ def measure(
     Returns:
         By block.
     """
-    request = AttentionRequest(tuple(range(backbone.depth)), backbone.trained_queries)
+    request = AttentionRequest(tuple(range(backbone.depth)), backbone.pool)
     collectors = [AttentionMeter(mass) for _ in range(backbone.depth)]
     for image, labels in examples:
         counts = cache(partial(pixel_counts, labels, num_classes=num_classes))  # by grid

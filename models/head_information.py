@@ -41,7 +41,7 @@ class HeadInformation:
             raise ValueError(
                 f"--head_information.weight: {type(backbone).__name__} has no attention heads."
             )
-        self.request = AttentionRequest(tuple(blocks), backbone.trained_queries)
+        self.request = AttentionRequest(tuple(blocks), backbone.pool)
         read = self.request.resolve(backbone.depth, "--head_information.blocks")
         if any(backbone.attention_heads[block] < 2 for block in read):
             raise ValueError(

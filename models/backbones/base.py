@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
 
+Pool = Literal["cls", "mean"]
 StateDict = Mapping[str, Tensor]
 Tokens = tuple[Tensor, Tensor]  # patches (B, h*w, C) and prefix (B, P, C), timm's order
 
@@ -176,11 +177,8 @@ class Backbone(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Backbone:
         """Sets training mode; frozen parts stay in eval mode."""
-        if self._trainable is None:
-            super().train(mode)
-            return self
-        super().train(False)
-        for stage in self._trainable:
+        super().train(mode and self._trainable is None)
+        for stage in self.trained_stages:
             stage.train(mode)
         return self
 
@@ -235,22 +233,18 @@ class AttentionBackbone(Backbone):
     Attributes:
         attention_heads: number of heads of each block with attention.
         num_prefix: number of tokens before the patches.
-        pool: `cls` or `mean`; with `mean` the last block's CLS attention is never trained.
+        pool: which queries the pooled features train, CLS or the mean of all patches; with `mean`
+            the last block's CLS attention is never trained.
     """
 
     attention_heads: tuple[int, ...]
     num_prefix: int
-    pool: str
+    pool: Pool
 
     @property
     def depth(self) -> int:
         """Number of blocks with attention."""
         return len(self.attention_heads)
-
-    @property
-    def trained_queries(self) -> Literal["cls", "mean"]:
-        """Which attention the pooled features train: that of CLS, or the mean of all patches."""
-        return "cls" if self.pool == "cls" else "mean"
 
 
 class GlobalAttentionBackbone(AttentionBackbone):
@@ -296,6 +290,11 @@ class GlobalAttentionBackbone(AttentionBackbone):
         prefix = self.num_prefix
         factors = AttentionFactors(block, q, k, grid, prefix, num_position, self.has_cls)
         return factors if request.queries == "factors" else factors.rows(request.queries)
+
+
+def no_prefix(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the prefix of a network without tokens before the patches."""
+    return tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps)
 
 
 def as_map(patches: Tensor, grid: tuple[int, int]) -> Tensor:

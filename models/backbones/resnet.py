@@ -12,7 +12,7 @@ from torchvision.models import ResNet as Net
 from torchvision.models import WeightsEnum
 
 from models.attention import AttentionRequest
-from models.backbones.base import Backbone, Features, StateDict
+from models.backbones.base import Backbone, Features, StateDict, no_prefix
 from models.layer_numbers import parse_layers
 from utils.checkpoints import download
 
@@ -55,7 +55,7 @@ class ResNet(Backbone):
         return Features(
             pooled=self.net.avgpool(x).flatten(1),
             maps=maps,
-            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
+            prefix=no_prefix(maps),
             strides=self.map_strides,
         )
 

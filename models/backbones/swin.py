@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from models.attention import Attention, AttentionRequest
-from models.backbones.base import Features, StateDict
+from models.backbones.base import Features, StateDict, no_prefix
 from models.backbones.positions import fitted_biases
 from models.backbones.timm_base import TimmBackbone, pretrained
 from models.scores import scores_of
@@ -60,7 +60,7 @@ class Swin(TimmBackbone):
         return Features(
             pooled=last.mean((1, 2)),
             maps=tuple(maps),
-            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
+            prefix=no_prefix(maps),
             strides=self.map_strides,
         ).with_answers(answers)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.attention import AttentionRequest
-from models.backbones.base import Backbone, Features
+from models.backbones.base import Backbone, Features, no_prefix
 from models.backbones.timm_base import layer_names, stages_of
 from models.backbones.timm_outline import Outline
 from models.layer_numbers import parse_layers
@@ -47,7 +47,7 @@ class TimmMaps(Backbone):
         return Features(
             pooled=self.net.forward_head(last, pre_logits=True),
             maps=tuple(maps),
-            prefix=tuple(each.new_zeros(each.shape[0], 0, each.shape[1]) for each in maps),
+            prefix=no_prefix(maps),
             strides=self.map_strides,
         )
 

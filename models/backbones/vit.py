@@ -15,6 +15,7 @@ from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import (
     Features,
     GlobalAttentionBackbone,
+    Pool,
     StateDict,
     Tokens,
     as_map,
@@ -31,7 +32,7 @@ class ViT(TimmBackbone, GlobalAttentionBackbone):
 
     net: VisionTransformer
 
-    def __init__(self, net: VisionTransformer, pool: str = "cls", layers: str = "last") -> None:
+    def __init__(self, net: VisionTransformer, pool: Pool = "cls", layers: str = "last") -> None:
         info: Any = net.feature_info
         self.patch_size = int(info[-1]["reduction"])  # of a patch, or of its convolutions
         super().__init__(net, layers, self.patch_size)
@@ -161,7 +162,7 @@ def _build(
     mlp_ratio: float = 4.0,
     registers: int = 0,
     drop_path: float = 0.0,
-    pool: str = "cls",
+    pool: Pool = "cls",
     layers: str = "last",
     stem: Mapping[str, Any] | None = None,
 ) -> ViT:

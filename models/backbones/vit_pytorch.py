@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vit_pytorch import ViT as Net
 
 from models.attention import Attention, AttentionFactors, AttentionRequest
-from models.backbones.base import Features, GlobalAttentionBackbone, Tokens, as_map
+from models.backbones.base import Features, GlobalAttentionBackbone, Pool, Tokens, as_map
 from models.backbones.positions import fitted_positions
 from models.layer_numbers import parse_layers
 
@@ -22,7 +22,7 @@ class ViTPyTorch(GlobalAttentionBackbone):
     num_prefix = 1
     has_cls = True
 
-    def __init__(self, net: Net, grid: int, pool: str = "cls", layers: str = "last") -> None:
+    def __init__(self, net: Net, grid: int, pool: Pool = "cls", layers: str = "last") -> None:
         self.patch_size = int(net.patch_size[0])
         width, blocks = net.pos_embedding.shape[-1], net.transformer.layers
         self.layers = parse_layers(layers, len(blocks))
@@ -107,7 +107,7 @@ def vit_pytorch(
     num_heads: int = 6,
     mlp_ratio: float = 4.0,
     dropout: float = 0.0,
-    pool: str = "cls",
+    pool: Pool = "cls",
     layers: str = "last",
 ) -> ViTPyTorch:
     """A ViT-Small by default; `mlp_ratio 2.667 dropout 0.1` is the study's.

@@ -349,7 +349,7 @@ def test_attention_is_the_softmax_of_the_modules_own_queries_and_keys(name):
 
 def test_registers_are_no_class_token():
     backbone = build("vit_medium_patch16_reg4_gap_256", image_size=64, **_VIT).eval()
-    assert (backbone.num_prefix, backbone.has_cls, backbone.trained_queries) == (4, False, "mean")
+    assert (backbone.num_prefix, backbone.has_cls, backbone.pool) == (4, False, "mean")
     x = images("vit")
     found = backbone(x, AttentionRequest((-1,), "factors"))
     mean = backbone(x, AttentionRequest((-1,), "mean")).attention[0].patch_maps()[:, :, 0]
@@ -360,7 +360,7 @@ def test_registers_are_no_class_token():
 
 
 def test_the_pooled_features_say_whose_attention_is_trained():
-    found = {name: made(name).trained_queries for name in ("vit", "dinov2", "siglip", "gap")}
+    found = {name: made(name).pool for name in ("vit", "dinov2", "siglip", "gap")}
     assert found == {"vit": "cls", "dinov2": "cls", "siglip": "mean", "gap": "mean"}
 
 
