@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 # Explains the mark of such runs, everywhere.
@@ -44,6 +44,11 @@ def count(number: float, word: str) -> str:
     spelt = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
     ending = "es" if word.endswith("s") else "s"
     return f"{spelt} {word}{'' if spelt == '1' else ending}"
+
+
+def as_arguments(options: Mapping[str, Any]) -> str:
+    """Writes options as the arguments of a call in Python."""
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def percent(part: float, whole: float) -> str:

@@ -18,6 +18,7 @@ from models.backbones.base import Features, StateDict, no_prefix
 from models.backbones.positions import fitted_biases
 from models.backbones.timm_base import TimmBackbone, pretrained
 from models.scores import scores_of
+from utils.text import as_arguments
 
 _STAGES = 4
 
@@ -201,24 +202,19 @@ def build(
     """Builds a Swin of any size; windows shrink to the grid if that is smaller."""
     # The windows fit this grid; images of other sizes keep these windows.
     side = -(-image_size // 32) * 32
-    net = SwinTransformer(
-        img_size=side,
-        embed_dim=embed_dim,
-        depths=depths,
-        num_heads=num_heads,
-        window_size=window_size,
-        drop_path_rate=drop_path,
-        num_classes=0,
-        strict_img_size=False,
-    )
-    backbone = Swin(net, layers)
-    backbone.plain = (
-        f'timm.create_model("{name}_patch4_window7_224", num_classes=0, img_size={side}, '
-        f"embed_dim={embed_dim}, depths={depths}, num_heads={num_heads}, "
-        f"window_size={window_size}, strict_img_size=False)"
-    )
-
-    backbone.sources["pretrained"] = partial(pretrained, f"{name}_patch4_window7_224")
+    options: dict[str, Any] = {
+        "num_classes": 0,
+        "img_size": side,
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "window_size": window_size,
+        "strict_img_size": False,
+    }
+    backbone = Swin(SwinTransformer(**options, drop_path_rate=drop_path), layers)
+    model = f"{name}_patch4_window7_224"
+    backbone.plain = f'timm.create_model("{model}", {as_arguments(options)})'
+    backbone.sources["pretrained"] = partial(pretrained, model)
     return backbone
 
 

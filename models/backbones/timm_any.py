@@ -26,6 +26,7 @@ from models.backbones.timm_base import layer_names, pretrained, stages_of
 from models.backbones.timm_maps import TimmMaps
 from models.backbones.timm_outline import Outline, outline_of, sketch_of
 from models.backbones.vit import ViT
+from utils.text import as_arguments
 
 
 class TimmViT(ViT):
@@ -87,7 +88,7 @@ def build(
         options, side, fixed, outline = _looked_at(model, options, image_size)
     except Exception as error:  # timm's networks may raise anything for a setting
         said = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        told = f" and {_words(options)}" if options else ""
+        told = f" and {as_arguments(options)}" if options else ""
         raise ValueError(
             f"--backbone.name timm/{model} cannot be used with images of {image_size} px{told}: "
             f"{said}."
@@ -173,10 +174,6 @@ def _parameters(kind: type) -> set[str]:
     return found
 
 
-def _words(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
-
-
 def _wrapped(net: Any, outline: Outline, layers: str) -> Backbone:
     if outline.attends:
         return TimmViT(net, layers)
@@ -196,6 +193,6 @@ def _describe(backbone: Backbone, model: str, options: Mapping[str, Any]) -> Non
     classifier = about.get("classifier") or ()
     backbone.replaced = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     lasting = {name: value for name, value in options.items() if name != "drop_path_rate"}
-    backbone.plain = f'timm.create_model("{model}", {_words({"num_classes": 0, **lasting})})'
+    backbone.plain = f'timm.create_model("{model}", {as_arguments({"num_classes": 0, **lasting})})'
     if about.get("hf_hub_id") or about.get("url"):
         backbone.sources["pretrained"] = partial(pretrained, model, **lasting)

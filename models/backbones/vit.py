@@ -25,6 +25,7 @@ from models.backbones.positions import cls_with_its_place, fitted_biases, fitted
 from models.backbones.timm_base import TimmBackbone, attention_modules, layer_names
 from models.backbones.vit_published import published_for
 from models.scores import scores_of
+from utils.text import as_arguments
 
 
 class ViT(TimmBackbone, GlobalAttentionBackbone):
@@ -173,28 +174,22 @@ def _build(
         )
     # The grid of the position embeddings; they are interpolated for other image sizes.
     side = -(-image_size // patch_size) * patch_size
+    options: dict[str, Any] = {
+        "num_classes": 0,
+        "img_size": side,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": mlp_ratio,
+        "reg_tokens": registers,
+        "dynamic_img_size": True,
+    }
     embed: dict[str, Any] = {"patch_size": patch_size}
     if stem is not None:
         embed = {"patch_size": 1, "embed_layer": partial(HybridEmbed, ConvStem(**stem), proj=False)}
-    net = VisionTransformer(
-        img_size=side,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        reg_tokens=registers,
-        drop_path_rate=drop_path,
-        num_classes=0,
-        global_pool="token",
-        dynamic_img_size=True,
-        **embed,
-    )
+    net = VisionTransformer(**options, **embed, drop_path_rate=drop_path, global_pool="token")
     backbone = ViT(net, pool, layers)
-    sizes = (
-        f"num_classes=0, img_size={side}, embed_dim={embed_dim}, depth={depth}, "
-        f"num_heads={num_heads}, mlp_ratio={mlp_ratio}, reg_tokens={registers}, "
-        "dynamic_img_size=True"
-    )
+    sizes = as_arguments(options)
     if stem is not None:
         backbone.plain = _with_stem(stem, sizes)
         return backbone  # no published weights, and no other code builds it
@@ -204,11 +199,10 @@ def _build(
 
 
 def _with_stem(stem: Mapping[str, Any], sizes: str) -> str:
-    words = ", ".join(f"{name}={value!r}" for name, value in stem.items())
     return (
         "timm.models.VisionTransformer(embed_layer=lambda **embed: timm.layers.HybridEmbed("
-        f"timm.models.vision_transformer_hybrid.ConvStem({words}), proj=False, **embed), "
-        f"patch_size=1, {sizes})"
+        "timm.models.vision_transformer_hybrid.ConvStem("
+        f"{as_arguments(stem)}), proj=False, **embed), patch_size=1, {sizes})"
     )
 
 
@@ -218,7 +212,7 @@ def vit_demo(
     depth: int = 3,
     embed_dim: int = 96,
     num_heads: int = 3,
-    **settings: object,
+    **settings: Any,
 ) -> ViT:
     """The demonstration's toy: patch 8, depth 3, width 96, 3 heads; 0.4 M parameters.
 
@@ -243,20 +237,20 @@ def vit_demo(
         "norm_layer": "layernorm2d",
         "act_layer": "gelu",
     }
-    sizes = {"patch_size": patch_size, "depth": depth, "stem": stem}
-    return _build("vit_demo", embed_dim, num_heads, **sizes, **settings)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"patch_size": patch_size, "depth": depth, "stem": stem}
+    return _build("vit_demo", embed_dim, num_heads, **sizes, **settings)
 
 
-def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: object) -> ViT:
+def vit_tiny(*, embed_dim: int = 192, num_heads: int = 3, **settings: Any) -> ViT:
     """ViT-Tiny: width 192, 3 heads; 5.5 M parameters at depth 12."""
-    return _build("vit_tiny", embed_dim, num_heads, **settings)  # type: ignore[arg-type]
+    return _build("vit_tiny", embed_dim, num_heads, **settings)
 
 
-def vit_small(*, embed_dim: int = 384, num_heads: int = 6, **settings: object) -> ViT:
+def vit_small(*, embed_dim: int = 384, num_heads: int = 6, **settings: Any) -> ViT:
     """ViT-Small: width 384, 6 heads; 21.7 M parameters at depth 12."""
-    return _build("vit_small", embed_dim, num_heads, **settings)  # type: ignore[arg-type]
+    return _build("vit_small", embed_dim, num_heads, **settings)
 
 
-def vit_base(*, embed_dim: int = 768, num_heads: int = 12, **settings: object) -> ViT:
+def vit_base(*, embed_dim: int = 768, num_heads: int = 12, **settings: Any) -> ViT:
     """ViT-Base: width 768, 12 heads; 85.8 M parameters at depth 12."""
-    return _build("vit_base", embed_dim, num_heads, **settings)  # type: ignore[arg-type]
+    return _build("vit_base", embed_dim, num_heads, **settings)

@@ -13,6 +13,7 @@ from models.attention import Attention, AttentionFactors, AttentionRequest
 from models.backbones.base import Features, GlobalAttentionBackbone, Pool, Tokens, as_map
 from models.backbones.positions import fitted_positions
 from models.layer_numbers import parse_layers
+from utils.text import as_arguments
 
 
 class ViTPyTorch(GlobalAttentionBackbone):
@@ -118,22 +119,17 @@ def vit_pytorch(
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}.")
     grid = -(-image_size // patch_size)
-    net = Net(
-        image_size=grid * patch_size,
-        patch_size=patch_size,
-        num_classes=0,
-        dim=embed_dim,
-        depth=depth,
-        heads=num_heads,
-        dim_head=embed_dim // num_heads,
-        mlp_dim=round(embed_dim * mlp_ratio),
-        dropout=dropout,
-        emb_dropout=dropout,
-    )
+    options = {
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "num_classes": 0,
+        "dim": embed_dim,
+        "depth": depth,
+        "heads": num_heads,
+        "dim_head": embed_dim // num_heads,
+        "mlp_dim": round(embed_dim * mlp_ratio),
+    }
+    net = Net(**options, dropout=dropout, emb_dropout=dropout)
     backbone = ViTPyTorch(net, grid, pool, layers)
-    backbone.plain = (
-        f"vit_pytorch.ViT(image_size={grid * patch_size}, patch_size={patch_size}, num_classes=0, "
-        f"dim={embed_dim}, depth={depth}, heads={num_heads}, dim_head={embed_dim // num_heads}, "
-        f"mlp_dim={round(embed_dim * mlp_ratio)})"
-    )
+    backbone.plain = f"vit_pytorch.ViT({as_arguments(options)})"
     return backbone
