@@ -37,7 +37,7 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
             if position in known:  # it replaces one that cannot be read
                 continue
             known.add(position)
-            maps = concatenated(network.encode(image[None].to(device)))[0]
+            maps = concatenated(network.encode(image[None].to(device)).maps)[0]
             seen = as_seen(labels, (image.shape[-2], image.shape[-1]), network.multiple)
             patches, classes = labelled_patches(maps, seen, num_classes)
             features.append(patches.cpu())

@@ -11,6 +11,7 @@ from torch import Tensor
 from models.backbones.base import Features
 from models.fusions.attention_fusion import Looks
 from models.fusions.base import attention_maps
+from models.heads.base import size_of
 from models.losses.attention import (
     affinity_loss,
     diversity_loss,
@@ -60,7 +61,7 @@ def attention_loss(
 
     def objects_in(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (rows,) = at_least_float32(maps.flatten(2))
-        shares, valid = on((maps.shape[-2], maps.shape[-1]))
+        shares, valid = on(size_of(maps))
         return rows, shares[:, first:].to(rows), valid
 
     with torch.autocast(labels.device.type, enabled=False):

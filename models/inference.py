@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from models.heads.base import resize
+from models.heads.base import resize, size_of
 
 Logits = Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 to (B, C, H, W)
 
@@ -56,7 +56,7 @@ class Inference:
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
     def _view(self, logits: Logits, images: Tensor, scale: float, mirror: bool) -> Tensor:
-        size = (images.shape[-2], images.shape[-1])
+        size = size_of(images)
         seen = TF.resize(images, [max(1, round(side * scale)) for side in size])
         seen = seen.flip(-1) if mirror else seen
         found = logits(seen) if self.window is None else self._in_windows(logits, seen, self.window)

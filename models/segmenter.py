@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.backbones.base import Backbone, Features
 from models.backbones.stored import Stored, pack, unpack
 from models.fusions.attention_fusion import AttentionFusion
-from models.heads.base import Head, Size, resize
+from models.heads.base import Head, Size, resize, size_of
 from models.inference import WHOLE, Inference
 from models.precision import at_least_float32
 from utils.palette import MEAN_COLOUR, VOID
@@ -103,7 +103,7 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits `(B, C, H, W)` of images `(B, 3, H, W)` uint8 of any size."""
         features = self.fusion.controlled_batch(self.encode(images))
-        return self.decode(features, _size(images))
+        return self.decode(features, size_of(images))
 
     def logits_at(
         self,
@@ -124,7 +124,7 @@ class Segmenter(nn.Module):
         for image, size, logits in zip(images, sizes, found, strict=True):
             of_pixels = logits[None]
             if inference == WHOLE:
-                of_pixels = self.of_pixels(of_pixels, _size(image))
+                of_pixels = self.of_pixels(of_pixels, size_of(image))
             yield resize(of_pixels.float(), size)[0]
 
     def _logits(
@@ -134,7 +134,7 @@ class Segmenter(nn.Module):
         # of one size pass together: padding to a common size would change the result.
         by_size: dict[Size, list[int]] = {}
         for position, image in enumerate(images):
-            by_size.setdefault(_size(image), []).append(position)
+            by_size.setdefault(size_of(image), []).append(position)
         groups = list(by_size.values())
         stacks = [torch.stack([images[position] for position in group]) for group in groups]
         found: Iterable[Tensor]
@@ -182,7 +182,3 @@ def pad_labels(labels: Tensor, multiple: int) -> Tensor:
 
 def _padded(side: int, multiple: int) -> int:
     return (side + multiple - 1) // multiple * multiple
-
-
-def _size(images: Tensor) -> Size:
-    return images.shape[-2], images.shape[-1]

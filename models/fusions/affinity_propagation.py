@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.backbones.base import Features
 from models.fusions.base import Fusion
-from models.heads.base import resize
+from models.heads.base import resize, size_of
 from models.precision import at_least_float32
 
 _OF_HEADS = ("qk", "qq", "kk")
@@ -76,7 +76,7 @@ class AffinityPropagation(Fusion):
         if self.carries == "logits":
             return features
         grid = _grid(features)
-        if any(tuple(each.shape[-2:]) != grid for each in features.maps):
+        if any(size_of(each) != grid for each in features.maps):
             raise ValueError(
                 "--segmentation.fusion_carries features: the maps do not lie on the grid of the "
                 "attention; use logits."
@@ -95,10 +95,10 @@ class AffinityPropagation(Fusion):
         grid = _grid(features)
         (logits,) = at_least_float32(logits)
         coarse = logits
-        if tuple(logits.shape[-2:]) != grid:
+        if size_of(logits) != grid:
             coarse = F.interpolate(logits, grid, mode="bilinear", antialias=True)
         change = self._propagated(coarse, edges) - coarse
-        return logits + resize(change, (logits.shape[-2], logits.shape[-1]))
+        return logits + resize(change, size_of(logits))
 
     def edges(self, features: Features) -> Tensor:
         """P, in float32 or better; see `Fusion.edges`."""

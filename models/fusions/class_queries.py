@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.backbones.base import Features
 from models.fusions.base import Fusion, attention_maps, log_maps
-from models.heads.base import concatenated, resize
+from models.heads.base import concatenated, resize, size_of
 
 WIDTH = 256
 _DROPOUT = 0.1
@@ -61,13 +61,13 @@ class ClassQueries(Fusion):
         patches = keys + self.to_gate(torch.cat([x, maps], -1)).sigmoid() * context
         cosines = F.normalize(patches, dim=-1) @ F.normalize(queries, dim=-1).transpose(1, 2)
         answer = self.class_norm(cosines).transpose(1, 2).unflatten(-1, (height, width))
-        refined = logits + self.strength * resize(answer, (logits.shape[-2], logits.shape[-1]))
+        refined = logits + self.strength * resize(answer, size_of(logits))
         return refined, looks.unflatten(-1, (height, width))
 
     def _inputs(self, features: Features) -> tuple[Tensor, Tensor, tuple[int, int]]:
         # Tokens (B, N, D), log maps (B, N, heads) and the grid of the finest map.
-        joined = concatenated(features)
-        grid = (joined.shape[-2], joined.shape[-1])
+        joined = concatenated(features.maps)
+        grid = size_of(joined)
         maps = [resize(log_maps(each), grid) for each in attention_maps(features)]
         tokens = self.dropout(self.norm(joined.flatten(2).transpose(1, 2)))
         return tokens, torch.cat(maps, 1).flatten(2).transpose(1, 2).to(tokens.dtype), grid

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.backbones.base import Features
 from models.fusions.base import Fusion, attention_maps, log_maps
-from models.heads.base import resize
+from models.heads.base import resize, size_of
 
 WIDTH = 32
 
@@ -39,8 +39,7 @@ class MapsAsChannels(Fusion):
     def embedded(self, features: Features) -> Tensor:
         """Returns E on the grid of the deepest map, `(B, 32, h, w)`."""
         deepest = features.maps[-1]
-        grid = (deepest.shape[-2], deepest.shape[-1])
-        maps = [resize(log_maps(each), grid) for each in attention_maps(features)]
+        maps = [resize(log_maps(each), size_of(deepest)) for each in attention_maps(features)]
         return F.gelu(self.embed(self.norm(torch.cat(maps, 1).to(deepest.dtype))))
 
     def learnt(self) -> dict[str, float]:

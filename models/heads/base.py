@@ -55,18 +55,23 @@ class SingleMapHead(Head):
 
     def native(self, features: Features) -> Tensor:
         """See `Head.native`."""
-        return self.decode(concatenated(features))
+        return self.decode(concatenated(features.maps))
 
 
-def concatenated(features: Features) -> Tensor:
-    """Concatenates all maps along the channels, resized to the largest of them."""
-    largest = max((each.shape[-2], each.shape[-1]) for each in features.maps)
-    return torch.cat([resize(each, largest) for each in features.maps], 1)
+def size_of(x: Tensor) -> Size:
+    """Height and width of images or maps `(…, h, w)`."""
+    return x.shape[-2], x.shape[-1]
+
+
+def concatenated(maps: Sequence[Tensor]) -> Tensor:
+    """Concatenates maps along the channels, resized to the largest of them."""
+    largest = max(map(size_of, maps))
+    return torch.cat([resize(each, largest) for each in maps], 1)
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
     """Resizes `(B, C, h, w)` bilinearly, if its size differs."""
-    if tuple(x.shape[-2:]) == size:
+    if size_of(x) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

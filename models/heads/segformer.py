@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from models.heads.base import Head, conv_bn_relu, resize
+from models.heads.base import Head, concatenated, conv_bn_relu
 
 WIDTH = 256
 DROPOUT = 0.1
@@ -28,9 +27,5 @@ class SegFormerMLP(Head):
 
     def native(self, features: Features) -> Tensor:
         """See `Head.native`."""
-        finest = max((x.shape[-2], x.shape[-1]) for x in features.maps)
-        projected = [
-            resize(project(x), finest)
-            for project, x in zip(self.project, features.maps, strict=True)
-        ]
-        return self.classify(self.fuse(torch.cat(projected, 1)))
+        projected = [project(x) for project, x in zip(self.project, features.maps, strict=True)]
+        return self.classify(self.fuse(concatenated(projected)))

@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from models.heads.base import Head, SingleMapHead, conv_bn_relu, resize
+from models.heads.base import Head, SingleMapHead, conv_bn_relu, resize, size_of
 
 WIDTH = 256
 _MLA_WIDTH = 128
@@ -86,11 +86,11 @@ class SETRMLA(Head):
         reduced = [conv(x) for conv, x in zip(self.reduce, features.maps, strict=True)]
         summed = [reduced[-1]]
         for x in reversed(reduced[:-1]):
-            summed.insert(0, x + resize(summed[0], (x.shape[-2], x.shape[-1])))
+            summed.insert(0, x + resize(summed[0], size_of(x)))
         smooth = [conv(x) for conv, x in zip(self.smooth, summed, strict=True)]
         # Four times the grid, but not larger than the image.
         scale = min(4, self.finest)
-        finest = max((x.shape[-2], x.shape[-1]) for x in smooth)
+        finest = max(map(size_of, smooth))
         target = (finest[0] * scale, finest[1] * scale)
         streams = [resize(conv(x), target) for conv, x in zip(self.streams, smooth, strict=True)]
         return self.classify(torch.cat(streams, 1))

@@ -92,7 +92,7 @@ def test_the_memory_is_that_of_one_image_at_a_time(shapes_root, kind):
             image = module.protocol.image(opened.convert("RGB"))
             labels = torch.from_numpy(np.array(stored))
         with torch.no_grad():
-            maps = concatenated(backbone(pad_to_multiple(image[None], network.multiple)))
+            maps = concatenated(backbone(pad_to_multiple(image[None], network.multiple)).maps)
         seen = as_seen(labels, tuple(image.shape[1:]), network.multiple)
         parts.append(labelled_patches(maps[0], seen, 9))
     expected = PatchMemory(head.in_channels, 9)

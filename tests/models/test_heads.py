@@ -120,7 +120,7 @@ def test_maps_of_different_strides_meet_at_the_finest():
 def test_maps_are_joined_at_the_size_of_the_finest():
     coarse, fine = torch.randn(2, 3, 4, 6), torch.randn(2, 5, 8, 12)
     enlarged = F.interpolate(coarse, (8, 12), mode="bilinear", align_corners=False)
-    joined = concatenated(Features(torch.zeros(2, 5), (coarse, fine), (), (32, 16)))
+    joined = concatenated((coarse, fine))
     assert torch.equal(joined, torch.cat([enlarged, fine], 1))
 
 
