@@ -71,9 +71,8 @@ def sigreg(embeddings: Tensor, directions: Tensor, knots: int, limit: float) -> 
         raise ValueError("A distribution needs a batch of at least 2 images, got 1.")
     with torch.autocast(embeddings.device.type, enabled=False):
         (embeddings,) = at_least_float32(embeddings)
-        points, weights = _quadrature(knots, limit, embeddings)
+        points, gaussian, weights = _quadrature(knots, limit, embeddings)
         phases = (embeddings @ directions.to(embeddings))[..., None] * points  # (N, M, knots)
-        gaussian = (-points.square() / 2).exp()
         distance = (phases.cos().mean(0) - gaussian).square() + phases.sin().mean(0).square()
         return len(embeddings) * (distance @ (weights * gaussian)).mean()
 
@@ -83,20 +82,19 @@ def expected_sigreg(knots: int, limit: float) -> float:
 
     E|φ̂(t) - φ(t)|² = (1 - φ(t)²) / N for independent samples, and SIGReg multiplies by N.
     """
-    points, weights = _quadrature(knots, limit, torch.zeros((), dtype=torch.float64))
-    gaussian = (-points.square() / 2).exp()
+    _, gaussian, weights = _quadrature(knots, limit, torch.zeros((), dtype=torch.float64))
     return float(weights @ (gaussian * (1 - gaussian.square())))
 
 
 def collapsed_sigreg(knots: int, limit: float, images: int) -> float:
     """SIGReg of N embeddings that are all 0: φ̂ is 1 everywhere."""
-    points, weights = _quadrature(knots, limit, torch.zeros((), dtype=torch.float64))
-    gaussian = (-points.square() / 2).exp()
+    _, gaussian, weights = _quadrature(knots, limit, torch.zeros((), dtype=torch.float64))
     return images * float(weights @ (gaussian * (1 - gaussian).square()))
 
 
-def _quadrature(knots: int, limit: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    # Points on [0, limit]; their weights count twice, for the other half of the interval.
+def _quadrature(knots: int, limit: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Points t on [0, limit], φ(t) = exp(-t²/2), and weights that count twice, for the other half of
+    # the interval.
     if knots < 2 or not 0 < limit < math.inf:
         raise ValueError(f"knots {knots}, limit {limit}: expected at least 2 points up to a t > 0.")
     points = torch.linspace(0, limit, knots, dtype=like.dtype, device=like.device)
@@ -104,4 +102,4 @@ def _quadrature(knots: int, limit: float, like: Tensor) -> tuple[Tensor, Tensor]
     # Set one by one: a list of indices would have to be copied to the GPU, which waits for it.
     weights[0] /= 2
     weights[-1] /= 2
-    return points, weights
+    return points, (-points.square() / 2).exp(), weights
