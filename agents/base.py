@@ -42,7 +42,6 @@ class Agent(LightningModule, ABC):
         facts: what a table must state beside the numbers, such as the protocol.
         loss_width: option that sets how many values per image the loss keeps, where these are
             many (`held_by_loss`).
-        lr: peak learning rate, which the tuner may set.
         backbone: the network that is saved and inspected.
         settings: resolved settings.
     """
@@ -52,9 +51,17 @@ class Agent(LightningModule, ABC):
     validates_untrained: bool = False
     facts: Mapping[str, str] = {}
     loss_width: ClassVar[str] = ""
-    lr: float
     backbone: Backbone
     settings: Hparams
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate; Lightning's tuner finds and sets it by this name."""
+        return float(self.settings.optim.lr)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.settings.optim.lr = value
 
     @property
     def trained_backbone(self) -> Backbone:

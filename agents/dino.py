@@ -239,7 +239,7 @@ class DINO(Pretraining):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student."""
-        return configure(self, {self.student: 1.0}, self.settings, self.lr)
+        return configure(self, {self.student: 1.0})
 
     def _report(
         self,

@@ -95,8 +95,7 @@ class DINOTwins(DINO):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student and the projector."""
-        modules = {self.student: 1.0, self.projector: 1.0}
-        return configure(self, modules, self.settings, self.lr)
+        return configure(self, {self.student: 1.0, self.projector: 1.0})
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

@@ -147,7 +147,7 @@ class JointEmbedding(Pretraining):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
-        return configure(self, {self.backbone: 1.0, self.projector: 1.0}, self.settings, self.lr)
+        return configure(self, {self.backbone: 1.0, self.projector: 1.0})
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

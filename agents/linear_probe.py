@@ -58,7 +58,6 @@ class LinearProbe(Agent):
         self.classes = tuple(classes)
         self.facts = {"features": hparams.probe.features}
         self.trains = hparams.probe.kind != "knn"
-        self.lr = float(hparams.optim.lr) if self.trains else 0.0
         width = backbone.embed_dim
         if hparams.probe.features == "cls":
             width = sum(backbone.map_channels)
@@ -218,7 +217,7 @@ class LinearProbe(Agent):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the classifier."""
-        return configure(self, {self.classifier: 1.0}, self.settings, self.lr)
+        return configure(self, {self.classifier: 1.0})
 
     def in_words(self, summary: Mapping[str, Any]) -> list[str]:
         """Says what the final numbers mean."""

@@ -8,32 +8,27 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from agents.base import Agent
 from callbacks.progress import steps_an_epoch
 from config import names
-from config.hparams import Hparams
 from config.rules import settings_of
 from utils.imports import load
 from utils.optim import parameter_groups
 
 
-def configure(
-    agent: LightningModule, modules: Mapping[nn.Module, float], hparams: Hparams, lr: float
-) -> dict[str, Any]:
+def configure(agent: Agent, modules: Mapping[nn.Module, float]) -> dict[str, Any]:
     """Builds what `configure_optimizers` returns.
 
     Args:
-        agent: its trainer knows the length of the run.
-        modules: to optimise, unless frozen, each with a factor on `lr`.
-        hparams: resolved settings.
-        lr: peak learning rate, which the tuner may have found.
+        agent: has the settings; its trainer knows the length of the run.
+        modules: to optimise, unless frozen, each with a factor on the learning rate.
     """
-    optim = hparams.optim
-    groups = parameter_groups(modules, lr, float(optim.weight_decay))
+    hparams, optim = agent.settings, agent.settings.optim
+    groups = parameter_groups(modules, agent.lr, float(optim.weight_decay))
     make_optimizer = load(names.OPTIMIZERS[optim.name])
     optimizer = make_optimizer(groups, **settings_of(hparams, "optim.name"))
     optimizer.register_load_state_dict_pre_hook(keep_own_settings)

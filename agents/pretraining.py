@@ -32,7 +32,6 @@ class Pretraining(Agent):
         super().__init__()
         backbone.check_side(int(hparams.data.image_size), "data.image_size")
         self.settings = hparams
-        self.lr = float(hparams.optim.lr)
         information = hparams.head_information
         self.information = HeadInformation(backbone, information.weight, information.blocks)
         self.training_pass = self._pool

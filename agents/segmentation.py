@@ -75,7 +75,6 @@ class Segmentation(Agent):
         self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
         self.confusion: dict[str, Tensor] = {}
         self.trains = self.memory is None
-        self.lr = float(hparams.optim.lr) if self.trains else 0.0
         self.inference = inference_of_test(settings)
         self.facts = {"protocol": settings.protocol, "inference": str(self.inference)}
 
@@ -245,7 +244,7 @@ class Segmentation(Agent):
             network.fusion: factor,
             network.head: factor,
         }
-        return configure(self, factors, self.settings, self.lr)
+        return configure(self, factors)
 
     def compile_training_pass(self) -> None:
         """See `Agent`."""

@@ -189,8 +189,7 @@ class Trainer:
             options.chunk_size = chunk if chunk < batch else None
             data.loading = build_loading(self.hparams)
         if options.tune_lr:
-            lr = tune_lr(agent, data, make_trainer, self.device)
-            agent.lr = self.hparams.optim.lr = lr
+            agent.lr = tune_lr(agent, data, make_trainer, self.device)
             console.info("tune_lr: learning rate %.3g", agent.lr)
         options.tune_batch_size = options.tune_lr = False
 
