@@ -131,25 +131,18 @@ class Agent(LightningModule, ABC):
         """
         return 0
 
-    def load_weights(self, hparams: Hparams) -> None:
+    def load_weights(self) -> None:
         """Loads weights into the modules on top of the backbone; by default there are none.
 
         Raises:
             FileNotFoundError, ValueError: the weights are missing, or do not fit.
         """
 
-    def prepare(
-        self,
-        data: ImageDataModule,
-        hparams: Hparams,
-        device: torch.device,
-        checkpoint: Path | None,
-    ) -> None:
+    def prepare(self, data: ImageDataModule, device: torch.device, checkpoint: Path | None) -> None:
         """Does what must be done once before training; by default nothing.
 
         Args:
             data: of the same task, its images listed.
-            hparams: resolved settings.
             device: will train the agent.
             checkpoint: of a run to resume, whose weights the agent gets only later.
         """

@@ -89,7 +89,7 @@ def build_agent(hparams: Hparams, source: ImageSource, loaded: bool = True) -> A
         backbone = build_backbone(hparams, loaded)
         agent = agent_class(hparams.task).build(hparams, backbone, source)
         if loaded:
-            agent.load_weights(hparams)
+            agent.load_weights()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -152,14 +152,13 @@ def check_fits(agent: Agent, file: Path, checkpoint: Mapping[str, Any]) -> None:
     check_weights(file, checkpoint)
 
 
-def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
+def check_best(agent: Agent, file: Path) -> None:
     """Checks that the best checkpoint, which will be tested, belongs to the run.
 
     A damaged one is skipped: its readers fall back on another.
 
     Args:
         agent: built from the settings, which the last checkpoint fits.
-        hparams: resolved for the data.
         file: the last checkpoint.
 
     Raises:
@@ -170,7 +169,7 @@ def check_best(agent: Agent, hparams: Hparams, file: Path) -> None:
         return
     saved = map_run_checkpoint(best)
     try:
-        check_kept(hparams, saved["hyper_parameters"])
+        check_kept(agent.settings, saved["hyper_parameters"])
         check_fits(agent, best, saved)
     except ValueError as error:
         raise ValueError(

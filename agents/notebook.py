@@ -94,8 +94,8 @@ def load_run(run: str | os.PathLike[str], runs_dir: str | os.PathLike[str] = RUN
     assert isinstance(command, Command)
     assert command.evaluate
     folder = RunFolder(find_run(command.evaluate, command.hparams.run.dir))
-    agent, hparams, _ = trained_agent(folder, command.hparams, best_or_last(folder))
-    return agent.to(usable_device(hparams.trainer.accelerator))
+    agent, *_ = trained_agent(folder, command.hparams, best_or_last(folder))
+    return agent.to(usable_device(agent.settings.trainer.accelerator))
 
 
 def segment(agent: Agent, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:

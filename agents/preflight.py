@@ -29,13 +29,12 @@ class ImageCost:
     Args:
         agent: as it will train.
         data: loads its images.
-        hparams: resolved but for the chunk size.
     """
 
-    def __init__(self, agent: Agent, data: ImageDataModule, hparams: Hparams) -> None:
+    def __init__(self, agent: Agent, data: ImageDataModule) -> None:
         self._agent = agent
         self._backbone = agent.trained_backbone
-        self._mixed = is_mixed(hparams.trainer.precision)
+        self._mixed = is_mixed(agent.settings.trainer.precision)
         self._loaded: tuple[int, ...] = (data.image_size,)
         if isinstance(data, ViewsDataModule):
             self._loaded = data.views.sizes
@@ -78,38 +77,32 @@ def images_a_process(hparams: Hparams) -> int:
 
 
 def announce(
-    given: Hparams,
-    hparams: Hparams,
-    agent: Agent,
-    images: int,
-    cost: ImageCost,
-    tried_out: bool = False,
+    given: Hparams, agent: Agent, images: int, cost: ImageCost, tried_out: bool = False
 ) -> None:
     """Says what was chosen, how long the run will be, and what it needs.
 
     Args:
         given: settings as the user gave them.
-        hparams: the same, resolved.
-        agent: will be trained.
+        agent: will be trained, with these settings resolved.
         images: number of training images.
         cost: of one of them.
         tried_out: whether it is a try-out, for which warnings about learning are left out.
     """
-    if words := choices(given, hparams):
+    if words := choices(given, agent.settings):
         console.info("%s", words)
-    line, of_length = length(hparams, images)
+    line, of_length = length(agent.settings, images)
     said = [(line, [] if tried_out else [*of_length, *agent.warnings()])]
     if agent.trains:
-        said.append(_needs(cost, agent, hparams))
+        said.append(_needs(cost, agent))
     for line, _ in said:
         console.info("%s", line)
     for warning in (each for _, warnings in said for each in warnings):
         console.warning("warning: %s", warning)
 
 
-def _needs(cost: ImageCost, agent: Agent, hparams: Hparams) -> tuple[str, list[str]]:
+def _needs(cost: ImageCost, agent: Agent) -> tuple[str, list[str]]:
     """Returns what a run needs in one line, and warnings about what is scarce."""
-    size = hparams.trainer.chunk_size
+    hparams, size = agent.settings, agent.settings.trainer.chunk_size
     chunk = size if isinstance(size, int) else None
     batch, share = int(hparams.data.batch_size), images_a_process(hparams)
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)

@@ -30,24 +30,20 @@ from utils.text import count
 
 
 def check_continues(
-    agent: Agent,
-    data: ImageDataModule,
-    hparams: Hparams,
-    file: Path,
-    checkpoint: Mapping[str, Any],
+    agent: Agent, data: ImageDataModule, file: Path, checkpoint: Mapping[str, Any]
 ) -> None:
     """Checks that a run can go on, before anything is written.
 
     Args:
         agent: built from the settings.
         data: its images listed.
-        hparams: resolved for the data.
         file: the checkpoint's, for the message.
         checkpoint: its content.
 
     Raises:
         ValueError: it cannot; names the setting and what to do.
     """
+    hparams = agent.settings
     check_kept(hparams, checkpoint["hyper_parameters"])
     if not agent.trains:
         return
@@ -118,9 +114,7 @@ def _not_as(expected: Any, found: Any, name: str) -> str:
     return "" if sound else f"{name} is {reprlib.repr(found)}"
 
 
-def chooses_anew(
-    agent: Agent, data: ImageDataModule, hparams: Hparams, checkpoint: Mapping[str, Any]
-) -> bool:
+def chooses_anew(agent: Agent, data: ImageDataModule, checkpoint: Mapping[str, Any]) -> bool:
     """Returns whether validations now measure differently than before; warns by which settings.
 
     Numbers from before and after then do not compare: keeping or replacing the best checkpoint by
@@ -129,11 +123,11 @@ def chooses_anew(
     Args:
         agent: built from the settings.
         data: its images listed.
-        hparams: resolved for the data.
         checkpoint: see `check_continues`.
     """
-    changed = remeasured(hparams, checkpoint["hyper_parameters"])
-    if not changed or agent.monitor is None or not (agent.trains and validates(hparams, data)):
+    changed = remeasured(agent.settings, checkpoint["hyper_parameters"])
+    judged = agent.trains and validates(agent.settings, data)
+    if not changed or agent.monitor is None or not judged:
         return False
     rank_zero_warn(
         f"Earlier values of {agent.monitor[0]} do not compare with later ones, with another "

@@ -87,10 +87,10 @@ class Segmentation(Agent):
         agent.colours = images.colours
         return agent
 
-    def load_weights(self, hparams: Hparams) -> None:
+    def load_weights(self) -> None:
         """See `Agent.load_weights`: those of the head."""
-        weights = hparams.segmentation.head_weights
-        if report := load_head(self.network.head, weights, hparams.run.dir):
+        weights = self.settings.segmentation.head_weights
+        if report := load_head(self.network.head, weights, self.settings.run.dir):
             console.info("%s", report)
 
     @staticmethod
@@ -116,26 +116,20 @@ class Segmentation(Agent):
             protocol_of_test(hparams),
         )
 
-    def prepare(
-        self,
-        data: ImageDataModule,
-        hparams: Hparams,
-        device: torch.device,
-        checkpoint: Path | None,
-    ) -> None:
+    def prepare(self, data: ImageDataModule, device: torch.device, checkpoint: Path | None) -> None:
         """See `Agent.prepare`: weighs classes, and caches features that never change."""
         if self.backbone.frozen:
             console.info("The backbone is frozen: readouts and pictures of it are made once.")
-        images = cast(SegmentationDataModule, data)
-        weights = weigh_classes(hparams.segmentation, self.classes, images)
+        images, settings = cast(SegmentationDataModule, data), self.settings.segmentation
+        weights = weigh_classes(settings, self.classes, images)
         if weights is not None:
-            self.training_loss = build_loss(hparams.segmentation, weights)
-        if not caches_features(self.network, hparams):
+            self.training_loss = build_loss(settings, weights)
+        if not caches_features(self.network, self.settings):
             return
         if checkpoint is not None:
             self.load_state_dict(read_run_checkpoint(checkpoint)["state_dict"])
         whole = self.inference == WHOLE
-        cache_features(self.network, images, hparams, self.classes, whole, device)
+        cache_features(self.network, images, self.settings, self.classes, whole, device)
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""

@@ -39,22 +39,19 @@ def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Ca
     ]
 
 
-def choosing(
-    agent: Agent, data: ImageDataModule, hparams: Hparams, folder: RunFolder
-) -> list[pl.Callback]:
+def choosing(agent: Agent, data: ImageDataModule, folder: RunFolder) -> list[pl.Callback]:
     """Returns the callbacks that save the best and the last checkpoint, and stop early.
 
     Args:
         agent: says what is best.
         data: loads its images.
-        hparams: resolved settings.
         folder: of the run.
     """
     common: dict[str, Any] = {"dirpath": folder.checkpoints, "enable_version_counter": False}
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-    stopping = hparams.callbacks.early_stopping
+    stopping = agent.settings.callbacks.early_stopping
     choice = agent.monitor
-    if choice is None or not validates(hparams, data):
+    if choice is None or not validates(agent.settings, data):
         return [last]
     monitor, mode = choice
     # Written together with the last one, so that both are one file if this epoch is the best.

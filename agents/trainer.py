@@ -120,16 +120,16 @@ class Trainer:
         lay_out(agent, self.device)
         options = self.hparams.trainer
         choose_attention(agent, int(self.hparams.data.image_size), options.precision, self.device)
-        cost = ImageCost(agent, data, self.hparams)
+        cost = ImageCost(agent, data)
         choose = partial(resolve_chunk_size, agent, data, self.hparams, self.device, cost)
         options.chunk_size = common_chunk_size(self.leads, choose)
         data.loading = build_loading(self.hparams)
         if self.leads:
             images, tried_out = len(data.train_files), self.tried_out is not None
-            announce(self.given, self.hparams, agent, images, cost, tried_out)
+            announce(self.given, agent, images, cost, tried_out)
         if self.checkpoint is not None:
             self._check_checkpoint(agent, data, self.checkpoint)
-        agent.prepare(data, self.hparams, self.device, self.checkpoint)
+        agent.prepare(data, self.device, self.checkpoint)
         check_stopping(self.hparams, data)
         folder = self._open_folder()
         with folder.held() if self.leads else nullcontext():
@@ -160,10 +160,10 @@ class Trainer:
     def _check_checkpoint(self, agent: Agent, data: ImageDataModule, file: Path) -> None:
         """Checks that the run can go on from its checkpoint, and notes what has changed since."""
         saved = read_run_checkpoint(file)
-        check_continues(agent, data, self.hparams, file, saved)
+        check_continues(agent, data, file, saved)
         check_fits(agent, file, saved)
-        check_best(agent, self.hparams, file)
-        self.chooses_anew = chooses_anew(agent, data, self.hparams, saved)
+        check_best(agent, file)
+        self.chooses_anew = chooses_anew(agent, data, saved)
         self.other_loss = changes_loss(self.hparams, saved)
 
     def _open_folder(self) -> RunFolder:
@@ -212,7 +212,7 @@ class Trainer:
                 observers.unreadable,
                 *safeguards(folder, self.hparams.run.seed, self.device),
                 # Before the observers, which ask whether training ends here.
-                *choosing(agent, data, self.hparams, folder),
+                *choosing(agent, data, folder),
                 *observers.callbacks,
                 *observers.reports,
                 PartsTable(agent.parts),

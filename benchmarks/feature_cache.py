@@ -53,7 +53,7 @@ def parts(settings: list[str], *more: str) -> tuple[Segmentation, Any]:
     data.setup("fit")
     if not isinstance(agent, Segmentation):
         raise SystemExit("This measures segmentations.")
-    agent.prepare(data, hparams, agent.device, None)
+    agent.prepare(data, agent.device, None)
     agent.log = agent.log_dict = lambda *_, **__: None  # type: ignore[assignment, method-assign]
     agent.trainer = _Trainer()  # type: ignore[assignment]
     return agent, data

@@ -78,7 +78,7 @@ def step_cost(hparams: Hparams, device: torch.device, steps: int) -> StepCost:
     data = cast(ViewsDataModule, build_data(hparams, source))
     sides = data.views.sizes
     # Recomputed passes do not count as work: FLOPs are those of a batch that passes at once.
-    flops = ImageCost(agent, data, hparams).flops(chunks=0) or math.nan
+    flops = ImageCost(agent, data).flops(chunks=0) or math.nan
     images = batch_of(
         sides, batch, chunk if isinstance(chunk, int) else None, pinned=device.type == "cuda"
     )

@@ -54,10 +54,10 @@ def export_run(folder: RunFolder, hparams: Hparams, form: ExportFormat) -> list[
     # A whole segmentation network has the weights that were tested, a backbone the last ones.
     whole = hparams.task == "segmentation" and form != "safetensors"
     checkpoint = best_or_last(folder) if whole else folder.last
-    agent, hparams, _ = trained_agent(folder, hparams, checkpoint)
+    agent, *_ = trained_agent(folder, hparams, checkpoint)
     if form == "safetensors":
-        return export_with_card(agent, hparams, folder)
-    return export_program(agent, hparams, folder, form, checkpoint)
+        return export_with_card(agent, folder)
+    return export_program(agent, folder, form, checkpoint)
 
 
 def _check_finished(folder: RunFolder) -> None:
@@ -121,14 +121,14 @@ def recipe(backbone: Backbone, file: str) -> list[str]:
     ]
 
 
-def export_with_card(agent: Agent, hparams: Hparams, folder: RunFolder) -> list[str]:
+def export_with_card(agent: Agent, folder: RunFolder) -> list[str]:
     """Does what `export` does, and writes the model card."""
     lines = export(agent, folder)
     backbone = agent.backbone
     card = write_card(
         folder.exported,
         folder,
-        hparams,
+        agent.settings,
         form="safetensors",
         part="backbone",
         millions=_millions(backbone),
@@ -142,13 +142,12 @@ def export_with_card(agent: Agent, hparams: Hparams, folder: RunFolder) -> list[
 
 
 def export_program(
-    agent: Agent, hparams: Hparams, folder: RunFolder, form: PortableFormat, checkpoint: Path
+    agent: Agent, folder: RunFolder, form: PortableFormat, checkpoint: Path
 ) -> list[str]:
     """Writes the backbone, or the segmenter of a segmentation, as a program with its model card.
 
     Args:
         agent: of the run, with the weights to export.
-        hparams: its settings.
         folder: the run's.
         form: of the file.
         checkpoint: the source of the weights.
@@ -159,7 +158,7 @@ def export_program(
     Raises:
         ValueError: the network cannot be written in this format.
     """
-    network, side, square = _program_of(agent, hparams)
+    network, side, square = _program_of(agent)
     about = {"run": folder.name, "classes": network.classes}
     made = make_portable(network, form, side, about)
     file = folder.path / "exported" / form / f"{network.name}.{form}"
@@ -168,7 +167,7 @@ def export_program(
     card = write_card(
         file,
         folder,
-        hparams,
+        agent.settings,
         form=form,
         part=network.name,
         millions=_millions(network),
@@ -193,14 +192,14 @@ def export_program(
     ]
 
 
-def _program_of(agent: Agent, hparams: Hparams) -> tuple[Exported, int, bool]:
+def _program_of(agent: Agent) -> tuple[Exported, int, bool]:
     """Returns the network to write, the side of its images, and whether these are square."""
+    side = int(agent.settings.data.image_size)
     if not isinstance(agent, Segmentation):
-        side = agent.backbone.side_near(int(hparams.data.image_size))
-        return ExportedBackbone(agent.backbone), side, True
-    square = protocol_of_test(hparams).side
+        return ExportedBackbone(agent.backbone), agent.backbone.side_near(side), True
+    square = protocol_of_test(agent.settings).side
     network = ExportedSegmenter(agent.network, agent.classes)
-    return network, square or int(hparams.data.image_size), square is not None
+    return network, square or side, square is not None
 
 
 def _millions(network: nn.Module) -> str:
