@@ -113,7 +113,7 @@ class BarlowTwins(JointEmbedding):
         return warnings_of_batch(self.settings)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
-        """See `JointEmbedding.verdict`."""
+        """See `Pretraining.verdict`."""
         title = "Validation" if split == "val" else "Training"
         if self.settings.barlow_twins.loss == "vicreg":
             return _verdict_of_vicreg(title, numbers)

@@ -18,18 +18,6 @@ from datamodules.sources import ImageSource
 from models.backbones.base import Backbone
 from utils.distributed import of_all_processes
 
-NO_STEP = "No step was finished, so there is nothing to say about the loss."
-
-
-def final_numbers(summary: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns the split to report, and its numbers in summary.json, by name without the split.
-
-    The split is `val`, or `train` if nothing was validated. Without a `loss` no step was finished.
-    """
-    split = "val" if "val/loss" in summary else "train"
-    prefix = f"{split}/"
-    return split, {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
-
 
 class Agent(LightningModule, ABC):
     """One task, from its settings to what its numbers mean.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.base import NO_STEP, final_numbers
 from agents.optimizers import configure, set_weight_decay
 from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
@@ -259,11 +258,8 @@ class DINO(Pretraining):
         }
         self.log_step(split, loss, found, len(targets[0]), apart=True)
 
-    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
-        """Says what the final numbers mean."""
-        split, numbers = final_numbers(summary)
-        if "loss" not in numbers:
-            return [NO_STEP]
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """See `Pretraining.verdict`."""
         loss, of_one = numbers["loss"], numbers["teacher_entropy"]
         of_batch = numbers["teacher_mean_entropy"]
         most = math.log(int(self.settings.dino.out_dim))

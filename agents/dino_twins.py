@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from agents.barlow_twins import BarlowTwins, warnings_of_batch
-from agents.base import final_numbers
 from agents.dino import DINO, NUM_GLOBAL
 from agents.joint_embedding import warnings_of_accumulation
 from agents.lejepa import STATISTIC, LeJEPA, sigreg_in_words, sigreg_of_views
@@ -97,18 +96,15 @@ class DINOTwins(DINO):
         """Optimizer and stepwise schedule of the student and the projector."""
         return configure(self, {self.student: 1.0, self.projector: 1.0})
 
-    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
-        """Says what the final numbers mean."""
-        split, numbers = final_numbers(summary)
-        if "dino_loss" not in numbers:
-            return super().in_words(summary)
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """See `Pretraining.verdict`."""
         second = (
             sigreg_in_words(numbers)
             if self.is_sigreg
             else "The two global views agree with a mean diagonal of "
             f"{numbers['diagonal_mean']:z.2f} (goal 1)."
         )
-        return [*super().in_words({**summary, f"{split}/loss": numbers["dino_loss"]}), second]
+        return [*super().verdict(split, {**numbers, "loss": numbers["dino_loss"]}), second]
 
 
 def pairs(num_views: int, which: str) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agents.base import NO_STEP, final_numbers
 from agents.optimizers import configure
 from agents.pretraining import Pretraining
 from callbacks.step_outputs import PretrainingOutputs, step_result
@@ -70,15 +69,6 @@ class JointEmbedding(Pretraining):
 
         Args:
             z: embeddings `(N, D)` of every view, over the batch of all processes.
-        """
-
-    @abstractmethod
-    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
-        """Says what the final numbers of a split mean, for a run that has not collapsed.
-
-        Args:
-            split: `val`, or `train` if nothing was validated.
-            numbers: `loss`, `embedding_std`, and the scalars that `loss` returns, by name.
         """
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -149,17 +139,14 @@ class JointEmbedding(Pretraining):
         """Optimizer and stepwise schedule; the backbone's frozen parameters are left out."""
         return configure(self, {self.backbone: 1.0, self.projector: 1.0})
 
-    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
-        """Says what the final numbers mean."""
-        split, numbers = final_numbers(summary)
-        if "loss" not in numbers:
-            return [NO_STEP]
+    def collapse(self, numbers: Mapping[str, float]) -> list[str]:
+        """See `Pretraining.collapse`."""
         if numbers["embedding_std"] < _COLLAPSED:
             return [
                 f"COLLAPSED: the embeddings hardly vary (deviation {numbers['embedding_std']:.3f} "
                 f"of 1). Lower optim.lr, lengthen the warm-up, or {self.against_collapse}."
             ]
-        return self.verdict(split, numbers)
+        return []
 
 
 def warnings_of_accumulation(hparams: Hparams, statistic: str) -> list[str]:

@@ -65,7 +65,7 @@ class LeJEPA(JointEmbedding):
         return warnings_of_accumulation(self.settings, STATISTIC)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
-        """See `JointEmbedding.verdict`."""
+        """See `Pretraining.verdict`."""
         independent = 1 - 1 / self.settings.lejepa.views
         prediction, normality = numbers["prediction"], numbers["sigreg"]
         gaussian, collapsed = normality - numbers["sigreg_excess"], numbers["sigreg_collapsed"]

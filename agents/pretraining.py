@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +41,28 @@ class Pretraining(Agent):
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Self:
         """See `Agent.build`."""
         return cls(backbone, hparams)
+
+    @abstractmethod
+    def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
+        """Says what the final numbers of a split mean, for a run that has not collapsed.
+
+        Args:
+            split: `val`, or `train` if nothing was validated.
+            numbers: `loss`, and the scalars that the method logs, by name.
+        """
+
+    def collapse(self, numbers: Mapping[str, float]) -> list[str]:
+        """Says so if the final numbers show that the network has collapsed."""
+        return []
+
+    def in_words(self, summary: Mapping[str, Any]) -> list[str]:
+        """Says what the final numbers mean."""
+        split = "val" if "val/loss" in summary else "train"
+        prefix = f"{split}/"
+        numbers = {k.removeprefix(prefix): v for k, v in summary.items() if k.startswith(prefix)}
+        if "loss" not in numbers:
+            return ["No step was finished, so there is nothing to say about the loss."]
+        return self.collapse(numbers) or self.verdict(split, numbers)
 
     def _pool(self, images: Tensor) -> Tensor:
         return self.information.pooled(self.trained_backbone, images)
