@@ -113,7 +113,9 @@ class DINO(Pretraining):
         if split == "train" and self.settings.dino.centering:
             for each in logits:
                 self.center.collect(each)
-        self._report(split, self.information.without(loss, scalars), targets, scalars)
+        named = {**self._of_teacher(targets), **scalars}
+        own_loss = self.information.without(loss, scalars)
+        self.log_step(split, own_loss, named, len(targets[0]), apart=True)
         return step_result(loss, PretrainingOutputs(features[0]))
 
     @torch.no_grad()
@@ -129,6 +131,16 @@ class DINO(Pretraining):
         if not self.settings.dino.centering:  # a resumed run may still hold one
             center = torch.zeros_like(center)
         return [teacher_targets(each, center, temperature) for each in logits]
+
+    def _of_teacher(self, targets: Sequence[Tensor]) -> dict[str, Tensor | float]:
+        of_each, of_mean = entropies(targets)
+        return {
+            "chance_level": math.log(targets[0].shape[-1]),
+            "teacher_entropy": of_each,
+            "teacher_mean_entropy": of_mean,
+            "teacher_temperature": self.teacher_temperature(),
+            "center_norm": self.center.value.norm(),
+        }
 
     def student_loss(
         self, batch: Batch, targets: Sequence[Tensor]
@@ -239,24 +251,6 @@ class DINO(Pretraining):
     def configure_optimizers(self) -> Any:
         """Optimizer and stepwise schedule of the student."""
         return configure(self, {self.student: 1.0})
-
-    def _report(
-        self,
-        split: str,
-        loss: Tensor,
-        targets: Sequence[Tensor],
-        scalars: Mapping[str, Tensor | float],
-    ) -> None:
-        of_each, of_mean = entropies(targets)
-        found = {
-            "chance_level": math.log(targets[0].shape[-1]),
-            "teacher_entropy": of_each,
-            "teacher_mean_entropy": of_mean,
-            "teacher_temperature": self.teacher_temperature(),
-            "center_norm": self.center.value.norm(),
-            **scalars,
-        }
-        self.log_step(split, loss, found, len(targets[0]), apart=True)
 
     def verdict(self, split: str, numbers: Mapping[str, float]) -> list[str]:
         """See `Pretraining.verdict`."""
