@@ -12,7 +12,7 @@ from callbacks.guard import Guard
 from callbacks.report import Report
 from callbacks.throughput import Throughput
 from callbacks.unreadable_images import UnreadableImages
-from utils.logging import RunFolderLogger
+from utils.logging import own_log
 from utils.metrics_file import last_values
 
 
@@ -44,6 +44,6 @@ class Observers:
 
         Lightning only knows those of the current part.
         """
-        rows = [log.metrics.rows for log in self.loggers if isinstance(log, RunFolderLogger)]
-        found = [item for each in rows for item in last_values(each).items()]
-        return {name: value for name, value in sorted(found) if "/" in name}
+        log = own_log(self.loggers)
+        found = last_values(log.metrics.rows) if log else {}
+        return {name: value for name, value in sorted(found.items()) if "/" in name}

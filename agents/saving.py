@@ -17,7 +17,7 @@ from utils.console import console
 from utils.device import device_name
 from utils.environment import record_environment
 from utils.files import sweep, write_atomically
-from utils.logging import RunFolderLogger
+from utils.logging import own_log
 from utils.run_folder import RunFolder
 
 
@@ -74,16 +74,14 @@ def forget_later_steps(loggers: Sequence[Logger], checkpoint: Path) -> None:
     """Drops what was logged after a checkpoint was written."""
     # Rows count steps from 0: this one is for the next step, and for the test, which is repeated.
     step = int(map_run_checkpoint(checkpoint)["global_step"])
-    for logger in loggers:
-        if isinstance(logger, RunFolderLogger):
-            logger.forget_from(step)
+    if log := own_log(loggers):
+        log.forget_from(step)
 
 
 def flush(loggers: Sequence[Logger]) -> None:
     """Writes what has been logged, so that a checkpoint is never ahead of it."""
-    for logger in loggers:
-        if isinstance(logger, RunFolderLogger):
-            logger.flush_for_checkpoint()
+    if log := own_log(loggers):
+        log.flush_for_checkpoint()
 
 
 def save_backbone(agent: Agent, folder: RunFolder) -> None:

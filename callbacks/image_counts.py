@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks.inspection import class_names
 from callbacks.step_outputs import EvaluationOutputs, outputs_of
 from utils.files import replacing
-from utils.logging import RunFolderLogger
+from utils.logging import own_log
 from utils.palette import VOID
 
 
@@ -56,11 +56,11 @@ class ImageCounts(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file, unless there are several processes, of which none sees all images."""
-        for logger in trainer.loggers:
-            if isinstance(logger, RunFolderLogger) and trainer.world_size == 1:
-                with replacing(logger.folder.path / "test_counts.npz") as stream:
-                    np.savez_compressed(
-                        stream,
-                        rows=torch.cat(self.rows).numpy().astype(np.uint32),
-                        num_classes=len(class_names(pl_module)),
-                    )
+        log = own_log(trainer.loggers)
+        if log and trainer.world_size == 1:
+            with replacing(log.folder.path / "test_counts.npz") as stream:
+                np.savez_compressed(
+                    stream,
+                    rows=torch.cat(self.rows).numpy().astype(np.uint32),
+                    num_classes=len(class_names(pl_module)),
+                )

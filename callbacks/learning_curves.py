@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks.inspection import due, last_epoch
 from utils import figures
-from utils.logging import RunFolderLogger, log_figure, one_of_many
+from utils.logging import log_figure, one_of_many, own_log
 
 # Reference lines in the panel of the loss.
 _REFERENCES = ("noise_floor", "lower_bound", "chance_level")
@@ -79,9 +79,9 @@ class LearningCurves(Callback):
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        logger = next((log for log in trainer.loggers if isinstance(log, RunFolderLogger)), None)
-        if logger and len(logger.metrics.rows) > 1:
-            log_figure(trainer, "learning_curves", draw(logger.metrics.rows))
+        log = own_log(trainer.loggers)
+        if log and len(log.metrics.rows) > 1:
+            log_figure(trainer, "learning_curves", draw(log.metrics.rows))
 
 
 def is_curve(name: str) -> bool:

@@ -22,7 +22,7 @@ from callbacks.learning_curves import is_curve
 from callbacks.online_probe import OnlineProbe
 from utils.figures import close, picture
 from utils.files import name_damaged, write_atomically
-from utils.logging import RunFolderLogger
+from utils.logging import own_log
 from utils.metrics_file import last_values, read_metrics
 from utils.nested import flat
 from utils.page import data_uri, fit, picture_in, picture_uri, render
@@ -86,9 +86,8 @@ class Report(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the page when it is time."""
         if self._now() - self._written > max(SECONDS_BETWEEN, COSTS_BETWEEN * self._cost):
-            for logger in trainer.loggers:
-                if isinstance(logger, RunFolderLogger):
-                    logger.flush()
+            if log := own_log(trainer.loggers):
+                log.flush()
             self.write()
 
     def write(self, result: Mapping[str, Any] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -110,6 +110,11 @@ class RunFolderLogger(Logger):
         """Rewrites metrics.csv with one row per step; Lightning calls this when training ends."""
         with self._saying():
             self.metrics.rewrite()
+
+
+def own_log(loggers: Iterable[Logger]) -> RunFolderLogger | None:
+    """Returns the logger of the run's folder; None in a process that writes nothing."""
+    return next((each for each in loggers if isinstance(each, RunFolderLogger)), None)
 
 
 @runtime_checkable
