@@ -1,7 +1,8 @@
-"""Builds the backbone that the settings describe."""
+"""Builds the backbone that the settings describe, and saves the trained one."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,9 @@ from models.backbones.base import Backbone
 from models.backbones.weights import load_weights
 from utils.console import console
 from utils.device import VOLTA
+from utils.files import write_atomically
 from utils.imports import load
+from utils.run_folder import RunFolder
 
 # With more, attention maps take too much memory, and torch's fused kernel is as fast.
 _FEW_TOKENS = 256
@@ -90,3 +93,15 @@ def choose_attention(
         for module in modules:
             if hasattr(module, "fused_attn"):  # timm's attention has both
                 module.fused_attn = False
+
+
+def save_backbone(backbone: Backbone, folder: RunFolder) -> None:
+    """Writes the last weights to backbone.pth, with the keys of their public layout.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = {key: value.cpu() for key, value in backbone.net.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(folder.backbone, content.getvalue())

@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from agents.backbone import save_backbone
 from agents.base import Agent
 from agents.chunks import too_large
 from agents.lightning import loaders_of, stop_loading
 from agents.preflight import images_a_process
-from agents.saving import save_backbone
 from callbacks.interruption import Interrupted
 from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
@@ -122,7 +122,7 @@ class Fitting:
                 trainer.fit(agent, datamodule=self.data, ckpt_path=resume, weights_only=True)
             stop_loading(self.trainer)  # the test has its own
             if trainer.is_global_zero:
-                save_backbone(agent, self.folder)
+                save_backbone(agent.backbone, self.folder)
             self.trained = True
         elif agent.validates_untrained and trainer.limit_val_batches:
             with self.stopwatch.timing("fitting"):  # without steps, all of it counts as validation

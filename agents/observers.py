@@ -38,6 +38,11 @@ class Observers:
     throughput: Throughput
     unreadable: UnreadableImages = field(default_factory=UnreadableImages)
 
+    def flush(self) -> None:
+        """Writes what has been logged, so that a checkpoint is never ahead of it."""
+        if log := own_log(self.loggers):
+            log.flush_for_checkpoint()
+
     @property
     def numbers(self) -> dict[str, float]:
         """The last value of each scalar, sorted by name, over all parts of a resumed run.

@@ -1,4 +1,4 @@
-"""Checks whether a run can resume from its checkpoint with the settings it is given.
+"""Begins a run in its folder, or resumes it, if its checkpoint and the settings allow that.
 
 The checkpoint has weights, optimizer state, random states and the position in the run; learning
 rates, decay, momentum, schedules and length come from the settings (`agents/optimizers.py`).
@@ -21,12 +21,67 @@ from agents.base import Agent
 from agents.steering import validates
 from config.hparams import Hparams
 from config.length import steps_of_run
+from config.lookup import check_complete
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
-from utils.checkpoint_io import check_weights
+from utils.checkpoint_io import check_weights, or_best, resumable
+from utils.checkpoints import map_run_checkpoint
+from utils.console import console
+from utils.device import device_name
+from utils.environment import record_environment
+from utils.files import sweep
 from utils.run_folder import RunFolder
 from utils.text import count
+
+
+def checkpoint_to_resume(resume: str) -> Path | None:
+    """Returns the checkpoint that a run resumes from.
+
+    Args:
+        resume: `none` or the folder of a run.
+
+    Returns:
+        None for a new run, and for one that was stopped before its first checkpoint.
+
+    Raises:
+        ValueError: its checkpoints or settings are damaged. Or its checkpoints are gone, so that
+            starting anew would remove its results. Or something else is in the place of a file
+            that the run will write.
+    """
+    if resume == "none":
+        return None
+    folder = RunFolder(Path(resume))
+    folder.check_places()
+    checkpoint, summary = resumable(folder), folder.read_summary()
+    if checkpoint is None and (folder.finished or summary.get("epochs")):
+        raise ValueError(
+            f"--run.resume {resume}: its checkpoints are gone, so it would start anew and remove "
+            f"its results. Put last.ckpt back{or_best(folder)}, or repeat it under another name: "
+            f"--experiment {folder.hparams}"
+        )
+    if checkpoint is not None and folder.hparams.exists():
+        check_complete(folder.hparams, map_run_checkpoint(checkpoint)["hyper_parameters"])
+    return checkpoint
+
+
+def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
+    """Tidies up the folder of a run, which this process has locked, and records its environment.
+
+    Args:
+        folder: of the run.
+        resumed: whether it goes on from a checkpoint; else it starts anew.
+        accelerator: trains the run.
+    """
+    sweep(folder.path)
+    known = folder.read_environment()
+    if resumed and known:
+        return
+    if not resumed:
+        if known:
+            console.info("%s was stopped before its first checkpoint: it starts anew.", folder.path)
+        folder.clear()
+    record_environment(folder, device_name(accelerator))
 
 
 def check_continues(

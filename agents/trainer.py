@@ -30,8 +30,13 @@ from agents.loggers import build_loggers
 from agents.next_steps import Step, next_steps, resume_command
 from agents.observers import Observers
 from agents.preflight import ImageCost, announce
-from agents.resuming import changes_loss, check_continues, chooses_anew
-from agents.saving import begin, checkpoint_to_resume, flush, forget_later_steps
+from agents.resuming import (
+    begin,
+    changes_loss,
+    check_continues,
+    checkpoint_to_resume,
+    chooses_anew,
+)
 from agents.sources import build_source
 from agents.steering import check_stopping, choosing, safeguards, validates
 from agents.summary import goals
@@ -49,7 +54,7 @@ from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoint_io import RunCheckpoints
-from utils.checkpoints import read_run_checkpoint
+from utils.checkpoints import map_run_checkpoint, read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import (
     check_compiles,
@@ -59,6 +64,7 @@ from utils.device import (
     use_same_numbers,
     use_tensor_cores,
 )
+from utils.logging import own_log
 from utils.run_folder import RunFolder, create, folder_of_leader
 from utils.stopwatch import Stopwatch
 
@@ -219,11 +225,7 @@ class Trainer:
                 Pace(observers.throughput),
                 ProgressBar(observers.goals),
             ],
-            plugins=[
-                RunCheckpoints(
-                    folder, partial(flush, observers.loggers), self.chooses_anew, self.other_loss
-                )
-            ],
+            plugins=[RunCheckpoints(folder, observers.flush, self.chooses_anew, self.other_loss)],
             **({} if validates(self.hparams, data) else {"limit_val_batches": 0}),
             enable_checkpointing=True,
             enable_progress_bar=True,
@@ -251,8 +253,9 @@ class Trainer:
             loggers = build_loggers(self.hparams, folder, watched, transductive, guard)
             if self.hparams.callbacks.report.enabled:
                 reports = [guard.around("report", Report(folder))]
-        if self.checkpoint is not None:
-            forget_later_steps(loggers, self.checkpoint)
+        if self.checkpoint is not None and (log := own_log(loggers)):
+            # Rows count steps from 0: this is the next one's, and the test's, which is repeated.
+            log.forget_from(int(map_run_checkpoint(self.checkpoint)["global_step"]))
         return Observers(guard, callbacks, watched, reports, loggers, Throughput(self.stopwatch))
 
     def _next(self, folder: RunFolder, data: ImageDataModule, end: End) -> list[Step]:
