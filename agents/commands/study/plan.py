@@ -13,7 +13,6 @@ from agents.commands.study.rows import (
     check_keys,
     experiment_settings,
     in_order,
-    name_of,
     needed,
     read_figure,
     read_row,
@@ -75,8 +74,8 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     rows = [read_row(entry, content, file) for entry in content.get("rows") or []]
     if not rows:
         raise ConfigError(f"{file} needs `rows:`, a list with an experiment or a name each.")
-    doubled = [row.name for row in rows if [r.name for r in rows].count(row.name) > 1]
-    if doubled:
+    listed = [row.name for row in rows]
+    if doubled := [name for name in listed if listed.count(name) > 1]:
         raise ConfigError(f"{file}: two rows are called {doubled[0]}; give one another `name:`.")
     rows = in_order(with_needed(rows, file), file)
     folder = Path(runs_dir) / file.stem
@@ -88,8 +87,7 @@ def load_study(name: str, seeds: int | None, overrides: Sequence[str], runs_dir:
     runs = tuple(run for of_seed in zip(*by_row, strict=True) for run in of_seed)
     plans.check_all_used()
     runs = _used(runs, {row.name for row in rows if row.shown})
-    order = [name_of(entry) for entry in content["rows"]]
-    in_table = sorted((row for row in rows if row.shown), key=lambda row: order.index(row.name))
+    in_table = sorted((row for row in rows if row.shown), key=lambda row: listed.index(row.name))
     return Study(
         name=file.stem,
         title=str(content.get("title", file.stem)),

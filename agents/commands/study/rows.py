@@ -89,12 +89,14 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
     """Reads one entry of `rows`: an experiment's name, or a mapping.
 
     Raises:
-        ConfigError: no such key or experiment.
+        ConfigError: no such key or experiment, or neither an experiment nor a name.
     """
     if isinstance(entry, str):
         entry = {"experiment": entry}
     entry = check_keys(entry, _ROW_KEYS, f"{file}, a row")
-    name = name_of(entry)
+    name = str(entry.get("name") or Path(str(entry.get("experiment", ""))).stem)
+    if not name:
+        raise ConfigError("A row of a study needs `experiment:` or `name:`.")
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"{file}: row {name!r} needs a name of letters, digits, - and _.")
     experiment = entry.get("experiment")
@@ -119,20 +121,6 @@ def read_row(entry: Any, content: Mapping[str, Any], file: Path) -> Row:
         note=str(entry.get("note", "")),
         shown=bool(entry.get("shown", True)),
     )
-
-
-def name_of(entry: Any) -> str:
-    """Returns the name of an entry of `rows`: its own, or its experiment's.
-
-    Raises:
-        ConfigError: it has neither.
-    """
-    if isinstance(entry, str):
-        return Path(entry).stem
-    name = entry.get("name") or Path(str(entry.get("experiment", ""))).stem
-    if not name:
-        raise ConfigError("A row of a study needs `experiment:` or `name:`.")
-    return str(name)
 
 
 def experiment_settings(row: Row) -> dict[str, Any]:
