@@ -112,17 +112,17 @@ class LinearProbe(Agent):
 
     def validation_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
         """Evaluates the classifier on held-out training images."""
-        return {"loss": self._judge(batch, "val", self.classifier)}
+        return {"loss": self._judge(batch, "val")}
 
     def test_step(self, batch: ProbeBatch, batch_idx: int) -> None:
         """Evaluates the best classifier and the last one on test images."""
         if self.trains:
-            self._judge(batch, "test", self.classifier)
+            self._judge(batch, "test")
         for last in self._last:
             self._count("test_last", self._logits(batch, "test", last), batch)
 
-    def _judge(self, batch: ProbeBatch, split: str, classifier: nn.Module) -> Tensor:
-        logits = self._logits(batch, split, classifier)
+    def _judge(self, batch: ProbeBatch, split: str) -> Tensor:
+        logits = self._logits(batch, split, self.classifier)
         self._count(split, logits, batch)
         loss = F.cross_entropy(logits, batch.labels)
         self.log(f"{split}/loss", loss, batch_size=len(batch), sync_dist=True)
