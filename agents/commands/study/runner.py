@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import IO
 
 import yaml
@@ -92,7 +90,7 @@ class _Runner:
     def run(self) -> int:
         waiting = [run for run in self.study.runs if not self._finished(run)]
         code = 0
-        with self.board, _terminated_as_interrupted():
+        with self.board, listening(signal.default_int_handler, TERMINATING):  # as Ctrl-C
             try:
                 while waiting:
                     started = [run for run in waiting if self._try(run)]
@@ -208,12 +206,3 @@ def start(command: list[str], stream: IO[str], group: str, *tags: str) -> subpro
     return subprocess.Popen(
         command, stdout=stream, stderr=subprocess.STDOUT, env=environment, process_group=0
     )
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    def handle(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with listening(handle, TERMINATING):
-        yield
