@@ -143,13 +143,9 @@ def receptive_fields(
         for part in pixels.split(_IMAGES_AT_ONCE if exact else len(layers)):
             part = part.clone().requires_grad_()
             maps = layer_maps(part)
-            centres = [centre(maps[name]) for name in layers]
-            if exact:
-                scalars = [values.sum() for values in centres]
-                chosen = [slice(None)] * len(layers)
-            else:
-                chosen = [slice(k, k + 1) for k in range(len(layers))]
-                scalars = [sum(values[k].sum() for values, k in zip(centres, chosen, strict=True))]  # type: ignore[list-item]
+            chosen = [slice(None) if exact else slice(k, k + 1) for k in range(len(layers))]
+            centres = [centre(maps[name])[k].sum() for name, k in zip(layers, chosen, strict=True)]
+            scalars = centres if exact else [torch.stack(centres).sum()]
             gradients = [torch.autograd.grad(s, part, retain_graph=True)[0] for s in scalars]
             gradients = gradients if exact else gradients * len(layers)
             for name, gradient, rows in zip(layers, gradients, chosen, strict=True):
