@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from datamodules.base import ImageDataModule
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch
 from datamodules.segmentation import SegmentationDataModule
-from datamodules.sources import ImageSource
+from datamodules.sources import ImageSource, MaskedSource
 from datamodules.transforms.segmentation import FixedViews
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
@@ -39,7 +39,7 @@ from models.segmenter import Segmenter, labels_of, pad_labels
 from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.logging import log_after_step
-from utils.palette import has_background, palette
+from utils.palette import has_background
 from utils.text import best_and_worst, count, in_units
 
 
@@ -51,11 +51,12 @@ class Segmentation(Agent):
 
     Args:
         network: is trained, except for a frozen backbone.
-        classes: names by label.
+        images: name their classes, and give each a colour.
         hparams: groups `segmentation` and `optim`.
 
     Attributes:
-        colours: of labels in pictures, `(256, 3)`; the data set's own where it has some.
+        classes: names by label.
+        colours: of labels in pictures, `(256, 3)`.
         inference: how test images are seen.
         confusion: the last counts of `val` and `test`, `(C, C)` int64, rows the truth.
     """
@@ -63,16 +64,17 @@ class Segmentation(Agent):
     monitor = ("val/miou", "max")  # on held-out training images
     validates_untrained = True
 
-    def __init__(self, network: Segmenter, classes: Sequence[str], hparams: Hparams) -> None:
+    def __init__(self, network: Segmenter, images: MaskedSource, hparams: Hparams) -> None:
         super().__init__()
         self.settings = hparams
         self.network = network
-        self.classes = tuple(classes)
-        self.colours = palette(classes)
+        self.classes, self.colours = tuple(images.classes), images.colours
         settings = hparams.segmentation
         self.loss = build_loss(settings)
         self.training_loss = self.loss
-        self.metrics = nn.ModuleDict({split: metrics(len(classes)) for split in ("val", "test")})
+        self.metrics = nn.ModuleDict(
+            {split: metrics(len(self.classes)) for split in ("val", "test")}
+        )
         self.confusion: dict[str, Tensor] = {}
         self.trains = self.memory is None
         self.inference = inference_of_test(settings)
@@ -82,10 +84,7 @@ class Segmentation(Agent):
     def build(cls, hparams: Hparams, backbone: Backbone, source: ImageSource) -> Segmentation:
         """See `Agent.build`."""
         images = masked(source, f"--data.name {hparams.data.name}")
-        network = build_segmenter(hparams, backbone, len(images.classes))
-        agent = cls(network, images.classes, hparams)
-        agent.colours = images.colours
-        return agent
+        return cls(build_segmenter(hparams, backbone, len(images.classes)), images, hparams)
 
     def load_weights(self) -> None:
         """See `Agent.load_weights`: those of the head."""
