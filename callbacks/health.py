@@ -230,12 +230,11 @@ class Health(Callback):
             reading["largest_grad_norm"] = max(self._readings["grad_norm"])
         if scaler := getattr(trainer.precision_plugin, "scaler", None):
             reading["loss_scale"] = scaler.get_scale()
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
-        if throughput:
-            reading["data_wait_share"] = throughput.data_wait_share
-            log_after_step(trainer, {"train/data_wait_share": throughput.data_wait_share})
         pretrained = isinstance(pl_module, Learner) and pl_module.from_weights
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Throughput):
+                reading["data_wait_share"] = callback.data_wait_share
+                log_after_step(trainer, {"train/data_wait_share": callback.data_wait_share})
             judged = isinstance(callback, Readout) and pretrained
             if judged or isinstance(callback, GradientAgreement):
                 reading |= callback.reading()
