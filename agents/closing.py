@@ -22,7 +22,6 @@ from utils.logging import log_chart
 from utils.run_folder import RunFolder
 from utils.text import TRANSDUCTIVE, count
 
-_SPEED = {"images_per_second", "data_wait_share"}  # of training steps
 _EXPENSIVE = 0.25  # share of a run's time above which its slowest readouts are named
 
 
@@ -58,7 +57,6 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     if not loggers:
         return Closed(result)
     known = folder.read_summary()
-    result |= _of_all_parts(result, known)
     # Numbers of earlier weights, for example from --evaluate, no longer hold.
     written = (known if known.get("steps") == result["steps"] else {}) | result
     chart = before_and_now(observers.callbacks, written)
@@ -78,23 +76,6 @@ def close(fitting: Fitting, observers: Observers, transductive: bool) -> Closed:
     hints: list[str] = []
     _attempt(lambda: hints.extend(finish(loggers, folder, facts)))
     return Closed(result, [*written["in_words"], *guard.in_words()], hints, recorded)
-
-
-def _of_all_parts(result: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the total seconds of all parts of a resumed run, and the speed of the last training.
-
-    Args:
-        result: of this part.
-        known: content of summary.json as the previous part left it.
-    """
-    numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
-    seconds = {
-        name: round(value + numbers[name], 1)
-        for name, value in result.items()
-        if name.partition("/")[0].endswith("_seconds") and name in numbers
-    }
-    kept = () if result["images_per_second"] else numbers.keys() & _SPEED
-    return seconds | {name: numbers[name] for name in kept}
 
 
 def _counts(value: Any) -> Counter[str]:

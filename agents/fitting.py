@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,12 +48,12 @@ class Fitting:
         data: loads its images.
         folder: of the run.
         checkpoint: to resume from.
-        stopwatch: takes the time of `fitting` and `test`.
+        stopwatch: takes the time of `fitting`, `test` and what lies between.
         device: trains the agent.
 
     Attributes:
         end: how it ended.
-        seconds: total time.
+        seconds: total time, over all parts of a resumed run.
         peak_mb: peak memory.
         trained: whether training is done and saved.
     """
@@ -78,16 +77,16 @@ class Fitting:
             Exception: unexpected, so that there is no advice.
         """
         reset_peak(self.device)
-        started = time.perf_counter()
         try:
-            self.end = self._run()
+            with self.stopwatch.timing("between"):  # fitting and test
+                self.end = self._run()
         except BaseException as error:
             self.end = End("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             stop_loading(self.trainer)
             self.peak_mb = peak_mb(self.device)
-            self.seconds = time.perf_counter() - started
+            self.seconds = sum(self.stopwatch.seconds.values())
 
     def _run(self) -> End:
         try:

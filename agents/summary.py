@@ -46,7 +46,7 @@ def collect(
         "unreadable_names": sorted(unreadable.names)[:20],
         **fitting.agent.facts,
         **_of_callbacks(observers.callbacks),
-        **_by_readout(observers.guard.seconds),
+        **_by_readout(fitting.stopwatch.seconds),
         "transductive": transductive,
         "peak_memory_mb": round(fitting.peak_mb),
         "wall_seconds": round(fitting.seconds, 1),
@@ -60,7 +60,7 @@ def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
         "training_seconds": training,
         # What is left of fitting: validation, and checkpoints.
         "validation_seconds": max(0.0, stopwatch.seconds["fitting"] - training),
-        "readout_seconds": stopwatch.seconds["readouts"],
+        "readout_seconds": stopwatch.total("readouts"),
         "test_seconds": stopwatch.seconds["test"],
     }
     return {name: round(seconds, 1) for name, seconds in found.items()}
@@ -80,9 +80,18 @@ def _of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
 
 
 def _by_readout(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the seconds that each readout took, the most expensive first."""
+    """Returns the seconds that each readout took, the most expensive first.
+
+    Args:
+        seconds: of all phases.
+    """
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return {f"{READOUT_SECONDS}{name}": round(taken, 1) for name, taken in ordered}
+    phases = [(phase.partition("/"), taken) for phase, taken in ordered]
+    return {
+        f"{READOUT_SECONDS}{name}": round(taken, 1)
+        for (group, _, name), taken in phases
+        if group == "readouts"
+    }
 
 
 def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:

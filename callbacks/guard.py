@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -42,18 +42,15 @@ class Guard:
 
     Args:
         device: trains the run; its random state and memory are restored.
-        stopwatch: counts the time of all of them, as `readouts`.
+        stopwatch: counts the time of each, as `readouts/NAME`.
 
     Attributes:
         failures: how often each failed, by name.
-        seconds: how long each took, by name.
     """
 
     def __init__(self, device: torch.device = CPU, stopwatch: Stopwatch | None = None) -> None:
         self.device = device
         self._stopwatch = stopwatch or Stopwatch()
-        self._each = Stopwatch()
-        self.seconds: Mapping[str, float] = self._each.seconds
         self.failures: Counter[str] = Counter()
         self._reasons: dict[tuple[str, str], str] = {}  # by name and kind of error
         self._lost: set[str] = set()  # loggers
@@ -109,11 +106,7 @@ class Guard:
         **named: Any,
     ) -> Any:
         try:
-            with (
-                self._stopwatch.timing("readouts"),
-                self._each.timing(name),
-                rng_preserved(self.device),
-            ):
+            with self._stopwatch.timing(f"readouts/{name}"), rng_preserved(self.device):
                 return act(*arguments, **named)
         except passes:
             raise

@@ -1,4 +1,4 @@
-"""Measures how fast a run trains, and how long it waits for data."""
+"""Measures how fast a run trains, how long it waits for data, and what its parts take."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from utils.stopwatch import Stopwatch
 
 # On a GPU the wait is timed for one in so many batches.
 EVERY = 10
+_COUNTS = (
+    *("images", "seconds", "_first_waits"),
+    *("_later_batches", "_timed_waits", "_timed_batches"),
+)
 
 
 class Throughput(Callback):
@@ -23,8 +27,11 @@ class Throughput(Callback):
     then is the time of readouts subtracted: elsewhere the first readout that needs a number waits
     for the step itself, which counts.
 
+    Checkpoints carry what was counted, and the stopwatch's seconds: a resumed run goes on with
+    those of the steps that are done, however the part before it ended.
+
     Args:
-        stopwatch: counts the time of `readouts`.
+        stopwatch: counts the time of `readouts`, and of all other phases of the run.
 
     Attributes:
         images: of all processes.
@@ -41,6 +48,24 @@ class Throughput(Callback):
         self._timed_batches = 0
         self._arrived = self._ended = self._read_out = 0.0
         self._is_first = True
+        self._phases: dict[str, float] = {}
+        self._before: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted; the same for all checkpoints of a step, which may be one file."""
+        return {name: getattr(self, name) for name in _COUNTS} | {"phases": self._phases}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it until training starts, as the test loads a checkpoint as well."""
+        self._before = state_dict
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on from what was counted before."""
+        for name in _COUNTS if self._before else ():
+            setattr(self, name, self._before[name])
+        self._stopwatch.add(self._before.get("phases", {}))
+        self._read_out = self._stopwatch.total("readouts")
+        self._phases = dict(self._stopwatch.seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -96,10 +121,15 @@ class Throughput(Callback):
         if pl_module.device.type != "cuda":
             self.seconds -= read_out
         self.images += len(batch) * trainer.world_size
+        self._phases = self._stopwatch.so_far()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what the validation took."""
+        self._phases = self._stopwatch.so_far()
 
     def _since_read_out(self) -> float:
         """Returns the seconds that readouts have taken since the last call."""
-        before, self._read_out = self._read_out, self._stopwatch.seconds["readouts"]
+        before, self._read_out = self._read_out, self._stopwatch.total("readouts")
         return self._read_out - before
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
 class Stopwatch:
     """Seconds by phase. The time of a nested phase does not count for the outer one.
+
+    `readouts/views` is a phase of the group `readouts`.
 
     Args:
         now: returns the time in seconds.
@@ -34,6 +36,20 @@ class Stopwatch:
         finally:
             self._turn()
             self._within.pop()
+
+    def total(self, group: str) -> float:
+        """Returns the seconds of all phases of a group."""
+        return sum(taken for phase, taken in self.seconds.items() if phase.startswith(f"{group}/"))
+
+    def so_far(self) -> dict[str, float]:
+        """Returns the seconds of each phase up to now, also of those that go on."""
+        self._turn()
+        return dict(self.seconds)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another one has measured."""
+        for phase, taken in seconds.items():
+            self.seconds[phase] += taken
 
     def _turn(self) -> None:
         now = self._now()

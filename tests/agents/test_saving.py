@@ -8,6 +8,7 @@ import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ import torch
 import yaml
 
 import agents.fitting
+from agents.barlow_twins import BarlowTwins
 from callbacks.interruption import Interruption
+from callbacks.progress import ProgressBar
 from callbacks.throughput import Throughput
+from callbacks.views import Views
 from config.lookup import check_complete
 from main import main
 from tests.conftest import assert_same, files_at_most, summary, weights
@@ -25,6 +29,7 @@ from utils.checkpoints import read_run_checkpoint
 from utils.files import write_atomically
 from utils.metrics_file import read_metrics
 from utils.run_folder import RunFolder
+from utils.stopwatch import Stopwatch
 
 
 def resume(folder: Path, *words: str) -> int:
@@ -62,29 +67,63 @@ TESTED = {
 }
 
 
-def test_seconds_are_those_of_all_parts_of_a_run(train, monkeypatch):
-    _, folder = train(trainer__max_epochs=1)
-    first = summary(folder)
-    known = {**first, "wall_seconds": 500.0, "training_seconds": 400.0, "test_seconds": "none"}
-    (folder / "summary.json").write_text(json.dumps(known))
-    assert resume(folder, "--trainer.max_epochs", "2") == 0
-    found = summary(folder)
-    assert found["steps"] == 2 * first["steps"]
-    assert found["wall_seconds"] >= 500
-    assert found["training_seconds"] >= 400
-    assert found["test_seconds"] == 0.0  # what is no number does not count
+def test_seconds_are_those_of_all_steps_however_a_part_ended(train, monkeypatch):
+    """Each step, epoch's end and readout takes a minute, of a clock that only they turn."""
+    clock = SimpleNamespace(now=0.0)
+
+    def slowly(kind, name):
+        original = getattr(kind, name)
+
+        def act(self, *arguments, **named):
+            clock.now += 60
+            return original(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, name, act)
+
+    slowly(BarlowTwins, "training_step")
+    slowly(BarlowTwins, "validation_step")
+    slowly(Views, "on_train_batch_start")
+    monkeypatch.setattr(
+        "callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: clock.now)
+    )
+    monkeypatch.setattr("agents.trainer.Stopwatch", lambda: Stopwatch(lambda: clock.now))
+    shared = {"trainer__limit_train_batches": 2, "callbacks__views__enabled": "true"}
+    _, whole = train("whole", **shared, trainer__max_epochs=3)
+
+    class Killed(BaseException):
+        """Ends it without a summary, as SIGKILL does."""
+
+    def killed(self, trainer, *_):
+        if trainer.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressBar, "on_train_batch_end", killed)
+        patch.setattr(RunFolder, "write_summary", lambda *_: None)
+        with pytest.raises(Killed):
+            train("parts", **shared, trainer__max_epochs=3)
+    parts = whole.parent / "parts"
+    assert not (parts / "summary.json").exists()
+    for _ in range(2):  # the second time there is nothing left to do
+        assert resume(parts) == 0
+        expected, found = summary(whole), summary(parts)
+        assert (found["training_seconds"], found["readout_seconds"]) == (360, 360)
+        assert found["images_per_second"] == pytest.approx(8 / 60, abs=0.01)
+        for name in expected:
+            if "seconds" in name or name == "data_wait_share":
+                assert found[name] == expected[name], name
 
 
 def test_a_part_without_a_step_leaves_what_was_said_and_adds_up_what_failed(train):
     _, folder = train(trainer__max_epochs=1)
     first = summary(folder)
     failures = {"views": 2, "embeddings": "none"}
-    known = {**first, "images_per_second": 70.0, "readout_failures": failures}
+    known = {**first, "readout_failures": failures}
     (folder / "summary.json").write_text(json.dumps(known))
     assert resume(folder, "--callbacks.report.enabled", "true") == 0
     found = summary(folder)
     assert found["in_words"] == first["in_words"]
-    assert found["images_per_second"] == 70
+    assert found["images_per_second"] == first["images_per_second"] > 0
     assert found["readout_failures"] == {"views": 2}  # what is no number does not count
     assert "views failed 2x" in (folder / "report.html").read_text()
 

@@ -91,7 +91,7 @@ def test_a_readout_after_a_step_is_no_wait_for_the_loader(machine, device):
 
     def read_out(step: int) -> None:
         if step % EVERY == 0:
-            with stopwatch.timing("readouts"):
+            with stopwatch.timing("readouts/health"):
                 made.now += 4 * FORWARD
 
     made.train(throughput, 100, LOADING, first=0.0, after=read_out)
@@ -107,7 +107,7 @@ def test_a_readout_within_a_step_is_no_part_of_it(machine):
     throughput = Throughput(stopwatch)
 
     def read_out(step: int) -> None:
-        with stopwatch.timing("readouts"):
+        with stopwatch.timing("readouts/health"):
             made.now += FORWARD
 
     for _ in range(2):  # what is read out between the epochs is not counted twice
