@@ -32,3 +32,12 @@ class StepNumbers(Callback):
     ) -> None:
         """Sets the count of loggers to `global_step`."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the last epoch also if nothing was left to train.
+
+        Checkpoints are saved before Lightning does. It makes up for that only if the run has ended
+        by its number of epochs.
+        """
+        epochs = trainer.fit_loop.epoch_progress.current
+        epochs.completed = epochs.processed

@@ -244,13 +244,26 @@ def test_a_run_that_was_stopped_early_stays_stopped(train):
     shared = {"callbacks__early_stopping__enabled": "true", "optim__lr": 0.3}
     shared |= {"callbacks__early_stopping__patience": 1, "trainer__max_epochs": 12}
     _, folder = train("run", **shared)
-    steps, rows = summary(folder)["steps"], rows_of(folder)
-    assert 3 <= steps < 36
+    first, rows = summary(folder), rows_of(folder)
+    assert 3 <= first["steps"] < 36
     again = ["--run.resume", "run", "--run.dir", str(folder.parent)]
     assert main(again) == 0
-    assert (summary(folder)["steps"], rows_of(folder)) == (steps, rows)
+    assert length_of(folder) == (first["epochs"], first["steps"])
+    assert rows_of(folder) == rows
     assert main([*again, "--callbacks.early_stopping.patience", "3"]) == 0
-    assert summary(folder)["steps"] > steps
+    assert summary(folder)["steps"] > first["steps"]
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (4, 2)])
+def test_epochs_are_those_of_all_its_steps_if_none_is_left(train, steps, epochs):
+    _, folder = train(trainer__max_steps=steps, trainer__max_epochs=...)
+    assert length_of(folder) == (epochs, steps)
+    assert main(["--run.resume", "run", "--run.dir", str(folder.parent)]) == 0
+    assert length_of(folder) == (epochs, steps)
+
+
+def length_of(folder: Path) -> tuple[int, int]:
+    return summary(folder)["epochs"], summary(folder)["steps"]
 
 
 def test_a_finished_run_can_be_trained_longer(train):
