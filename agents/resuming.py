@@ -72,7 +72,15 @@ def begin(folder: RunFolder, resumed: bool, accelerator: str) -> None:
         folder: of the run.
         resumed: whether it goes on from a checkpoint; else it starts anew.
         accelerator: trains the run.
+
+    Raises:
+        ValueError: it would start anew, and there is a checkpoint by now.
     """
+    if not resumed and folder.has_checkpoint:
+        raise ValueError(
+            f"{folder.path} was trained by another process in the meantime. To go on with it, give "
+            "the same command again, with --run.resume."
+        )
     sweep(folder.path)
     known = folder.read_environment()
     if resumed and known:

@@ -17,11 +17,13 @@ import yaml
 
 import agents.fitting
 from agents.barlow_twins import BarlowTwins
+from agents.trainer import Trainer
 from callbacks.interruption import Interruption
 from callbacks.progress import ProgressBar
 from callbacks.throughput import Throughput
 from callbacks.views import Views
 from config.lookup import check_complete
+from config.parsing import Command, parse
 from main import main
 from tests.conftest import assert_same, files_at_most, summary, weights
 from utils.checkpoint_io import RunCheckpoints
@@ -181,6 +183,9 @@ def test_a_test_that_is_asked_to_stop_stops_and_is_made_anew(train, task, monkey
     assert resume(folder) == 0
     assert rows_of(folder) == rows_of(whole)
     assert summary(folder)["in_words"] == summary(whole)["in_words"]
+    monkeypatch.setattr(Throughput, "on_test_batch_start", asked, raising=False)
+    assert resume(folder) == 130  # now there are numbers of a test that was completed
+    assert summary(folder)["readout_failures"] == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -478,6 +483,17 @@ def test_killed_before_its_first_checkpoint_a_run_starts_anew_in_its_folder(
     assert_same(weights(killed), weights(whole))
     assert rows_of(killed) == rows_of(whole)
     assert not list(killed.rglob(".*.123"))
+
+
+def test_what_another_process_trained_in_the_meantime_is_not_begun_again(killed):
+    words = ["--run.resume", "first", "--run.dir", str(killed.parent)]
+    command = parse(words)
+    assert isinstance(command, Command)
+    late = Trainer(command.hparams)  # finds no checkpoint
+    assert main(words) == 0
+    with pytest.raises(ValueError, match="in the meantime"):
+        late.run()
+    assert summary(killed)["status"] == "finished"
 
 
 def test_a_folder_with_anything_else_in_it_is_not_taken_over(train, killed, capsys):
