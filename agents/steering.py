@@ -10,7 +10,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from agents.base import Agent
 from callbacks.early_stopping import early_stopping
-from callbacks.interruption import Interruption
 from callbacks.lost_process import LostProcess
 from callbacks.non_finite_loss import NonFiniteLoss
 from callbacks.random_state import RandomState
@@ -32,7 +31,6 @@ def safeguards(folder: RunFolder, seed: int, device: torch.device) -> list[pl.Ca
     return [
         LostProcess(folder),
         NonFiniteLoss(folder.last),
-        Interruption(folder.last),
         RandomState(seed, device),
         StepNumbers(),
         ValidationWorkers(),

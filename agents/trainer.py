@@ -42,7 +42,7 @@ from agents.steering import check_stopping, choosing, safeguards, validates
 from agents.summary import goals
 from agents.tuning import tune_chunk_size, tune_lr
 from callbacks.guard import Guard
-from callbacks.interruption import stopping_at_once
+from callbacks.interruption import Interruption, stopping_at_once
 from callbacks.progress import Pace, PartsTable, ProgressBar
 from callbacks.report import Report
 from callbacks.throughput import Throughput
@@ -221,6 +221,8 @@ class Trainer:
                 *choosing(agent, data, folder),
                 *observers.callbacks,
                 *observers.reports,
+                # After the observers: its checkpoint holds what they found in the last step.
+                Interruption(folder.last),
                 PartsTable(agent.parts),
                 Pace(observers.throughput),
                 ProgressBar(observers.goals),

@@ -32,8 +32,8 @@ class Views(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keeps the first batch."""
-        if batch_idx == 0 and due(trainer, self.every_n_epochs):
+        """Keeps the first batch, if the run resumed in the middle of the epoch the first since."""
+        if not self.kept and due(trainer, self.every_n_epochs):
             self.kept = batch.previews(self.num_images)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

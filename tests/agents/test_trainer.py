@@ -86,6 +86,7 @@ def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
 ):
     # Three batches an epoch: inside the first, at its very end, inside the second.
     shared = {"backbone__drop_path": 0.3, "data__num_workers": 1, "trainer__chunk_size": 4}
+    shared |= {"callbacks__health__every_n_steps": 1, "callbacks__views__enabled": "true"}
     whole = Path(str(train("whole", **shared)[1]))
     original = Interruption.on_train_batch_end
 
@@ -112,6 +113,13 @@ def test_k_steps_and_k_more_after_an_interruption_are_2k_steps(
     for number, row in other.items():
         same = {name: value for name, value in row.items() if "/" in name and "data_" not in name}
         assert same.items() <= one[number].items()
+    observed = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["Health"]
+        for folder in (half, whole)
+    ]
+    assert observed[0] == observed[1]
+    drawn = [{file.name for file in folder.rglob("views/train/*.png")} for folder in (half, whole)]
+    assert drawn[0] == drawn[1] != set()
     assert summary(half)["status"] == "finished"
     assert not list(half.rglob("*-v1.ckpt"))
 
