@@ -39,5 +39,5 @@ class StepNumbers(Callback):
         Checkpoints are saved before Lightning does. It makes up for that only if the run has ended
         by its number of epochs.
         """
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.completed = epochs.processed
