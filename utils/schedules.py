@@ -16,13 +16,12 @@ def warmup_cosine(step: int, total: int, warmup: int, final_lr_ratio: float = 0.
     """
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step + 1 - warmup) / max(1, total - warmup))
-    return final_lr_ratio + (1 - final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+    return cosine(step + 1 - warmup, total - warmup, 1.0, final_lr_ratio)
 
 
 def warmup_constant(step: int, total: int, warmup: int) -> float:
     """Factor on the peak learning rate: linear from 0, then 1."""
-    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return linear(step + 1, warmup, 0.0, 1.0)
 
 
 def warmup_poly(step: int, total: int, warmup: int, final_lr_ratio: float = 0.0) -> float:
