@@ -82,21 +82,14 @@ def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
 # The types of the entries of a run's checkpoint, and of the items of those that are containers;
 # first the entries that all checkpoints have.
 _NEEDED: dict[str, type] = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
-_ENTRIES: dict[str, type] = {
-    "callbacks": Mapping,
-    "classes": list,
-    "epoch": int,
-    "loops": Mapping,
-    "lr_schedulers": list,
-    "optimizer_states": list,
-    "pytorch-lightning_version": str,
-}
-_HELD: dict[str, type] = {
-    "callbacks": Mapping,
-    "classes": str,
-    "loops": Mapping,
-    "lr_schedulers": Mapping,
-    "optimizer_states": Mapping,
+_ENTRIES: dict[str, tuple[type, type | None]] = {
+    "callbacks": (Mapping, Mapping),
+    "classes": (list, str),
+    "epoch": (int, None),
+    "loops": (Mapping, Mapping),
+    "lr_schedulers": (list, Mapping),
+    "optimizer_states": (list, Mapping),
+    "pytorch-lightning_version": (str, None),
 }
 
 
@@ -108,8 +101,8 @@ def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
     others = [key for key, value in parts["state_dict"].items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f"{file} is no checkpoint of a run: its {others[0]} is no tensor.")
-    for name in _ENTRIES:
-        if name in parts and not _is_sound(name, parts[name]):
+    for name, (kind, held) in _ENTRIES.items():
+        if name in parts and not _is_sound(parts[name], kind, held):
             raise ValueError(
                 f"{file} is damaged: its {name} are not those of a checkpoint, but "
                 f"{reprlib.repr(parts[name])}."
@@ -117,12 +110,12 @@ def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
     return parts
 
 
-def _is_sound(name: str, entry: Any) -> bool:
-    is_of_its_kind = isinstance(entry, _ENTRIES[name])
-    if not is_of_its_kind or name not in _HELD:
+def _is_sound(entry: Any, kind: type, held: type | None) -> bool:
+    is_of_its_kind = isinstance(entry, kind)
+    if not is_of_its_kind or held is None:
         return is_of_its_kind
-    held = entry.values() if isinstance(entry, Mapping) else entry
-    return all(isinstance(each, _HELD[name]) for each in held)
+    items = entry.values() if isinstance(entry, Mapping) else entry
+    return all(isinstance(each, held) for each in items)
 
 
 def check_readable(file: Path) -> None:
