@@ -16,6 +16,7 @@ from config.hparams import Hparams
 from config.resolve import (
     DINO_TASKS,
     demonstrates,
+    fill,
     learns_backbone,
     of_optimizer,
     processes_of,
@@ -167,18 +168,15 @@ _MAX_WARMUP_STEPS, _MAX_FROZEN_STEPS = 37_500, 1250
 
 
 def _resolve_dino(hparams: Hparams, images: int, per_epoch: int) -> None:
-    dino, steps = hparams.dino, steps_of_run(hparams, images)
+    steps = steps_of_run(hparams, images)
     start = math.ceil(0.3 * steps)
     share = min(1.0, max(0.0, (images - _SMALL) / (_IMAGENET - _SMALL)))
     chosen: dict[str, Any] = {
-        "out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
-        "teacher_temp": 0.02 + share * 0.05,
-        "warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, start),
-        "momentum_teacher": 0.99 + share * 0.006,
-        "freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch, start),
+        "dino.out_dim": _OUT_DIMS[bisect_left(_OUT_DIM_LIMITS, images)],
+        "dino.teacher_temp": 0.02 + share * 0.05,
+        "dino.warmup_teacher_temp_steps": min(_MAX_WARMUP_STEPS, start),
+        "dino.momentum_teacher": 0.99 + share * 0.006,
+        "dino.freeze_last_layer_steps": min(_MAX_FROZEN_STEPS, per_epoch, start),
     }
-    for name, value in chosen.items():
-        if getattr(dino, name) == "auto":
-            setattr(dino, name, value)
-    if dino.warmup_teacher_temp == "auto":
-        dino.warmup_teacher_temp = min(0.04, float(dino.teacher_temp))
+    fill(hparams, chosen)
+    fill(hparams, {"dino.warmup_teacher_temp": min(0.04, float(hparams.dino.teacher_temp))})

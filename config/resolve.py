@@ -15,7 +15,7 @@ from typing import Any
 
 from config import names
 from config.convert import ConfigError, set_leaf
-from config.hparams import BACKBONE_LEARNS, BarlowTwinsHparams, DINOHparams, Hparams
+from config.hparams import BACKBONE_LEARNS, Hparams
 from config.rules import get_leaf
 
 # Image sizes by data set; all others have photographs.
@@ -34,8 +34,9 @@ _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
 DINO_TASKS = ("dino", "dino_twins")
 _DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = 0.04, 0.4
 _TWINS_BETA = {"barlow_twins": 2.5e-3, "sigreg": 0.05}  # the study's; LeJEPA's
-# For every pretraining on the demonstration's images, and by task: the best readouts after minutes
-# on two cores (benchmarks/RESULTS.md, section 1).
+# For pretraining on the demonstration's images: the best readouts after minutes on two cores
+# (benchmarks/RESULTS.md, section 1).
+_DEMONSTRATION_EPOCHS = 40
 _DEMONSTRATION_DINO = {
     "dino.hidden_dim": 512,
     "dino.head_batch_norm": True,
@@ -43,7 +44,6 @@ _DEMONSTRATION_DINO = {
     "dino.local_crops_scale": [0.15, 0.5],
 }
 _DEMONSTRATION: dict[str, dict[str, Any]] = {
-    "": {"trainer.max_epochs": 40},
     "barlow_twins": {
         "barlow_twins.projector_dim": 16,
         "barlow_twins.crop_scale": [0.25, 1.0],
@@ -67,26 +67,30 @@ def choose_names(hparams: Hparams) -> Hparams:
 def resolve(hparams: Hparams) -> Hparams:
     """Returns a copy with the values that depend on task, data set and backbone."""
     hparams = choose_names(hparams)
-    data, backbone = hparams.data, hparams.backbone
-    if data.image_size == "auto":
-        data.image_size = _image_size(hparams)
-    if backbone.stem == "auto":
-        small, own = int(data.image_size) <= _SMALL_IMAGE, backbone.weights == "none"
-        plain = backbone.output_stride == 32
-        backbone.stem = "cifar_maxpool" if small and own and plain else "imagenet"
-    if data.blur is None:
-        data.blur = int(data.image_size) > _SHARP_IMAGE
-    if data.root is None:
-        data.root = default_root(data.name)
-    if hparams.task == "dino_twins" and hparams.dino_twins.beta == "auto":
-        hparams.dino_twins.beta = _TWINS_BETA[hparams.dino_twins.term]
-    _resolve_demonstration(hparams)
-    _resolve_barlow_twins(hparams.barlow_twins)
+    fill(hparams, {"data.image_size": _image_size(hparams)})
+    chosen: dict[str, Any] = {
+        "backbone.stem": _stem(hparams),
+        "data.blur": int(hparams.data.image_size) > _SHARP_IMAGE,
+        "data.root": default_root(hparams.data.name),
+    }
+    if hparams.task == "dino_twins":
+        chosen["dino_twins.beta"] = _TWINS_BETA[hparams.dino_twins.term]
+    if demonstrates(hparams):
+        chosen["trainer.max_epochs"] = _DEMONSTRATION_EPOCHS
+        chosen |= _DEMONSTRATION.get(hparams.task, {})
+    fill(hparams, chosen)
+    _resolve_barlow_twins(hparams)
     _resolve_weight_decay(hparams)
     if hparams.task in DINO_TASKS:
-        _resolve_head(hparams.dino)
-        _resolve_crops(hparams)
+        _resolve_dino(hparams)
     return hparams
+
+
+def fill(hparams: Hparams, chosen: Mapping[str, Any]) -> None:
+    """Sets those of these settings, by dotted path, that are open: `auto`, empty or null."""
+    for path, value in chosen.items():
+        if get_leaf(hparams, path) in ("auto", [], None):
+            set_leaf(hparams, path, deepcopy(value))
 
 
 def demonstrates(hparams: Hparams) -> bool:
@@ -109,22 +113,21 @@ def processes_of(hparams: Hparams) -> int:
     return hparams.trainer.devices * hparams.trainer.num_nodes
 
 
-def _resolve_demonstration(hparams: Hparams) -> None:
-    if demonstrates(hparams):
-        chosen = _DEMONSTRATION[""] | _DEMONSTRATION.get(hparams.task, {})
-        for path, value in chosen.items():
-            if get_leaf(hparams, path) in ("auto", [], None):
-                set_leaf(hparams, path, deepcopy(value))
+def _stem(hparams: Hparams) -> str:
+    backbone = hparams.backbone
+    small, own = int(hparams.data.image_size) <= _SMALL_IMAGE, backbone.weights == "none"
+    return "cifar_maxpool" if small and own and backbone.output_stride == 32 else "imagenet"
 
 
-def _resolve_barlow_twins(method: BarlowTwinsHparams) -> None:
-    if method.projector_dim == "auto":
-        method.projector_dim = _PROJECTOR_DIM
-    if method.hidden_dim == "auto":
-        method.hidden_dim = max(_PROJECTOR_DIM, int(method.projector_dim))
-    if method.lambd == "auto":
-        method.lambd = round(_LAMBDA * _PROJECTOR_DIM / int(method.projector_dim), 6)
-    method.crop_scale = method.crop_scale or [0.08, 1.0]
+def _resolve_barlow_twins(hparams: Hparams) -> None:
+    fill(hparams, {"barlow_twins.projector_dim": _PROJECTOR_DIM})
+    width = int(hparams.barlow_twins.projector_dim)
+    chosen: dict[str, Any] = {
+        "barlow_twins.hidden_dim": max(_PROJECTOR_DIM, width),
+        "barlow_twins.lambd": round(_LAMBDA * _PROJECTOR_DIM / width, 6),
+        "barlow_twins.crop_scale": [0.08, 1.0],
+    }
+    fill(hparams, chosen)
 
 
 def patch_multiple(hparams: Hparams) -> int:
@@ -181,22 +184,17 @@ def of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
     return known[name]
 
 
-def _resolve_head(dino: DINOHparams) -> None:
-    if dino.hidden_dim == "auto":
-        dino.hidden_dim = 2048
-    dino.head_batch_norm = bool(dino.head_batch_norm)
-
-
-def _resolve_crops(hparams: Hparams) -> None:
-    dino = hparams.dino
-    if dino.local_crops_number == "auto":
-        dino.local_crops_number = 8
-    dino.local_crops_scale = dino.local_crops_scale or [0.05, 0.4]
-    if dino.local_crop_size == "auto":
-        # 96 for 224, as in the paper; most small patches divide 16.
-        patch = patch_multiple(hparams)
-        step = patch if patch >= 8 or 16 % patch else 16
-        dino.local_crop_size = step * max(1, round(int(hparams.data.image_size) * 3 / 7 / step))
-    if not dino.global_crops_scale:
-        local = dino.multi_crop and int(dino.local_crops_number) > 0
-        dino.global_crops_scale = [0.4, 1.0] if local else [0.14, 1.0]
+def _resolve_dino(hparams: Hparams) -> None:
+    # 96 for 224, as in the paper; most small patches divide 16.
+    patch = patch_multiple(hparams)
+    step = patch if patch >= 8 or 16 % patch else 16
+    chosen: dict[str, Any] = {
+        "dino.hidden_dim": 2048,
+        "dino.head_batch_norm": False,
+        "dino.local_crops_number": 8,
+        "dino.local_crops_scale": [0.05, 0.4],
+        "dino.local_crop_size": step * max(1, round(int(hparams.data.image_size) * 3 / 7 / step)),
+    }
+    fill(hparams, chosen)
+    local = hparams.dino.multi_crop and int(hparams.dino.local_crops_number) > 0
+    fill(hparams, {"dino.global_crops_scale": [0.4, 1.0] if local else [0.14, 1.0]})
