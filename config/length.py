@@ -10,15 +10,15 @@ from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
 
-from config import names
 from config.convert import leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import (
+    DEMONSTRATION_BATCH,
     DINO_TASKS,
     demonstrates,
     fill,
+    learning_rate,
     learns_backbone,
-    of_optimizer,
     processes_of,
 )
 from config.rules import metadata
@@ -31,23 +31,6 @@ _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
 _LONGEST_WARMUP = 0.2  # share of a run of only a few epochs
-# Peak learning rate of self-supervised training at batch 256, from the papers and their code; for
-# methods with another one (DINO's code, LeJEPA's minimal example); for the demonstration's network
-# at batch 128 (benchmarks/RESULTS.md, section 1).
-_PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
-_OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
-_DEMONSTRATION_LR, _DEMONSTRATION_BATCH = {"barlow_twins": 2e-3, "dino": 1e-3}, 128
-# Factor for a backbone with loaded weights: a higher rate unlearns them (benchmarks/RESULTS.md,
-# section 22).
-_GOING_ON = 0.03
-# For a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and for head and
-# loaded backbone together (SegFormer's AdamW). LARS: moves a linear classifier of digits within
-# hundreds of steps; below 0.1 it does not move.
-_HEAD_LR = {"adamw": 5e-3, "lars": 1.0, "sgd": 0.01}
-_FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.1, "sgd": 0.01}
-# For a linear classifier on standardised features, at batch 256. MAE's 0.1 for LARS is for the
-# length of ImageNet: within hundreds of steps it has no effect.
-_PROBE_LR = {"adamw": 1e-3, "lars": 1.0, "sgd": 0.1}
 
 
 def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
@@ -77,7 +60,7 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
         usual = min(10, max(1, round(epochs / 20)))
         optim.warmup_epochs = round(min(usual, _LONGEST_WARMUP * steps / per_epoch), 3)
     if optim.lr == "auto":
-        optim.lr = _learning_rate(hparams)
+        optim.lr = learning_rate(hparams)
     for leaf in leaves(hparams):
         for extra in metadata(leaf.annotation) if leaf.value == "auto" else ():
             if isinstance(extra, Cadence):
@@ -114,7 +97,7 @@ def _batch_size(hparams: Hparams, images: int) -> int:
 
     A correlation of few images is noise, so Barlow Twins uses 128 if there are as many images.
     """
-    most, least, share = _DEMONSTRATION_BATCH if demonstrates(hparams) else 256, 32, 4
+    most, least, share = DEMONSTRATION_BATCH if demonstrates(hparams) else 256, 32, 4
     twins = hparams.task == "dino_twins" and hparams.dino_twins.term == "barlow_twins"
     if hparams.task == "barlow_twins" or twins:
         least = 128
@@ -133,30 +116,6 @@ def _epochs(hparams: Hparams, per_epoch: int, on_gpu: bool) -> int:
         fewest, most = _SEGMENTATION_EPOCHS
     wanted = steps * (1.0 if on_gpu else _CPU_SHARE) / per_epoch
     return min(most, max(fewest if on_gpu else 1, math.ceil(wanted)))
-
-
-def _learning_rate(hparams: Hparams) -> float:
-    """Scales with the images per step: linearly for LARS and SGD, with their root for AdamW.
-
-    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2. Loaded weights get
-    a lower rate, which does not destroy what they have learnt.
-    """
-    name, backbone = hparams.optim.name, hparams.backbone
-    if hparams.task == "segmentation" and not learns_backbone(hparams):
-        known, batch = _HEAD_LR, 16
-    elif hparams.task == "segmentation" and backbone.weights != "none":
-        known, batch = _FINE_TUNING_LR, 16
-    elif hparams.task == "linear_probe":
-        known, batch = _PROBE_LR, 256
-    elif hparams.task in _DEMONSTRATION_LR and (name, backbone.name) == ("adamw", "vit_demo"):
-        known, batch = {name: _DEMONSTRATION_LR[hparams.task]}, _DEMONSTRATION_BATCH
-    else:
-        known, batch = _PRETRAINING_LR | _OF_METHODS.get(hparams.task, {}), 256
-    base = of_optimizer(known, name, "optim.lr")
-    if hparams.task in names.PRETRAINING and backbone.weights != "none":
-        base *= _GOING_ON
-    images = int(hparams.data.batch_size) * hparams.trainer.accumulate
-    return base * (images / batch) ** (0.5 if name == "adamw" else 1.0)
 
 
 # DINO's settings by the number of images, after lightly-train: few images need few prototypes, and

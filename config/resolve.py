@@ -29,10 +29,27 @@ _SHARP_IMAGE = 32  # px; up to this, views are not blurred
 # Barlow Twins: a projector width for batches of 128 to 256, and the paper's lambda at this width.
 _PROJECTOR_DIM, _LAMBDA = 512, 0.0051
 
+# Peak learning rate of self-supervised training at batch 256, from the papers and their code; for
+# methods with another one (DINO's code, LeJEPA's minimal example); for the demonstration's network
+# at batch 128 (benchmarks/RESULTS.md, section 1).
+_PRETRAINING_LR = {"adamw": 1e-3, "lars": 0.2, "sgd": 0.03}
+_OF_METHODS = {"dino": {"adamw": 5e-4}, "dino_twins": {"adamw": 5e-4}, "lejepa": {"adamw": 2e-3}}
+_DEMONSTRATION_LR, DEMONSTRATION_BATCH = {"barlow_twins": 2e-3, "dino": 1e-3}, 128
+# Factor for a backbone with loaded weights: a higher rate unlearns them (benchmarks/RESULTS.md,
+# section 22).
+_GOING_ON = 0.03
+# For a segmentation head at batch 16 (the study's; SETR's and DeepLab's SGD), and for head and
+# loaded backbone together (SegFormer's AdamW). LARS: moves a linear classifier of digits within
+# hundreds of steps; below 0.1 it does not move.
+_HEAD_LR = {"adamw": 5e-3, "lars": 1.0, "sgd": 0.01}
+_FINE_TUNING_LR = {"adamw": 1e-4, "lars": 0.1, "sgd": 0.01}
+# For a linear classifier on standardised features, at batch 256. MAE's 0.1 for LARS is for the
+# length of ImageNet: within hundreds of steps it has no effect.
+_PROBE_LR = {"adamw": 1e-3, "lars": 1.0, "sgd": 0.1}
 # Weight decay. adamw: small-ViT practice; lars: Barlow Twins official code; sgd: DINO's ResNet-50.
 _WEIGHT_DECAY = {"adamw": 0.05, "lars": 1.5e-6, "sgd": 1e-4}
+_DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = {"adamw": 0.04}, {"adamw": 0.4}
 DINO_TASKS = ("dino", "dino_twins")
-_DINO_WEIGHT_DECAY, _DINO_FINAL_WEIGHT_DECAY = 0.04, 0.4
 _TWINS_BETA = {"barlow_twins": 2.5e-3, "sigreg": 0.05}  # the study's; LeJEPA's
 # For pretraining on the demonstration's images: the best readouts after minutes on two cores
 # (benchmarks/RESULTS.md, section 1).
@@ -153,32 +170,45 @@ def _image_size(hparams: Hparams) -> int:
 
 
 def _resolve_weight_decay(hparams: Hparams) -> None:
-    optim = hparams.optim
-    dino = hparams.task in DINO_TASKS
-    rising = dino and optim.name == "adamw"
+    optim, dino = hparams.optim, hparams.task in DINO_TASKS
     if optim.weight_decay == "auto" and hparams.task == "linear_probe":
         optim.weight_decay = 0.0  # DINO's linear evaluation
     if optim.weight_decay == "auto":
-        optim.weight_decay = (
-            _DINO_WEIGHT_DECAY
-            if rising
-            else of_optimizer(_WEIGHT_DECAY, optim.name, "optim.weight_decay")
-        )
-    if dino and optim.final_weight_decay == "auto":
-        optim.final_weight_decay = _DINO_FINAL_WEIGHT_DECAY if rising else optim.weight_decay
+        known = _WEIGHT_DECAY | (_DINO_WEIGHT_DECAY if dino else {})
+        optim.weight_decay = _of_optimizer(known, optim.name, "optim.weight_decay")
+    if dino:
+        final = _DINO_FINAL_WEIGHT_DECAY.get(optim.name, optim.weight_decay)
+        fill(hparams, {"optim.final_weight_decay": final})
 
 
-def of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
-    """Returns the value of `auto` for an optimizer.
+def learning_rate(hparams: Hparams) -> float:
+    """Scales with the images per step: linearly for LARS and SGD, with their root for AdamW.
 
-    Args:
-        known: values by the names of optimizers.
-        name: of the chosen optimizer.
-        path: of the setting.
+    Goyal et al. 2017, as in both SSL papers; Malladi et al. 2022, as in DINOv2. Loaded weights get
+    a lower rate, which does not destroy what they have learnt.
 
     Raises:
-        ConfigError: there is no value for this optimizer.
+        ConfigError: no rate is known for this optimizer.
     """
+    name, backbone = hparams.optim.name, hparams.backbone
+    if hparams.task == "segmentation" and not learns_backbone(hparams):
+        known, batch = _HEAD_LR, 16
+    elif hparams.task == "segmentation" and backbone.weights != "none":
+        known, batch = _FINE_TUNING_LR, 16
+    elif hparams.task == "linear_probe":
+        known, batch = _PROBE_LR, 256
+    elif hparams.task in _DEMONSTRATION_LR and (name, backbone.name) == ("adamw", "vit_demo"):
+        known, batch = {name: _DEMONSTRATION_LR[hparams.task]}, DEMONSTRATION_BATCH
+    else:
+        known, batch = _PRETRAINING_LR | _OF_METHODS.get(hparams.task, {}), 256
+    base = _of_optimizer(known, name, "optim.lr")
+    if hparams.task in names.PRETRAINING and backbone.weights != "none":
+        base *= _GOING_ON
+    images = int(hparams.data.batch_size) * hparams.trainer.accumulate
+    return base * (images / batch) ** (0.5 if name == "adamw" else 1.0)
+
+
+def _of_optimizer(known: Mapping[str, float], name: str, path: str) -> float:
     if name not in known:
         raise ConfigError(f"--{path} auto: none is known for --optim.name {name}. Give a number.")
     return known[name]
