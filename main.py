@@ -14,7 +14,7 @@ from config.edited import check_readable, lost_setting, mistake
 if TYPE_CHECKING:
     from config.parsing import Command
 
-_SETUP = """{problem}. Set the project up and run it with
+_SETUP = """This Python {problem}. Set the project up and run it with
     make run
 or, without make:
     python3 -m venv .venv && .venv/bin/pip install -r requirements.txt
@@ -62,24 +62,27 @@ def main(argv: Sequence[str]) -> int:
             raise
         print("Interrupted.", *stop.args, file=sys.stderr)
         return 130
-    except ImportError as error:
-        if "--debug" in argv or _is_own(error):
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        explanation = _explained(error)
+        if "--debug" in argv or not explanation:
             raise
-        problem = f"This Python cannot load a package: {error}"
-        if isinstance(error, ModuleNotFoundError):
-            problem = f"This Python lacks {error.name}"
-        print(_SETUP.format(problem=problem), file=sys.stderr)
+        print(explanation, file=sys.stderr)
         return 2
-    except AttributeError as error:
-        if "--debug" in argv or not (lost := lost_setting(error)):
-            raise
-        print(f"error: {lost}", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        if "--debug" in argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+
+def _explained(error: Exception) -> str:
+    """Says what to do about an error; empty for mistakes in this project's code."""
+    if isinstance(error, AttributeError):
+        lost = lost_setting(error)
+        return f"error: {lost}" if lost else ""
+    if not isinstance(error, ImportError):
+        return f"error: {error}"
+    package = (error.name or "").partition(".")[0]
+    if package and (Path(__file__).parent / package).is_dir():
+        return ""
+    lacks = isinstance(error, ModuleNotFoundError)
+    problem = f"lacks {error.name}" if lacks else f"cannot load a package: {error}"
+    return _SETUP.format(problem=problem)
 
 
 def _parser() -> "Callable[[Sequence[str]], Command | str]":
@@ -97,12 +100,6 @@ def _parser() -> "Callable[[Sequence[str]], Command | str]":
             raise
         raise ValueError(mistake(error)) from error
     return parse
-
-
-def _is_own(error: ImportError) -> bool:
-    """Whether the import that failed is of this project's code, not of a missing package."""
-    package = (error.name or "").partition(".")[0]
-    return bool(package) and (Path(__file__).parent / package).is_dir()
 
 
 def set_up_allocator() -> None:
