@@ -8,7 +8,7 @@ from contextlib import suppress
 from copy import deepcopy
 from numbers import Integral, Real
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
 from config.combinations import check_combinations
@@ -19,8 +19,6 @@ from config.rules import as_typed, metadata, no_effect, unmet
 from config.types import Auto, Kept, Measures, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
 from utils.text import did_you_mean
-
-Mark = TypeVar("Mark", Kept, Measures)
 
 
 def check(hparams: Hparams) -> Hparams:
@@ -182,11 +180,13 @@ def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: a setting that the run keeps differs; names both values and the reason.
     """
-    for leaf, kept, before in _marked(hparams, saved, Kept):
-        raise ConfigError(
-            f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps {as_typed(before)}, "
-            f"because {kept.because}. Leave it out, or start a new run."
-        )
+    for leaf, before in given_anew(hparams, saved):
+        for kept in metadata(leaf.annotation):
+            if isinstance(kept, Kept):
+                raise ConfigError(
+                    f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps "
+                    f"{as_typed(before)}, because {kept.because}. Leave it out, or start a new run."
+                )
 
 
 def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
@@ -196,7 +196,8 @@ def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
         hparams: resolved.
         saved: see `check_kept`.
     """
-    return [leaf.path for leaf, *_ in _marked(hparams, saved, Measures)]
+    anew = (leaf for leaf, _ in given_anew(hparams, saved))
+    return [leaf.path for leaf in anew if Measures() in metadata(leaf.annotation)]
 
 
 def given_anew(hparams: Hparams, saved: Mapping[str, Any]) -> Iterator[tuple[Leaf, Any]]:
@@ -211,15 +212,6 @@ def given_anew(hparams: Hparams, saved: Mapping[str, Any]) -> Iterator[tuple[Lea
         known = leaf.path in before and unmet(hparams, leaf.path) is None
         if known and before[leaf.path] != leaf.value:
             yield leaf, before[leaf.path]
-
-
-def _marked(
-    hparams: Hparams, saved: Mapping[str, Any], mark: type[Mark]
-) -> Iterator[tuple[Leaf, Mark, Any]]:
-    for leaf, before in given_anew(hparams, saved):
-        for extra in metadata(leaf.annotation):
-            if isinstance(extra, mark):
-                yield leaf, extra, before
 
 
 def active_settings(hparams: Hparams) -> dict[str, Any]:
