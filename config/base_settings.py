@@ -87,11 +87,11 @@ def base_settings(early: argparse.Namespace) -> tuple[Hparams, Path | None]:
     settings = read_experiment(early.experiment) if early.experiment else {}
     source = f"experiment {early.experiment}"
     named = early.weights or update(deepcopy(hparams), settings, source).backbone.weights
-    _adopt_backbone(hparams, named, early)
+    runs_dir = early.dir or hparams.run.dir
+    _adopt_backbone(hparams, named, runs_dir)
     check_values(update(hparams, settings, source), source)
     if not again:
         return hparams, None
-    runs_dir = early.dir or hparams.run.dir
     run = newest_unfinished(runs_dir) if resumed == "auto" else find_run(again, runs_dir)
     _take_settings(hparams, run)
     return without_ineffective(hparams), run
@@ -109,12 +109,12 @@ def _take_settings(hparams: Hparams, run: Path) -> None:
         raise damaged(file, f"{str(error).rstrip('.')}; {unless}") from error
 
 
-def _adopt_backbone(hparams: Hparams, weights: str | None, early: argparse.Namespace) -> None:
+def _adopt_backbone(hparams: Hparams, weights: str, runs_dir: str) -> None:
     """Takes over the architecture of the run that `run:NAME` weights come from."""
-    if not str(weights).startswith("run:"):
+    if not str(weights).startswith("run:"):  # an experiment may give anything
         return
     try:
-        run = find_run(str(weights), early.dir or hparams.run.dir)
+        run = find_run(weights, runs_dir)
     except ConfigError:
         return  # the loader says what is missing
     backbone = read_settings(run).get("backbone", {})

@@ -9,7 +9,6 @@ import argparse
 import os
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -17,12 +16,17 @@ from config.advice import advice
 from config.convert import base_types, leaves
 from config.help_page import named_values
 from config.hparams import Hparams
-from config.lookup import known_experiments
+from config.lookup import known_experiments, known_runs
 from config.parsing import add_actions
 from config.rules import metadata, possible_on
 from config.types import Auto
 
 _RUNS = ("--evaluate", "--predict", "--compare", "--export", "--run.resume")
+_COMPLETERS: dict[str, Callable[..., list[str]]] = {
+    "--experiment": lambda **_: known_experiments(),
+    "--study": lambda **_: known_experiments("studies"),
+    **dict.fromkeys(_RUNS, lambda **_: known_runs(Hparams().run.dir)),
+}
 
 
 def complete() -> None:
@@ -53,7 +57,7 @@ def parser_for(words: list[str]) -> argparse.ArgumentParser:
             values = possible_values(leaf.annotation)
             action.completer = lambda values=values, **_: values  # type: ignore[attr-defined]
     for action in parser._actions:
-        if completer := _completers().get(action.option_strings[0]):
+        if completer := _COMPLETERS.get(action.option_strings[0]):
             action.completer = completer  # type: ignore[attr-defined]
     return parser
 
@@ -71,14 +75,3 @@ def possible_values(annotation: Any) -> list[str]:
         if get_origin(kind) is Literal:
             found += [str(each) for each in get_args(kind)]
     return found
-
-
-def _completers() -> dict[str, Callable[..., list[str]]]:
-    def runs(**_: Any) -> list[str]:
-        return sorted(file.parent.name for file in Path(Hparams().run.dir).glob("*/hparams.yaml"))
-
-    found: dict[str, Callable[..., list[str]]] = {
-        "--experiment": lambda **_: known_experiments(),
-        "--study": lambda **_: known_experiments("studies"),
-    }
-    return found | dict.fromkeys(_RUNS, runs)

@@ -101,11 +101,16 @@ def find_run(run: str, runs_dir: str) -> Path:
     around = (each for place in places if _asked(Path.exists, place) for each in place.parents)
     if whole := next(filter(_is_run, around), None):
         raise ConfigError(f"{shown(name)} is a part of a run. Give the run itself: {whole}")
-    known = sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
+    known = known_runs(runs_dir)
     raise ConfigError(
         f"There is no run {shown(name)} in {runs_dir}/ (--run.dir).{suggestion(name, known)} "
         f"Known: {', '.join(known[-8:]) or 'none'}."
     )
+
+
+def known_runs(runs_dir: str) -> list[str]:
+    """Returns the names of the runs in a folder."""
+    return sorted(file.parent.name for file in Path(runs_dir).glob("*/hparams.yaml"))
 
 
 def _is_run(folder: Path) -> bool:
