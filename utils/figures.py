@@ -89,12 +89,12 @@ def grid(
     return figure, axes
 
 
-def show_image(axis: Axes, image: NDArray[np.generic], **settings: object) -> object:
+def show_image(axis: Axes, image: NDArray[np.generic], **settings: Any) -> AxesImage:
     """Draws an image without ticks."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.grid(False)
-    return axis.imshow(image, **settings)  # type: ignore[arg-type]
+    return axis.imshow(image, **settings)
 
 
 def panels(rows: int, columns: int, title: str = "") -> tuple[Figure, NDArray[Any]]:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,10 +22,8 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
-        try:
+        with suppress(OSError):
             _CLEAR.write_text("5")
-        except OSError:
-            return
 
 
 def peak_mb(device: torch.device) -> float:

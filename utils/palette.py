@@ -62,7 +62,8 @@ def unlike(colours: NDArray[np.uint8]) -> tuple[int, int, int]:
     """
     others = colours.reshape(-1, 3).astype(int)
     distance = {loud: int(np.abs(others - loud).sum(1).min(initial=3 * 255)) for loud in _LOUD}
-    return next((loud for loud in _LOUD if distance[loud] >= _APART), max(_LOUD, key=distance.get))  # type: ignore[arg-type]
+    apart = [loud for loud in _LOUD if distance[loud] >= _APART]
+    return apart[0] if apart else max(_LOUD, key=distance.__getitem__)
 
 
 def label_image(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:

@@ -86,7 +86,7 @@ def _matrices(found: Sequence[tuple[str, Arrays]], title: str) -> Picture:
             f"{np.sqrt((off**2).mean()):.2f}",
             fontsize=7,
         )
-    figure.colorbar(image, ax=axes, shrink=0.7, label="correlation")  # type: ignore[arg-type]
+    figure.colorbar(image, ax=axes, shrink=0.7, label="correlation")
     return figure
 
 
