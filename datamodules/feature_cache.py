@@ -24,7 +24,7 @@ from datamodules.digests import facts_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import Images, LabelledSample, collate
-from utils.checkpoints import check_readable, read_checkpoint
+from utils.checkpoints import read_checkpoint
 from utils.console import console
 from utils.files import owner, remove_abandoned, write_atomically
 from utils.text import count
@@ -86,7 +86,6 @@ class FeatureCache:
         file = self.root / "readouts" / f"{facts_digest({'name': name, **facts})}.pt"
         if file.exists():
             try:
-                check_readable(file)
                 found: Result = read_checkpoint(file)
             except ValueError as error:
                 console.warning("%s It is computed anew.", error)
