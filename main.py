@@ -5,11 +5,11 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.edited import check_readable, lost_setting, mistake
+from config.edited import load_parser, lost_setting
 
 if TYPE_CHECKING:
     from config.parsing import Command
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         del os.environ["COLUMNS"]
     command: Command | str = ""
     try:
-        parse = _parser()
+        parse = load_parser()
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
             from config.completion import complete
 
@@ -83,23 +83,6 @@ def _explained(error: Exception) -> str:
     lacks = isinstance(error, ModuleNotFoundError)
     problem = f"lacks {error.name}" if lacks else f"cannot load a package: {error}"
     return _SETUP.format(problem=problem)
-
-
-def _parser() -> "Callable[[Sequence[str]], Command | str]":
-    """Returns the function that parses a command line.
-
-    Raises:
-        ModuleNotFoundError: the project is not set up.
-        ValueError: config/hparams.py, which is edited by hand, cannot be read; says where.
-    """
-    try:
-        check_readable()
-        from config.parsing import parse
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != "config.hparams":
-            raise
-        raise ValueError(mistake(error)) from error
-    return parse
 
 
 def set_up_allocator() -> None:

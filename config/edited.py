@@ -6,6 +6,11 @@ The values in it are checked like all others, by `config/validation.py`.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from config.parsing import Command
 
 _EDITED = ("hparams.py", "names.py")
 _RESTORE = (
@@ -30,21 +35,29 @@ _ADVICE = {
 }
 
 
-def check_readable() -> None:
-    """Imports the settings, and reads each one and its conditions.
+def load_parser() -> Callable[[Sequence[str]], Command | str]:
+    """Returns the function that parses a command line, after reading every setting.
 
     Raises:
-        Exception: any error of Python in the file; `mistake` explains it.
+        ModuleNotFoundError: the project is not set up.
+        ValueError: the file cannot be read; says where.
     """
-    from config.convert import leaves
-    from config.hparams import Hparams
-    from config.rules import rules_of
+    try:
+        from config.convert import leaves
+        from config.hparams import Hparams
+        from config.rules import rules_of
 
-    tuple(leaves(Hparams()))
-    rules_of(Hparams)
+        tuple(leaves(Hparams()))
+        rules_of(Hparams)
+        from config.parsing import parse
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "config.hparams":
+            raise
+        raise ValueError(_mistake(error)) from error
+    return parse
 
 
-def mistake(error: Exception) -> str:
+def _mistake(error: Exception) -> str:
     """Says where the file is wrong, and what to write instead, if known."""
     advice = next((said for part, said in _ADVICE.items() if part in str(error)), "")
     return f"{_place(error)}: {error}".rstrip(".") + (f" ({advice})." if advice else ".")
