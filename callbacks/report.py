@@ -20,7 +20,7 @@ from callbacks.dense_knn import DenseKNN
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.learning_curves import is_curve
 from callbacks.online_probe import OnlineProbe
-from utils.figures import close, picture
+from utils.figures import picture
 from utils.files import name_damaged, write_atomically
 from utils.logging import own_log
 from utils.metrics_file import last_values, read_metrics
@@ -181,10 +181,7 @@ def _curves(rows: Mapping[int, Mapping[str, float]], drawn: Sequence[Path]) -> I
     if drawn and _step(drawn[-1]) == max(steps) + 1:
         with suppress(OSError, SyntaxError, ValueError):  # from Pillow for damaged files
             return picture_in(drawn[-1])
-    figure = draw_curves(rows)
-    pixels = picture(figure).pixels
-    close(figure)
-    return Image.fromarray(pixels)
+    return Image.fromarray(picture(draw_curves(rows)).pixels)
 
 
 def _step(file: Path) -> int | None:

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from utils.console import console
-from utils.figures import Picture, close, picture
+from utils.figures import Picture, picture
 from utils.files import replacing, write_atomically
 from utils.metrics_file import MetricsFile
 from utils.run_folder import RunFolder
@@ -188,7 +188,6 @@ def log_figure(
         arrays: its data, for figures that compare runs; only the newest are kept.
     """
     drawn, step = picture(figure), trainer.global_step
-    close(figure)
     for logger in trainer.loggers:
         if isinstance(logger, TakesFigures):
             logger.log_figure(kind, drawn, step, arrays)

@@ -38,7 +38,6 @@ def write_comparison(folders: Sequence[RunFolder], runs_dir: str) -> str:
     curves = draw_curves(dict(zip(names, folders, strict=True)))
     if curves is not None:
         figures.save(curves, place / "curves.png")
-        figures.close(curves)
         lines.append(f"curves  {place / 'curves.png'}")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from agents.wandb_start import log_table
 from config.convert import update
 from config.hparams import Hparams
 from utils.console import console
-from utils.figures import close, save
+from utils.figures import save
 from utils.files import write_atomically
 from utils.nested import nested
 from utils.page import fit, picture_uri, render
@@ -61,14 +61,12 @@ def _draw(study: Study) -> dict[str, Path]:
             drawn[figure.title] = folder / f"{number:02d}-{figure.picture}.png"
             # Square pictures leave margins that the layout cannot remove.
             save(picture, drawn[figure.title], bbox_inches="tight", pad_inches=0.1)
-            close(picture)
     shown = [row for row in study.rows if row.shown]
     firsts = {row.label: study.folder_of(study.of(row)[0].name) for row in shown}
     curves = draw_curves({k: folder for k, folder in firsts.items() if folder.finished})
     if curves is not None:
         drawn["Learning curves, first seed of every row"] = folder / "curves.png"
         save(curves, folder / "curves.png")
-        close(curves)
     return drawn
 
 
