@@ -69,7 +69,10 @@ class DenseKNN(Readout):
             self._squares = masked_squares(data.source, self.num_images, _HELD_OUT, size)
         known, queries = self._squares
         if not len(queries):
-            raise ValueError(f"none of {len(known)} images with masks is held out")
+            raise ValueError(
+                f"dense_knn: none of {len(known)} images with masks is held out. Raise "
+                "--callbacks.dense_knn.num_images, or give more images."
+            )
         with inspecting(pl_module, trainer.precision_plugin):
             miou = measure(backbone, known, queries, len(data.source.classes), self.k)
         if not math.isfinite(miou):

@@ -135,6 +135,9 @@ def receptive_fields(
 
     Returns:
         By layer, `(H, W)` on the CPU.
+
+    Raises:
+        ValueError: a gradient is not finite, as in a network whose weights have exploded.
     """
     counts = dict.fromkeys(layers, 0)
     with torch.inference_mode(False), torch.enable_grad():
@@ -151,6 +154,8 @@ def receptive_fields(
             for name, gradient, rows in zip(layers, gradients, chosen, strict=True):
                 sums[name] += gradient[rows].abs().sum((0, 1)).float().cpu()
                 counts[name] += len(gradient[rows])
+    if not all(bool(field.isfinite().all()) for field in sums.values()):
+        raise ValueError("effective_receptive_field: the gradients are not all finite numbers.")
     return {name: sums[name] / max(1, counts[name]) for name in layers}
 
 

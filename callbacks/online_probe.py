@@ -96,7 +96,8 @@ class OnlineProbe(Readout):
         if not (len(bank) and len(queries)):
             raise ValueError(
                 f"online_probe: {len(queries)} of {len(bank) + len(queries)} labelled images are "
-                "held out, expected some of both parts."
+                "held out, expected some of both parts. Raise --callbacks.online_probe.num_images, "
+                "or give more images."
             )
         backbone = backbone_of(pl_module)
         with inspecting(pl_module, trainer.precision_plugin):

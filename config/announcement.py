@@ -79,6 +79,7 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"--backbone.freeze_epochs {waits}: the backbone waits with random values, which teach "
             "the projector nothing. Leave it out, or give --backbone.weights."
         )
+    warnings += _of_warmups(hparams, epochs)
     if unmet(hparams, "dino.out_dim") is None:
         warnings += _of_dino(hparams.dino, steps)
     return line, warnings
@@ -104,6 +105,17 @@ def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
             "early. Give a lower one, or train longer."
         ]
     return []
+
+
+def _of_warmups(hparams: Hparams, epochs: float) -> list[str]:
+    """Warns of warm-ups that leave nothing of the run after them."""
+    paths = ("optim.warmup_epochs", "segmentation.attention_loss_warmup_epochs")
+    lengths = {path: get_leaf(hparams, path) for path in paths if unmet(hparams, path) is None}
+    return [
+        f"--{path} {length:g}: the warm-up lasts until the run ends. Give fewer, or train longer."
+        for path, length in lengths.items()
+        if length >= epochs
+    ]
 
 
 def _of_dino(dino: DINOHparams, steps: int) -> list[str]:

@@ -124,6 +124,18 @@ def test_accumulation_is_called_by_its_name():
     assert re.search(r"not a larger batch .* --trainer.chunk_size", warning)
 
 
+@pytest.mark.parametrize("loss", ["barlow_twins", "vicreg"])
+@pytest.mark.parametrize(("factor", "said"), [(1e-3, "0.0296"), (1.0, "29.6"), (1e6, "2.96e+07")])
+def test_losses_of_any_size_are_told_in_three_digits(loss, factor, said):
+    numbers = {"loss": 29.6, "noise_floor": 9.8, "lower_bound": 7.8}
+    numbers |= {"diagonal_mean": 0.5, "off_diagonal_rms": 0.4}
+    numbers |= {"invariance": 1.0, "variance": 0.5, "covariance": 2.0}
+    words = agent_for(barlow_twins__loss=loss).verdict(
+        "val", {name: value * factor for name, value in numbers.items()}
+    )
+    assert words[0].startswith(f"Validation loss {said}.")
+
+
 def test_vicreg_adds_up_and_has_words_of_its_own(train, capsys):
     weights = {"invariance": 10.0, "variance": 5.0, "covariance": 2.0}
     changed = {f"barlow_twins__{name}_weight": value for name, value in weights.items()}

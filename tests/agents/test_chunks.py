@@ -334,6 +334,8 @@ def stops(patience, **changed):
         (stops(50, callbacks__early_stopping__enabled=False), 1024, "40 epochs", None),
         ({"backbone__freeze_epochs": 39}, 1024, "40 epochs", "waits with random values"),
         ({"backbone__freeze_epochs": 40}, 1024, "40 epochs", "freeze_epochs 40: the backbone wai"),
+        ({"optim__warmup_epochs": 40}, 1024, "40 epochs", "warmup_epochs 40: the warm-up lasts"),
+        ({"optim__warmup_epochs": 39.5}, 1024, "40 epochs", None),
     ],
 )
 def test_a_run_says_how_long_it_will_be(changed, images, line, warning):

@@ -43,6 +43,11 @@ def test_one_convolution_shows_its_weights():
     assert field.sum() == pytest.approx(expected.sum().item())
 
 
+def test_a_network_that_has_exploded_has_no_field():
+    with pytest.raises(ValueError, match="not all finite numbers"):
+        receptive_fields(lambda x: {"y": x * torch.inf}, ["y"], images(2, 15))
+
+
 def test_two_convolutions_reach_one_less_than_their_sum():
     first, second = conv(5), conv(5, inputs=2)
     field = receptive_fields(lambda x: {"y": second(first(x))}, ["y"], images(2, 21))["y"]
