@@ -55,9 +55,10 @@ def weigh_classes(
     else:
         listed = settings.listed_class_weights
         if len(listed) != len(classes) or not any(listed):
+            given = f" {as_typed(listed)}" if listed else ""
             raise ValueError(
-                f"--segmentation.listed_class_weights {as_typed(listed)}: expected one for each of "
-                f"{len(classes)} classes, not all of them 0: {', '.join(classes[:_NAMED])}."
+                f"--segmentation.listed_class_weights{given}: expected one for each of "
+                f"{len(classes)} classes, not all of them 0: {', '.join(classes)}."
             )
         weights = torch.tensor(listed)
     by_weight = sorted(zip(weights.tolist(), classes, strict=True), reverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.convert import leaves
 from config.hparams import DINOHparams, Hparams
-from config.length import steps_of_run, steps_per_epoch
+from config.length import batches_per_epoch, steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
 from config.types import Cadence, StepCadence
 from utils.text import count, format_value
@@ -67,18 +67,14 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
             f"An epoch has only {count(per_epoch, 'step')}: rates jump, and pictures and "
             f"validations come every few steps. More: {finer}."
         )
+    batches = batches_per_epoch(hparams, images)
+    if trainer.accumulate > batches:
+        warnings.append(
+            f"--trainer.accumulate {trainer.accumulate}: a step ends with its epoch, which has "
+            f"only {batches} x {batch} images. Lower it, or --data.batch_size."
+        )
     warnings += _of_validations(hparams, epochs)
-    waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
-    if waits >= epochs:
-        warnings.append(
-            f"--backbone.freeze_epochs {waits}: the backbone waits until the end and is not "
-            "trained. Wait for fewer, or train longer."
-        )
-    elif waits and hparams.backbone.weights == "none":
-        warnings.append(
-            f"--backbone.freeze_epochs {waits}: the backbone waits with random values, which teach "
-            "the projector nothing. Leave it out, or give --backbone.weights."
-        )
+    warnings += _of_waiting(hparams, epochs)
     warnings += _of_warmups(hparams, epochs)
     if unmet(hparams, "dino.out_dim") is None:
         warnings += _of_dino(hparams.dino, steps)
@@ -103,6 +99,22 @@ def _of_validations(hparams: Hparams, epochs: float) -> list[str]:
         return [
             f"--{path} {patience}: the run has {count(validations, 'validation')} and cannot stop "
             "early. Give a lower one, or train longer."
+        ]
+    return []
+
+
+def _of_waiting(hparams: Hparams, epochs: float) -> list[str]:
+    """Warns of a backbone that waits to the end, or without a reason."""
+    waits = 0 if unmet(hparams, "backbone.freeze_epochs") else hparams.backbone.freeze_epochs
+    if waits >= epochs:
+        return [
+            f"--backbone.freeze_epochs {waits}: the backbone waits until the end and is not "
+            "trained. Wait for fewer, or train longer."
+        ]
+    if waits and hparams.backbone.weights == "none":
+        return [
+            f"--backbone.freeze_epochs {waits}: the backbone waits with random values, which teach "
+            "the projector nothing. Leave it out, or give --backbone.weights."
         ]
     return []
 

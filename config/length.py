@@ -80,10 +80,14 @@ def _num_workers(devices: int, on_gpu: bool) -> int:
 
 def steps_per_epoch(hparams: Hparams, images: int) -> int:
     """Returns the optimizer steps of an epoch; needs a resolved batch size."""
-    trainer = hparams.trainer
+    batches = batches_per_epoch(hparams, images)
+    return max(1, math.ceil(batches / hparams.trainer.accumulate))
+
+
+def batches_per_epoch(hparams: Hparams, images: int) -> int:
+    """Returns the whole batches of an epoch; needs a resolved batch size."""
     batches = images // int(hparams.data.batch_size)
-    batches = min(batches, trainer.limit_train_batches or batches)
-    return max(1, math.ceil(batches / trainer.accumulate))
+    return min(batches, hparams.trainer.limit_train_batches or batches)
 
 
 def steps_of_run(hparams: Hparams, images: int) -> int:

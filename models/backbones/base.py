@@ -153,7 +153,10 @@ class Backbone(nn.Module, ABC):
         """
         stages = self.stages()
         if not 0 <= unfreeze_last <= len(stages):
-            raise ValueError(f"unfreeze_last {unfreeze_last}: there are {len(stages)} stages.")
+            raise ValueError(
+                f"--backbone.unfreeze_last {unfreeze_last}: this network has only {len(stages)} "
+                "blocks or stages."
+            )
         self._trainable = tuple(stages[len(stages) - unfreeze_last :])
         self.requires_grad_(False)
         for stage in self._trainable:

@@ -246,6 +246,11 @@ def test_a_step_that_trains_the_last_block_goes_back_through_that(train, capsys)
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
 
 
+def test_more_blocks_than_there_are_cannot_be_trained(train, capsys):
+    assert train("run", backbone__freeze="true", backbone__unfreeze_last=9)[0] == 2
+    assert "--backbone.unfreeze_last 9: this network has only 2" in capsys.readouterr().err
+
+
 def test_a_chunk_of_the_whole_batch_passes_once(train, capsys):
     train("run", backbone__name="vit_tiny", trainer__chunk_size=8, trainer__max_steps=1)
     said = " ".join(capsys.readouterr().err.split())
@@ -345,6 +350,13 @@ def test_a_run_says_how_long_it_will_be(changed, images, line, warning):
     assert f"{images:,} training images" in said
     assert bool(warnings) is (warning is not None)
     assert warning is None or warning in warnings[0]
+
+
+@pytest.mark.parametrize(("accumulate", "told"), [(8, False), (9, True)])
+def test_a_step_that_cannot_accumulate_what_was_asked_for_is_warned_of(accumulate, told):
+    hparams = settings(data__batch_size=128, trainer__accumulate=accumulate)
+    _, warnings = length(resolve_for_data(resolve(hparams), 1024, False), 1024)
+    assert any("accumulate 9: a step ends with its epoch" in each for each in warnings) is told
 
 
 @pytest.mark.parametrize(

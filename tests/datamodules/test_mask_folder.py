@@ -635,4 +635,6 @@ def test_classes_are_weighed_in_training_alone(train, tmp_path, capsys):
     for given in ((), (1.0,), (0.0, 0.0)):
         more = {"segmentation__listed_class_weights": given} if given else {}
         assert train("bad", **settings, **listed, **more)[0] == 2
-        assert "expected one for each of 2 classes" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "expected one for each of 2 classes, not all of them 0: background, crop." in error
+        assert "--segmentation.listed_class_weights:" in error or given
