@@ -91,8 +91,8 @@ class RunHparams:
         IN_TRAINING,
     ] = None
     """Folder name under `dir`, without slashes. An existing folder is never overwritten, unless its
-    run was killed before its first checkpoint. null: the name of the experiment (with -2, -3 … if
-    it exists), else generated."""
+    run was killed before its first checkpoint, or failed before its first step. null: the name of
+    the experiment (with -2, -3 … if it exists), else generated."""
     dir: str = "runs"
     """Folder that holds all runs."""
     seed: Annotated[int, Between(0, 2**32 - 1), OF_THE_START] = 0

@@ -187,9 +187,11 @@ class RunFolder:
 
     @property
     def abandoned(self) -> bool:
-        """Whether it only has the files of a run that was killed before its first checkpoint."""
+        """Whether it only has the files of a run without a checkpoint that was killed, or that
+        failed before its first step, as with a setting that the network refuses.
+        """
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
-        if not began or self.summary.exists():
+        if not began or (self.summary.exists() and self.read_summary().get("steps") != 0):
             return False
         # Hidden files come from `replacing` and operating systems: .DS_Store, .nfs*.
         if not all(file.name.startswith(".") for file in self.checkpoints.iterdir()):

@@ -407,6 +407,13 @@ def error_of(capsys) -> str:
     return text
 
 
+def test_a_name_is_free_again_where_a_setting_was_refused(train, capsys):
+    maps = {"callbacks__attention_maps__enabled": "true"}
+    assert train("first", **maps, callbacks__attention_maps__image_size=20)[0] == 2
+    assert "--callbacks.attention_maps.image_size 20" in error_of(capsys)
+    assert train("first", **maps, callbacks__attention_maps__image_size=16)[0] == 0
+
+
 def test_an_existing_name_is_refused(train, capsys):
     _, folder = train("first")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
