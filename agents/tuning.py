@@ -164,8 +164,10 @@ def tune_lr(
         ValueError: the loss curve has no usable slope.
     """
     with rng_preserved(device), tempfile.TemporaryDirectory() as folder:
+        # Short epochs would each end with a validation, whose limit the finder lifts.
+        never = {"check_val_every_n_epoch": LR_STEPS + 1}
         trainer = make_trainer(
-            max_steps=LR_STEPS, max_epochs=-1, default_root_dir=folder, callbacks=[]
+            max_steps=LR_STEPS, max_epochs=-1, default_root_dir=folder, callbacks=[], **never
         )
         try:
             finder: Any = Tuner(trainer).lr_find(

@@ -187,8 +187,9 @@ class RunFolder:
 
     @property
     def abandoned(self) -> bool:
-        """Whether it only has the files of a run without a checkpoint that was killed, or that
-        failed before its first step, as with a setting that the network refuses.
+        """Whether it only has the files of a run that was killed before its first checkpoint.
+
+        Or of one that failed before its first step, as with a setting that its network refuses.
         """
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
         if not began or (self.summary.exists() and self.read_summary().get("steps") != 0):

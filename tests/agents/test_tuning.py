@@ -9,6 +9,7 @@ import yaml
 from pytorch_lightning.plugins import MixedPrecision
 
 from agents import tuning
+from agents.barlow_twins import BarlowTwins
 from main import main
 from models.backbones.vit import ViT
 from tests.conftest import summary
@@ -149,6 +150,21 @@ def test_the_learning_rate_found_is_the_one_trained_with(train, monkeypatch):
     used = read_metrics(folder / "metrics.csv")[0]["train/lr"]
     assert used == pytest.approx(saved["optim"]["lr"])
     assert used != pytest.approx(1e-3 * (8 / 256) ** 0.5)
+
+
+def test_the_search_for_a_rate_validates_nothing(train, monkeypatch):
+    monkeypatch.setattr(tuning, "LR_STEPS", 15)
+    validated = []
+    original = BarlowTwins.validation_step
+
+    def counted(self, batch, batch_idx):
+        validated.append(batch_idx)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(BarlowTwins, "validation_step", counted)
+    short = {"trainer__max_epochs": 1, "trainer__limit_train_batches": 1}
+    assert train("tuned", trainer__tune_lr="true", **short)[0] == 0
+    assert validated == [0]  # that of the run
 
 
 def test_tuning_leaves_the_network_and_its_randomness_alone(train, monkeypatch):
