@@ -19,6 +19,10 @@ _SETUP = """This Python {problem}. Set the project up and run it with
 or, without make:
     python3 -m venv .venv && .venv/bin/pip install -r requirements.txt
     .venv/bin/python main.py"""
+_SETUP_ON_WINDOWS = r"""This Python {problem}. Set the project up and run it with
+    py -m venv .venv
+    .venv\Scripts\python -m pip install -r requirements.txt
+    .venv\Scripts\python main.py"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +86,8 @@ def _explained(error: Exception) -> str:
         return ""
     lacks = isinstance(error, ModuleNotFoundError)
     problem = f"lacks {error.name}" if lacks else f"cannot load a package: {error}"
-    return _SETUP.format(problem=problem)
+    setup = _SETUP_ON_WINDOWS if sys.platform == "win32" else _SETUP
+    return setup.format(problem=problem)
 
 
 def set_up_allocator() -> None:

@@ -16,6 +16,7 @@ from datamodules.base import ImageDataModule
 from datamodules.loading import Batch, Loading
 from datamodules.sources import ImageSource
 from models.backbones.base import Backbone
+from utils.device import moved
 from utils.distributed import of_all_processes
 
 
@@ -166,7 +167,7 @@ class Agent(LightningModule, ABC):
 
     def moved(self, images: Tensor) -> Tensor:
         """Returns images on the agent's device, without waiting for the copy."""
-        return images.to(self.device, non_blocking=True)
+        return moved(images, self.device)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leaves micro-batches on the host; they are moved one at a time (`moved`)."""

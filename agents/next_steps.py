@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from utils.imports import load
 from utils.nested import nested
 from utils.palette import has_background
 from utils.run_folder import RunFolder
+from utils.text import command_line
 
 _LONGER = 4  # times as many epochs or steps
 
@@ -195,4 +195,4 @@ def _found(folder: RunFolder, given: Hparams) -> list[str]:
 
 def _line(words: list[str]) -> str:
     here = Path.cwd().samefile(MAIN.parent)
-    return shlex.join(["python", MAIN.name if here else str(MAIN), *words])
+    return command_line("python", MAIN.name if here else str(MAIN), *words)

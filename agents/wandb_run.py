@@ -6,7 +6,6 @@ wandb groups keys into sections by what stands before the first slash, in alphab
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from utils.figures import Picture
 from utils.logging import Chart, one_of_many
 from utils.palette import VOID
 from utils.run_folder import RunFolder
+from utils.text import command_line
 
 STEP = "trainer/global_step"  # Lightning's name of the x axis
 VISUALS, WITHIN = "visuals", "within"
@@ -155,8 +155,8 @@ class WandbRun(WandbLogger):
         # Each resume has made another folder, named after the time.
         parts = {here, *here.parent.glob(f"offline-run-*-{run.id}")}
         ordered = sorted(parts, key=lambda part: part.name.removeprefix("offline-"))
-        upload = shlex.join(["wandb", "sync", *map(str, ordered)])
-        look = shlex.join(["wandb", "leet", str(here)])
+        upload = command_line("wandb", "sync", *map(str, ordered))
+        look = command_line("wandb", "leet", str(here))
         return f"wandb, in the terminal\n    {look}\nwandb, upload\n    {upload}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from utils.nested import flat
 from utils.page import data_uri, fit, picture_in, picture_uri, render
 from utils.run_folder import RunFolder
 from utils.spacing import evenly_from_first_to_last
-from utils.text import TRANSDUCTIVE, format_result
+from utils.text import TRANSDUCTIVE, command_line, format_result
 
 SECONDS_BETWEEN = 60
 COSTS_BETWEEN = 50  # times the duration of the last writing, to stay below 2 % of the time
@@ -117,7 +116,7 @@ class Report(Callback):
                 headline=_headline(summary, environment, settings),
                 words=_words(summary),
                 numbers=_numbers(_so_far(rows) | dict(summary)),
-                command=shlex.join(_texts(environment.get("command"))),
+                command=command_line(*_texts(environment.get("command"))),
                 galleries={kind: pictures for kind, pictures in galleries.items() if pictures},
                 curves=data_uri(curves, width) if curves else None,
                 classes=_classes(summary),

@@ -174,8 +174,8 @@ def _as_float(value: Any) -> Any:
 
 
 def at_home(text: str) -> str:
-    """Expands `~/`, which a shell does not do after `--option=`."""
-    return os.path.expanduser(text) if text.startswith("~/") else text  # noqa: PTH111 (any text)
+    """Expands `~/`, which a shell does not do after `--option=`, and Windows' nowhere."""
+    return os.path.expanduser(text) if text.startswith(("~/", "~\\")) else text  # noqa: PTH111 (any text)
 
 
 def update(hparams: Hparams, settings: Mapping[str, Any], source: str) -> Hparams:

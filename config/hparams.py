@@ -171,7 +171,8 @@ class DataHparams:
     """Whether augmentations include blur. null: only above 32 px; CIFAR recipes have none."""
     num_workers: Annotated[int, Between(0, 1024)] | None = None
     """Number of loader processes. null: on a GPU one per core, shared by trainer.devices; on a CPU
-    one fewer than there are cores, at most 8. 0: load in the main process."""
+    one fewer than there are cores, at most 8; on Windows and macOS, where each takes half a
+    gigabyte, at most 4. 0: load in the main process."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ This is the last of the steps that `config.resolve` begins.
 from __future__ import annotations
 
 import math
+import multiprocessing
 from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
@@ -30,6 +31,7 @@ _PRETRAINING_STEPS, _PRETRAINING_EPOCHS = 20_000, (10, 400)
 _HEAD_STEPS, _SEGMENTATION_STEPS, _SEGMENTATION_EPOCHS = 3000, 8000, (4, 400)
 _CPU_SHARE = 0.1
 _PROBE_EPOCHS = 100  # DINO's
+_SPAWNED = 4  # loader processes, where each takes much
 _LONGEST_WARMUP = 0.2  # share of a run of only a few epochs
 
 
@@ -73,8 +75,14 @@ def resolve_for_data(hparams: Hparams, images: int, on_gpu: bool) -> Hparams:
 
 
 def _num_workers(devices: int, on_gpu: bool) -> int:
-    """Returns the number of loaders of each process: on a GPU all cores, shared by processes."""
+    """Returns the number of loaders of each process: on a GPU all cores, shared by processes.
+
+    Few where each of them imports torch anew, half a gigabyte of memory and seconds: on Windows and
+    macOS, which do not fork. As many again load the images of validations.
+    """
     cores = usable_cores()
+    if multiprocessing.get_start_method() == "spawn":
+        cores = min(cores, _SPAWNED * devices)
     return max(1, cores // devices if on_gpu else min(8, cores - 1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
@@ -81,13 +82,18 @@ class FolderName:
             return f"{value} means something else; choose another name"
         if value.startswith((".", "-", "run:")) or any(sign in value for sign in "/\\"):
             return "expected a folder's name without slashes, not beginning with . or - or run:"
-        if os.name == "nt" and (value.endswith((" ", ".")) or any(s in value for s in '<>:"|?*')):
-            return 'expected a name that Windows takes: without < > : " | ? *, not ending in a dot'
+        if os.name == "nt" and _NOT_ON_WINDOWS.fullmatch(value):
+            return (
+                'expected a name that Windows takes: without < > : " | ? *, not ending in a dot, '
+                "and not that of a device (con, nul, aux, prn, com1, lpt1, ...)"
+            )
         if len(value.encode()) > _LONGEST_NAME:
             return f"expected at most {_LONGEST_NAME} bytes"
         return None
 
 
+_DEVICE = r"(con|nul|aux|prn|(com|lpt)\d)(\..*)?"
+_NOT_ON_WINDOWS = re.compile(rf'.*[<>:"|?*\x00-\x1f].*|.*[ .]|{_DEVICE}', re.I | re.S)
 _LONGEST_NAME = 200  # file systems allow 255, studies append to it
 
 

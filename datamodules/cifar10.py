@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torchvision.datasets import CIFAR10 as Official
 from datamodules.listing import root_nearby
 from datamodules.reading import ImageItem, StoredImage
 from datamodules.sources import LabelledSource
+from utils.text import command_line
 
 CLASSES = (
     "airplane",
@@ -83,7 +83,7 @@ class CIFAR10(LabelledSource):
         if root.is_file():
             return _from_npz(root)
         # The whole command, because a probe has no option to download its data.
-        place = shlex.quote(str(root))
+        place = command_line(str(root))
         fetching = f"`--data.name cifar10 --data.root {place} --data.download true`"
         if not _holds_batches(root):
             nearby = root_nearby(root, _holds_batches, self.root_option)

@@ -15,6 +15,7 @@ from datamodules.masks import FilePair, read_pair
 from datamodules.meanings import Meanings
 from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
+from utils.device import moved
 from utils.palette import VOID
 
 Pair = tuple[Tensor, Tensor]  # image (3, h, w) uint8, labels (H, W) uint8
@@ -67,15 +68,12 @@ class SegmentationBatch:
 
     def to(self, device: torch.device) -> SegmentationBatch:
         """Moves images, labels and features; the numbers that only the host reads stay there."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
         stored = tuple(
-            {name: moved(t) if t.is_floating_point() else t for name, t in each.items()}
+            {name: moved(t, device) if t.is_floating_point() else t for name, t in each.items()}
             for each in self.stored
         )
-        return replace(self, images=moved(self.images), labels=moved(self.labels), stored=stored)
+        images, labels = moved(self.images, device), moved(self.labels, device)
+        return replace(self, images=images, labels=labels, stored=stored)
 
     def items(self) -> Iterator[Pair]:
         """Yields every image and its labels at their own size."""

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
+import ntpath
 import os
 import pkgutil
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from config.convert import at_home, update
+from config.hparams import Hparams
+from config.length import resolve_for_data
+from config.resolve import resolve
 from config.types import FolderName
 from main import main
 from tests.conftest import PACKAGES, options, summary, tiny
 from utils import device, memory
 from utils.console import quiet_libraries
+from utils.files import write_atomically
+from utils.text import command_line
 
 ROOT = Path(__file__).parents[1]
 POSIX_ONLY = ("fcntl", "grp", "posix_ipc", "pty", "pwd", "resource", "termios")
@@ -86,12 +96,75 @@ def test_a_job_of_several_tasks_is_told_what_to_ask_for(tmp_path, shapes_root, m
     assert "--ntasks=1" in told
 
 
-@pytest.mark.parametrize("name", ["a:b", "what?", "x.", "x ", 'say "x"', "a|b", "<script>"])
+@pytest.mark.parametrize(
+    "name", [*("a:b", "what?", "x.", "x ", 'say "x"', "a|b", "<script>"), *("con", "NUL.2", "com1")]
+)
 def test_names_that_windows_does_not_take_are_refused_there(monkeypatch, name):
     assert FolderName().problem(name) is None
     monkeypatch.setattr(os, "name", "nt")
     assert "Windows" in str(FolderName().problem(name))
-    assert FolderName().problem("run 7, seed-1") is None
+    for fine in ("run 7, seed-1", "console", "null", "com"):
+        assert FolderName().problem(fine) is None
+
+
+def test_commands_are_quoted_as_the_system_reads_them(monkeypatch):
+    words = ("python", "main.py", "--data.root", r"D:\my photos", "--backbone.weights", r"run:a\b")
+    assert shlex.split(command_line(*words)) == list(words)
+    monkeypatch.setattr(os, "name", "nt")
+    told = r'python main.py --data.root "D:\my photos" --backbone.weights run:a\b'
+    assert command_line(*words) == told
+
+
+def test_home_is_written_as_on_windows(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", ntpath.expanduser)
+    monkeypatch.setenv("USERPROFILE", r"C:\Users\me")
+    assert at_home(r"~\photos") == r"C:\Users\me\photos"
+    assert at_home("~/photos") == r"C:\Users\me/photos"
+
+
+def test_setting_up_is_explained_as_it_is_done_on_windows(monkeypatch, capsys):
+    def broken(argv: list[str]) -> None:
+        raise ImportError("DLL load failed")
+
+    monkeypatch.setattr("config.parsing.parse", broken)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert r".venv\Scripts\python main.py" in told
+    assert "make" not in told
+
+
+def test_a_file_that_is_held_for_a_moment_is_replaced(monkeypatch, tmp_path):
+    """As virus scanners on Windows hold what was just written."""
+    file, replace, held = tmp_path / "last.ckpt", Path.replace, [True, True]
+    file.write_text("old")
+
+    def replaced(path: Path, target: Path) -> Path:
+        if held and held.pop():
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    write_atomically(file, "new")
+    assert file.read_text() == "new"
+    held[:] = [True] * 9
+    monkeypatch.setattr(os, "name", "nt")
+    with pytest.raises(OSError, match="Access is denied: close it where it is open, as in Excel"):
+        write_atomically(file, "newer")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
+
+
+def test_processes_that_import_everything_are_few(monkeypatch):
+    monkeypatch.setattr("config.length.usable_cores", lambda: 16)
+    hparams = resolve(update(Hparams(), {"trainer": {"devices": 2}}, "x"))
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        chosen = [resolve_for_data(hparams, 999, gpu).data.num_workers for gpu in (True, False)]
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert chosen == [4, 7]
 
 
 def test_a_terminal_that_does_not_know_its_width_shows_what_others_do(train, monkeypatch, capsys):

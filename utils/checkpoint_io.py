@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -274,7 +274,8 @@ def _moved(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     # If its folder was moved, ModelCheckpoint forgets the best score, and a worse checkpoint would
     # replace the best one.
     def here(path: str) -> str:
-        return str(folder / Path(path).name) if path else path
+        # A path of Windows, which takes / as well: the run may come from there.
+        return str(folder / PureWindowsPath(path).name) if path else path
 
     single = ("best_model_path", "kth_best_model_path", "last_model_path")
     return {

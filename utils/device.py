@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import torch
+from torch import Tensor
 
 from utils.cores import usable_cores
 
@@ -91,6 +92,11 @@ def _capability(name: str) -> tuple[int, int]:
 def _remedy() -> str:
     built_for = torch.version.cuda
     if built_for is None:
+        if os.name == "nt":
+            return (
+                "This torch is a CPU build, as are PyPI's for Windows: pytorch.org/get-started/"
+                "locally has the command that installs one for CUDA."
+            )
         return "This torch is a CPU build; reinstall it: pip install --force-reinstall torch."
     return (
         f"It is built for CUDA {built_for}: update the NVIDIA driver (CUDA 13 needs "
@@ -255,3 +261,12 @@ def best_device(accelerator: str) -> torch.device:
         return torch.device("mps")
     usable = accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if usable else "cpu")
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on a device, without waiting for the copy where that is safe.
+
+    To Apple's GPU a copy that is not awaited may read memory that the host has used again since
+    (github.com/pytorch/pytorch/issues/189690).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -19,6 +19,7 @@ from utils.console import console
 
 _TEMPORARY = re.compile(r"\..+\.\d+")  # .NAME.PID
 _FIVE_MINUTES, _DAY = 300, 86_400  # seconds
+_MOMENTS = (0.1, 0.3, 1.0)  # seconds
 
 
 def make_folder(folder: Path) -> None:
@@ -52,13 +53,23 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(file)
+        _move(temporary, file)
         _flush_folder(file.parent)
     except OSError as error:
         raise _told(f"{file} cannot be written", error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _move(temporary: Path, file: Path) -> None:
+    # On Windows virus scanners and the like hold a file for a moment, which then stays as it is.
+    for seconds in _MOMENTS:
+        with suppress(PermissionError):
+            temporary.replace(file)
+            return
+        time.sleep(seconds)
+    temporary.replace(file)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -157,6 +168,8 @@ def _reason(error: OSError) -> str:
     what = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}: free space there; what was saved before is kept"
+    if os.name == "nt" and error.errno == errno.EACCES:
+        return f"{what}: close it where it is open, as in Excel, or make the folder writable"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{what}: make the folder writable, or choose another"
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import shlex
 import shutil
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from utils.files import name_damaged, read_json, write_atomically
 from utils.locks import claimed
+from utils.text import command_line
 
 _ADJECTIVES = (
     "amber brisk calm clear crisp early fresh gentle golden leafy misty quiet rapid soft sunny"
@@ -255,7 +255,7 @@ def create(runs_dir: str, name: str | None, experiment: str | None = None) -> Ru
             (path / "checkpoints").mkdir()
     except FileExistsError as error:
         is_run = RunFolder(path).has_checkpoint or RunFolder(path).hparams.exists()
-        resume = f", or continue it with --run.resume {shlex.quote(str(path))}" if is_run else ""
+        resume = f", or continue it with --run.resume {command_line(str(path))}" if is_run else ""
         raise ValueError(
             f"--run.name {name}: {path} exists and is never overwritten. Choose another name"
             f"{resume}."

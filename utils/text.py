@@ -6,6 +6,8 @@ import difflib
 import json
 import os
 import re
+import shlex
+import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +77,14 @@ def one_line(text: str, most: int = 1200) -> str:
     line = " ".join(text.split())
     half = most // 2
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
+
+
+def command_line(*words: str) -> str:
+    """Joins the words of a command as one types them, quoted where needed.
+
+    The quotes of other systems are ordinary signs for `cmd` on Windows.
+    """
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 # Line breaks, and control characters of terminals.

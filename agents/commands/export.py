@@ -6,7 +6,6 @@ backbone, or a whole segmentation network, as a program that runs by itself. Eac
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from safetensors.torch import save
@@ -25,6 +24,7 @@ from models.exported import Exported, ExportedBackbone, ExportedSegmenter
 from utils.checkpoint_io import best_or_last
 from utils.files import make_folder, write_atomically
 from utils.run_folder import RunFolder
+from utils.text import command_line
 
 # Which weights are exported, for the model card.
 _OF_CHECKPOINTS = {
@@ -96,7 +96,7 @@ def export(agent: Agent, folder: RunFolder) -> list[str]:
 
 def _called(folder: RunFolder) -> str:
     # For a command without --run.dir.
-    return shlex.quote(folder.called(Hparams().run.dir))
+    return command_line(folder.called(Hparams().run.dir))
 
 
 def _numbers(values: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import floor
@@ -17,7 +16,7 @@ from models.backbones.other_names import in_timms_names
 from models.state_dicts import Network, find_network, nameless_averages, without_chunks
 from utils.checkpoints import check_finite, read_weights
 from utils.run_folder import named_run
-from utils.text import count, did_you_mean
+from utils.text import command_line, count, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def load_weights(backbone: Backbone, weights: str, runs_dir: str = "runs") -> Lo
     if run and run.hparams.is_file() and not run.backbone.is_file():
         raise FileNotFoundError(
             f"--backbone.weights {weights}: {run.backbone} does not exist: a run writes it at its "
-            f"end. --run.resume {shlex.quote(run.called(runs_dir))} finishes it, or writes a "
+            f"end. --run.resume {command_line(run.called(runs_dir))} finishes it, or writes a "
             "lost file again."
         )
     if run and not run.backbone.is_file():

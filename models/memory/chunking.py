@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from utils.device import moved
 from utils.memory import return_freed_memory
 
 # Not after every chunk, because getting returned memory back costs page faults.
@@ -67,7 +68,7 @@ def forward_in_chunks(
     def run(index: int, images: Tensor, _: Tensor) -> Tensor:
         if device.type == "cpu" and (index + 1) % _CHUNKS_PER_TRIM == 0:
             return_freed_memory()
-        return forward(images.to(device, non_blocking=True))
+        return forward(moved(images, device))
 
     # checkpoint() saves the random state of its arguments' devices: with images on the host, only
     # this empty tensor makes it restore the GPU's dropout masks.

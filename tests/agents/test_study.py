@@ -300,6 +300,14 @@ def test_a_run_is_started_in_the_group_of_its_row_with_the_study_as_a_tag(tmp_pa
     assert (tmp_path / "log").read_text() == "mine/row mine,given\n"
 
 
+def test_the_log_of_a_run_is_the_same_on_all_systems(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")  # of files on a Western Windows
+    with (tmp_path / "log").open("wb") as stream:
+        process = runner.start([sys.executable, "-c", "print('before → now')"], stream, "mine/row")
+        assert process.wait() == 0
+    assert (tmp_path / "log").read_bytes().decode() == f"before → now{os.linesep}"
+
+
 def test_it_goes_on_past_a_failure(study_file, tmp_path, in_process, capsys):
     rows = [*TWO_STAGES, {"name": "other", "settings": SEGMENT}]
     rows[1] = {**rows[1], "settings": {**BT, "data.batch_size": 512}}  # more than there are

@@ -127,14 +127,18 @@ def test_weights_that_are_no_numbers_are_not_loaded(folder):
     assert same(files.load_checkpoint(folder.best), state(1))
 
 
-def test_the_best_score_moves_with_its_folder(folder):
+@pytest.mark.parametrize("written_on", ["here", "Windows"])
+def test_the_best_score_moves_with_its_folder(folder, written_on):
     def keeper(run: RunFolder) -> ModelCheckpoint:
         made = ModelCheckpoint(dirpath=run.checkpoints, filename="best", monitor="val/loss")
         made.dirpath = str(run.checkpoints.resolve())
         return made
 
     best = keeper(folder)
-    best.best_model_path = best.kth_best_model_path = str(folder.best.resolve())
+    place = (
+        r"C:\runs\run\checkpoints\best.ckpt" if written_on == "Windows" else folder.best.resolve()
+    )
+    best.best_model_path = best.kth_best_model_path = str(place)
     best.best_k_models = {best.best_model_path: torch.tensor(0.5)}
     best.best_model_score = best.kth_value = torch.tensor(0.5)
     files = RunCheckpoints(folder, lambda: None)

@@ -226,6 +226,17 @@ def test_an_old_driver_gets_a_torch_that_it_can_run(no_cuda, monkeypatch):
         device.check_accelerator("auto")
 
 
+@pytest.mark.parametrize(
+    ("system", "remedy"), [("posix", "--force-reinstall torch"), ("nt", "pytorch.org/get-started")]
+)
+def test_a_torch_without_cuda_is_replaced_as_the_system_needs(no_cuda, monkeypatch, system, remedy):
+    monkeypatch.setattr(device, "nvidia_cards", lambda: ["NVIDIA GeForce RTX 4060 Laptop GPU"])
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(os, "name", system)
+    with pytest.raises(ValueError, match=remedy):
+        device.check_accelerator("auto")
+
+
 @pytest.fixture
 def matmul_precision():
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

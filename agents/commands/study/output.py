@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from utils.files import write_atomically
 from utils.nested import nested
 from utils.page import fit, picture_uri, render
 from utils.run_folder import RunFolder
+from utils.text import command_line
 
 
 def write_table(study: Study) -> StudyTable:
@@ -81,7 +81,7 @@ def _page(study: Study, table: StudyTable, pictures: dict[str, Path]) -> str:
             picture_width=width,
             words=table.heading(),
             numbers=_numbers(study, runs),
-            command=shlex.join(["python", "main.py", *study.words]),
+            command=command_line("python", "main.py", *study.words),
             head=head,
             lines=lines,
             pictures={title: picture_uri(file, width) for title, file in pictures.items()},

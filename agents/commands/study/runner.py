@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from utils.files import write_atomically
 from utils.locks import claimed
 from utils.run_folder import RunFolder
 from utils.signals import TERMINATING, listening
+from utils.text import command_line
 
 _LOOK_SECONDS = 1.0  # between looks at the current run
 _WAIT_SECONDS = 5.0  # between looks at runs of other processes
@@ -138,8 +138,8 @@ class _Runner:
         log.parent.mkdir(exist_ok=True)
         command = self.study.command(run)
         self.board.started(run, "resumed" if "--run.resume" in command else "started")
-        with log.open("a") as stream:
-            print(f"$ {shlex.join(command)}", file=stream, flush=True)
+        with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            print(f"$ {command_line(*command)}", file=stream, flush=True)
             group = f"{self.study.name}/{run.row}"
             self.process = start(command, stream, group, self.study.name)
             while self.process.poll() is None:
@@ -183,10 +183,8 @@ class _Runner:
 
     def _stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            if os.name == "posix":
+            if os.name == "posix":  # on Windows Ctrl-C reaches the run, too
                 self.process.send_signal(signal.SIGINT)
-            else:
-                self.process.terminate()  # Windows does not pass Ctrl-C on
             self.process.wait()
 
 
@@ -201,6 +199,7 @@ def start(command: list[str], stream: IO[str], group: str, *tags: str) -> subpro
     """
     given = os.environ.get("WANDB_TAGS")
     told = {"WANDB_RUN_GROUP": group, "WANDB_TAGS": ",".join([*tags, *([given] if given else [])])}
+    told["PYTHONIOENCODING"] = "utf-8"  # as the log's own lines; Windows writes files otherwise
     environment = os.environ | told
     # In a process group of its own: the study receives Ctrl-C and passes it on once.
     return subprocess.Popen(

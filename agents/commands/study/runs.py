@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from config.base_settings import OF_THE_MACHINE
 from config.command_line import MAIN, as_command_line
 from config.hparams import Hparams
 from utils.run_folder import RunFolder
+from utils.text import command_line
 
 # Prefixes of settings that do not change what a run computes; its images may have been moved.
 BESIDE_WHAT = (*OF_THE_MACHINE, "run.", "logger.", "callbacks.", "data.root", "probe.data.root")
@@ -111,4 +111,4 @@ class Study:
         for run in self.runs:
             if not self.folder_of(run.name).finished:
                 needs = f"  # after {', '.join(run.needs)}" if run.needs else ""
-                yield shlex.join(self.command(run)) + needs
+                yield command_line(*self.command(run)) + needs

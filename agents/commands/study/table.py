@@ -191,7 +191,7 @@ def last_reason(folder: RunFolder, log: Path) -> str:
     summary = folder.read_summary()
     if summary.get("reason"):
         return f"{summary.get('status')}: {summary['reason']}"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     errors = [line for line in lines if "rror" in line]
     if errors:
         return errors[-1].strip()
