@@ -16,12 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from config.convert import at_home, update
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
 from config.types import FolderName
+from datamodules.masked_images import SegmentationBatch
 from main import main
 from tests.conftest import PACKAGES, options, summary, tiny
 from utils import device, memory
@@ -205,6 +208,26 @@ def test_apples_gpu_is_used_if_asked_for_and_never_else(monkeypatch):
     assert device.best_device("mps") == torch.device("mps")
     assert device.device_name("mps") == "Apple GPU"
     assert device.resolve_precision("auto", "mps") == "32-true"
+
+
+def test_copies_to_apples_gpu_are_awaited():
+    class Devices(TorchFunctionMode):
+        """Lets copies to devices that are not there stay here."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is Tensor.to:
+                waits.append(not kwargs["non_blocking"])
+                return args[0]
+            return func(*args, **(kwargs or {}))
+
+    images, one = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0])
+    batch = SegmentationBatch(images, images[:, 0], torch.tensor([[8, 8, 8, 8]]), one, ())
+    waits: list[bool] = []
+    with Devices():
+        for kind in ("cuda", "mps"):
+            batch.to(torch.device(kind))
+            device.moved(images, torch.device(kind))
+    assert waits == [False] * 3 + [True] * 3
 
 
 def test_a_system_that_does_not_tell_its_memory(monkeypatch):
