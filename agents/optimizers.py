@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from agents.base import Agent
-from callbacks.progress import steps_an_epoch
+from callbacks.epochs import steps_an_epoch
 from config import names
 from config.rules import settings_of
 from utils.imports import load

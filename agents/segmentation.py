@@ -17,8 +17,8 @@ from agents.protocols import build_protocol, inference_of_test, protocol_of_test
 from agents.segmentation_loss import build_loss, weigh_classes
 from agents.segmenter import build_segmenter
 from agents.sources import masked
+from callbacks.epochs import steps_an_epoch
 from callbacks.inspection import data_of
-from callbacks.progress import steps_an_epoch
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, step_result
 from config.hparams import Hparams
 from datamodules.base import ImageDataModule

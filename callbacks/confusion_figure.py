@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_colours, class_names, confusion_of, due, weights_of
+from callbacks.epochs import due
+from callbacks.inspection import class_colours, class_names, confusion_of, weights_of
 from utils.logging import Chart, log_chart, log_figure
 
 

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import SayOnce, due
+from callbacks.epochs import due
+from callbacks.inspection import SayOnce
 from callbacks.step_outputs import PretrainingOutputs, outputs_of
 from models.losses.barlow_twins import cross_correlation
 from utils import figures

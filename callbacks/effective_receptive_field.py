@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from callbacks.epochs import last_epoch
 from callbacks.frozen import BackbonePicture, cached
-from callbacks.inspection import backbone_of, held_out_examples, inspecting, last_epoch
+from callbacks.inspection import backbone_of, held_out_examples, inspecting
 from utils import figures
 from utils.logging import log_after_step, log_figure
 from utils.spacing import evenly_to_last

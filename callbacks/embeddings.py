@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks.epochs import due
 from callbacks.inspection import (
     SayOnce,
     backbone_of,
     data_of,
-    due,
     held_out_examples,
     inspecting,
     pooled_features,

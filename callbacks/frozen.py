@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from callbacks.inspection import data_of, due
+from callbacks.epochs import due
+from callbacks.inspection import data_of
 from datamodules.digests import tensors_digest
 from datamodules.segmentation import SegmentationDataModule
 from models.backbones.base import Backbone

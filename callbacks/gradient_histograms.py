@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from callbacks.inspection import due
+from callbacks.epochs import due
 from utils import figures
 from utils.logging import log_figure, log_histograms
 from utils.optim import decays

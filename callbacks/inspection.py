@@ -1,4 +1,4 @@
-"""The common part of pictures: when to draw, and how to inspect without leaving a trace."""
+"""The common part of pictures: how to look into an agent without leaving a trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from callbacks.progress import epochs_of
 from datamodules.base import ImageDataModule
 from datamodules.loading import Batch
 from models.backbones.base import Backbone
@@ -63,26 +62,6 @@ class Learner(Protocol):
         Nothing is logged or collected; BatchNorm statistics and random states change as usual.
         """
         ...
-
-
-def due(trainer: Trainer, every_n_epochs: int) -> bool:
-    """Returns whether to draw in this epoch: the first, every nth after it, and the last.
-
-    Validations may be rarer than epochs: then it is the first validation from such an epoch on.
-    """
-    return trainer.current_epoch % every_n_epochs < epochs_at_once(trainer) or last_epoch(trainer)
-
-
-def epochs_at_once(trainer: Trainer) -> int:
-    """Returns how many epochs count together: one, or in a validation those up to the next."""
-    return (trainer.check_val_every_n_epoch or 1) if trainer.validating else 1
-
-
-def last_epoch(trainer: Trainer) -> bool:
-    """Returns whether training ends with this epoch, or before another validation."""
-    coming = trainer.current_epoch + epochs_at_once(trainer)
-    last = coming >= epochs_of(trainer) or trainer.should_stop
-    return last or (trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps)
 
 
 def weights_of(trainer: Trainer) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.inspection import due, last_epoch
+from callbacks.epochs import due, last_epoch
 from utils import figures
 from utils.logging import log_figure, one_of_many, own_log
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
@@ -18,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from callbacks.epochs import epochs_of, steps_an_epoch
 from callbacks.throughput import Throughput
 from utils.console import console
 
@@ -155,18 +155,6 @@ class Pace(Callback):
             "%.2g s a step: %s an epoch, %s all steps; validations and readouts come on top.",
             *(step, epoch, run),
         )
-
-
-def epochs_of(trainer: Trainer) -> int:
-    """Returns the epochs of a run, rounded up if its length is in steps."""
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        return trainer.max_epochs
-    return math.ceil(trainer.max_steps / steps_an_epoch(trainer))
-
-
-def steps_an_epoch(trainer: Trainer) -> int:
-    """Returns the optimizer steps of an epoch; the last may accumulate fewer batches."""
-    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 class PartsTable(Callback):

@@ -8,7 +8,8 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.inspection import SayOnce, backbone_of, data_of, due
+from callbacks.epochs import due
+from callbacks.inspection import SayOnce, backbone_of, data_of
 from datamodules.base import ImageDataModule
 from utils.logging import log_after_step, log_scalars
 

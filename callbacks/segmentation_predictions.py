@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_colours, class_names, due, weights_of
+from callbacks.epochs import due
+from callbacks.inspection import class_colours, class_names, weights_of
 from callbacks.step_outputs import CropOutputs, EvaluationOutputs, outputs_of
 from datamodules.masked_images import SegmentationBatch
 from models.heads.base import resize

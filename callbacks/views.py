@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.inspection import class_colours, due
+from callbacks.epochs import due
+from callbacks.inspection import class_colours
 from utils import figures
 from utils.logging import log_figure
 

@@ -13,7 +13,8 @@ from callbacks.cross_correlation import CrossCorrelation
 from callbacks.cross_correlation import draw as draw_matrix
 from callbacks.early_stopping import early_stopping
 from callbacks.embeddings import draw as draw_points
-from callbacks.inspection import due, held_out_examples, inspecting
+from callbacks.epochs import due
+from callbacks.inspection import held_out_examples, inspecting
 from callbacks.learning_curves import draw as draw_curves
 from callbacks.online_probe import KNN
 from callbacks.step_outputs import PretrainingOutputs, step_result
