@@ -18,9 +18,8 @@ from agents.build import (
     build_callbacks,
     build_data,
     build_loading,
-    check_best,
-    check_fits,
 )
+from agents.checkpoint_check import check_best, check_fits
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.closing import close, show
 from agents.fitting import End, Fitting

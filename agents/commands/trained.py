@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from agents.base import Agent
-from agents.build import build_agent, check_fits
+from agents.build import build_agent
+from agents.checkpoint_check import check_fits
 from agents.sources import build_source
 from config.hparams import Hparams
 from config.lookup import check_complete
