@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from datamodules.first_look import warn_of_darkness, warn_of_several
 from datamodules.listing import places
 from datamodules.loading import BatchLoader, Loading
-from datamodules.masks import read_pair
+from datamodules.masks.reading import read_pair
 from datamodules.memory_cache import MemoryCache
 from datamodules.reading import ImageItem, UnreadableImageError, opened
 from datamodules.sources import ImageSource, MaskedSource

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from datamodules.listing import image_files, root_nearby
-from datamodules.meanings import IndexMeanings
+from datamodules.masks.meanings import IndexMeanings
 from datamodules.reading import ImageItem
 from datamodules.sources import MaskedSource
 from utils.palette import VOID

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.class_list import ClassList
-from datamodules.mask_survey import advice, survey
-from datamodules.meanings import Meanings
+from datamodules.masks.class_list import ClassList
+from datamodules.masks.meanings import Meanings
+from datamodules.masks.survey import advice, survey
 from datamodules.sources import MaskedSource
 from utils.console import console
 from utils.palette import palette, with_colours

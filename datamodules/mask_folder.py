@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
 from datamodules.listing import (
     TEST,
@@ -20,9 +19,10 @@ from datamodules.listing import (
     root_nearby,
     set_apart,
 )
-from datamodules.mask_survey import proposal, survey
-from datamodules.masks import FilePair
-from datamodules.meanings import CLASS_LIST
+from datamodules.masks.class_list import ClassList, read_class_list
+from datamodules.masks.meanings import CLASS_LIST
+from datamodules.masks.reading import FilePair
+from datamodules.masks.survey import proposal, survey
 from utils.console import console
 from utils.files import write_atomically
 from utils.text import count, printable

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.masks import FilePair, read_pair
-from datamodules.meanings import Meanings
+from datamodules.masks.meanings import Meanings
+from datamodules.masks.reading import FilePair, read_pair
 from datamodules.reading import UnreadableImageError
 from datamodules.seeding import Draw, seeded
 from utils.device import moved

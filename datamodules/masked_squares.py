@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from datamodules.listing import parted
-from datamodules.masks import read_pair
+from datamodules.masks.reading import read_pair
 from datamodules.memory_cache import MemoryCache
 from datamodules.reading import UnreadableImageError
 from datamodules.sources import MaskedSource

@@ -13,9 +13,9 @@ from datamodules.digests import file_facts
 from datamodules.feature_cache import Encode, FeatureCache
 from datamodules.listing import parted
 from datamodules.loading import BatchLoader, Loading
-from datamodules.mask_check import Census, check_masks, warn_of_unseen
 from datamodules.masked_images import FixedViewsOf, Images, MaskedImages, Prepare, collate
-from datamodules.masks import FilePair
+from datamodules.masks.check import Census, check_masks, warn_of_unseen
+from datamodules.masks.reading import FilePair
 from datamodules.reading import ImageItem
 from datamodules.sources import MaskedSource
 from datamodules.transforms.segmentation import FixedViews, Protocol, TrainingCrop

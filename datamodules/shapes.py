@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datamodules.masks import read_labels
+from datamodules.masks.reading import read_labels
 from datamodules.sources import ImageSource, LabelledSource, MaskedSource
 from datamodules.voc import voc_files, voc_pairs
 from utils.files import owner, remove_abandoned

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.masks import FilePair
-from datamodules.meanings import Meanings
+from datamodules.masks.meanings import Meanings
+from datamodules.masks.reading import FilePair
 from datamodules.reading import ImageItem
 from utils.palette import palette
 

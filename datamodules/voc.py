@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torchvision.datasets import VOCSegmentation
 
-from datamodules.class_list import ClassList, read_class_list
 from datamodules.listed_classes import ListedClasses
 from datamodules.listing import by_stem, composed, image_files, is_image, read_list, root_nearby
-from datamodules.meanings import CLASS_LIST
+from datamodules.masks.class_list import ClassList, read_class_list
+from datamodules.masks.meanings import CLASS_LIST
 from utils.text import count
 
 CLASSES = (

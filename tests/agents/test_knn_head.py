@@ -170,7 +170,7 @@ def test_what_it_cannot_do_is_refused_in_words(train, capsys, changed, message):
 
 def test_masks_of_nothing_but_void(train, capsys, monkeypatch):
     monkeypatch.setattr(
-        "datamodules.masks.read_labels",
+        "datamodules.masks.reading.read_labels",
         lambda file, *_: torch.full(np.array(Image.open(file)).shape, VOID, dtype=torch.uint8),
     )
     code, _ = train("void", **KNN_RUN)

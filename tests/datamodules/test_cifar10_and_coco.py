@@ -11,7 +11,7 @@ from datamodules import cifar10
 from datamodules.cifar10 import CIFAR10
 from datamodules.coco_stuff import COCOStuff
 from datamodules.image_files import ImageFiles
-from datamodules.masks import read_labels
+from datamodules.masks.reading import read_labels
 from datamodules.reading import read_rgb
 from datamodules.transforms.barlow_twins import BarlowTwinsViews
 from tests.conftest import summary

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.class_list import ClassList, read_class_list
-from datamodules.mask_survey import advice, proposal, survey
-from datamodules.meanings import DeclaredMeanings, ForeignPixelsError, in_words
+from datamodules.masks.class_list import ClassList, read_class_list
+from datamodules.masks.meanings import DeclaredMeanings, ForeignPixelsError, in_words
+from datamodules.masks.survey import advice, proposal, survey
 
 COLOURS = {"soil": 0x112233, "crop": 0x00FF00, "weed": 0xFF0000, "stone": 0x0000FF}
 

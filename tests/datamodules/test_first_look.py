@@ -7,7 +7,7 @@ from PIL import Image
 from datamodules.first_look import warn_of_darkness, warn_of_several
 from datamodules.image_folder import ImageFolder
 from datamodules.loading import Loading
-from datamodules.mask_check import check_masks
+from datamodules.masks.check import check_masks
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from datamodules import mask_check
 from datamodules.listing import held_out
-from datamodules.mask_check import Census, check_masks, warn_of_unseen
+from datamodules.masks import check as mask_check
+from datamodules.masks.check import Census, check_masks, warn_of_unseen
 from datamodules.shapes import Shapes, generate
 from datamodules.voc import VOC, voc_pairs
 from utils.console import quiet_libraries

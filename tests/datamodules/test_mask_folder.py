@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 
 from datamodules.loading import Loading
-from datamodules.mask_check import Census, check_masks
 from datamodules.mask_folder import MaskFolder
-from datamodules.masks import read_labels
+from datamodules.masks.check import Census, check_masks
+from datamodules.masks.reading import read_labels
 from datamodules.segmentation import SegmentationDataModule
 from datamodules.transforms.segmentation import Standard
 from main import main

@@ -18,7 +18,7 @@ from datamodules.base import read_square
 from datamodules.image_files import ImageFiles
 from datamodules.labelled import LabelledFiles
 from datamodules.masked_squares import MaskedSquares
-from datamodules.masks import Fit, read_pair
+from datamodules.masks.reading import Fit, read_pair
 from datamodules.reading import (
     UnreadableImageError,
     opened,

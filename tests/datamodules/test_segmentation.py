@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from datamodules.loading import Loading
 from datamodules.masked_images import SegmentationBatch, collate
-from datamodules.masks import read_labels
+from datamodules.masks.reading import read_labels
 from datamodules.reading import read_rgb
 from datamodules.seeding import seeded
 from datamodules.segmentation import SegmentationDataModule

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datamodules.loading import Loading
-from datamodules.masks import read_labels
+from datamodules.masks.reading import read_labels
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import CLASSES, Shapes, draw, generate
 from datamodules.transforms.barlow_twins import BarlowTwinsViews

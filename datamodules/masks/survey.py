@@ -12,9 +12,9 @@ import numpy as np
 import yaml
 from rich.progress import track
 
-from datamodules.class_list import ClassList
 from datamodules.listing import JPEG_SUFFIXES
-from datamodules.meanings import (
+from datamodules.masks.class_list import ClassList
+from datamodules.masks.meanings import (
     CLASS_LIST,
     Codes,
     ForeignPixelsError,

@@ -17,8 +17,8 @@ from rich.progress import track
 
 from datamodules.digests import facts_digest, file_facts
 from datamodules.first_look import warn_of_several
-from datamodules.masks import FilePair, Fit, read_pair
-from datamodules.meanings import ForeignPixelsError
+from datamodules.masks.meanings import ForeignPixelsError
+from datamodules.masks.reading import FilePair, Fit, read_pair
 from datamodules.reading import ImageItem, UnreadableImageError
 from datamodules.sources import MaskedSource
 from utils.console import console

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.meanings import ForeignPixelsError, IndexMeanings, Meanings
+from datamodules.masks.meanings import ForeignPixelsError, IndexMeanings, Meanings
 from datamodules.reading import (
     UnreadableImageError,
     read_picture,

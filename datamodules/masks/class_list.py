@@ -21,7 +21,7 @@ from typing import Any
 from PIL import ImageColor
 from pytorch_lightning.utilities import rank_zero_warn
 
-from datamodules.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
+from datamodules.masks.meanings import CLASS_LIST, DeclaredMeanings, IndexMeanings, Meanings, as_hex
 from utils.palette import BACKGROUND, VOID
 from utils.strict_yaml import load_yaml
 from utils.text import count, did_you_mean
