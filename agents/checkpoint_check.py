@@ -11,8 +11,7 @@ from agents.base import Agent
 from callbacks.inspection import Classifies
 from config.rules import as_typed
 from config.validation import check_kept, given_anew
-from utils.checkpoint_io import broken, check_weights
-from utils.checkpoints import map_run_checkpoint
+from utils.run_checkpoints import broken, check_weights, map_run_checkpoint
 from utils.run_folder import RunFolder
 
 # Groups of settings that do not shape a network, and the exceptions in them that do.

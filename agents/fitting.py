@@ -20,9 +20,9 @@ from callbacks.non_finite_loss import NonFiniteLossError
 from config.rules import unmet
 from datamodules.base import ImageDataModule
 from datamodules.workers import WorkerKilledError
-from utils.checkpoint_io import best_or_last
 from utils.gpu_errors import gpu_failure
 from utils.memory import held_by_others, is_out_of_memory, peak_mb, reset_peak
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 from utils.text import one_line

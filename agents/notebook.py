@@ -25,10 +25,10 @@ from config.lookup import find_run, read_settings
 from config.parsing import Command, parse
 from datamodules.grey_levels import in_rgb
 from datamodules.reading import read_rgb
-from utils.checkpoint_io import best_or_last
 from utils.device import usable_device
 from utils.metrics_file import read_metrics
 from utils.nested import flat
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 from utils.text import did_you_mean, one_line
 

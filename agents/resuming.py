@@ -25,12 +25,11 @@ from config.lookup import check_complete
 from config.rules import get_leaf, unmet
 from config.validation import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
-from utils.checkpoint_io import check_weights, or_best, resumable
-from utils.checkpoints import map_run_checkpoint
 from utils.console import console
 from utils.device import device_name
 from utils.environment import record_environment
 from utils.files import sweep
+from utils.run_checkpoints import check_weights, map_run_checkpoint, or_best, resumable
 from utils.run_folder import RunFolder
 from utils.text import count
 

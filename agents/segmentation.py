@@ -36,10 +36,10 @@ from models.inference import WHOLE, Inference
 from models.measures.dense_knn import PatchMemory
 from models.measures.segmentation import metrics, occurs
 from models.segmenter import Segmenter, labels_of, pad_labels
-from utils.checkpoints import read_run_checkpoint
 from utils.console import console
 from utils.logging import log_after_step
 from utils.palette import has_background
+from utils.run_checkpoints import read_run_checkpoint
 from utils.text import best_and_worst, count, in_units
 
 

@@ -53,7 +53,6 @@ from config.validation import active_settings, check
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule
 from utils.checkpoint_io import RunCheckpoints
-from utils.checkpoints import map_run_checkpoint, read_run_checkpoint
 from utils.console import console, quiet_libraries
 from utils.device import (
     check_compiles,
@@ -64,6 +63,7 @@ from utils.device import (
     use_tensor_cores,
 )
 from utils.logging import own_log
+from utils.run_checkpoints import map_run_checkpoint, read_run_checkpoint
 from utils.run_folder import RunFolder, create, folder_of_leader
 from utils.stopwatch import Stopwatch
 

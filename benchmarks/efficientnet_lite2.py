@@ -18,7 +18,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from utils.checkpoints import read_checkpoint, tensors_in
+from utils.weight_files import read_checkpoint, tensors_in
 
 
 def main() -> None:

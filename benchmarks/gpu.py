@@ -37,10 +37,10 @@ from config.hparams import Hparams
 from config.rules import possible_on
 from main import main as run_main
 from main import set_up_allocator
-from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
 from utils.device import device_name, resolve_precision
 from utils.memory import free_unused, is_out_of_memory
+from utils.run_checkpoints import read_run_checkpoint
 from utils.text import markdown
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,7 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
     from config.hparams import Hparams
     from config.resolve import resolve
     from models.losses.barlow_twins import cross_correlation
-    from utils.checkpoints import read_checkpoint
+    from utils.weight_files import read_checkpoint
 
     hparams = resolve(update(Hparams(), read_yaml(run / "hparams.yaml"), str(run)))
     hparams.trainer.chunk_size = 32

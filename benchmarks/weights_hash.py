@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     """Prints one line per file."""
-    from utils.checkpoints import read_checkpoint, tensors_in
+    from utils.weight_files import read_checkpoint, tensors_in
 
     for name in sys.argv[1:]:
         digest = hashlib.sha256()

@@ -145,8 +145,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def _settings_in_checkpoint(run: Path) -> dict[str, Any]:
     # Imported here, because importing torch takes seconds.
-    from utils.checkpoint_io import resumable
-    from utils.checkpoints import map_run_checkpoint
+    from utils.run_checkpoints import map_run_checkpoint, resumable
     from utils.run_folder import RunFolder
 
     checkpoint = resumable(RunFolder(run))

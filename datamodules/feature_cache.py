@@ -24,10 +24,10 @@ from datamodules.digests import facts_digest
 from datamodules.image_store import StoredImages, StoreWriter
 from datamodules.loading import Loading
 from datamodules.masked_images import Images, LabelledSample, collate
-from utils.checkpoints import read_checkpoint
 from utils.console import console
 from utils.files import owner, remove_abandoned, write_atomically
 from utils.text import count
+from utils.weight_files import read_checkpoint
 
 Result = TypeVar("Result")
 Encode = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]  # (B, 3, H, W) uint8 to B mappings

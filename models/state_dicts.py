@@ -53,7 +53,7 @@ def find_network(
     missing: loading it then fails, which is better than silently loading the other network.
 
     Args:
-        tensors: see `utils.checkpoints.tensors_in`.
+        tensors: see `utils.weight_files.tensors_in`.
         namings: possible names of the network's tensors, the likeliest first; each maps foreign
             names to its own.
         source: for messages.

@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints: complete and verified, and there is always one to go back to."""
+"""How Lightning writes and reads checkpoints here: there is always a sound one to go back to."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from utils.checkpoints import (
-    check_finite,
-    check_readable,
-    map_run_checkpoint,
-    read_checkpoint,
-    tensors_in,
-)
 from utils.console import console
 from utils.files import replacing
+from utils.run_checkpoints import broken, check_weights
 from utils.run_folder import RunFolder
+from utils.weight_files import map_checkpoint, read_checkpoint
 
 Contents = list[tuple[str, int, int]]  # name, size and CRC-32 of each part of an archive
 
@@ -76,7 +71,7 @@ class RunCheckpoints(CheckpointIO):
             with replacing(file) as stream:
                 stream.write(content.getbuffer())
                 stream.flush()
-                check_readable(Path(stream.name))
+                map_checkpoint(Path(stream.name))  # can it be read?
                 self._keep_before(file)
             self._newest = file, contents
         self._proven.add(file)
@@ -127,103 +122,6 @@ class RunCheckpoints(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint."""
         Path(path).unlink(missing_ok=True)
-
-
-def resumable(folder: RunFolder) -> Path | None:
-    """Returns the checkpoint to resume from: the last, or the previous one if that is damaged.
-
-    Returns:
-        None when the run has no checkpoint yet.
-
-    Raises:
-        ValueError: none of them can be read; names them.
-    """
-    found, damage = _first_readable(folder.last, folder.previous)
-    if damage and found is None:
-        raise ValueError(
-            f"--run.resume {folder.path}: no checkpoint to go on from. {' '.join(damage)} "
-            f"Put one of this run back{or_best(folder)}, or start anew under another --run.name."
-        )
-    for reason in damage:
-        console.warning("%s Going on from the one before it, %s.", reason, found)
-    return found
-
-
-def or_best(folder: RunFolder) -> str:
-    """Returns the advice to resume from the best checkpoint, if that can be read."""
-    found, _ = _first_readable(folder.best)
-    return f", or copy {found} to {folder.last}" if found else ""
-
-
-def best_or_last(folder: RunFolder) -> Path:
-    """Returns the best checkpoint by validation; the last if there is none or it is damaged.
-
-    Both may be one file: if that is damaged, returns the previous one.
-
-    Returns:
-        `last.ckpt`, which may not exist, if there is no checkpoint.
-
-    Raises:
-        ValueError: none of them can be read; names them.
-    """
-    found, damage = _first_readable(folder.best, folder.last, folder.previous)
-    if damage and found is None:
-        raise ValueError(" ".join(damage))
-    for reason in damage:
-        console.warning("%s %s is used instead.", reason, found)
-    return found or folder.last
-
-
-def check_weights(file: Path, checkpoint: Mapping[str, Any], optimizer: bool = False) -> None:
-    """Checks that the weights of a run's checkpoint are finite.
-
-    Args:
-        file: in the folder of a run.
-        checkpoint: its content.
-        optimizer: also check the optimizer's state, which the next step adds to the weights.
-
-    Raises:
-        ValueError: some are not; names the newest checkpoint beside it that is finite.
-    """
-    try:
-        _check_numbers(file, checkpoint, optimizer)
-    except ValueError as error:
-        folder = RunFolder.around(file)
-        others = [each for each in (folder.last, folder.previous, folder.best) if each.is_file()]
-        sound = next((each for each in others if not broken(each, optimizer)), None)
-        remedy = f" {sound} has none: remove {file.name}, and copy that to its place."
-        raise ValueError(f"{error}{remedy if sound else ''}") from error
-
-
-def _check_numbers(file: Path, checkpoint: Mapping[str, Any], optimizer: bool) -> None:
-    check_finite(checkpoint["state_dict"], str(file))
-    name = "optimizer_states"
-    if optimizer and any(each.get("state") for each in checkpoint.get(name, ())):
-        check_finite(tensors_in({name: checkpoint[name]}, str(file)), str(file))
-
-
-def broken(file: Path, optimizer: bool = False) -> str:
-    """Says what is wrong with a checkpoint or its weights; empty if nothing is."""
-    try:
-        _check_numbers(file, map_run_checkpoint(file), optimizer)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _first_readable(*files: Path) -> tuple[Path | None, list[str]]:
-    """Returns the first file that can be read, and what is wrong with those before it."""
-    damage: list[str] = []
-    for file in files:
-        if not file.exists():
-            continue
-        try:
-            map_run_checkpoint(file)
-        except ValueError as error:
-            damage.append(str(error))
-            continue
-        return file, damage
-    return None, damage
 
 
 def _contents(checkpoint: io.BytesIO) -> Contents:

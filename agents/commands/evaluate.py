@@ -20,9 +20,9 @@ from config.hparams import Hparams
 from config.lookup import read_settings
 from config.rules import as_typed
 from config.validation import given_anew
-from utils.checkpoint_io import best_or_last
 from utils.console import console
 from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 
 # Settings that do not change the numbers, and those that `judged_by` already puts into the name.

@@ -21,8 +21,8 @@ from config.hparams import Hparams
 from config.parsing import ExportFormat
 from models.backbones.base import Backbone
 from models.exported import Exported, ExportedBackbone, ExportedSegmenter
-from utils.checkpoint_io import best_or_last
 from utils.files import make_folder, write_atomically
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 from utils.text import command_line
 

@@ -26,11 +26,11 @@ from datamodules.listing import is_image
 from datamodules.reading import Picture
 from datamodules.transforms.segmentation import Protocol
 from models.segmenter import labels_of
-from utils.checkpoint_io import best_or_last
 from utils.device import usable_device
 from utils.files import make_folder, replacing, write_atomically
 from utils.memory import free_unused, is_out_of_memory
 from utils.palette import label_image, overlay
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 from utils.text import count, printable
 

@@ -13,8 +13,8 @@ from config.lookup import check_complete
 from config.resolve import resolve
 from datamodules.listed_classes import ListedClasses
 from datamodules.sources import ImageSource
-from utils.checkpoints import read_run_checkpoint
 from utils.console import quiet_libraries
+from utils.run_checkpoints import read_run_checkpoint
 from utils.run_folder import RunFolder
 
 

@@ -14,7 +14,7 @@ from torchvision.models import WeightsEnum
 from models.attention import AttentionRequest
 from models.backbones.base import Backbone, Features, StateDict, no_prefix
 from models.layer_numbers import parse_layers
-from utils.checkpoints import download
+from utils.weight_files import download
 
 _URL = "https://dl.fbaipublicfiles.com/"
 _PUBLISHED = {

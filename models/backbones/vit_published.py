@@ -11,7 +11,7 @@ import torch
 
 from models.backbones.base import IMAGENET_MEAN, IMAGENET_STD, StateDict
 from models.backbones.timm_base import pretrained
-from utils.checkpoints import download
+from utils.weight_files import download
 
 _DINO = "https://dl.fbaipublicfiles.com/dino/"
 _DINO_FILES = {

@@ -14,9 +14,9 @@ from models.backbones.base import Backbone, StateDict
 from models.backbones.leftovers import ANOTHER_ARCHITECTURE, Leftovers, is_derived
 from models.backbones.other_names import in_timms_names
 from models.state_dicts import Network, find_network, nameless_averages, without_chunks
-from utils.checkpoints import check_finite, read_weights
 from utils.run_folder import named_run
 from utils.text import command_line, count, did_you_mean
+from utils.weight_files import check_finite, read_weights
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.base import Features
-from utils.checkpoints import Source
+from utils.weight_files import Source
 
 Size = tuple[int, int]
 

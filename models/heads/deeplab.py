@@ -11,7 +11,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from models.backbones.resnet import COCO
 from models.heads.base import SingleMapHead
-from utils.checkpoints import Source, download
+from utils.weight_files import Source, download
 
 RATES = (12, 24, 36)
 NATIVE_STRIDE = 8

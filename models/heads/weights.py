@@ -9,9 +9,9 @@ from torch import Tensor
 
 from models.heads.base import Head
 from models.state_dicts import find_network
-from utils.checkpoint_io import best_or_last
-from utils.checkpoints import check_finite, read_weights
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import named_run
+from utils.weight_files import check_finite, read_weights
 
 
 def load_head(head: Head, weights: str, runs_dir: str = "runs") -> str | None:

@@ -26,8 +26,8 @@ from models.fusions.attention_fusion import AttentionFusion, attention_heads, at
 from models.heads.linear import Linear
 from models.segmenter import Segmenter
 from tests.conftest import summary
-from utils.checkpoint_io import best_or_last
 from utils.imports import load
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 
 SMALL = {

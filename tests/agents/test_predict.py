@@ -18,8 +18,8 @@ from config.parsing import parse
 from datamodules.reading import Picture
 from main import main
 from tests.conftest import files_at_most
-from utils.checkpoint_io import best_or_last
 from utils.palette import palette
+from utils.run_checkpoints import best_or_last
 from utils.run_folder import RunFolder
 
 RUN = Path("no/run")

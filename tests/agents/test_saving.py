@@ -27,9 +27,9 @@ from config.parsing import Command, parse
 from main import main
 from tests.conftest import assert_same, files_at_most, summary, weights
 from utils.checkpoint_io import RunCheckpoints
-from utils.checkpoints import read_run_checkpoint
 from utils.files import write_atomically
 from utils.metrics_file import read_metrics
+from utils.run_checkpoints import read_run_checkpoint
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 

@@ -36,9 +36,9 @@ from tests.datamodules.own_masks import COLOURS, HEX, coloured
 from tests.datamodules.own_masks import folder as mask_folder
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
-from utils.checkpoints import read_checkpoint
 from utils.run_folder import RunFolder
 from utils.text import in_units
+from utils.weight_files import read_checkpoint
 
 SEGMENT = {
     "task": "segmentation",

@@ -26,10 +26,10 @@ from datamodules.image_files import ImageFiles
 from main import main
 from tests.conftest import assert_same, options, parsed, summary, weights
 from utils.checkpoint_io import RunCheckpoints
-from utils.checkpoints import read_run_checkpoint
 from utils.imports import load
 from utils.metrics_file import read_metrics
 from utils.rng import CPU
+from utils.run_checkpoints import read_run_checkpoint
 from utils.run_folder import RunFolder
 from utils.stopwatch import Stopwatch
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.backbones.base import Backbone
 from models.backbones.timm_any import build
 from models.backbones.weights import load_state
-from utils.checkpoints import tensors_in
+from utils.weight_files import tensors_in
 
 
 def tiny(image_size: int = 128, **settings: Any) -> Backbone:

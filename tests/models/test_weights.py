@@ -16,7 +16,7 @@ from models.backbones.vit_pytorch import vit_pytorch
 from models.backbones.weights import LoadReport, load_state, load_weights
 from models.state_dicts import Network
 from tests.models.other_libraries import transformers_vit
-from utils.checkpoints import read_checkpoint, tensors_in
+from utils.weight_files import read_checkpoint, tensors_in
 
 STAND_IN = (
     Path(__file__).parents[3]

@@ -7,9 +7,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from config.lookup import read_settings
-from utils.checkpoint_io import RunCheckpoints, resumable
-from utils.checkpoints import read_checkpoint
+from utils.checkpoint_io import RunCheckpoints
+from utils.run_checkpoints import resumable
 from utils.run_folder import RunFolder
+from utils.weight_files import read_checkpoint
 
 
 def state(seed: int) -> dict:

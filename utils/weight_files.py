@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -61,73 +60,12 @@ def read_checkpoint(file: Path, without_classes: bool = False) -> Any:
     return _load(file, without_classes=without_classes)
 
 
-def read_run_checkpoint(file: Path) -> Mapping[str, Any]:
-    """Loads a checkpoint of a run; otherwise like `read_checkpoint`.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    return _of_a_run(read_checkpoint(file), file)
-
-
-def map_run_checkpoint(file: Path) -> Mapping[str, Any]:
-    """Does what `read_run_checkpoint` does, but reads tensors from disk only when used.
-
-    Raises:
-        ValueError: it is damaged, or something else.
-    """
-    return _of_a_run(_mapped(file), file)
-
-
-# The types of the entries of a run's checkpoint, and of the items of those that are containers;
-# first the entries that all checkpoints have.
-_NEEDED: dict[str, type] = {"state_dict": Mapping, "hyper_parameters": Mapping, "global_step": int}
-_ENTRIES: dict[str, tuple[type, type | None]] = {
-    "callbacks": (Mapping, Mapping),
-    "classes": (list, str),
-    "epoch": (int, None),
-    "loops": (Mapping, Mapping),
-    "lr_schedulers": (list, Mapping),
-    "optimizer_states": (list, Mapping),
-    "pytorch-lightning_version": (str, None),
-}
-
-
-def _of_a_run(found: Any, file: Path) -> Mapping[str, Any]:
-    parts = found if isinstance(found, Mapping) else {}
-    lacking = [name for name, kind in _NEEDED.items() if not isinstance(parts.get(name), kind)]
-    if lacking:
-        raise ValueError(f"{file} is no checkpoint of a run: it has no {' and '.join(lacking)}.")
-    others = [key for key, value in parts["state_dict"].items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{file} is no checkpoint of a run: its {others[0]} is no tensor.")
-    for name, (kind, held) in _ENTRIES.items():
-        if name in parts and not _is_sound(parts[name], kind, held):
-            raise ValueError(
-                f"{file} is damaged: its {name} are not those of a checkpoint, but "
-                f"{reprlib.repr(parts[name])}."
-            )
-    return parts
-
-
-def _is_sound(entry: Any, kind: type, held: type | None) -> bool:
-    is_of_its_kind = isinstance(entry, kind)
-    if not is_of_its_kind or held is None:
-        return is_of_its_kind
-    items = entry.values() if isinstance(entry, Mapping) else entry
-    return all(isinstance(each, held) for each in items)
-
-
-def check_readable(file: Path) -> None:
-    """Reads a checkpoint as `read_checkpoint` does, without keeping its tensors in memory.
+def map_checkpoint(file: Path) -> Any:
+    """Does what `read_checkpoint` does, but reads tensors from disk only when they are used.
 
     Raises:
         ValueError: it is damaged, or would run code when loaded; names it.
     """
-    _mapped(file)
-
-
-def _mapped(file: Path) -> Any:
     _check_sums(file)
     return _load(file, mmap=True)
 

@@ -23,14 +23,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from utils.checkpoints import (
-    download,
-    map_run_checkpoint,
-    read_checkpoint,
-    read_run_checkpoint,
-    read_weights,
-    tensors_in,
-)
+from utils.run_checkpoints import map_run_checkpoint, read_run_checkpoint
+from utils.weight_files import download, read_checkpoint, read_weights, tensors_in
 
 STATE = {"a.weight": torch.arange(600.0), "b.bias": torch.ones(3)}
 
