@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agents.sources import build_source
-from config.convert import update
 from config.hparams import Hparams
 from config.lookup import read_settings
 from config.resolve import resolve
+from config.settings_tree import update
 from datamodules.base import ImageDataModule
 from datamodules.listing import places
 from datamodules.reading import ImageItem

@@ -19,10 +19,10 @@ from agents.commands.predict import label
 from agents.commands.trained import trained_agent
 from agents.protocols import protocol_of_test
 from agents.segmentation import Segmentation
-from config.convert import at_home
 from config.hparams import Hparams
 from config.lookup import find_run, read_settings
 from config.parsing import Command, parse
+from config.settings_tree import at_home
 from datamodules.grey_levels import in_rgb
 from datamodules.reading import read_rgb
 from utils.device import usable_device

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytorch_lightning as pl
 
 from config import names
-from config.convert import read_tables_anew
+from config.settings_tree import read_tables_anew
 from datamodules.sources import ImageSource, MaskedSource
 from models.backbones.base import AttentionBackbone
 

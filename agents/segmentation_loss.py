@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from config import names
+from config.errors import as_typed
 from config.hparams import SegmentationHparams
-from config.rules import as_typed
 from datamodules.segmentation import SegmentationDataModule
 from models.losses.segmentation import SegmentationLoss, WeightedCrossEntropy, inverse_frequency
 from utils.console import console

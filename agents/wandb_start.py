@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from config.convert import shown
+from config.errors import shown
 from config.hparams import LoggerHparams
 from utils.console import console
 from utils.files import name_damaged

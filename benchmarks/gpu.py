@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.training_step import settings_of, step_cost, synchronise
-from config.convert import leaves
 from config.hparams import Hparams
 from config.rules import possible_on
+from config.settings_tree import leaves
 from main import main as run_main
 from main import set_up_allocator
 from utils.console import quiet_libraries

@@ -23,9 +23,10 @@ def matrix(run: Path, samples: int, split: str, start_over: bool) -> tuple[Any, 
 
     from agents.build import build_agent, build_data
     from agents.sources import build_source
-    from config.convert import read_yaml, update
     from config.hparams import Hparams
     from config.resolve import resolve
+    from config.settings_tree import update
+    from config.yaml_files import read_yaml
     from models.losses.barlow_twins import cross_correlation
     from utils.weight_files import read_checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from config import names
-from config.convert import ConfigError
+from config.errors import ConfigError
 from config.hparams import BACKBONE_LEARNS, HEAD_LEARNS, TRAINS, Hparams
 from config.rules import marks, rules_of
 from config.types import Cadence, InTraining, StepCadence

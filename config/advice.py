@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from config.convert import Leaf
+from config.settings_tree import Leaf
 
 
 def advice(leaf: Leaf) -> str:

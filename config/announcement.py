@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from config.convert import leaves
 from config.hparams import DINOHparams, Hparams
 from config.length import batches_per_epoch, steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
+from config.settings_tree import leaves
 from config.types import Cadence, StepCadence
 from utils.text import count, format_value
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from config.convert import ConfigError, at_home, shown, update
+from config.errors import ConfigError, shown
 from config.hparams import Hparams
 from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
+from config.settings_tree import at_home, update
 from config.validation import check_values, without_ineffective
 
 # The architecture, which weights must fit: adopted from the run of `--backbone.weights run:NAME`.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from config.convert import ConfigError
+from config.errors import ConfigError, as_typed
 from config.hparams import Hparams
 from config.resolve import learns_backbone, processes_of
-from config.rules import as_typed, get_leaf
+from config.rules import get_leaf
 
 # Largest distance between points of SIGReg's integral, whose integrand is as wide as exp(-t²/2).
 # With larger distances it hardly sees a collapse: with 3 points up to 20 it is always 0.

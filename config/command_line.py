@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, coerced, holds_list, leaves, parse_yaml, shown, suggestion
+from config.errors import ConfigError, as_typed, shown, suggestion
 from config.hparams import Hparams
-from config.rules import as_typed
+from config.settings_tree import coerced, holds_list, leaves
+from config.yaml_files import parse_yaml
 
 MAIN = Path(__file__).parents[1] / "main.py"
 

@@ -13,12 +13,12 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from config.advice import advice
-from config.convert import base_types, leaves
 from config.help_page import named_values
 from config.hparams import Hparams
 from config.lookup import known_experiments, known_runs
 from config.parsing import add_actions
 from config.rules import metadata, possible_on
+from config.settings_tree import base_types, leaves
 from config.types import Auto
 
 _RUNS = ("--evaluate", "--predict", "--compare", "--export", "--run.resume")

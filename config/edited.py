@@ -43,9 +43,9 @@ def load_parser() -> Callable[[Sequence[str]], Command | str]:
         ValueError: the file cannot be read; says where.
     """
     try:
-        from config.convert import leaves
         from config.hparams import Hparams
         from config.rules import rules_of
+        from config.settings_tree import leaves
 
         tuple(leaves(Hparams()))
         rules_of(Hparams)

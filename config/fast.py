@@ -6,10 +6,11 @@ from collections.abc import Collection
 from copy import deepcopy
 from typing import Any
 
-from config.convert import leaves, set_leaf
+from config.errors import as_typed
 from config.hparams import Hparams
 from config.resolve import choose_names, processes_of
-from config.rules import as_typed, get_leaf, no_effect
+from config.rules import get_leaf, no_effect
+from config.settings_tree import leaves, set_leaf
 
 # These override the length of a run in files.
 _ONE_BATCH: dict[str, Any] = {

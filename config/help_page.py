@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 from simple_parsing import ArgumentParser
 
 from config.advice import advice
-from config.convert import ConfigError, holds_list, leaves, shown, suggestion
+from config.errors import ConfigError, as_typed, shown, suggestion
 from config.hparams import Hparams
-from config.rules import as_typed, possible_on, rules_of, settled_by
+from config.rules import possible_on, rules_of, settled_by
+from config.settings_tree import holds_list, leaves
 from config.types import OneOf, SomeOf
 
 # --x 0.25,1 or "0.25 1" or [0.25, 1]

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from copy import deepcopy
 from typing import Any
 
-from config.convert import leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import (
     DEMONSTRATION_BATCH,
@@ -23,6 +22,7 @@ from config.resolve import (
     processes_of,
 )
 from config.rules import metadata
+from config.settings_tree import leaves, set_leaf
 from config.types import Cadence, StepCadence
 from utils.cores import usable_cores
 

@@ -6,19 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.convert import (
-    ConfigError,
-    expanded,
-    leaves,
-    read_yaml,
-    shown,
-    suggestion,
-    unfolded,
-    update,
-)
+from config.errors import ConfigError, shown, suggestion
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import unmet
+from config.settings_tree import leaves, unfolded, update
+from config.yaml_files import expanded, read_yaml
 from utils.console import console
 from utils.files import read_json
 from utils.nested import flat, merged

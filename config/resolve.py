@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from config import names
-from config.convert import ConfigError, set_leaf
+from config.errors import ConfigError
 from config.hparams import BACKBONE_LEARNS, Hparams
 from config.rules import get_leaf
+from config.settings_tree import set_leaf
 
 # Image sizes by data set; all others have photographs.
 _BACKBONES, _BACKBONE_FOR_PHOTOGRAPHS = {"shapes": "vit_demo", "cifar10": "resnet18"}, "vit_small"

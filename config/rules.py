@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from config.errors import as_typed
 from config.names import TASKS, split
 from config.types import Switch
 
@@ -56,7 +57,7 @@ class Needs:
 
     def __str__(self) -> str:
         """What has to be given, as on a command line."""
-        return " ".join([f"--{self.path}", " or ".join(map(_as_word, self.values))]).strip()
+        return " ".join([f"--{self.path}", " or ".join(map(as_typed, self.values))]).strip()
 
 
 class Unless(Needs):
@@ -96,12 +97,6 @@ Rules = Mapping[str, tuple[Condition, ...]]
 
 def _alternatives(condition: Condition) -> tuple[Needs, ...]:
     return condition.conditions if isinstance(condition, Either) else (condition,)
-
-
-def _as_word(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def metadata(annotation: Any) -> Iterator[Any]:
@@ -224,11 +219,6 @@ def no_effect(hparams: object, path: str) -> str | None:
         if each not in lacking
     ]
     return " and ".join([*reasons, *([f"without {Either(tuple(lacking))}"] if lacking else [])])
-
-
-def as_typed(value: Any) -> str:
-    """Returns a value as typed on a command line."""
-    return " ".join(map(_as_word, value if isinstance(value, list | tuple) else [value]))
 
 
 def possible_on(settings: type, path: str, task: str) -> bool:

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args, get_origin
 from unicodedata import category
 
 from config.combinations import check_combinations
-from config.convert import ConfigError, Leaf, at_home, base_types, leaves, set_leaf, shown
+from config.errors import ConfigError, as_typed, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
-from config.rules import as_typed, metadata, no_effect, unmet
+from config.rules import metadata, no_effect, unmet
+from config.settings_tree import Leaf, at_home, base_types, leaves, set_leaf
 from config.types import Auto, Kept, Measures, OneOf, SomeOf, numbers_in
 from utils.nested import flat, nested
 from utils.text import did_you_mean

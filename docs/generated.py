@@ -26,11 +26,13 @@ from mkdocs.structure.pages import Page
 
 from config import names
 from config.advice import advice
-from config.convert import Leaf, base_types, leaves, read_yaml
+from config.errors import as_typed
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR
-from config.rules import Condition, Either, Needs, Unless, as_typed, metadata, rules_of
+from config.rules import Condition, Either, Needs, Unless, metadata, rules_of
+from config.settings_tree import Leaf, base_types, leaves
 from config.types import Auto, Between, Kept, OneOf, SomeOf
+from config.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 # Pages by the file of the repository that they show, or stand for.

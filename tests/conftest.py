@@ -20,10 +20,10 @@ from PIL import Image
 from pytorch_lightning.plugins import MixedPrecision
 
 from config import names
-from config.convert import base_types, leaves, set_leaf
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import no_effect, settings_of
+from config.settings_tree import base_types, leaves, set_leaf
 from datamodules.shapes import generate
 from main import main
 from utils.console import console

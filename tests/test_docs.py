@@ -18,9 +18,10 @@ from torch import nn
 from agents import Trainer
 from agents.commands.study.plan import load_study
 from config import names
-from config.convert import ConfigError, leaves, set_leaf
+from config.errors import ConfigError
 from config.hparams import Hparams
 from config.parsing import parse
+from config.settings_tree import leaves, set_leaf
 from tests.conftest import PACKAGES, summary, tiny
 
 ROOT = Path(__file__).parents[1]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from config.convert import at_home, update
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
+from config.settings_tree import at_home, update
 from config.types import FolderName
 from datamodules.masked_images import SegmentationBatch
 from main import main

@@ -16,9 +16,9 @@ from agents.protocols import judged_by
 from agents.steering import validates
 from callbacks.guard import Guard
 from config.base_settings import OF_THE_MACHINE
+from config.errors import as_typed
 from config.hparams import Hparams
 from config.lookup import read_settings
-from config.rules import as_typed
 from config.validation import given_anew
 from utils.console import console
 from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError
+from config.errors import ConfigError
 from config.hparams import Hparams
 from config.lookup import find_run, read_settings
 from utils.files import write_atomically

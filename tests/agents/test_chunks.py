@@ -15,10 +15,10 @@ from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.preflight import checkpoint_bytes
 from config.announcement import length
-from config.convert import set_leaf
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
+from config.settings_tree import set_leaf
 from datamodules.loading import Batch
 from datamodules.self_supervised import ViewsDataModule
 from datamodules.shapes import Shapes

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from agents.build import build_agent, build_data
 from agents.sources import build_source
-from config.convert import read_yaml, update
 from config.hparams import Hparams
+from config.settings_tree import update
+from config.yaml_files import read_yaml
 from tests.agents.test_barlow_twins import difference
 from tests.conftest import weights
 

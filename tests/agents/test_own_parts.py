@@ -11,8 +11,9 @@ from torch import optim
 
 from agents import Hparams, Trainer, add_callback, add_part, load_run
 from config import names
-from config.convert import ConfigError, read_tables_anew
+from config.errors import ConfigError
 from config.rules import no_effect
+from config.settings_tree import read_tables_anew
 from datamodules.listing import image_files
 from datamodules.sources import ImageSource, MaskedSource
 from models.backbones.base import AttentionBackbone

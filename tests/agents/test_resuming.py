@@ -18,11 +18,12 @@ from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
-from config.convert import ConfigError, leaves, set_leaf
+from config.errors import ConfigError
 from config.hparams import Hparams, OptimHparams
 from config.length import resolve_for_data
 from config.resolve import resolve
 from config.rules import metadata, unmet
+from config.settings_tree import leaves, set_leaf
 from config.types import Kept
 from config.validation import active_settings, check_kept
 from main import main

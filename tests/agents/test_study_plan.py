@@ -7,7 +7,7 @@ import yaml
 
 from agents.commands.study.plan import load_study
 from agents.commands.study.runner import check_settings
-from config.convert import ConfigError
+from config.errors import ConfigError
 from config.lookup import known_experiments, read_experiment
 from config.parsing import Command, parse
 from utils.nested import merged

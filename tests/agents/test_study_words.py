@@ -23,7 +23,7 @@ from agents.commands.study.output import write_output
 from agents.commands.study.plan import load_study
 from agents.commands.study.runs import Study
 from agents.commands.study.table import study_table
-from config.convert import ConfigError
+from config.errors import ConfigError
 from tests.pages import Page
 from utils.run_folder import RunFolder
 from utils.text import count

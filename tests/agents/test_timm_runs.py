@@ -8,10 +8,10 @@ import torch
 
 from agents.backbone import new_backbone
 from config import names
-from config.convert import update
 from config.hparams import Hparams
 from config.parsing import parse
 from config.resolve import resolve
+from config.settings_tree import update
 from config.validation import check
 from main import main
 from tests.conftest import assert_same, summary

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from callbacks.report import MAX_STEPS, Report
-from config.convert import write_yaml
+from config.yaml_files import write_yaml
 from tests.pages import NASTY, Page, check_fits_narrow_screens, check_needs_no_network
 from utils import page as pages
 from utils.logging import RunFolderLogger

@@ -11,10 +11,11 @@ import yaml
 from agents.build import build_callbacks
 from callbacks.guard import Guard
 from config import names
-from config.convert import ConfigError, Leaf, base_types, leaves, set_leaf
+from config.errors import ConfigError, as_typed
 from config.hparams import Hparams
 from config.parsing import parse
-from config.rules import as_typed, metadata, unmet
+from config.rules import metadata, unmet
+from config.settings_tree import Leaf, base_types, leaves, set_leaf
 from config.types import Cadence, StepCadence
 from config.validation import check
 from tests.config.test_fuzzed_settings import refusal

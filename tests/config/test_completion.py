@@ -10,10 +10,11 @@ import pytest
 
 from config import names
 from config.completion import parser_for, possible_values
-from config.convert import leaves, parse_yaml, set_leaf
 from config.hparams import Hparams
 from config.parsing import parse
+from config.settings_tree import leaves, set_leaf
 from config.validation import check_values
+from config.yaml_files import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 

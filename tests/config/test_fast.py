@@ -3,7 +3,7 @@
 import pytest
 
 from config import names
-from config.convert import ConfigError
+from config.errors import ConfigError
 from config.length import resolve_for_data, steps_of_run
 from config.lookup import CONFIG_DIR
 from config.parsing import Command, parse

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.commands.study.plan import load_study
-from config.convert import ConfigError, leaves, set_leaf
+from config.errors import ConfigError
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR
 from config.parsing import parse
+from config.settings_tree import leaves, set_leaf
 from config.validation import check
 from utils.nested import nested
 

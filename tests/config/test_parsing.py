@@ -12,14 +12,16 @@ from yaml import safe_load
 
 from config import names
 from config.advice import advice
-from config.convert import ConfigError, leaves, read_yaml, update, write_yaml
+from config.errors import ConfigError
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, find_run, newest_unfinished, read_experiment
 from config.parsing import Command, parse
 from config.resolve import choose_names, resolve
 from config.rules import get_leaf, possible_on
+from config.settings_tree import leaves, update
 from config.validation import active_settings, check
+from config.yaml_files import read_yaml, write_yaml
 
 EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from config import names
-from config.convert import ConfigError, Leaf, base_types, leaves, set_leaf, update
+from config.errors import ConfigError
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.parsing import parse
@@ -28,6 +28,7 @@ from config.rules import (
     settings_of,
     unmet,
 )
+from config.settings_tree import Leaf, base_types, leaves, set_leaf, update
 from config.types import Between, Enabled, OneOf, SomeOf
 from config.validation import active_settings, check, without_ineffective
 from utils.imports import load

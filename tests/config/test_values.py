@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from agents.trainer import Trainer
-from config.convert import ConfigError, base_types, leaves, read_yaml, set_leaf, write_yaml
 from config.edited import lost_setting
+from config.errors import ConfigError
 from config.hparams import BackboneHparams, Hparams, OptimHparams
 from config.lookup import CONFIG_DIR
 from config.parsing import parse
 from config.rules import unmet
+from config.settings_tree import base_types, leaves, set_leaf
 from config.validation import check, check_values
+from config.yaml_files import read_yaml, write_yaml
 from main import main
 
 LEAVES = {leaf.path: leaf for leaf in leaves(Hparams())}

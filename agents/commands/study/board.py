@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from agents.commands.study.runs import Run, Study
-from config.convert import read_yaml
+from config.yaml_files import read_yaml
 from utils.metrics_file import read_metrics
 from utils.nested import flat
 from utils.run_folder import RunFolder

@@ -11,8 +11,8 @@ from agents.commands.study.figures import study_figure
 from agents.commands.study.runs import Run, Study
 from agents.commands.study.table import StudyTable, study_table
 from agents.wandb_start import log_table
-from config.convert import update
 from config.hparams import Hparams
+from config.settings_tree import update
 from utils.console import console
 from utils.figures import save
 from utils.files import write_atomically

@@ -12,10 +12,10 @@ from agents.commands.study.plan import ADOPTED
 from agents.commands.study.runs import Run, Study
 from agents.preflight import checkpoint_bytes, room_in_words
 from agents.sources import build_source
-from config.convert import update
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
+from config.settings_tree import update
 from utils.console import console
 from utils.nested import nested
 from utils.text import count

@@ -9,8 +9,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from config.convert import ConfigError, shown, suggestion, unfolded
+from config.errors import ConfigError, shown, suggestion
 from config.lookup import find_experiment, known_experiments, read_experiment
+from config.settings_tree import unfolded
 from utils.nested import flat
 
 # Functions that draw figures, by name: drawing needs torch, and reading a study does not.

@@ -16,7 +16,8 @@ from agents.commands.study.output import write_output, write_table
 from agents.commands.study.room import announce_room
 from agents.commands.study.runs import Run, Study
 from agents.commands.study.table import last_reason
-from config.convert import ConfigError, read_yaml
+from config.errors import ConfigError
+from config.yaml_files import read_yaml
 from utils.console import console, quiet_libraries
 from utils.files import write_atomically
 from utils.locks import claimed

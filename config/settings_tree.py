@@ -1,37 +1,19 @@
-"""Converts Hparams to and from plain nested dicts and YAML files."""
+"""Hparams as a tree: every setting by its dotted path, filled from nested dicts."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import re
-import reprlib
 import types
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from decimal import Decimal
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from config.errors import ConfigError, shown, suggestion
 from config.hparams import Hparams
-from config.rules import as_typed, forget_rules, get_leaf
-from utils.files import write_atomically
+from config.rules import forget_rules, get_leaf
 from utils.nested import entries, nested
-from utils.strict_yaml import load_yaml
-from utils.text import one_line
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names its dotted path and what to do, on one line."""
-
-    def __init__(self, message: str) -> None:
-        # On one line, even if it quotes several lines of a file or a command line.
-        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,45 +70,6 @@ def set_leaf(hparams: Hparams, path: str, value: Any) -> None:
     *groups, leaf = path.split(".")
     group = get_leaf(hparams, ".".join(groups)) if groups else hparams
     setattr(group, leaf, value)
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = 80
-_BRIEF.maxlevel = 2
-
-
-def shown(value: Any) -> str:
-    """Returns a short form of any value for a message."""
-    if isinstance(value, list) and value and not any(isinstance(each, list) for each in value):
-        words = [shown(each) for each in value[:10]]
-        return " ".join(words if len(words) == len(value) else [*words, "…"])
-    if isinstance(value, str):
-        plain = value.isprintable() and value.strip() == value != ""
-        return value if plain and len(value) <= _BRIEF.maxstring else _BRIEF.repr(value)
-    if value is None or isinstance(value, bool):
-        return as_typed(value)
-    # Python refuses to print integers of more than 4300 digits.
-    huge = isinstance(value, int) and abs(value) > _LONGEST
-    return f"{Decimal(value):.3E}" if huge else _BRIEF.repr(value)
-
-
-_LONGEST = 10**30
-
-
-def suggestion(path: str, known: list[str], before: str = "") -> str:
-    """Returns ` Did you mean …?` with the nearest valid name, or an empty string.
-
-    Args:
-        path: an invalid name.
-        known: valid names.
-        before: prefix of the suggestion, such as `--`.
-    """
-    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
-    leaf = path.rpartition(".")[2]
-    near = [name for name in known if name.startswith(path)]
-    near = near or difflib.get_close_matches(path, known, 1, 0.6)
-    near = near or [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, 1, 0.75)]
-    return f" Did you mean {before}{near[0]}?" if near else ""
 
 
 def base_types(annotation: Any) -> tuple[Any, ...]:
@@ -220,58 +163,3 @@ def unfolded(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         if counts[path] > 1:
             raise ConfigError(f"{source}: {shown(path)} stands there twice.")
     return nested(settings)
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Raises:
-        ConfigError: the file is not valid YAML, or not a mapping.
-    """
-    content = parse_yaml(file.read_bytes(), str(file))
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} must hold `name: value` lines, got a {type(content).__name__}.")
-    return content
-
-
-def expanded(value: Any, file: Path) -> Any:
-    """Replaces `${NAME}` in the values of a YAML file by environment variables.
-
-    Numbers in variables become numbers, as in the file.
-
-    Raises:
-        ConfigError: there is no such variable.
-    """
-    if isinstance(value, Mapping):
-        return {key: expanded(each, file) for key, each in value.items()}
-    if isinstance(value, list):
-        return [expanded(each, file) for each in value]
-    names = re.findall(r"\$\{(\w+)\}", value) if isinstance(value, str) else []
-    for name in names:
-        if name not in os.environ:
-            raise ConfigError(f"{file} needs the environment variable {name}: {name}=… python …")
-        value = value.replace("${" + name + "}", os.environ[name])
-    if names:
-        with suppress(ConfigError):  # a text that is not YAML stays
-            read = parse_yaml(value, str(file))
-            return read if isinstance(read, int | float) else value
-    return value
-
-
-def parse_yaml(text: str | bytes, source: str) -> Any:
-    """Parses a YAML text.
-
-    Raises:
-        ConfigError: it is not valid; the message begins with `source` and the line.
-    """
-    try:
-        return load_yaml(text, source)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def write_yaml(settings: Mapping[str, Any], file: Path) -> None:
-    """Writes a nested dict in the form that `read_yaml` reads."""
-    write_atomically(file, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
