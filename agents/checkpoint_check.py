@@ -10,7 +10,7 @@ from typing import Any
 from agents.base import Agent
 from callbacks.inspection import Classifies
 from config.errors import as_typed
-from config.validation import check_kept, given_anew
+from config.saved_settings import check_kept, given_anew
 from utils.run_checkpoints import broken, check_weights, map_run_checkpoint
 from utils.run_folder import RunFolder
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from config import names
 from config.command_line import MAIN, as_command_line, as_words
+from config.effective import without_ineffective
 from config.hparams import Hparams
 from config.resolve import choose_names
 from config.rules import get_leaf, unmet
 from config.settings_tree import leaves, update
-from config.validation import without_ineffective
 from datamodules.sources import ImageSource, LabelledSource, MaskedSource
 from utils.imports import load
 from utils.nested import nested

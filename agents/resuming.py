@@ -23,7 +23,7 @@ from config.hparams import Hparams
 from config.length import steps_of_run
 from config.lookup import check_complete
 from config.rules import get_leaf, unmet
-from config.validation import check_kept, given_anew, remeasured
+from config.saved_settings import check_kept, given_anew, remeasured
 from datamodules.base import ImageDataModule
 from utils.console import console
 from utils.device import device_name

@@ -45,10 +45,11 @@ from callbacks.interruption import Interruption, stopping_at_once
 from callbacks.progress import Pace, PartsTable, ProgressBar
 from callbacks.report import Report
 from callbacks.throughput import Throughput
+from config.effective import active_settings
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.resolve import resolve
-from config.validation import active_settings, check
+from config.validation import check
 from config.yaml_files import write_yaml
 from datamodules.base import ImageDataModule
 from datamodules.self_supervised import ViewsDataModule

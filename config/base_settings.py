@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
+from config.effective import without_ineffective
 from config.errors import ConfigError, shown
 from config.hparams import Hparams
 from config.lookup import damaged, find_run, newest_unfinished, read_experiment, read_settings
 from config.settings_tree import at_home, update
-from config.validation import check_values, without_ineffective
+from config.validation import check_values
 
 # The architecture, which weights must fit: adopted from the run of `--backbone.weights run:NAME`.
 ARCHITECTURE = (

@@ -19,13 +19,14 @@ from simple_parsing import ArgumentGenerationMode, NestedMode
 from config import names
 from config.actions import check_acts, settings_given
 from config.base_settings import base_settings, early_options, given_name
+from config.effective import without_superseded
 from config.errors import ConfigError
 from config.fast import shortened
 from config.help_page import Parser
 from config.hparams import Hparams
 from config.lookup import CONFIG_DIR
 from config.settings_tree import at_home, base_types, holds_list, leaves, set_leaf
-from config.validation import check, check_values, without_superseded
+from config.validation import check, check_values
 
 _USAGE = """python main.py [--task TASK] [--experiment NAME] [--any.setting VALUE …] [--fast]
        python main.py --study NAME | --compare RUN RUN … | --run.resume RUN

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from copy import deepcopy
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
@@ -15,10 +13,9 @@ from config.combinations import check_combinations
 from config.errors import ConfigError, as_typed, shown
 from config.hparams import Hparams
 from config.resolve import choose_names
-from config.rules import metadata, no_effect, unmet
-from config.settings_tree import Leaf, at_home, base_types, leaves, set_leaf
-from config.types import Auto, Kept, Measures, OneOf, SomeOf, numbers_in
-from utils.nested import flat, nested
+from config.rules import metadata, no_effect
+from config.settings_tree import at_home, base_types, leaves, set_leaf
+from config.types import Auto, OneOf, SomeOf, numbers_in
 from utils.text import did_you_mean
 
 
@@ -169,92 +166,3 @@ def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
     near = did_you_mean(value, known) if isinstance(value, str) else ""
     comma = " (a comma makes one)" if isinstance(value, tuple) else ""
     return f".{near}" if near else f", got {type(value).__name__}{comma}"
-
-
-def check_kept(hparams: Hparams, saved: Mapping[str, Any]) -> None:
-    """Compares settings with those of the run to continue.
-
-    Args:
-        hparams: resolved.
-        saved: nested, from the run's checkpoint; may lack settings newer than its version.
-
-    Raises:
-        ConfigError: a setting that the run keeps differs; names both values and the reason.
-    """
-    for leaf, before in given_anew(hparams, saved):
-        for kept in metadata(leaf.annotation):
-            if isinstance(kept, Kept):
-                raise ConfigError(
-                    f"--{leaf.path} {as_typed(leaf.value)}: a resumed run keeps "
-                    f"{as_typed(before)}, because {kept.because}. Leave it out, or start a new run."
-                )
-
-
-def remeasured(hparams: Hparams, saved: Mapping[str, Any]) -> list[str]:
-    """Returns the changed settings that make validations not comparable with those so far.
-
-    Args:
-        hparams: resolved.
-        saved: see `check_kept`.
-    """
-    anew = (leaf for leaf, _ in given_anew(hparams, saved))
-    return [leaf.path for leaf in anew if Measures() in metadata(leaf.annotation)]
-
-
-def given_anew(hparams: Hparams, saved: Mapping[str, Any]) -> Iterator[tuple[Leaf, Any]]:
-    """Yields the settings that differ from those of a run so far, with the old value.
-
-    Args:
-        hparams: resolved.
-        saved: see `check_kept`.
-    """
-    before = flat(saved)
-    for leaf in leaves(hparams):
-        known = leaf.path in before and unmet(hparams, leaf.path) is None
-        if known and before[leaf.path] != leaf.value:
-            yield leaf, before[leaf.path]
-
-
-def active_settings(hparams: Hparams) -> dict[str, Any]:
-    """Returns the settings with an effect on this run, as a plain nested dict."""
-    return nested(
-        {leaf.path: leaf.value for leaf in leaves(hparams) if unmet(hparams, leaf.path) is None}
-    )
-
-
-def without_superseded(
-    hparams: Hparams, below: Hparams, given: Collection[str]
-) -> tuple[Hparams, list[str]]:
-    """Removes settings of a file that lose their effect through the command line.
-
-    Args:
-        hparams: of file and command line together.
-        below: of the file alone; settings without effect even there stay, to be refused.
-        given: dotted paths on the command line, which always stay.
-
-    Returns:
-        A copy, and a sentence for each removed setting.
-    """
-    hparams, chosen, alone = deepcopy(hparams), choose_names(hparams), choose_names(below)
-    sentences = []
-    for leaf in leaves(hparams):
-        reason = no_effect(chosen, leaf.path)
-        if leaf.value == leaf.default or leaf.path in given or reason is None:
-            continue
-        if no_effect(alone, leaf.path) is None:
-            set_leaf(hparams, leaf.path, leaf.default)
-            sentences.append(f"{leaf.path} {as_typed(leaf.value)} no longer counts {reason}.")
-    return hparams, sentences
-
-
-def without_ineffective(hparams: Hparams) -> Hparams:
-    """Returns a copy in which settings without effect have their defaults.
-
-    For settings of earlier runs: older versions saved some that had no effect.
-    """
-    hparams = deepcopy(hparams)
-    chosen = choose_names(hparams)
-    for leaf in leaves(hparams):
-        if unmet(chosen, leaf.path) is not None:
-            set_leaf(hparams, leaf.path, leaf.default)
-    return hparams

@@ -19,7 +19,7 @@ from config.base_settings import OF_THE_MACHINE
 from config.errors import as_typed
 from config.hparams import Hparams
 from config.lookup import read_settings
-from config.validation import given_anew
+from config.saved_settings import given_anew
 from utils.console import console
 from utils.device import precision_here, resolve_precision, usable_device, use_tensor_cores
 from utils.run_checkpoints import best_or_last

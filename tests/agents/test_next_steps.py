@@ -14,13 +14,14 @@ from agents.next_steps import (
     resume_command,
     training_command,
 )
+from config.effective import active_settings
 from config.hparams import Hparams
 from config.length import resolve_for_data
 from config.lookup import CONFIG_DIR, find_run, read_experiment
 from config.parsing import Command, parse
 from config.resolve import resolve
 from config.settings_tree import update
-from config.validation import active_settings, check
+from config.validation import check
 from config.yaml_files import read_yaml, write_yaml
 from datamodules.cifar10 import CIFAR10
 from datamodules.coco_stuff import COCOStuff

@@ -18,14 +18,15 @@ from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
 from callbacks.interruption import Interruption
 from config import names
+from config.effective import active_settings
 from config.errors import ConfigError
 from config.hparams import Hparams, OptimHparams
 from config.length import resolve_for_data
 from config.resolve import resolve
 from config.rules import metadata, unmet
+from config.saved_settings import check_kept
 from config.settings_tree import leaves, set_leaf
 from config.types import Kept
-from config.validation import active_settings, check_kept
 from main import main
 from tests.config.test_rules import SPECIAL, another, satisfy
 from tests.conftest import assert_same, options, parsed, summary, weights

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from agents.backbone import build_backbone
 from config import names
+from config.effective import without_ineffective
 from config.hparams import Hparams
 from config.length import resolve_for_data, steps_per_epoch
 from config.resolve import patch_multiple, resolve
 from config.rules import get_leaf
 from config.settings_tree import update
 from config.types import Cadence, StepCadence
-from config.validation import check, without_ineffective
+from config.validation import check
 from utils.nested import nested
 
 

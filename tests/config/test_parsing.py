@@ -12,6 +12,7 @@ from yaml import safe_load
 
 from config import names
 from config.advice import advice
+from config.effective import active_settings
 from config.errors import ConfigError
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -20,7 +21,7 @@ from config.parsing import Command, parse
 from config.resolve import choose_names, resolve
 from config.rules import get_leaf, possible_on
 from config.settings_tree import leaves, update
-from config.validation import active_settings, check
+from config.validation import check
 from config.yaml_files import read_yaml, write_yaml
 
 EXPERIMENTS = sorted((CONFIG_DIR / "experiments").glob("*.yaml"))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from config import names
+from config.effective import active_settings, without_ineffective
 from config.errors import ConfigError
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -30,7 +31,7 @@ from config.rules import (
 )
 from config.settings_tree import Leaf, base_types, leaves, set_leaf, update
 from config.types import Between, Enabled, OneOf, SomeOf
-from config.validation import active_settings, check, without_ineffective
+from config.validation import check
 from utils.imports import load
 from utils.nested import nested
 

@@ -27,6 +27,7 @@ from config.command_line import (
     options,
     typed,
 )
+from config.effective import active_settings
 from config.errors import ConfigError, shown
 from config.hparams import Hparams
 from config.lookup import find_experiment
@@ -34,7 +35,6 @@ from config.parsing import Command, parse
 from config.resolve import choose_names
 from config.rules import unmet
 from config.settings_tree import set_leaf, unfolded, update
-from config.validation import active_settings
 from config.yaml_files import expanded, read_yaml
 from utils.nested import flat, nested
 
