@@ -323,6 +323,14 @@ def test_what_prints_outlives_its_terminal():
     assert asked.returncode == 0
 
 
+def test_python_need_not_have_what_simple_parsing_takes_from_it():
+    code = "import dataclasses; vars(dataclasses).pop('_MISSING_TYPE', None)  # as in Python 3.15\n"
+    code += "from main import main; raise SystemExit(main(['--help']))"
+    command = [sys.executable, "-c", code]
+    asked = subprocess.run(command, cwd=CONFIG_DIR.parent, capture_output=True, text=True)
+    assert asked.stdout.startswith("usage: "), asked.stderr
+
+
 def test_how_a_notebook_shows_pictures_need_not_be_known_here(tmp_path):
     runs = [tmp_path / name for name in ("a", "b")]
     for run in runs:
