@@ -42,7 +42,8 @@ class Learner(Protocol):
     """An agent that is pretrained on batches of views.
 
     Attributes:
-        trained_backbone: the network that gradients reach.
+        trained_backbone: the network that gradients reach. A property: from Python 3.12 on,
+            isinstance does not see the modules that a module holds.
         from_weights: whether it started from weights.
     """
 

@@ -66,7 +66,11 @@ class FailsOnOne(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trained_backbone = nn.Linear(2, 2)
+        self.backbone = nn.Linear(2, 2)
+
+    @property
+    def trained_backbone(self) -> nn.Linear:
+        return self.backbone
 
     def batch_loss(self, batch: Batch) -> torch.Tensor:
         if process_rank() == 1:
