@@ -70,6 +70,14 @@ def test_every_module_is_imported_where_there_is_no_posix():
     assert done.returncode == 0, done.stderr
 
 
+def test_nothing_is_said_of_triton_where_there_is_none():
+    """As on Windows, where torch tells every command that imports Lightning."""
+    command = ["--data.name", "image_folder", "--data.root", "nowhere"]
+    code = f"import sys; sys.modules['triton'] = None; from main import main; main({command})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "error: There is no folder nowhere. Set --data.root.\n"
+
+
 SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("segmentation", "linear_probe")]
 
 

@@ -49,6 +49,8 @@ def quiet_libraries() -> None:
     parts = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
     for part in parts:
         logging.getLogger(f"pytorch_lightning.{part}").addFilter(_no_tips)
+    # That there is no triton, as on Windows: none of its kernels is counted.
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     # https://github.com/Lightning-AI/pytorch-lightning/issues/21296: on torch >= 2.10.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # On purpose: micro-batches stay on the host until they are needed.

@@ -39,6 +39,7 @@ def execute(command: Command) -> int:
 
 
 def _execute(command: Command) -> int:
+    quiet_libraries()  # before they are imported
     hparams, runs_dir = command.hparams, command.hparams.run.dir
     if command.study:
         study = load_study(command.study, command.seeds, command.overrides, runs_dir)
@@ -71,7 +72,6 @@ def _execute(command: Command) -> int:
         return predict(RunFolder(find_run(command.predict, runs_dir)), hparams, command.images)
     from agents.trainer import Trainer
 
-    quiet_libraries()
     for sentence in command.notes:
         console.info("%s", sentence)
     return Trainer(hparams, command.experiment, command.tried_out).run()
