@@ -14,12 +14,12 @@ from config.edited import load_parser, lost_setting
 if TYPE_CHECKING:
     from config.parsing import Command
 
-_SETUP = """This Python {problem}. Set the project up and run it with
+_SETUP = """{problem}. Set the project up and run it with
     make run
 or, without make:
     python3 -m venv .venv && .venv/bin/pip install -r requirements.txt
     .venv/bin/python main.py"""
-_SETUP_ON_WINDOWS = r"""This Python {problem}. Set the project up and run it with
+_SETUP_ON_WINDOWS = r"""{problem}. Set the project up and run it with
     py -m venv .venv
     .venv\Scripts\python -m pip install -r requirements.txt
     .venv\Scripts\python main.py"""
@@ -84,8 +84,9 @@ def _explained(error: Exception) -> str:
     package = (error.name or "").partition(".")[0]
     if package and (Path(__file__).parent / package).is_dir():
         return ""
-    lacks = isinstance(error, ModuleNotFoundError)
-    problem = f"lacks {error.name}" if lacks else f"cannot load a package: {error}"
+    problem = f"This Python cannot load a package: {error}"
+    if isinstance(error, ModuleNotFoundError):
+        problem = f"This Python lacks {error.name}"
     setup = _SETUP_ON_WINDOWS if sys.platform == "win32" else _SETUP
     return setup.format(problem=problem)
 

@@ -80,6 +80,10 @@ class Throughput(Callback):
         later = self._timed_waits * self._later_batches / max(1, self._timed_batches)
         return min(1.0, (self._first_waits + later) / self.seconds)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock: within an epoch, a resumed run begins no other."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock, as waiting for the first batch counts."""
         _await(pl_module.device)

@@ -19,7 +19,6 @@ import agents.fitting
 from agents.barlow_twins import BarlowTwins
 from agents.trainer import Trainer
 from callbacks.interruption import Interruption
-from callbacks.progress import ProgressBar
 from callbacks.throughput import Throughput
 from callbacks.views import Views
 from config.lookup import check_complete
@@ -69,9 +68,10 @@ TESTED = {
 }
 
 
-def test_seconds_are_those_of_all_steps_however_a_part_ended(train, monkeypatch):
+@pytest.mark.parametrize("ended", ["killed", "interrupted"])
+def test_seconds_are_those_of_all_steps_however_a_part_ended(train, monkeypatch, ended):
     """Each step, epoch's end and readout takes a minute, of a clock that only they turn."""
-    clock = SimpleNamespace(now=0.0)
+    clock = SimpleNamespace(now=1e6)  # of a machine that was started long ago
 
     def slowly(kind, name):
         original = getattr(kind, name)
@@ -95,17 +95,24 @@ def test_seconds_are_those_of_all_steps_however_a_part_ended(train, monkeypatch)
     class Killed(BaseException):
         """Ends it without a summary, as SIGKILL does."""
 
-    def killed(self, trainer, *_):
-        if trainer.global_step == 5:
-            raise Killed
+    original = Interruption.on_train_batch_end
+
+    def end(self, trainer, *rest):
+        if trainer.global_step == 5:  # within an epoch
+            if ended == "killed":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressBar, "on_train_batch_end", killed)
-        patch.setattr(RunFolder, "write_summary", lambda *_: None)
-        with pytest.raises(Killed):
-            train("parts", **shared, trainer__max_epochs=3)
+        patch.setattr(Interruption, "on_train_batch_end", end)
+        if ended == "killed":
+            patch.setattr(RunFolder, "write_summary", lambda *_: None)
+            with pytest.raises(Killed):
+                train("parts", **shared, trainer__max_epochs=3)
+        else:
+            assert train("parts", **shared, trainer__max_epochs=3)[0] == 130
     parts = whole.parent / "parts"
-    assert not (parts / "summary.json").exists()
     for _ in range(2):  # the second time there is nothing left to do
         assert resume(parts) == 0
         expected, found = summary(whole), summary(parts)

@@ -1,6 +1,8 @@
 """What a run shows while it works."""
 
+import os
 import re
+import signal
 from datetime import timedelta
 from io import StringIO
 from itertools import count
@@ -10,8 +12,10 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from callbacks.interruption import Interruption
 from callbacks.progress import Pace, ProgressBar, parts_table
 from callbacks.throughput import Throughput
+from main import main
 from tests.conftest import summary
 from utils.console import console
 
@@ -47,6 +51,32 @@ def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
     assert train("run", **length)[0] == 0
     last = epochs[-1]
     assert [position for position, _, _ in states] == [f"Epoch {n}/{last}" for n in epochs]
+
+
+def test_a_run_that_goes_on_within_an_epoch_says_which(train, states, monkeypatch):
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    totals = []
+    reached = ProgressBar.on_train_end
+
+    def counting(self, trainer, pl_module):
+        totals.append(self.progress.tasks[self.train_progress_bar_id].total)
+        reached(self, trainer, pl_module)
+
+    length = {"trainer__max_epochs": ..., "trainer__max_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "on_train_batch_end", interrupt)
+        code, folder = train("run", **length)
+    assert code == 130
+    monkeypatch.setattr(ProgressBar, "on_train_end", counting)
+    assert main(["--run.resume", folder.name, "--run.dir", str(folder.parent)]) == 0
+    assert [position for position, _, _ in states] == ["Epoch 1/1"] * 2
+    assert totals[0] > 0
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
