@@ -108,4 +108,5 @@ def test_a_run_is_what_the_paper_says(train):
     found = weights(folder)
     assert found.keys() == expected.keys()
     assert step == STEPS
-    assert difference(found, expected) < 1e-9
+    # Not 1e-9: timm interpolates the positions of local crops in float32.
+    assert difference(found, expected) < 1e-6
