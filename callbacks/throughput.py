@@ -48,11 +48,13 @@ class Throughput(Callback):
         self._timed_batches = 0
         self._arrived = self._ended = self._read_out = 0.0
         self._is_first = True
-        self._phases: dict[str, float] = {}
+        self._phases: dict[str, float] | None = None  # at the first checkpoint of a step
         self._before: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted; the same for all checkpoints of a step, which may be one file."""
+        if self._phases is None:
+            self._phases = self._stopwatch.so_far()
         return {name: getattr(self, name) for name in _COUNTS} | {"phases": self._phases}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -65,7 +67,6 @@ class Throughput(Callback):
             setattr(self, name, self._before[name])
         self._stopwatch.add(self._before.get("phases", {}))
         self._read_out = self._stopwatch.total("readouts")
-        self._phases = dict(self._stopwatch.seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -125,11 +126,7 @@ class Throughput(Callback):
         if pl_module.device.type != "cuda":
             self.seconds -= read_out
         self.images += len(batch) * trainer.world_size
-        self._phases = self._stopwatch.so_far()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes what the validation took."""
-        self._phases = self._stopwatch.so_far()
+        self._phases = None
 
     def _since_read_out(self) -> float:
         """Returns the seconds that readouts have taken since the last call."""
