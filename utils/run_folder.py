@@ -192,7 +192,9 @@ class RunFolder:
         Or of one that failed before its first step, as with a setting that its network refuses.
         """
         began = (self.path / ".lock").exists() and self.checkpoints.is_dir()
-        if not began or (self.summary.exists() and self.read_summary().get("steps") != 0):
+        # A probe without a step may have finished, and its checkpoint have been removed since.
+        ended = self.summary.exists() and (self.finished or self.read_summary().get("steps") != 0)
+        if not began or ended:
             return False
         # Hidden files come from `replacing` and operating systems: .DS_Store, .nfs*.
         if not all(file.name.startswith(".") for file in self.checkpoints.iterdir()):

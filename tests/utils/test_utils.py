@@ -207,6 +207,19 @@ def test_hidden_files_of_a_system_keep_no_folder_from_being_taken_over(tmp_path)
         create(str(tmp_path), "mine")
 
 
+@pytest.mark.parametrize("status", ["failed", "finished"])
+def test_results_without_a_step_and_a_checkpoint_are_kept(tmp_path, status):
+    """A nearest-neighbour probe has no step, and checkpoints are removed to save space."""
+    folder = create(str(tmp_path), "mine")
+    (folder.path / ".lock").touch()
+    folder.write_summary({"status": status, "steps": 0})
+    if status == "failed":
+        assert create(str(tmp_path), "mine") == folder
+    else:
+        with pytest.raises(ValueError, match="never overwritten"):
+            create(str(tmp_path), "mine")
+
+
 def test_deeply_nested_json_is_named(tmp_path, caplog):
     file = tmp_path / "summary.json"
     file.write_text("[" * 100_000)
