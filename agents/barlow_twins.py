@@ -121,9 +121,9 @@ class BarlowTwins(JointEmbedding):
         diagonal = numbers["diagonal_mean"]
         words = "well" if diagonal > 0.8 else "partly" if diagonal > 0.4 else "hardly"
         return [
-            f"{title} loss {loss:.3g}. At this batch size, embeddings that are equal in both views "
-            f"reach {numbers['noise_floor']:.3g} if their dimensions are independent (the noise "
-            f"floor), and {numbers['lower_bound']:.3g} at best.",
+            f"{title} loss {loss:.4g}. At this batch size, embeddings that are equal in both views "
+            f"reach {numbers['noise_floor']:.4g} if their dimensions are independent (the noise "
+            f"floor), and {numbers['lower_bound']:.4g} at best.",
             f"The two views agree {words}: mean diagonal {diagonal:z.2f} (goal 1).",
             "Redundancy between dimensions: off-diagonal RMS "
             f"{numbers['off_diagonal_rms']:.3f} (goal 0).",
@@ -134,7 +134,7 @@ def _verdict_of_vicreg(title: str, numbers: Mapping[str, float]) -> list[str]:
     distance = numbers["invariance"]
     words = "well" if distance < 0.2 else "partly" if distance < 0.8 else "hardly"
     return [
-        f"{title} loss {numbers['loss']:.3g}.",
+        f"{title} loss {numbers['loss']:.4g}.",
         f"The two views agree {words}: mean squared difference {distance:.3g} (goal 0; independent "
         "views of variance 1: 2).",
         f"Standard deviations fall short of 1 by {numbers['variance']:.3g} (goal 0; collapsed: 1); "
