@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pytorch_lightning import LightningModule
 from torch import nn
 
 from agents import Trainer
@@ -95,6 +96,28 @@ def test_messages_that_are_explained_exist():
     assert len(explained) > 40
     told = messages()
     assert [each for each in explained if each not in told] == []
+
+
+def test_files_and_members_that_are_named_exist():
+    """In pages, docstrings and comments; a reader makes the files of docs/extending.md."""
+    sources = [file for each in PACKAGES for file in sorted((ROOT / each).rglob("*.py"))]
+    pages = [page for page in PAGES if page.name != "extending.md"]
+    texts = {file: file.read_text() for file in [*sources, *pages, ROOT / "CONTRIBUTING.md"]}
+    code = "\n".join(texts[file] for file in sources)
+    classes = set(re.findall(r"^class (\w+)", code, re.M))
+    members = set(re.findall(r"(?:def |self\.|^ +(?!def ))(\w+)", code, re.M))
+    members.update(dir(LightningModule))
+    folders = "|".join([*PACKAGES, "benchmarks", "docs", "tests"])
+    named = re.compile(rf"(?<![\w/.-])(?:{folders})/[\w/]+\.(?:py|md)\b|`([A-Z]\w+)\.(\w+)`")
+    found = [(file, match) for file, text in texts.items() for match in named.finditer(text)]
+    assert len(found) > 50
+    lost = [
+        (file.name, match[0])
+        for file, match in found
+        if (match[1] in classes and match[2] not in members)
+        or (match[1] is None and not (ROOT / match[0]).exists())
+    ]
+    assert lost == []
 
 
 def test_the_study_of_the_page_is_one(tmp_path):

@@ -72,7 +72,7 @@ def name(text: str) -> str:
 def save(figure: Figure, file: Path, **settings: Any) -> None:
     """Writes a PNG, completely or not at all, and frees the figure.
 
-    `settings` are those of `Figure.savefig`.
+    `settings` are those of matplotlib's `savefig`.
     """
     with replacing(file) as stream:
         figure.savefig(stream, format="png", **settings)
