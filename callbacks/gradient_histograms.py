@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -33,6 +35,14 @@ class GradientHistograms(Callback):
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
         self._counts: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts of an epoch that has not ended."""
+        return {"counts": self._counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        self._counts = state_dict["counts"]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -67,6 +67,16 @@ class ProgressBar(RichProgressBar):
     def _trains(self, task: Task) -> bool:
         return task.id == self.train_progress_bar_id
 
+    @property
+    def total_train_batches(self) -> int | float:
+        """Returns the batches of this epoch; Lightning's takes steps that are left for batches."""
+        batches: int | float = self.trainer.num_training_batches
+        if self.trainer.max_steps <= 0:
+            return batches
+        before = self.trainer.current_epoch * steps_an_epoch(self.trainer)
+        left = self.trainer.max_steps - before
+        return min(batches, left * self.trainer.accumulate_grad_batches)
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Returns the metrics of the step, and the last values of the watched ones."""
         found: dict[str, Any] = {**super().get_metrics(trainer, pl_module), **self._latest}
@@ -79,6 +89,7 @@ class ProgressBar(RichProgressBar):
         self._started, self._first_step = time.monotonic(), trainer.global_step
         if trainer.fit_loop.restarted_mid_epoch:
             self.on_train_epoch_start(trainer, pl_module)
+            self._update(self.train_progress_bar_id, trainer.fit_loop.batch_idx + 1)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over what the last epoch and its readouts have measured."""

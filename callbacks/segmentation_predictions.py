@@ -70,9 +70,9 @@ class SegmentationPredictions(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keeps the first crops of an epoch."""
+        """Keeps the first crops of an epoch, if the run resumed in its middle the first since."""
         shown = outputs_of(outputs, CropOutputs)
-        if shown and batch_idx == 0 and due(trainer, self.every_n_epochs):
+        if shown and not self.kept["train"] and due(trainer, self.every_n_epochs):
             logits = shown.logits[: self.num_images]
             # The loss may be on a coarser grid than the labels.
             finest = resize(logits.float(), batch.labels.shape[1:])

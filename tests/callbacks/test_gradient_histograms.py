@@ -1,10 +1,15 @@
 """Sizes of gradients are counted as numpy counts them, and shown."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 
 from callbacks.gradient_histograms import EDGES, sizes
+from callbacks.interruption import Interruption
+from main import main
 from tests.conftest import assert_same, summary, weights
 from tests.wandb_files import read_offline
 
@@ -42,6 +47,30 @@ def test_a_run_draws_the_matrices_of_its_parts(train, task):
     assert all(named[name].sum() == weights(folder)[name].numel() for name in named)
     _, plain = train("plain", **options)
     assert_same(weights(folder), weights(plain))
+
+
+def test_a_run_that_goes_on_within_an_epoch_has_all_its_pictures(train, monkeypatch):
+    every = {"callbacks__segmentation_predictions__enabled": "true"}
+    every |= {"callbacks__segmentation_predictions__every_n_epochs": 1}
+    options = {"task": "segmentation", "trainer__max_epochs": 2}
+    _, whole = train("whole", **options, **ON, **every)
+    original = Interruption.on_train_batch_end
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, trainer, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "on_train_batch_end", interrupt)
+        code, parts = train("parts", **options, **ON, **every)
+    assert (code, summary(parts)["steps"]) == (130, 3)
+    assert main(["--run.resume", parts.name, "--run.dir", str(parts.parent)]) == 0
+    one, other = (folder / "figures" for folder in (whole, parts))
+    drawn = [{file.relative_to(each) for file in each.rglob("*.png")} for each in (one, other)]
+    assert drawn[0] == drawn[1] != set()
+    first, second = (np.load(each / "gradient_histograms" / "newest.npz") for each in (one, other))
+    assert all((first[name] == second[name]).all() for name in first.files)
 
 
 def test_wandb_shows_them_as_histograms(train):

@@ -53,7 +53,7 @@ def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
     assert [position for position, _, _ in states] == [f"Epoch {n}/{last}" for n in epochs]
 
 
-def test_a_run_that_goes_on_within_an_epoch_says_which(train, states, monkeypatch):
+def test_a_run_that_goes_on_within_an_epoch_shows_how_far_that_is(train, states, monkeypatch):
     original = Interruption.on_train_batch_end
 
     def interrupt(self, trainer, *rest):
@@ -61,22 +61,29 @@ def test_a_run_that_goes_on_within_an_epoch_says_which(train, states, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         original(self, trainer, *rest)
 
-    totals = []
-    reached = ProgressBar.on_train_end
+    batches: list[tuple[float, float | None]] = []
 
-    def counting(self, trainer, pl_module):
-        totals.append(self.progress.tasks[self.train_progress_bar_id].total)
-        reached(self, trainer, pl_module)
+    def noting(name):
+        reached = getattr(ProgressBar, name)
 
-    length = {"trainer__max_epochs": ..., "trainer__max_steps": 2}
+        def act(self, *arguments):
+            reached(self, *arguments)
+            task = self.progress.tasks[self.train_progress_bar_id]
+            batches.append((task.completed, task.total))
+
+        monkeypatch.setattr(ProgressBar, name, act)
+
+    # Two steps an epoch, of two batches and of one: the run ends within its second epoch.
+    length = {"trainer__max_epochs": ..., "trainer__max_steps": 3, "trainer__accumulate": 2}
     with monkeypatch.context() as patch:
         patch.setattr(Interruption, "on_train_batch_end", interrupt)
         code, folder = train("run", **length)
     assert code == 130
-    monkeypatch.setattr(ProgressBar, "on_train_end", counting)
+    noting("on_train_start")
+    noting("on_train_batch_end")
     assert main(["--run.resume", folder.name, "--run.dir", str(folder.parent)]) == 0
-    assert [position for position, _, _ in states] == ["Epoch 1/1"] * 2
-    assert totals[0] > 0
+    assert [position for position, _, _ in states] == [f"Epoch {n}/2" for n in (1, 1, 1, 2, 2)]
+    assert batches == [(2, 3), (3, 3), (1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
