@@ -48,7 +48,7 @@ def collect(
         **_of_callbacks(observers.callbacks),
         **_by_readout(fitting.stopwatch.seconds),
         "transductive": transductive,
-        "peak_memory_mb": round(fitting.peak_mb),
+        "peak_memory_mb": round(max(fitting.peak_mb, throughput.peak_mb)),
         "wall_seconds": round(fitting.seconds, 1),
     }
 

@@ -20,6 +20,8 @@ from torch import nn
 from callbacks.epochs import epochs_of, steps_an_epoch
 from callbacks.throughput import Throughput
 from utils.console import console
+from utils.logging import own_log
+from utils.metrics_file import last_values
 
 # Steps or seconds after which the pace is known; steps left for which it is worth saying.
 _STEPS_OF_PACE, _SECONDS_OF_PACE, _WORTH_SAYING = 10, 60, 50
@@ -84,9 +86,12 @@ class ProgressBar(RichProgressBar):
         return found
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock, and the bar where a resumed run goes on within an epoch."""
+        """Starts the clock, and the bar of a resumed run where that goes on."""
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
+        if self._first_step and (log := own_log(trainer.loggers)):
+            before = last_values(log.metrics.rows)
+            self._latest = {name: before[name] for name in self.watched if name in before}
         if trainer.fit_loop.restarted_mid_epoch:
             self.on_train_epoch_start(trainer, pl_module)
             self._update(self.train_progress_bar_id, trainer.fit_loop.batch_idx + 1)
@@ -164,9 +169,10 @@ class Pace(Callback):
         step = seconds / done
         per_epoch = steps_an_epoch(trainer)
         epoch, run = (timedelta(seconds=round(step * n)) for n in (per_epoch, done + 1 + rest))
+        since = f" from {self._first_step} on" if self._first_step else ""
         console.info(
-            "%.2g s a step: %s an epoch, %s all steps; validations and readouts come on top.",
-            *(step, epoch, run),
+            "%.2g s a step: %s an epoch, %s all steps%s; validations and readouts come on top.",
+            *(step, epoch, run, since),
         )
 
 

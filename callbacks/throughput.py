@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from utils.memory import peak_mb
 from utils.stopwatch import Stopwatch
 
 # On a GPU the wait is timed for one in so many batches.
@@ -28,7 +29,7 @@ class Throughput(Callback):
     for the step itself, which counts.
 
     Checkpoints carry what was counted, and the stopwatch's seconds: a resumed run goes on with
-    those of the steps that are done, however the part before it ended.
+    those of the steps that are done, and with their peak memory, however the part before it ended.
 
     Args:
         stopwatch: counts the time of `readouts`, and of all other phases of the run.
@@ -36,12 +37,14 @@ class Throughput(Callback):
     Attributes:
         images: of all processes.
         seconds: of this process, including the wait for data.
+        peak_mb: peak memory of this process up to the end of the last epoch.
     """
 
     def __init__(self, stopwatch: Stopwatch | None = None) -> None:
         self._stopwatch = stopwatch or Stopwatch()
         self.images = 0
         self.seconds = 0.0
+        self.peak_mb = 0.0
         self._first_waits = 0.0  # for the first batch of each epoch, unlike the others
         self._later_batches = 0
         self._timed_waits = 0.0
@@ -55,7 +58,8 @@ class Throughput(Callback):
         """What was counted; the same for all checkpoints of a step, which may be one file."""
         if self._phases is None:
             self._phases = self._stopwatch.so_far()
-        return {name: getattr(self, name) for name in _COUNTS} | {"phases": self._phases}
+        counted = {name: getattr(self, name) for name in _COUNTS}
+        return counted | {"phases": self._phases, "peak_mb": self.peak_mb}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it until training starts, as the test loads a checkpoint as well."""
@@ -66,6 +70,7 @@ class Throughput(Callback):
         for name in _COUNTS if self._before else ():
             setattr(self, name, self._before[name])
         self._stopwatch.add(self._before.get("phases", {}))
+        self.peak_mb = self._before.get("peak_mb", 0.0)
         self._read_out = self._stopwatch.total("readouts")
 
     @property
@@ -127,6 +132,10 @@ class Throughput(Callback):
             self.seconds -= read_out
         self.images += len(batch) * trainer.world_size
         self._phases = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the peak memory."""
+        self.peak_mb = max(self.peak_mb, peak_mb(pl_module.device))
 
     def _since_read_out(self) -> float:
         """Returns the seconds that readouts have taken since the last call."""

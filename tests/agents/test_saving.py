@@ -124,6 +124,21 @@ def test_seconds_are_those_of_all_steps_however_a_part_ended(train, monkeypatch,
                 assert found[name] == expected[name], name
 
 
+def test_memory_is_that_of_all_steps(train, monkeypatch):
+    original = BarlowTwins.training_step
+
+    def hungry(self, *arguments):
+        torch.ones(75_000_000)  # 300 MB, for a moment
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BarlowTwins, "training_step", hungry)
+        _, folder = train(trainer__max_epochs=1)
+    needed = summary(folder)["peak_memory_mb"]
+    assert resume(folder) == 0  # nothing is left to train
+    assert summary(folder)["peak_memory_mb"] > needed - 100
+
+
 def test_a_part_without_a_step_leaves_what_was_said_and_adds_up_what_failed(train):
     _, folder = train(trainer__max_epochs=1)
     first = summary(folder)

@@ -115,7 +115,7 @@ def test_a_long_run_says_once_how_long_it_takes(
             throughput.seconds += 1000  # features of all images, say
         pace.on_train_batch_end(trainer, nn.Identity())
     epoch, run = (timedelta(seconds=seconds * n) for n in (30, steps))
-    line = f"{seconds} s a step: {epoch} an epoch, {run} all steps"
+    line = f"{seconds} s a step: {epoch} an epoch, {run} all steps from 100 on"
     assert [(step, each.partition(";")[0]) for step, each in said] == [(100 + after, line)] * says
 
 
@@ -129,6 +129,17 @@ def test_the_numbers_that_matter_are_those_measured_last(train, states):
     assert left == "0:00:00 left"
     assert re.fullmatch(r"\d+:\d\d:\d\d left", states[2][2])
     assert summary(folder)["steps"] == len(states)
+
+
+def test_a_resumed_run_shows_the_numbers_of_before_at_once(train, states):
+    _, folder = train("run", **ON)
+    (*_, (_, before, _)) = states
+    states.clear()
+    words = ["--run.resume", "run", "--run.dir", str(folder.parent), "--trainer.max_epochs", "3"]
+    assert main(words) == 0
+    (_, first, _), *_ = states
+    assert first.keys() == {"train/loss", "val/loss", "val/dense_knn_miou"}
+    assert first["val/loss"] != before["val/loss"]  # that of the first epoch's end
 
 
 def test_the_time_left_is_that_of_the_steps_that_are_left(train, states, monkeypatch):
