@@ -6,6 +6,9 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer, callbacks
 
+from utils.console import console
+from utils.text import count
+
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, but a resumed run uses the patience of its settings, not of the checkpoint.
@@ -20,7 +23,21 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends a run that had stopped early before it was killed, which Lightning forgets."""
-        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+        trainer.should_stop = trainer.should_stop or self._is_over
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says that it ended the run, also if there was nothing left to train in a resumed one."""
+        is_cut = self._is_over and trainer.global_step < trainer.estimated_stepping_batches
+        if is_cut and trainer.is_global_zero:
+            console.info(
+                "early_stopping: no better %s in %s, so training ended at step %d. It goes on with "
+                "a larger --callbacks.early_stopping.patience.",
+                *(self.monitor, count(self.wait_count, "validation"), trainer.global_step),
+            )
+
+    @property
+    def _is_over(self) -> bool:
+        return self.wait_count >= self.patience
 
 
 def early_stopping(monitor: str, mode: str, patience: int) -> EarlyStopping:

@@ -248,7 +248,7 @@ def test_what_readouts_measured_is_written_before_the_checkpoint(train, after_a_
     }
 
 
-def test_a_run_that_was_stopped_early_stays_stopped(train):
+def test_a_run_that_was_stopped_early_stays_stopped_and_says_so(train, said):
     shared = {"callbacks__early_stopping__enabled": "true", "optim__lr": 0.3}
     shared |= {"callbacks__early_stopping__patience": 1, "trainer__max_epochs": 12}
     _, folder = train("run", **shared)
@@ -258,6 +258,9 @@ def test_a_run_that_was_stopped_early_stays_stopped(train):
     assert main(again) == 0
     assert length_of(folder) == (first["epochs"], first["steps"])
     assert rows_of(folder) == rows
+    (words, again_said) = (line for line in said if line.startswith("early_stopping: no better"))
+    assert words == again_said
+    assert f"val/loss in 1 validation, so training ended at step {first['steps']}." in words
     assert main([*again, "--callbacks.early_stopping.patience", "3"]) == 0
     assert summary(folder)["steps"] > first["steps"]
 
