@@ -95,7 +95,8 @@ class Agent(LightningModule, ABC):
         """Returns the side of each input to the backbone that one image causes in a training step.
 
         Args:
-            sizes: sides of the loaded views; these are the inputs, unless a task makes more.
+            sizes: sides of the loaded views; these are the inputs, unless a task makes more, or
+                none, because features are computed once.
         """
         return sizes
 

@@ -102,6 +102,14 @@ class LinearProbe(Agent):
             hparams.probe.num_images,
         )
 
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`: none, as features are computed once."""
+        return ()
+
+    def on_fit_start(self) -> None:
+        """Computes the features of the training images, whose time is not that of a step."""
+        self.features("train")
+
     def training_step(self, batch: ProbeBatch, batch_idx: int) -> dict[str, Tensor]:
         """Cross-entropy of a batch."""
         logits = self.classifier(self.features("train")[batch.indices, batch.mirrored])
@@ -226,7 +234,7 @@ class LinearProbe(Agent):
             last = summary.get("test/linear_accuracy_last")
             chosen = "checkpoint that the held-out images chose"
             if "val/linear_accuracy" not in summary:
-                chosen, last = "last checkpoint: no image was held out to choose one", None
+                chosen, last = "last checkpoint: there was no validation to choose one", None
             lines.append(
                 f"Linear probe: test accuracy {summary['test/linear_accuracy']:.1%} with the "
                 f"{chosen}" + (f", {last:.1%} with the last." if last is not None else ".")

@@ -18,7 +18,7 @@ from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
-_CHECKPOINTS = 3  # best, last, previous
+_CHECKPOINTS = 4  # best, last, previous, and beside them the next one while it is written
 # Bytes per weight: a trained one has two moments beside it in AdamW, which stores the most.
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
 
@@ -113,6 +113,8 @@ def _needs(cost: ImageCost, agent: Agent) -> tuple[str, list[str]]:
     flops = cost.flops(-(-share // chunk) if chunk else 0)
     images = batch * hparams.trainer.accumulate
     operations = "" if flops is None else f"{in_units(images * flops)}FLOP in "
+    if flops == 0:
+        operations, keeps = "nothing in ", ", whose features are computed once"
     line = f"a step: {operations}the backbone{keeps}{loss}; checkpoints: {room}"
     return line, warnings
 

@@ -130,6 +130,10 @@ class Segmentation(Agent):
         whole = self.inference == WHOLE
         cache_features(self.network, images, self.settings, self.classes, whole, device)
 
+    def passes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """See `Agent.passes`: none if features are cached."""
+        return () if caches_features(self.network, self.settings) else sizes
+
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of a batch of crops, whose logits callbacks see."""
         network, images = self.network, batch.images

@@ -26,6 +26,7 @@ from models.backbones.vit import vit_tiny
 from models.heads.projector import projector
 from models.memory.footprint import bytes_per_image, flops
 from tests.conftest import assert_same, summary, weights
+from utils.checkpoint_io import map_checkpoint
 from utils.rng import CPU
 from utils.text import in_units
 
@@ -197,10 +198,34 @@ def test_a_step_above_a_frozen_backbone_keeps_nothing(train, capsys):
     assert "FLOP in the backbone, which is frozen; ch" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("task", ["segmentation", "linear_probe"])
+def test_features_that_are_computed_once_are_no_part_of_a_step(train, capsys, task):
+    fixed = {"backbone__freeze": "true", "data__views": "fixed"} if task == "segmentation" else {}
+    train("run", task=task, trainer__max_steps=1, **fixed)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a step: nothing in the backbone, whose features are computed once; checkpoints" in said
+
+
+def test_checkpoints_take_no_more_than_is_said_while_they_are_written(train, monkeypatch):
+    sizes, held = [], []
+
+    def measured(file):
+        files = {each.stat().st_ino: each.stat().st_size for each in file.parent.iterdir()}
+        held.append(sum(files.values()))
+        sizes.append(file.stat().st_size)
+        return map_checkpoint(file)
+
+    monkeypatch.setattr("utils.checkpoint_io.map_checkpoint", measured)
+    # The second validation is no better, so that best, previous, last and the next are four.
+    worse = {"optim__lr": 10.0, "trainer__max_epochs": 6, "task": "segmentation"}
+    train("run", **worse)
+    assert max(held) == pytest.approx(4 * max(sizes), rel=0.01)
+
+
 def test_checkpoints_hold_moments_of_what_is_trained():
     network = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
     network[0].requires_grad_(False)
-    assert checkpoint_bytes(network) == 3 * 4 * (10 + 3 * 3)  # best, last, previous; two moments
+    assert checkpoint_bytes(network) == 4 * 4 * (10 + 3 * 3)  # of four files; two moments
 
 
 GLOBAL, LOCAL = (flops(BACKBONE, side).forth for side in (32, 16))
@@ -302,7 +327,7 @@ def stops(patience, **changed):
         ({}, 1024, "batches of 128; 40 epochs of 8 steps, 320 in all", None),
         ({"trainer__max_steps": 8}, 512, "2 epochs of 4 steps, 8 in all", "Only 8 optimizer steps"),
         ({"trainer__max_epochs": 90}, 200, "90 epochs of 1 step,", "only 1 step:"),
-        ({"trainer__accumulate": 2}, 1024, "of 4 steps", None),
+        ({"trainer__accumulate": 2}, 1024, "of 2 x 128; 40 epochs of 4 steps", None),
         ({"trainer__max_epochs": 17}, 384, "51 in all", "only 3 steps:"),
         ({"trainer__max_epochs": 7}, 896, "49 in all", "Only 49 optimizer steps"),
         ({"trainer__max_steps": 60}, 10**5, "60 in all", "comes after 1 epoch ("),

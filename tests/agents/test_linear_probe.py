@@ -25,7 +25,9 @@ from main import main
 from models.backbones.vit import vit_tiny
 from models.measures.knn import knn_accuracy, knn_scores
 from tests.conftest import summary, weights
+from utils.distributed import gather_rows
 from utils.metrics_file import read_metrics
+from utils.stopwatch import Stopwatch
 
 
 def colours(folder, classes=3, each=8, split=("train", "val"), names=None):
@@ -395,11 +397,29 @@ def test_one_class_is_none_to_tell_apart(train, tmp_path, capsys):
     assert "are of one class, class0" in error_of(capsys)
 
 
+def test_no_step_takes_the_time_of_computing_features(probe, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+
+    def slowly(rows):
+        clock.now += 60
+        return gather_rows(rows)
+
+    monkeypatch.setattr("agents.linear_probe.gather_rows", slowly)
+    timed = SimpleNamespace(perf_counter=lambda: clock.now)
+    monkeypatch.setattr("callbacks.throughput.time", timed)
+    monkeypatch.setattr("agents.trainer.Stopwatch", lambda: Stopwatch(lambda: clock.now))
+    _, folder = probe(trainer__max_epochs=1)
+    found = summary(folder)
+    assert found["training_seconds"] == 0
+    # Of training and held-out images, then of the test's: features and their places.
+    assert (found["validation_seconds"], found["test_seconds"]) == (240, 120)
+
+
 def test_without_held_out_images_the_words_say_so(probe, capsys):
     code, folder = probe(data__val_fraction=0, trainer__max_epochs=2)
     assert code == 0
     words = " ".join(summary(folder)["in_words"])
-    assert "with the last checkpoint: no image was held out to choose one." in words
+    assert "with the last checkpoint: there was no validation to choose one." in words
     assert "chose" not in words
     probe("chosen", trainer__max_epochs=2)
     assert "held-out images chose, " in " ".join(summary(folder.parent / "chosen")["in_words"])
