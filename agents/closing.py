@@ -17,6 +17,7 @@ from agents.next_steps import Step
 from agents.observers import Observers
 from agents.summary import READOUT_SECONDS, before_and_now, collect, in_words
 from config.hparams import Hparams
+from config.length import images_of_step
 from utils.console import console
 from utils.logging import log_chart
 from utils.run_folder import RunFolder
@@ -134,10 +135,9 @@ def _what(hparams: Hparams, result: Mapping[str, Any]) -> str:
     if result["status"] == "finished" and not result["steps"]:
         return f"Measured, not trained: {what}, in {result['wall_seconds']:.0f} s."
     verb = {"finished": "Trained", "interrupted": "Interrupted", "failed": "FAILED"}
-    batches = f"{hparams.trainer.accumulate} x " if hparams.trainer.accumulate > 1 else ""
     return (
         f"{verb[result['status']]}: {what}, {count(result['steps'], 'step')} of "
-        f"{batches}{hparams.data.batch_size} images, in {result['wall_seconds']:.0f} s."
+        f"{images_of_step(hparams)} images, in {result['wall_seconds']:.0f} s."
     )
 
 
@@ -145,6 +145,7 @@ def _took(result: Mapping[str, Any]) -> list[str]:
     if not result["images_per_second"]:  # nothing was trained, or too briefly to be measured
         return []
     others = {
+        "preparation": result["preparation_seconds"],
         "validation and checkpoints": result["validation_seconds"],
         "readouts and pictures": result["readout_seconds"],
         "test": result["test_seconds"],
@@ -152,7 +153,7 @@ def _took(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Training {result['training_seconds']:.0f} s ({result['images_per_second']:.0f} images/s, "
         f"{result['data_wait_share']:.0%} of it waiting for data)"
-        + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds)
+        + "".join(f", {what} {seconds:.0f} s" for what, seconds in others.items() if seconds >= 0.5)
         + "."
     ]
     if result["readout_seconds"] > _EXPENSIVE * result["wall_seconds"]:

@@ -54,12 +54,14 @@ def collect(
 
 
 def _seconds(throughput: Throughput, stopwatch: Stopwatch) -> dict[str, float]:
+    fitting = stopwatch.seconds["fitting"]
     # On a GPU the seconds of steps may include readouts, those of fitting do not.
-    training = min(throughput.seconds, stopwatch.seconds["fitting"])
+    training = min(throughput.seconds, fitting)
     found = {
+        "preparation_seconds": stopwatch.seconds["preparation"],
         "training_seconds": training,
-        # What is left of fitting: validation, and checkpoints.
-        "validation_seconds": max(0.0, stopwatch.seconds["fitting"] - training),
+        # What is left: validation, and checkpoints, also the file that is written after fitting.
+        "validation_seconds": fitting - training + stopwatch.seconds["between"],
         "readout_seconds": stopwatch.total("readouts"),
         "test_seconds": stopwatch.seconds["test"],
     }

@@ -113,6 +113,10 @@ class Trainer:
         Returns:
             Exit code: 0 finished, 1 failed, 130 interrupted and saved.
         """
+        with self.stopwatch.timing("preparation"):  # all but what has a phase of its own
+            return self._run()
+
+    def _run(self) -> int:
         quiet_libraries()
         if use_tensor_cores(self.hparams.trainer.precision, self.device) and self.leads:
             console.info("Matrix products that stay in float32 use TF32.")

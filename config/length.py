@@ -98,6 +98,13 @@ def batches_per_epoch(hparams: Hparams, images: int) -> int:
     return min(batches, hparams.trainer.limit_train_batches or batches)
 
 
+def images_of_step(hparams: Hparams) -> str:
+    """Spells the images of an optimizer step: `64`, or `2 x 64` where batches are accumulated."""
+    accumulate = hparams.trainer.accumulate
+    batches = f"{accumulate} x " if accumulate > 1 else ""
+    return f"{batches}{hparams.data.batch_size}"
+
+
 def steps_of_run(hparams: Hparams, images: int) -> int:
     """Returns the optimizer steps of the whole run; needs resolved batch size and length."""
     trainer = hparams.trainer

@@ -252,6 +252,7 @@ def test_what_there_is_is_said_and_where_it_lies(tmp_path, capsys):
         "wall_seconds": 0.0,
         "images_per_second": 900.0,
         "data_wait_share": 0.5,
+        "preparation_seconds": 0.0,
         "training_seconds": 0.0,
         "validation_seconds": 0.0,
         "readout_seconds": 0.0,
@@ -281,6 +282,7 @@ def test_readouts_that_take_more_than_a_quarter_are_named(tmp_path, capsys):
     result = {
         **{"status": "finished", "reason": "", "steps": 3, "images_per_second": 9.0},
         **{"data_wait_share": 0.0, "training_seconds": 70.0, "validation_seconds": 0.0},
+        **{"preparation_seconds": 0.0},
         **{"test_seconds": 0.0, "alarms": [], "unreadable_images": 0, "transductive": False},
         **{f"readout_seconds/{name}": taken for name, taken in seconds.items()},
     }

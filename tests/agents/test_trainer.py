@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from agents.barlow_twins import BarlowTwins
+from agents.feature_cache import cache_features
 from agents.fitting import Fitting
 from callbacks.interruption import Interruption
 from config.names import DATASETS, TASKS
@@ -591,13 +592,29 @@ def test_the_parts_of_a_run_take_no_longer_than_the_run(train):
     agreement = {f"callbacks__gradient_agreement__{k}": v for k, v in within_steps.items()}
     _, folder = train("run", trainer__max_epochs=4, **agreement)
     found = summary(folder)
-    parts = ("training", "validation", "readout", "test")
+    parts = ("preparation", "training", "validation", "readout", "test")
     took = sum(found[f"{part}_seconds"] for part in parts)
     assert found["readout_seconds"] > 0
     each = [taken for name, taken in found.items() if name.startswith("readout_seconds/")]
     assert each == sorted(each, reverse=True)
     assert sum(each) == pytest.approx(found["readout_seconds"], abs=0.05 * (len(each) + 1))
-    assert took <= found["wall_seconds"] + 0.25  # each is rounded to a tenth
+    assert took == pytest.approx(found["wall_seconds"], abs=0.3)  # each is rounded to a tenth
+
+
+def test_what_comes_before_the_first_step_is_counted(train, monkeypatch, capsys):
+    clock = SimpleNamespace(now=0.0)
+
+    def slowly(*arguments):
+        clock.now += 60
+        cache_features(*arguments)
+
+    monkeypatch.setattr("agents.segmentation.cache_features", slowly)
+    monkeypatch.setattr("agents.trainer.Stopwatch", lambda: Stopwatch(lambda: clock.now))
+    fixed = {"backbone__freeze": "true", "data__views": "fixed", "trainer__max_epochs": 1}
+    _, folder = train("run", task="segmentation", **fixed)
+    found = summary(folder)
+    assert found["preparation_seconds"] == found["wall_seconds"] == 60
+    assert "preparation 60 s" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
