@@ -142,21 +142,24 @@ class Pace(Callback):
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
-        self._first_step = 0
+        self._first_step = self._last_step = 0
         self._first_seconds = 0.0
         self._said = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the first step, which is not 0 in a resumed run."""
-        self._first_step = trainer.global_step
+        self._first_step = self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
     ) -> None:
         """Says it after ten more steps or a minute, unless the run is nearly over."""
+        if trainer.global_step == self._last_step:  # batches are being accumulated
+            return
+        self._last_step = trainer.global_step
         done = trainer.global_step - self._first_step - 1
         rest = int(trainer.estimated_stepping_batches) - trainer.global_step
-        if done == 0 and not self._first_seconds:
+        if done == 0:
             self._first_seconds = self.throughput.seconds
         if self._said or done < 1:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config.hparams import DINOHparams, Hparams
-from config.length import batches_per_epoch, steps_of_run, steps_per_epoch
+from config.length import batches_per_epoch, images_of_step, steps_of_run, steps_per_epoch
 from config.rules import get_leaf, metadata, unmet
 from config.settings_tree import leaves
 from config.types import Cadence, StepCadence
@@ -50,8 +50,8 @@ def length(hparams: Hparams, images: int) -> tuple[str, list[str]]:
     steps = steps_of_run(hparams, images)
     epochs = steps / per_epoch if trainer.max_steps else int(trainer.max_epochs)
     line = (
-        f"{what}: {images:,} training images, batches of {batch}; {count(epochs, 'epoch')} of "
-        f"{count(per_epoch, 'step')}, {steps:,} in all."
+        f"{what}: {images:,} training images, batches of {images_of_step(hparams)}; "
+        f"{count(epochs, 'epoch')} of {count(per_epoch, 'step')}, {steps:,} in all."
     )
     limit, finer = trainer.limit_train_batches, "more images, or a smaller --data.batch_size"
     if limit is not None and limit < images // batch:

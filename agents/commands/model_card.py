@@ -7,12 +7,13 @@ from typing import Any
 
 from config.errors import ConfigError
 from config.hparams import Hparams
+from config.length import images_of_step
 from config.lookup import find_run, read_settings
 from utils.files import write_atomically
 from utils.nested import flat
 from utils.page import render
 from utils.run_folder import RunFolder
-from utils.text import TRANSDUCTIVE, format_result
+from utils.text import TRANSDUCTIVE, count, format_result
 
 # Origin and licence of published weights.
 _LICENCES = {
@@ -49,9 +50,9 @@ def write_card(file: Path, folder: RunFolder, hparams: Hparams, **about: Any) ->
         data=data.name,
         split=data.split,
         image_size=data.image_size,
-        batch_size=data.batch_size,
+        batch=images_of_step(hparams),
         seed=hparams.run.seed,
-        steps=summary.get("steps", 0),
+        steps=count(summary.get("steps", 0), "step"),
         transductive=TRANSDUCTIVE if summary.get("transductive") else None,
         protocol=", ".join(protocol) or "measured while training",
         numbers={

@@ -119,7 +119,7 @@ def runs_as_the_card_says(file, monkeypatch):
 
 @pytest.mark.parametrize("form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_a_segmenter_is_a_program_of_its_own(train, monkeypatch, capsys, form):
-    _, folder = train("run", task="segmentation", trainer__max_steps=1)
+    _, folder = train("run", task="segmentation", trainer__max_steps=1, trainer__accumulate=2)
     runs = ["--run.dir", str(folder.parent)]
     assert main(["--export", "run", "--format", form, *runs]) == 0
     said = capsys.readouterr().out
@@ -139,7 +139,13 @@ def test_a_segmenter_is_a_program_of_its_own(train, monkeypatch, capsys, form):
         assert np.array_equal(scope["images"][0], Standard(32).image(photo))
     card = file.with_name("README.md").read_text()
     miou = summary(folder)["test/miou"]
-    for words in ("voc12_standard", f"| test/miou | {miou:.4g} |", "`shapes`", "at random"):
+    for words in (
+        "voc12_standard",
+        f"| test/miou | {miou:.4g} |",
+        "`shapes`",
+        "at random",
+        "1 step of 2 x 8 images",
+    ):
         assert words in card
 
 
