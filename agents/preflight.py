@@ -108,6 +108,8 @@ def _needs(cost: ImageCost, agent: Agent) -> tuple[str, list[str]]:
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
     room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
+    if kept and processes_of(hparams) > 1:
+        keeps += " in each process"
     held = agent.held_by_loss(share, chunk)
     loss = f"; the loss holds {in_units(held)}B" if held else ""
     flops = cost.flops(-(-share // chunk) if chunk else 0)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
-from agents.preflight import checkpoint_bytes
+from agents.preflight import announce, checkpoint_bytes
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -191,6 +191,22 @@ def test_a_run_says_what_a_step_takes(train, capsys, chunk):
     assert f"a step: {in_units(operations)}FLOP in the backbone" in said
     assert f"keeps {in_units(kept)}B of activations; checkpoints" in said
     assert "will be full" not in said
+
+
+def test_what_a_step_keeps_is_said_of_each_process(said):
+    hparams = settings(data__batch_size=16, trainer__devices=2, backbone__name="vit_tiny")
+    agent = SimpleNamespace(
+        settings=resolve_for_data(resolve(hparams), 64, on_gpu=False),
+        trains=True,
+        warnings=list,
+        parameters=lambda: [],
+        held_by_loss=lambda images, chunk: 0,
+    )
+    agent.settings.trainer.chunk_size = None
+    cost = SimpleNamespace(activations=(1e6, 1e6), flops=lambda chunks: 1e9)
+    announce(hparams, agent, 64, cost)
+    words = "a step: 16 GFLOP in the backbone, which keeps 16 MB of activations in each process;"
+    assert any(line.startswith(words) for line in said)
 
 
 def test_a_step_above_a_frozen_backbone_keeps_nothing(train, capsys):
