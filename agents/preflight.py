@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from utils.device import is_mixed
 from utils.rng import CPU, rng_preserved
 from utils.text import in_units
 
-_CHECKPOINTS = 4  # best, last, previous, and beside them the next one while it is written
+_KEPT = 3  # checkpoints of a run: best, last, previous
 # Bytes per weight: a trained one has two moments beside it in AdamW, which stores the most.
 _TRAINED_BYTES, _FROZEN_BYTES = 12, 4
 
@@ -106,7 +107,7 @@ def _needs(cost: ImageCost, agent: Agent) -> tuple[str, list[str]]:
     chunk = size if isinstance(size, int) else None
     batch, share = int(hparams.data.batch_size), images_a_process(hparams)
     kept = min(chunk, share) * max(cost.activations) if chunk else share * sum(cost.activations)
-    room, warnings = room_in_words(checkpoint_bytes(agent), Path(hparams.run.dir))
+    room, warnings = room_in_words(disk_needed([checkpoint_bytes(agent)]), Path(hparams.run.dir))
     keeps = f", which keeps {in_units(kept)}B of activations" if kept else ", which is frozen"
     if kept and processes_of(hparams) > 1:
         keeps += " in each process"
@@ -122,10 +123,19 @@ def _needs(cost: ImageCost, agent: Agent) -> tuple[str, list[str]]:
 
 
 def checkpoint_bytes(agent: Agent) -> int:
-    """Returns the bytes that the checkpoints of a run take at most."""
+    """Returns the bytes that a checkpoint takes at most."""
     sizes = [(each.numel(), each.requires_grad) for each in agent.parameters()]
-    bytes_ = sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
-    return _CHECKPOINTS * bytes_
+    return sum(size * (_TRAINED_BYTES if learns else _FROZEN_BYTES) for size, learns in sizes)
+
+
+def disk_needed(checkpoints: Sequence[int]) -> int:
+    """Returns the bytes that the checkpoints of runs, one after another, take at most.
+
+    Args:
+        checkpoints: bytes of a checkpoint of each run; not empty.
+    """
+    # The next one is written beside those that are kept.
+    return _KEPT * sum(checkpoints) + max(checkpoints)
 
 
 def room_in_words(needed: int, folder: Path) -> tuple[str, list[str]]:

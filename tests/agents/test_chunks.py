@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from agents.build import build_agent
 from agents.chunks import common_chunk_size, resolve_chunk_size
-from agents.preflight import announce, checkpoint_bytes
+from agents.preflight import announce, checkpoint_bytes, disk_needed
 from config.announcement import length
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -241,7 +241,8 @@ def test_checkpoints_take_no_more_than_is_said_while_they_are_written(train, mon
 def test_checkpoints_hold_moments_of_what_is_trained():
     network = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
     network[0].requires_grad_(False)
-    assert checkpoint_bytes(network) == 4 * 4 * (10 + 3 * 3)  # of four files; two moments
+    assert checkpoint_bytes(network) == 4 * (10 + 3 * 3)  # two moments of what is trained
+    assert disk_needed([7, 5]) == 3 * 7 + 3 * 5 + 7  # three are kept, and the next is written
 
 
 GLOBAL, LOCAL = (flops(BACKBONE, side).forth for side in (32, 16))

@@ -96,14 +96,16 @@ def test_a_study_says_what_all_its_checkpoints_will_take(
     full = SimpleNamespace(free=1000)
     monkeypatch.setattr("agents.preflight.shutil.disk_usage", lambda folder: full)
     assert main(words) == 0
-    needed = 0
+    sizes = []
     for name in ("pretrained", "measured"):
+        sizes.append(0)
         state = read_checkpoint(runs_dir / "mine" / f"{name}-s0" / "checkpoints" / "last.ckpt")
         for key, value in state["state_dict"].items():
             if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
                 frozen = name == "measured" and "backbone" in key
-                needed += value.numel() * (4 if frozen else 12)
-    of_all = f"checkpoints of 4 runs: up to {in_units(2 * 3 * needed)}B of 1 kB that are free."
+                sizes[-1] += value.numel() * (4 if frozen else 12)
+    needed = 2 * 3 * sum(sizes) + max(sizes)  # three are kept of each run, a fourth is written
+    of_all = f"checkpoints of 4 runs: up to {in_units(needed)}B of 1 kB that are free."
     warning = f"warning: The disk of {runs_dir / 'mine'} will be full before the end"
     assert said[0] == of_all
     assert said[1].startswith(warning)

@@ -10,7 +10,7 @@ from agents.base import Agent
 from agents.build import build_agent, build_data
 from agents.commands.study.plan import ADOPTED
 from agents.commands.study.runs import Run, Study
-from agents.preflight import checkpoint_bytes, room_in_words
+from agents.preflight import checkpoint_bytes, disk_needed, room_in_words
 from agents.sources import build_source
 from config.hparams import Hparams
 from config.length import resolve_for_data
@@ -38,7 +38,7 @@ def announce_room(study: Study) -> None:
     known = [sizes[run.row] for run in waiting if run.row in sizes]
     if not known:
         return
-    said, warnings = room_in_words(sum(known), study.folder)
+    said, warnings = room_in_words(disk_needed(known), study.folder)
     runs = count(len(known), "run")
     of = runs if len(known) == len(waiting) else f"{runs} (of {len(waiting)}, others are unknown)"
     console.info("checkpoints of %s: %s", of, said)
