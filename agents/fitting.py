@@ -53,7 +53,6 @@ class Fitting:
 
     Attributes:
         end: how it ended.
-        seconds: total time, over all parts of a resumed run.
         peak_mb: peak memory.
         trained: whether training is done and saved.
     """
@@ -66,7 +65,6 @@ class Fitting:
     stopwatch: Stopwatch
     device: torch.device
     end: End = field(default=End("failed"), init=False)
-    seconds: float = field(default=0.0, init=False)
     peak_mb: float = field(default=0.0, init=False)
     trained: bool = field(default=False, init=False)
 
@@ -86,7 +84,6 @@ class Fitting:
         finally:
             stop_loading(self.trainer)
             self.peak_mb = peak_mb(self.device)
-            self.seconds = sum(self.stopwatch.seconds.values())
 
     def _run(self) -> End:
         try:

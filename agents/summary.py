@@ -46,10 +46,10 @@ def collect(
         "unreadable_names": sorted(unreadable.names)[:20],
         **fitting.agent.facts,
         **_of_callbacks(observers.callbacks),
-        **_by_readout(fitting.stopwatch.seconds),
+        **_by_readout(fitting.stopwatch.group("readouts")),
         "transductive": transductive,
         "peak_memory_mb": round(max(fitting.peak_mb, throughput.peak_mb)),
-        "wall_seconds": round(fitting.seconds, 1),
+        "wall_seconds": round(sum(fitting.stopwatch.seconds.values()), 1),
     }
 
 
@@ -82,18 +82,9 @@ def _of_callbacks(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
 
 
 def _by_readout(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Returns the seconds that each readout took, the most expensive first.
-
-    Args:
-        seconds: of all phases.
-    """
+    """Returns the seconds that each readout took, the most expensive first."""
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    phases = [(phase.partition("/"), taken) for phase, taken in ordered]
-    return {
-        f"{READOUT_SECONDS}{name}": round(taken, 1)
-        for (group, _, name), taken in phases
-        if group == "readouts"
-    }
+    return {f"{READOUT_SECONDS}{name}": round(taken, 1) for name, taken in ordered}
 
 
 def goals(agent: Agent, callbacks: Sequence[pl.Callback]) -> dict[str, str]:

@@ -37,9 +37,18 @@ class Stopwatch:
             self._turn()
             self._within.pop()
 
+    def group(self, name: str) -> dict[str, float]:
+        """Returns the seconds of each phase of a group, by the rest of its name."""
+        prefix = f"{name}/"
+        return {
+            phase.removeprefix(prefix): taken
+            for phase, taken in self.seconds.items()
+            if phase.startswith(prefix)
+        }
+
     def total(self, group: str) -> float:
         """Returns the seconds of all phases of a group."""
-        return sum(taken for phase, taken in self.seconds.items() if phase.startswith(f"{group}/"))
+        return sum(self.group(group).values())
 
     def so_far(self) -> dict[str, float]:
         """Returns the seconds of each phase up to now, also of those that go on."""
