@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.masked_images import SegmentationBatch
-from models.heads.base import Size, concatenated
+from models.heads.base import Size, concatenated, size_of
 from models.measures.dense_knn import PatchMemory, labelled_patches
 from models.segmenter import Segmenter, pad_labels
 from utils.distributed import gather_rows
@@ -38,7 +38,7 @@ def remember(network: Segmenter, memory: PatchMemory, images: Iterable[Segmentat
                 continue
             known.add(position)
             maps = concatenated(network.encode(image[None].to(device)).maps)[0]
-            seen = as_seen(labels, (image.shape[-2], image.shape[-1]), network.multiple)
+            seen = as_seen(labels, size_of(image), network.multiple)
             patches, classes = labelled_patches(maps, seen, num_classes)
             features.append(patches.cpu())
             shares.append(classes.cpu())

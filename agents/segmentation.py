@@ -30,6 +30,7 @@ from datamodules.transforms.segmentation import FixedViews
 from models.attention_supervision import attention_loss
 from models.backbones.base import Backbone, Features
 from models.fusions.attention_fusion import Looks
+from models.heads.base import size_of
 from models.heads.knn import KNN
 from models.heads.weights import load_head
 from models.inference import WHOLE, Inference
@@ -145,7 +146,7 @@ class Segmentation(Agent):
             logits, looks = network.fusion.looking(network.head, features)
         else:
             logits = network.fusion(network.head, features)
-        logits = network.of_pixels(logits, (images.shape[-2], images.shape[-1]), stride)
+        logits = network.of_pixels(logits, size_of(images), stride)
         loss = self.training_loss(
             logits, batch.labels[:, stride // 2 :: stride, stride // 2 :: stride]
         )

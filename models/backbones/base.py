@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,8 +49,7 @@ class Features:
         """Returns the same features with these answers to a request."""
         rows = tuple(each for each in answers if isinstance(each, Attention))
         factors = tuple(each for each in answers if isinstance(each, AttentionFactors))
-        own = (self.pooled, self.maps, self.prefix, self.strides)
-        return Features(*own, rows or None, factors or None)
+        return replace(self, attention=rows or None, factors=factors or None)
 
 
 class Backbone(nn.Module, ABC):
