@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import yaml
 from PIL import Image
 from pytorch_lightning.plugins import MixedPrecision
 
+from callbacks.interruption import Interruption
 from config import names
 from config.hparams import Hparams
 from config.resolve import choose_names
@@ -191,6 +193,21 @@ def image_folder(tmp_path: Path) -> Path:
         image = Image.fromarray(pixels).convert("L" if index < 2 else "RGB")
         image.save(folder / ("deep" if index % 2 else ".") / f"{index:02d}.png")
     return folder
+
+
+@contextmanager
+def stopped_after(step: int, number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+    """Sends the signal to the run inside when it has taken so many steps."""
+    original = Interruption.on_train_batch_end
+
+    def ask(self: Interruption, trainer: pl.Trainer, *rest: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), number)
+        original(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Interruption, "on_train_batch_end", ask)
+        yield
 
 
 def float16_trainer(scaler: torch.amp.GradScaler, folder: Path, **more: Any) -> pl.Trainer:

@@ -27,7 +27,7 @@ from models.backbones.vit import ViT
 from models.losses.dino import dino_loss
 from models.losses.lejepa import random_directions
 from tests.agents.test_barlow_twins import difference
-from tests.conftest import assert_same, summary, weights
+from tests.conftest import assert_same, stopped_after, summary, weights
 from tests.models.test_lejepa_loss import naive
 from utils.console import console
 from utils.metrics_file import read_metrics
@@ -77,20 +77,12 @@ def test_accumulated_batches_equal_one_large_batch_in_float64(train):
 
 
 @ALL
-def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, task, more):
+def test_k_steps_and_k_more_are_2k_steps(train, task, more):
     shared = {**more, "task": task, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
     _, whole = train("whole", **shared)
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
-    code, half = train("half", **shared)
+    with stopped_after(4):
+        code, half = train("half", **shared)
     assert code == 130
-    monkeypatch.undo()
     assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
     assert_same(weights(half), weights(whole))
 

@@ -1,15 +1,11 @@
 """What holds of every method of joint embedding: chunks are the whole, a resume goes on exactly."""
 
-import os
-import signal
-
 import pytest
 
-from callbacks.interruption import Interruption
 from main import main
 from tests.agents.test_barlow_twins import agent_for, difference
 from tests.agents.test_dino import clip_together, norm
-from tests.conftest import assert_same, weights
+from tests.conftest import assert_same, stopped_after, weights
 from utils.metrics_file import read_metrics
 
 METHODS = pytest.mark.parametrize(
@@ -42,20 +38,12 @@ def test_chunked_training_equals_whole_training_in_float64(train, method):
 
 
 @METHODS
-def test_k_steps_and_k_more_are_2k_steps(train, monkeypatch, method):
+def test_k_steps_and_k_more_are_2k_steps(train, method):
     shared = {**method, "backbone__drop_path": 0.3, "trainer__chunk_size": 4}
     _, whole = train("whole", **shared)
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
-    code, half = train("half", **shared)
+    with stopped_after(4):
+        code, half = train("half", **shared)
     assert code == 130
-    monkeypatch.undo()
     assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
     assert_same(weights(half), weights(whole))
 

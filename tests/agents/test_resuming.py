@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 from pathlib import Path
@@ -16,7 +15,6 @@ import agents.dino
 from agents.lightning import lightning_trainer
 from agents.optimizers import keep_own_settings
 from callbacks.early_stopping import early_stopping
-from callbacks.interruption import Interruption
 from config import names
 from config.effective import active_settings
 from config.errors import ConfigError
@@ -29,7 +27,7 @@ from config.settings_tree import leaves, set_leaf
 from config.types import Kept
 from main import main
 from tests.config.test_rules import SPECIAL, another, satisfy
-from tests.conftest import assert_same, options, parsed, summary, weights
+from tests.conftest import assert_same, options, parsed, stopped_after, summary, weights
 from utils.metrics_file import read_metrics
 
 KEPT = {
@@ -137,18 +135,11 @@ def test_more_epochs_have_no_stale_first_step(train):
     assert rates(short, 3) == rates(whole, 3)
 
 
-def test_in_the_middle_of_an_epoch_too(train, monkeypatch):
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
-    code, folder = train("half", optim__schedule="constant", optim__warmup_epochs=0, optim__lr=0.01)
+def test_in_the_middle_of_an_epoch_too(train):
+    constant = {"optim__schedule": "constant", "optim__warmup_epochs": 0, "optim__lr": 0.01}
+    with stopped_after(2, signal.SIGTERM):
+        code, folder = train("half", **constant)
     assert code == 130
-    monkeypatch.undo()
     assert resume(folder, optim__lr=0.002) == 0
     rows = read_metrics(folder / "metrics.csv")
     found = [rows[step]["train/lr"] for step in range(6)]

@@ -26,14 +26,7 @@ from datamodules.masked_images import collate
 from datamodules.shapes import Shapes, generate
 from main import main
 from models.measures.segmentation import metrics
-from tests.conftest import (
-    assert_same,
-    options,
-    parsed,
-    summary,
-    tiny,
-    weights,
-)
+from tests.conftest import assert_same, options, parsed, stopped_after, summary, tiny, weights
 from utils.text import in_units
 
 VOID = 255
@@ -323,22 +316,12 @@ def test_without_held_out_images_the_last_checkpoint_is_tested(train):
     assert "val/miou" not in summary(folder)
 
 
-def test_the_whole_comes_out_the_same_after_an_interruption(train, monkeypatch):
-    from callbacks.interruption import Interruption
-
+def test_the_whole_comes_out_the_same_after_an_interruption(train):
     shared = {"task": "segmentation", "backbone__drop_path": 0.3, "data__val_fraction": 0.3}
     _, whole = train("whole", **shared)
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 3:
-            self.asked = "Ctrl-C"
-        original(self, trainer, *rest)
-
-    monkeypatch.setattr(Interruption, "on_train_batch_end", interrupt)
-    code, half = train("half", **shared)
+    with stopped_after(3):
+        code, half = train("half", **shared)
     assert code == 130
-    monkeypatch.undo()
     assert main(["--run.resume", "half", "--run.dir", str(half.parent)]) == 0
     assert_same(weights(half), weights(whole))
     assert summary(half)["test/miou"] == summary(whole)["test/miou"]

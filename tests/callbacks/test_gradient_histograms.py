@@ -1,16 +1,12 @@
 """Sizes of gradients are counted as numpy counts them, and shown."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
 
 from callbacks.gradient_histograms import EDGES, sizes
-from callbacks.interruption import Interruption
 from main import main
-from tests.conftest import assert_same, summary, weights
+from tests.conftest import assert_same, stopped_after, summary, weights
 from tests.wandb_files import read_offline
 
 ON = {"callbacks__gradient_histograms__enabled": "true"}
@@ -49,20 +45,12 @@ def test_a_run_draws_the_matrices_of_its_parts(train, task):
     assert_same(weights(folder), weights(plain))
 
 
-def test_a_run_that_goes_on_within_an_epoch_has_all_its_pictures(train, monkeypatch):
+def test_a_run_that_goes_on_within_an_epoch_has_all_its_pictures(train):
     every = {"callbacks__segmentation_predictions__enabled": "true"}
     every |= {"callbacks__segmentation_predictions__every_n_epochs": 1}
     options = {"task": "segmentation", "trainer__max_epochs": 2}
     _, whole = train("whole", **options, **ON, **every)
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, trainer, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "on_train_batch_end", interrupt)
+    with stopped_after(3):
         code, parts = train("parts", **options, **ON, **every)
     assert (code, summary(parts)["steps"]) == (130, 3)
     assert main(["--run.resume", parts.name, "--run.dir", str(parts.parent)]) == 0

@@ -1,8 +1,6 @@
 """What a run shows while it works."""
 
-import os
 import re
-import signal
 from datetime import timedelta
 from io import StringIO
 from itertools import count
@@ -12,11 +10,10 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from callbacks.interruption import Interruption
 from callbacks.progress import Pace, ProgressBar, parts_table
 from callbacks.throughput import Throughput
 from main import main
-from tests.conftest import summary
+from tests.conftest import stopped_after, summary
 from utils.console import console
 
 ON = {"callbacks__dense_knn__enabled": "true", "callbacks__dense_knn__every_n_epochs": 1}
@@ -54,13 +51,6 @@ def test_epochs_are_counted_from_one_to_the_last(train, states, length, epochs):
 
 
 def test_a_run_that_goes_on_within_an_epoch_shows_how_far_that_is(train, states, monkeypatch):
-    original = Interruption.on_train_batch_end
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        original(self, trainer, *rest)
-
     batches: list[tuple[float, float | None]] = []
 
     def noting(name):
@@ -75,8 +65,7 @@ def test_a_run_that_goes_on_within_an_epoch_shows_how_far_that_is(train, states,
 
     # Two steps an epoch, of two batches and of one: the run ends within its second epoch.
     length = {"trainer__max_epochs": ..., "trainer__max_steps": 3, "trainer__accumulate": 2}
-    with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "on_train_batch_end", interrupt)
+    with stopped_after(1):
         code, folder = train("run", **length)
     assert code == 130
     noting("on_train_start")
