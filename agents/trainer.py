@@ -13,12 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from agents.backbone import choose_attention, lay_out
 from agents.base import Agent
-from agents.build import (
-    build_agent,
-    build_callbacks,
-    build_data,
-    build_loading,
-)
+from agents.build import build_agent, build_callbacks, build_data, build_loading
 from agents.checkpoint_check import check_best, check_fits
 from agents.chunks import common_chunk_size, resolve_chunk_size
 from agents.closing import close, show
